@@ -1,0 +1,150 @@
+"""Device, precision, memory layout, seeds and the count of passes: everything about speed, nothing about science."""
+
+import contextlib
+import contextvars
+import hashlib
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from semkit.pixels import to_float
+
+
+@dataclass
+class Passes:
+    """Image passes made so far: one pass is one image forward and backward (or forward only, in `forward`)."""
+
+    input_gradient: int = 0
+    training: int = 0
+    forward: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.input_gradient + self.training
+
+
+_passes: contextvars.ContextVar[Passes | None] = contextvars.ContextVar("passes", default=None)
+
+
+@contextlib.contextmanager
+def count_passes():
+    """A Passes that counts what this thread does inside the with-block."""
+    token = _passes.set(Passes())
+    try:
+        yield _passes.get()
+    finally:
+        _passes.reset(token)
+
+
+def _count(kind: str, n: int) -> None:
+    if (passes := _passes.get()) is not None:
+        setattr(passes, kind, getattr(passes, kind) + n)
+
+
+def has_fast_bf16(device: torch.device) -> bool:
+    """Whether bfloat16 matrix products run in hardware on this device."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device)[0] >= 8
+    asked = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    return any(getattr(torch.cpu, name, lambda: False)() for name in asked)
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Where and how nets are run. `Engine()` takes a GPU if there is one, and bfloat16 where hardware has it.
+
+    Raises ValueError for a device or precision that this machine or semkit does not have.
+    """
+
+    device: str = "auto"
+    precision: str = "auto"
+    layout: torch.memory_format = field(default=torch.channels_last, repr=False)
+
+    def __post_init__(self):
+        device = self.device
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+            raise ValueError(f"device {device!r} asked for, but torch sees no CUDA GPU; leave --device out or write cpu")
+        precision = self.precision
+        if precision == "auto":
+            precision = "bfloat16" if has_fast_bf16(torch.device(device)) else "float32"
+        if precision not in ("float32", "bfloat16", "float64"):
+            raise ValueError(f"precision must be auto, float32, bfloat16 or float64, got {precision!r}")
+        object.__setattr__(self, "device", device)
+        object.__setattr__(self, "precision", precision)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of images, noise and weights; bfloat16 is used inside the nets only."""
+        return torch.float64 if self.precision == "float64" else torch.float32
+
+    def generator(self, seed: int, *stream) -> torch.Generator:
+        """A generator whose draws depend on `seed` and the names in `stream` alone, so that any step can be replayed."""
+        digest = hashlib.sha256(repr((seed, *stream)).encode()).digest()
+        return torch.Generator(self.device).manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        """The model, moved in place to this engine's device, dtype and memory layout."""
+        model.engine = self
+        return model.to(self.device, self.dtype, memory_format=self.layout)
+
+    def images(self, images: torch.Tensor) -> torch.Tensor:
+        """uint8 images (or int8 noise) as floats of this engine, divided by 255."""
+        return to_float(images.to(self.device, non_blocking=True), self.dtype).contiguous(memory_format=self.layout)
+
+    def autocast(self):
+        return torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.precision == "bfloat16")
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module):
+    """The model in eval mode inside the block, and in the mode it had afterwards."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield model
+    finally:
+        model.train(was_training)
+
+
+def _autocast(model: nn.Module):
+    engine = getattr(model, "engine", None)
+    return engine.autocast() if engine else contextlib.nullcontext()
+
+
+def logits(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """model(x) in the model's mode and precision, as floats of x's dtype."""
+    with _autocast(model):
+        out = model(x)
+    return out.to(x.dtype)
+
+
+@torch.no_grad()
+def predict(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """Eval-mode logits [N,classes] without a graph."""
+    _count("forward", len(x))
+    with evaluating(model):
+        return logits(model, x)
+
+
+def input_gradient(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """d/dx of the summed cross-entropy of model(x) against y, in eval mode; weights get no gradient."""
+    _count("input_gradient", len(x))
+    with evaluating(model), torch.enable_grad():
+        x = x.detach().requires_grad_()
+        loss = F.cross_entropy(logits(model, x), y, reduction="sum")
+        return torch.autograd.grad(loss, x)[0]
+
+
+def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, x: torch.Tensor, y: torch.Tensor) -> float:
+    """One step of `optimizer` on the mean cross-entropy in train mode; returns the loss before it."""
+    _count("training", len(x))
+    model.train()
+    optimizer.zero_grad(set_to_none=True)
+    loss = F.cross_entropy(logits(model, x), y)
+    loss.backward()
+    optimizer.step()
+    return loss.item()

@@ -1,0 +1,90 @@
+"""The perturbations: how an image is changed before the loss. EM, REM, SEM, AT and robust accuracy differ only in this."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from semkit.engine import input_gradient
+from semkit.pixels import LEVEL, NORMS, ascent_direction, box, check_count, check_radius, project, random_point
+
+
+def _check_norm(norm: str) -> None:
+    if norm not in NORMS:
+        raise ValueError(f"norm must be one of {', '.join(NORMS)}, got {norm!r}")
+
+
+@dataclass(frozen=True)
+class Clean:
+    """x itself."""
+
+    radius = 0.0
+    passes = 0
+
+    def __call__(self, model: nn.Module, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+        return x
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """box(x + u), u uniform in the ball of `radius` levels: random perturbation, one draw, no gradient.
+
+    Source: Liu et al., AAAI 2024 (SEM).
+    """
+
+    radius: float = 4
+    norm: str = "linf"
+    passes = 0
+
+    def __post_init__(self):
+        check_radius(self.radius)
+        _check_norm(self.norm)
+
+    def __call__(self, model: nn.Module, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+        return box(x + random_point(x, self.radius * LEVEL, self.norm, generator))
+
+
+@dataclass(frozen=True)
+class PGD:
+    """Projected gradient ascent on the cross-entropy, in eval mode, inside the ball and the box.
+
+        x_adv <- box(x + project(x_adv + step_size * direction(grad CE(f(x_adv), y)) - x))
+
+    radius and step_size in pixel levels, also for l2 and l1 (l2 radius 0.5 on the [0,1] scale is 127.5 levels);
+    step_size defaults to radius / 5. x [N,C,H,W] in [0,1], y [N] -> x_adv, same shape.
+    Raises ValueError for radii that look like fractions. Source: Madry et al., ICLR 2018.
+    """
+
+    radius: float = 4
+    steps: int = 10
+    step_size: float | None = None
+    norm: str = "linf"
+    random_start: bool = True
+
+    def __post_init__(self):
+        check_radius(self.radius)
+        check_count(self.steps, "steps")
+        _check_norm(self.norm)
+        if self.step_size is None:
+            object.__setattr__(self, "step_size", self.radius / 5)
+        elif not self.step_size >= 0:
+            raise ValueError(f"step_size must be >= 0 pixel levels, got {self.step_size}")
+
+    @property
+    def passes(self) -> int:
+        """Input gradients per image."""
+        return self.steps if self.radius else 0
+
+    def __call__(self, model: nn.Module, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+        if not self.radius:
+            return x
+        radius, step_size = self.radius * LEVEL, self.step_size * LEVEL
+        x = x.detach()
+        x_adv = box(x + random_point(x, radius, self.norm, generator)) if self.random_start else x
+        for _ in range(self.steps):
+            step = step_size * ascent_direction(input_gradient(model, x_adv, y), self.norm)
+            x_adv = box(x + project(x_adv + step - x, radius, self.norm))
+        return x_adv
+
+
+Perturbation = Clean | Uniform | PGD

@@ -1,0 +1,117 @@
+"""The unit (1/255), the box [0, 1], the norm balls, and the guard against radii typed as fractions."""
+
+import math
+
+import torch
+
+LEVEL = 1 / 255  # one 8-bit pixel level on the [0, 1] scale
+NORMS = ("linf", "l2", "l1")
+
+
+def check_radius(value: float, name: str = "radius") -> float:
+    """`value` as a float, if it can be a length in pixel levels: finite, >= 0 and not in (0, 0.5).
+
+    Raises ValueError with what to write instead.
+    """
+    try:
+        value = float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} must be a number of pixel levels, got {value!r}") from None
+    if not math.isfinite(value) or value < 0:
+        raise ValueError(f"{name} must be a finite number of pixel levels >= 0, got {value:g}")
+    if 0 < value < 0.5:
+        raise ValueError(f"{name}={value:g} looks like a fraction of 1; write pixel levels: 8, not 8/255")
+    return value
+
+
+def check_count(value: int, name: str, least: int = 0) -> int:
+    """`value` if it is a whole number >= `least`; raises ValueError otherwise."""
+    if isinstance(value, bool) or int(value) != value or value < least:
+        raise ValueError(f"{name} must be a whole number >= {least}, got {value}")
+    return int(value)
+
+
+def box(x: torch.Tensor) -> torch.Tensor:
+    """x clipped to [0, 1], where images live."""
+    return x.clamp(0, 1)
+
+
+def to_float(images: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """uint8 images (or int8 noise, in levels) as floats: images / 255."""
+    return images.to(dtype) / 255
+
+
+def to_levels(noise: torch.Tensor) -> torch.Tensor:
+    """round(255 * noise) as int8, shape kept."""
+    return (noise * 255).round().to(torch.int8)
+
+
+def add_noise(images: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    """clip(images + noise, 0, 255): uint8 images [N,C,H,W] and int8 noise in levels -> protected uint8 images."""
+    return (images.to(torch.int16) + noise.to(torch.int16)).clamp(0, 255).to(torch.uint8)
+
+
+def _flat(x: torch.Tensor) -> torch.Tensor:
+    return x.flatten(1)
+
+
+def _column(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    return values.view(-1, *[1] * (like.dim() - 1))
+
+
+def uniform(like: torch.Tensor, radius: float, generator: torch.Generator | None = None) -> torch.Tensor:
+    """Independent draws U(-radius, radius), shaped `like`; radius on the scale of `like`."""
+    return torch.empty_like(like).uniform_(-radius, radius, generator=generator)
+
+
+def random_point(like: torch.Tensor, radius: float, norm: str, generator: torch.Generator | None = None) -> torch.Tensor:
+    """A uniform point of every sample's ball {d : |d|_norm <= radius}, shaped `like`.
+
+    l2: gaussian direction times radius * u^(1/n). l1: signed exponentials on the simplex times radius * u^(1/n).
+    """
+    if norm == "linf":
+        return uniform(like, radius, generator)
+    n = like[0].numel()
+    length = torch.empty(len(like), dtype=like.dtype, device=like.device).uniform_(0, 1, generator=generator) ** (1 / n)
+    if norm == "l2":
+        d = torch.empty_like(like).normal_(generator=generator)
+        return d * _column(radius * length / _flat(d).norm(dim=1), d)
+    d = torch.empty_like(like).exponential_(generator=generator)
+    sign = torch.empty_like(like).uniform_(-1, 1, generator=generator).sign()
+    return sign * d * _column(radius * length / _flat(d).sum(1), d)
+
+
+def ascent_direction(gradient: torch.Tensor, norm: str, l1_share: float = 0.01) -> torch.Tensor:
+    """The step of unit length along which the loss grows fastest in the given norm, per sample.
+
+    linf: sign(g). l2: g / |g|_2. l1: equal shares on the `l1_share` largest |g| of a sample, by sign
+    (one coordinate would be steepest, but hundreds of steps slow; Tramer & Boneh, NeurIPS 2019).
+    A sample with zero gradient stays where it is.
+    """
+    if norm == "linf":
+        return gradient.sign()
+    if norm == "l2":
+        return gradient / _column(_flat(gradient).norm(dim=1).clamp_min(torch.finfo(gradient.dtype).tiny), gradient)
+    flat = _flat(gradient)
+    k = max(1, int(l1_share * flat.shape[1]))
+    top = flat.abs().topk(k, dim=1).indices
+    return torch.zeros_like(flat).scatter_(1, top, flat.gather(1, top).sign() / k).view_as(gradient)
+
+
+def project(delta: torch.Tensor, radius: float, norm: str) -> torch.Tensor:
+    """The nearest point (in l2) to delta [N,...] of every sample's ball {d : |d|_norm <= radius}.
+
+    l1 by soft-thresholding at the level where the lengths sum to radius (Duchi et al., ICML 2008).
+    """
+    if norm == "linf":
+        return delta.clamp(-radius, radius)
+    if norm == "l2":
+        length = _flat(delta).norm(dim=1).clamp_min(torch.finfo(delta.dtype).tiny)
+        return delta * _column((radius / length).clamp_max(1), delta)
+    flat = _flat(delta).abs()
+    ordered = flat.sort(dim=1, descending=True).values
+    count = torch.arange(1, flat.shape[1] + 1, device=flat.device, dtype=flat.dtype)
+    excess = (ordered.cumsum(1) - radius) / count
+    last = (ordered > excess).sum(1, keepdim=True).clamp_min(1) - 1
+    threshold = excess.gather(1, last).clamp_min(0)
+    return (delta.sign() * (flat - threshold).clamp_min(0).view_as(delta)).view_as(delta)
