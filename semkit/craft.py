@@ -1,24 +1,42 @@
 """The error-minimising noise of a whole set: the noise step and the surrogate step, alternating."""
 
+import math
+import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
 
 from semkit import models
 from semkit.augment import Augment, FlipCrop
+from semkit.imageset import ImageSet
 from semkit.engine import Engine, Passes, count_passes, input_gradient, train_step
+from semkit.files import atomic_write
 from semkit.perturb import PGD, Perturbation, Uniform
 from semkit.pixels import LEVEL, box, check_count, check_radius, to_levels, uniform
 from semkit.schedule import SGD
 
 STARTS = ("random", "zero", "warm")
+OnStep = Callable[[int, int, dict], bool | None]
+
+
+class Interrupted(Exception):
+    """Crafting was asked to stop; its state is on disk if a checkpoint was given."""
 
 
 @dataclass(frozen=True)
 class CraftRecipe:
+    """How noise is crafted; the defaults are SEM's released CIFAR-10 recipe. Radii and step_size in pixel levels.
+
+    noise_side, surrogate_side: the perturbation inside each objective. EM: Clean, Clean; REM: PGD, PGD; SEM: Uniform, PGD.
+    start: where a batch's noise starts on every visit: "random" (the released recipe), "zero", or "warm" (where it was).
+    class_wise: one noise per class, carried from batch to batch.
+    Raises ValueError for settings that cannot be. Source: Liu et al., AAAI 2024.
+    """
+
     noise_side: Perturbation = Uniform(4)
     surrogate_side: Perturbation = PGD(4)
     radius: float = 8
@@ -29,57 +47,195 @@ class CraftRecipe:
     class_wise: bool = False
     augment: Augment = FlipCrop()
     surrogate: str = "resnet18"
-    sgd: SGD = field(default=SGD(milestones=(2000, 4000)))
+    sgd: SGD = SGD(steps=5000, batch=128, milestones=(2000, 4000))
 
     def __post_init__(self):
         check_radius(self.radius)
         check_count(self.steps, "steps")
         check_count(self.samples, "samples", 1)
+        if not self.step_size > 0:
+            raise ValueError(f"step_size must be > 0 pixel levels, got {self.step_size}")
         if self.start not in STARTS:
             raise ValueError(f"start must be one of {', '.join(STARTS)}, got {self.start!r}")
+        if self.class_wise and self.start != "warm":
+            raise ValueError("class-wise noise is carried from batch to batch: write start='warm'")
+
+    def cost(self, n: int) -> Passes:
+        """The passes that crafting noise for n images takes."""
+        visits = self.sgd.steps * min(self.sgd.batch, n)
+        noise = self.steps * self.samples * (1 + self.noise_side.passes)
+        remade = 0 if self.class_wise else n
+        return Passes((visits + remade) * noise + visits * self.surrogate_side.passes, visits)
 
 
-def noise_step(model, x, y, delta, recipe, generator):
+@dataclass
+class Crafted:
+    """Noise int8 [N,C,H,W] in levels, the surrogate that made it, its losses by step, and what it cost."""
+
+    noise: torch.Tensor
+    surrogate: nn.Module
+    losses: list[float]
+    passes: Passes
+    seconds: float
+
+
+def noise_step(
+    model: nn.Module,
+    x: torch.Tensor,
+    y: torch.Tensor,
+    delta: torch.Tensor,
+    recipe: CraftRecipe,
+    generator: torch.Generator,
+    rows: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """delta after one step of descent on the surrogate's loss, averaged over `samples` draws of t and of the noise side.
+
+        z = t(box(x + delta));  a = noise_side(z)
+        delta <- clip(delta - step_size * sign(sum over samples of d<z, grad_a L(f(a), y)> / d delta), radius)
+
+    Straight-through: the gradient is taken at the perturbed image a and carried to delta at the unperturbed z.
+    x [N,C,H,W] in [0,1], y [N], delta [N,C,H,W] with |delta| <= radius/255 -> the same. Class-wise: delta [M,C,H,W]
+    and rows [N], the delta of each image. Source: Liu et al., AAAI 2024; EM: Huang et al., ICLR 2021.
+    """
     gradient = torch.zeros_like(delta)
     for _ in range(recipe.samples):
         leaf = delta.detach().requires_grad_()
         drawn = recipe.augment.draw(len(x), x.shape[2:], generator)
         with torch.enable_grad():
-            z = recipe.augment.apply(box(x + leaf), drawn)
+            z = recipe.augment.apply(box(x + (leaf if rows is None else leaf[rows])), drawn)
         a = recipe.noise_side(model, z.detach(), y, generator)
         gradient += torch.autograd.grad(z, leaf, input_gradient(model, a, y))[0]
     radius = recipe.radius * LEVEL
     return (delta - recipe.step_size * LEVEL * gradient.sign()).clamp(-radius, radius)
 
 
-def noise_of_batch(model, x, y, stored, recipe, generator):
+def noise_of_batch(
+    model: nn.Module,
+    x: torch.Tensor,
+    y: torch.Tensor,
+    stored: torch.Tensor,
+    recipe: CraftRecipe,
+    generator: torch.Generator,
+    rows: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """The batch's noise after `steps` noise steps from the recipe's start; `stored` is where a warm start begins."""
+    delta = stored
     if recipe.start == "random":
-        delta = uniform(x, recipe.radius * LEVEL, generator)
-    else:
-        delta = stored if recipe.start == "warm" else torch.zeros_like(x)
+        delta = uniform(stored, recipe.radius * LEVEL, generator)
+    elif recipe.start == "zero":
+        delta = torch.zeros_like(stored)
     for _ in range(recipe.steps):
-        delta = noise_step(model, x, y, delta, recipe, generator)
-    return to_levels(delta)
+        delta = noise_step(model, x, y, delta, recipe, generator, rows)
+    return delta
 
 
-def craft(images, labels, classes, recipe, *, seed=0, engine=Engine(), on_step=None):
-    t0 = time.time()
-    model = engine.prepare(models.build(recipe.surrogate, classes, seed))
-    opt = recipe.sgd.optimizer(model)
-    noise = torch.zeros(images.shape, dtype=torch.int8)
-    with count_passes() as passes:
-        for step, index in recipe.sgd.batches(len(images), seed, engine):
-            g = engine.generator(seed, "step", step)
-            x, y = engine.images(images[index]), labels[index]
-            delta = noise_of_batch(model, x, y, engine.images(noise[index]), recipe, g)
-            noise[index] = delta
-            z = recipe.augment.apply(box(x + engine.images(delta)), recipe.augment.draw(len(x), x.shape[2:], g))
-            recipe.sgd.set_rate(opt, step)
-            loss = train_step(model, opt, recipe.surrogate_side(model, z, y, g), y)
-            if on_step: on_step(step, recipe.sgd.steps, loss)
-        for i in range(0, len(images), 256):
-            index = slice(i, i + 256)
-            g = engine.generator(seed, "final", i)
-            x, y = engine.images(images[index]), labels[index]
-            noise[index] = noise_of_batch(model, x, y, engine.images(noise[index]), recipe, g)
-    return noise, model, passes, time.time() - t0
+@dataclass
+class _State:
+    """All that the next step depends on, besides the images: the surrogate, its optimizer, the noise, the step."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    noise: torch.Tensor
+    losses: list[float]
+    passes: Passes
+    step: int = 0
+    seconds: float = 0.0
+
+    def save(self, path: Path, made_by: str) -> None:
+        state = dict(
+            made_by=made_by, step=self.step, seconds=self.seconds, losses=self.losses, passes=vars(self.passes),
+            noise=self.noise, model=self.model.state_dict(), optimizer=self.optimizer.state_dict(),
+        )  # fmt: skip
+        atomic_write(path, lambda file: torch.save(state, file))
+
+    def load(self, path: Path, made_by: str) -> None:
+        """Takes over the state at `path`; raises ValueError if another recipe, seed or image set made it."""
+        try:
+            state = torch.load(path, map_location=self.noise.device, weights_only=True)
+        except Exception as error:
+            raise ValueError(f"{path} is no crafting state ({error}); delete it to start afresh") from error
+        if state["made_by"] != made_by:
+            raise ValueError(f"{path} belongs to another recipe, seed or image set; delete it to start afresh")
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.noise.copy_(state["noise"])
+        self.step, self.seconds, self.losses = state["step"], state["seconds"], state["losses"]
+        self.passes = Passes(**state["passes"])
+
+
+def _train(images: ImageSet, recipe: CraftRecipe, seed: int, engine: Engine, state: _State):
+    """The alternation: noise for a batch, then one step of the surrogate on it. Yields after every step."""
+    for step, index in recipe.sgd.batches(len(images), seed, engine, start=state.step):
+        generator = engine.generator(seed, "step", step)
+        x, y = engine.images(images.images[index]), images.labels[index]
+        kept, rows = y.unique(return_inverse=True) if recipe.class_wise else (index, None)
+        delta = noise_of_batch(state.model, x, y, engine.images(state.noise[kept]), recipe, generator, rows)
+        state.noise[kept] = to_levels(delta)
+        delta = engine.images(state.noise[kept])
+        drawn = recipe.augment.draw(len(x), x.shape[2:], generator)
+        z = recipe.augment.apply(box(x + (delta if rows is None else delta[rows])), drawn)
+        a = recipe.surrogate_side(state.model, z, y, generator)
+        recipe.sgd.set_rate(state.optimizer, step)
+        state.losses.append(train_step(state.model, state.optimizer, a, y))
+        yield
+
+
+def _remake(images: ImageSet, recipe: CraftRecipe, seed: int, engine: Engine, state: _State):
+    """One pass that makes every image's noise anew with the final surrogate, the last ragged batch too."""
+    first = state.step - recipe.sgd.steps
+    for part in range(first, math.ceil(len(images) / recipe.sgd.batch)):
+        index = slice(part * recipe.sgd.batch, (part + 1) * recipe.sgd.batch)
+        generator = engine.generator(seed, "remake", part)
+        x, y = engine.images(images.images[index]), images.labels[index]
+        delta = noise_of_batch(state.model, x, y, engine.images(state.noise[index]), recipe, generator)
+        state.noise[index] = to_levels(delta)
+        yield
+
+
+def craft(
+    images: ImageSet,
+    recipe: CraftRecipe,
+    *,
+    seed: int = 0,
+    engine: Engine | None = None,
+    on_step: OnStep | None = None,
+    checkpoint: str | os.PathLike | None = None,
+    every: float = 20,
+) -> Crafted:
+    """Crafted noise for every image of the set.
+
+    The same call gives the same noise on one machine. on_step(step, total, metrics) is told of every step; when it
+    returns True crafting stops and raises Interrupted. With `checkpoint`, a path, the state is saved there every
+    `every` seconds and when stopped, and a state found there is continued as if it had never been interrupted.
+    Raises ValueError if the state there belongs to another recipe, seed or image set.
+    """
+    engine = engine or Engine()
+    images = images.to(engine.device)
+    model = engine.prepare(models.build(recipe.surrogate, len(images.classes), seed, size=images.images.shape[-1]))
+    shape = (len(images.classes) if recipe.class_wise else len(images), *images.images.shape[1:])
+    noise = torch.zeros(shape, dtype=torch.int8, device=engine.device)
+    state = _State(model, recipe.sgd.optimizer(model), noise, [], Passes())
+    made_by = repr((recipe, seed, engine.precision, images.fingerprint))
+    if checkpoint is not None and Path(checkpoint).exists():
+        state.load(checkpoint, made_by)
+    total = recipe.sgd.steps + (0 if recipe.class_wise else math.ceil(len(images) / recipe.sgd.batch))
+
+    def phases():
+        if state.step < recipe.sgd.steps:
+            yield from _train(images, recipe, seed, engine, state)
+        if not recipe.class_wise:
+            yield from _remake(images, recipe, seed, engine, state)
+
+    began, saved = time.monotonic() - state.seconds, time.monotonic()
+    with count_passes(state.passes):
+        for _ in phases():
+            state.step += 1
+            state.seconds = time.monotonic() - began
+            stop = on_step and on_step(state.step, total, {"loss": state.losses[-1], "passes": state.passes.total})
+            if checkpoint is not None and (stop or time.monotonic() - saved > every):
+                state.save(Path(checkpoint), made_by)
+                saved = time.monotonic()
+            if stop:
+                raise Interrupted(f"stopped after step {state.step} of {total}")
+    noise = state.noise[images.labels] if recipe.class_wise else state.noise
+    return Crafted(noise.cpu(), model, state.losses, state.passes, state.seconds)

@@ -3,12 +3,14 @@
 import contextlib
 import contextvars
 import hashlib
+import time
 from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from semkit.folding import Folded
 from semkit.pixels import to_float
 
 
@@ -29,11 +31,12 @@ _passes: contextvars.ContextVar[Passes | None] = contextvars.ContextVar("passes"
 
 
 @contextlib.contextmanager
-def count_passes():
-    """A Passes that counts what this thread does inside the with-block."""
-    token = _passes.set(Passes())
+def count_passes(passes: Passes | None = None):
+    """A Passes (a new one, or the one given) that counts what this thread does inside the with-block."""
+    passes = passes or Passes()
+    token = _passes.set(passes)
     try:
-        yield _passes.get()
+        yield passes
     finally:
         _passes.reset(token)
 
@@ -60,6 +63,7 @@ class Engine:
 
     device: str = "auto"
     precision: str = "auto"
+    fold: bool = True
     layout: torch.memory_format = field(default=torch.channels_last, repr=False)
 
     def __post_init__(self):
@@ -88,8 +92,11 @@ class Engine:
 
     def prepare(self, model: nn.Module) -> nn.Module:
         """The model, moved in place to this engine's device, dtype and memory layout."""
+        model.to(self.device, self.dtype, memory_format=self.layout)
         model.engine = self
-        return model.to(self.device, self.dtype, memory_format=self.layout)
+        # Not a sub-module: its weights are the model's own, and must not be saved or trained twice.
+        object.__setattr__(model, "folded", Folded(model.eval()) if self.fold else None)
+        return model.train()
 
     def images(self, images: torch.Tensor) -> torch.Tensor:
         """uint8 images (or int8 noise) as floats of this engine, divided by 255."""
@@ -117,8 +124,9 @@ def _autocast(model: nn.Module):
 
 def logits(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
     """model(x) in the model's mode and precision, as floats of x's dtype."""
+    folded = None if model.training else getattr(model, "folded", None)
     with _autocast(model):
-        out = model(x)
+        out = (folded or model)(x)
     return out.to(x.dtype)
 
 
@@ -148,3 +156,24 @@ def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, x: torch.Tens
     loss.backward()
     optimizer.step()
     return loss.item()
+
+
+def predict_seconds(model: nn.Module, images: torch.Tensor, cost: Passes, engine: Engine) -> float:
+    """The seconds that `cost` will take, from timing a few passes of a fresh `model` on a uint8 batch [N,C,H,W]."""
+    model = engine.prepare(model)
+    optimizer = torch.optim.SGD(model.parameters(), 0.0)
+    x, y = engine.images(images), torch.zeros(len(images), dtype=torch.int64, device=engine.device)
+
+    def fastest(run) -> float:
+        seconds = []
+        for _ in range(4):  # the first one warms up
+            began = time.perf_counter()
+            run()
+            if x.is_cuda:
+                torch.cuda.synchronize(x.device)
+            seconds.append(time.perf_counter() - began)
+        return min(seconds[1:]) / len(x)
+
+    gradient = fastest(lambda: input_gradient(model, x, y))
+    training = fastest(lambda: train_step(model, optimizer, x, y))
+    return cost.input_gradient * gradient + cost.training * training

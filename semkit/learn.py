@@ -1,43 +1,128 @@
+"""One training loop for learners: ERM and adversarial training, judged on clean test images."""
+
+import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
-import torch
+
+from torch import nn
+
 from semkit import models
 from semkit.augment import Augment, FlipCrop
-from semkit.engine import Engine, count_passes, predict, train_step
+from semkit.imageset import ImageSet
+from semkit.engine import Engine, Passes, count_passes, predict, train_step
 from semkit.perturb import Clean, Perturbation
+from semkit.pixels import check_count
 from semkit.schedule import SGD
+
+OnStep = Callable[[int, int, dict], bool | None]
 
 
 @dataclass(frozen=True)
 class LearnRecipe:
+    """How a learner is trained; the defaults are SEM's and REM's released protocol for ERM.
+
+    perturbation: Clean() is empirical risk minimisation (ERM), PGD(r) adversarial training (AT) at radius r.
+    evaluations: how many times, evenly spread and at the end, the test accuracy is taken.
+    """
+
     perturbation: Perturbation = Clean()
     model: str = "resnet18"
-    sgd: SGD = SGD(steps=40000, milestones=(16000, 32000))
+    sgd: SGD = SGD(steps=40_000, batch=128, milestones=(16_000, 32_000))
     augment: Augment = FlipCrop()
-    evaluations: int = 10
+    evaluations: int = 20
+
+    def __post_init__(self):
+        check_count(self.evaluations, "evaluations", 1)
+
+    def cost(self, n: int) -> Passes:
+        """The passes that training on n images takes."""
+        visits = self.sgd.steps * min(self.sgd.batch, n)
+        return Passes(visits * self.perturbation.passes, visits)
 
 
-def accuracy(model, images, labels, engine, perturbation=Clean(), batch=512):
-    hits = 0
-    for i in range(0, len(images), batch):
-        x, y = engine.images(images[i:i+batch]), labels[i:i+batch]
-        hits += (predict(model, perturbation(model, x, y)).argmax(1) == y).sum().item()
-    return hits / len(images)
+@dataclass
+class Learned:
+    """A trained learner: its test accuracy over the steps, and what it cost."""
+
+    model: nn.Module
+    curve: tuple[tuple[int, float], ...]
+    losses: list[float]
+    passes: Passes
+    seconds: float
+
+    @property
+    def last(self) -> float:
+        """Test accuracy of the final model: the number that counts."""
+        return self.curve[-1][1]
+
+    @property
+    def best(self) -> float:
+        """The highest test accuracy on the way: what a trainer with clean validation images could keep."""
+        return max(accuracy for _, accuracy in self.curve)
 
 
-def fit(images, labels, test, test_labels, classes, recipe, *, seed=0, engine=Engine()):
-    t0 = time.time()
-    model = engine.prepare(models.build(recipe.model, classes, seed + 1000))
-    opt = recipe.sgd.optimizer(model)
-    curve = []
-    every = max(1, recipe.sgd.steps // recipe.evaluations)
+def accuracy(
+    model: nn.Module,
+    images: ImageSet,
+    perturbation: Perturbation = Clean(),
+    *,
+    seed: int = 0,
+    engine: Engine | None = None,
+    batch: int = 500,
+) -> float:
+    """The share of images that the model, in eval mode, labels rightly after `perturbation`: Clean() for clean accuracy,
+    PGD(r) for robust accuracy.
+    """
+    engine = engine or Engine()
+    images = images.to(engine.device)
+    right = 0
+    for start in range(0, len(images), batch):
+        part = slice(start, start + batch)
+        x, y = engine.images(images.images[part]), images.labels[part]
+        x = perturbation(model, x, y, engine.generator(seed, "accuracy", start))
+        right += (predict(model, x).argmax(1) == y).sum().item()
+    return right / len(images)
+
+
+def fit(
+    train: ImageSet,
+    test: ImageSet,
+    recipe: LearnRecipe,
+    *,
+    seed: int = 0,
+    engine: Engine | None = None,
+    on_step: OnStep | None = None,
+) -> Learned:
+    """A fresh learner trained on `train` and tested on the clean images of `test`.
+
+        x <- perturbation(t(x));  one step of SGD on CE(f(x), y)
+
+    The perturbation sees the model in eval mode, the step in train mode; under AT only perturbed images are trained on.
+    on_step(step, total, metrics) is told of every step and stops the training by returning True.
+    """
+    engine = engine or Engine()
+    train, test = train.to(engine.device), test.to(engine.device)
+    # Neither the surrogate's first weights nor its order of images: a learner has its own stream of the seed.
+    seed = engine.generator(seed, "learner").initial_seed()
+    model = engine.prepare(models.build(recipe.model, len(train.classes), seed, size=train.images.shape[-1]))
+    optimizer = recipe.sgd.optimizer(model)
+    curve, losses = [], []
+    every = math.ceil(recipe.sgd.steps / recipe.evaluations)
+    began = time.monotonic()
     with count_passes() as passes:
-        for step, index in recipe.sgd.batches(len(images), seed, engine):
-            g = engine.generator(seed, "learn", step)
-            x, y = engine.images(images[index]), labels[index]
-            z = recipe.augment.apply(x, recipe.augment.draw(len(x), x.shape[2:], g))
-            recipe.sgd.set_rate(opt, step)
-            train_step(model, opt, recipe.perturbation(model, z, y, g), y)
+        for step, index in recipe.sgd.batches(len(train), seed, engine):
+            generator = engine.generator(seed, "learn", step)
+            x, y = engine.images(train.images[index]), train.labels[index]
+            x = recipe.augment.apply(x, recipe.augment.draw(len(x), x.shape[2:], generator))
+            x = recipe.perturbation(model, x, y, generator)
+            recipe.sgd.set_rate(optimizer, step)
+            losses.append(train_step(model, optimizer, x, y))
             if (step + 1) % every == 0 or step + 1 == recipe.sgd.steps:
-                curve.append((step + 1, accuracy(model, test, test_labels, engine)))
-    return curve, model, passes, time.time() - t0
+                curve.append((step + 1, accuracy(model, test, engine=engine)))
+            metrics = {"loss": losses[-1], "accuracy": curve[-1][1] if curve else None, "passes": passes.total}
+            if on_step and on_step(step + 1, recipe.sgd.steps, metrics):
+                break
+        if not curve or curve[-1][0] != step + 1:
+            curve.append((step + 1, accuracy(model, test, engine=engine)))
+    return Learned(model, tuple(curve), losses, passes, time.monotonic() - began)

@@ -1,0 +1,63 @@
+"""Batch-norm folded into the convolution before it, for the eval-mode passes that most of the work consists of."""
+
+import torch
+from torch import fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+
+class Folded:
+    """model(x) in eval mode with every conv -> batch-norm pair as one convolution; follows the model's weights.
+
+        weight * gamma / sqrt(variance + eps);  beta + (bias - mean) * gamma / sqrt(variance + eps)
+
+    `why_not` says why a model could not be traced; it then runs as it is.
+    """
+
+    def __init__(self, model: nn.Module):
+        self.model, self.pairs, self.why_not = model, [], None
+        self.sources = [*model.parameters(), *model.buffers()]
+        self.version = None
+        try:
+            self.graph = fx.symbolic_trace(model)
+        except Exception as error:  # whatever a model's own forward raises when it meets a symbol
+            self.why_not = " ".join(str(error).split())[:200]
+            return
+        self._fold()
+
+    def _fold(self) -> None:
+        modules = dict(self.graph.named_modules())
+        for node in list(self.graph.graph.nodes):
+            norm = modules.get(node.target) if node.op == "call_module" else None
+            before = node.args[0] if node.args else None
+            conv = modules.get(before.target) if getattr(before, "op", None) == "call_module" else None
+            if not (isinstance(norm, nn.BatchNorm2d) and type(conv) is nn.Conv2d and len(before.users) == 1):
+                continue
+            fused = nn.Conv2d(
+                conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation,
+                conv.groups, bias=True, padding_mode=conv.padding_mode, device="meta",
+            ).requires_grad_(False)  # fmt: skip
+            self.pairs.append((conv, norm, fused))
+            # The traced graph has its own containers: the model keeps its convolution.
+            self.graph.set_submodule(before.target, fused)
+            node.replace_all_uses_with(before)
+            self.graph.graph.erase_node(node)
+        self.graph.recompile()
+
+    @torch.no_grad()
+    def _refresh(self) -> None:
+        """New folded weights if any weight or running statistic was written to since the last time."""
+        version = sum(t._version for t in self.sources)
+        if version == self.version:
+            return
+        for conv, norm, fused in self.pairs:
+            fused.weight, fused.bias = fuse_conv_bn_weights(
+                conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+            )
+            fused.requires_grad_(False)
+        self.version = version
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        if self.why_not is not None:
+            return self.model(x)
+        self._refresh()
+        return self.graph(x)

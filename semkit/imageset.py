@@ -1,0 +1,128 @@
+"""Labelled images as tensors: an ImageSet, its seeded parts, its fingerprint."""
+
+import hashlib
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+
+from semkit.pixels import add_noise, check_count
+
+
+def _ranks(labels: torch.Tensor, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Every image's place [N] in a random order of its class, and the size [N] of its class."""
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    order = order[labels[order].argsort(stable=True)]
+    counts = labels.bincount()
+    starts = counts.cumsum(0) - counts
+    ranks = torch.empty_like(labels)
+    ranks[order] = torch.arange(len(labels)) - starts[labels[order]]
+    return ranks, counts[labels]
+
+
+def stratified_limit(labels: torch.Tensor, n: int, seed: int = 0) -> torch.Tensor:
+    """Indices of n images, every class in its share and at least once, in their old order; all if n >= N.
+
+    Raises ValueError if n is below the number of classes.
+    """
+    check_count(n, "limit", 1)
+    if n >= len(labels):
+        return torch.arange(len(labels))
+    if n < (classes := len(labels.unique())):
+        raise ValueError(f"limit must be at least the number of classes, {classes}, got {n}")
+    ranks, sizes = _ranks(labels.cpu(), seed)
+    return (ranks / sizes.double()).argsort(stable=True)[:n].sort().values
+
+
+def stratified_split(labels: torch.Tensor, test_share: float = 0.2, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Indices of the train and of the test part: round(test_share * size) of every class, at least one in each part.
+
+    Raises ValueError if test_share is not in (0, 1), or if a class has a single image.
+    """
+    if not 0 < test_share < 1:
+        raise ValueError(f"test_share must be between 0 and 1, got {test_share:g}")
+    ranks, sizes = _ranks(labels.cpu(), seed)
+    if (sizes < 2).any():
+        raise ValueError(f"class {labels[sizes.argmin()]} has a single image: one is needed to train, one to test")
+    in_test = ranks < (sizes * test_share).round().clamp(min=1).minimum(sizes - 1)
+    return (~in_test).nonzero()[:, 0], in_test.nonzero()[:, 0]
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """Labelled images: images uint8 [N,3,H,W], labels int64 [N] into `classes`; files: relative names, or ().
+
+    Raises ValueError where these do not fit each other.
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    classes: tuple[str, ...]
+    name: str = "images"
+    files: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        images, labels = self.images, self.labels
+        object.__setattr__(self, "classes", tuple(self.classes))
+        object.__setattr__(self, "files", tuple(self.files))
+        if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] != 3:
+            raise ValueError(f"images must be uint8 [N,3,H,W], got {images.dtype} {list(images.shape)}")
+        if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
+            raise ValueError(f"labels must be int64 [{len(images)}], got {labels.dtype} {list(labels.shape)}")
+        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(self.classes):
+            raise ValueError(f"labels must be 0 to {len(self.classes) - 1}, got {labels.min()} to {labels.max()}")
+        if self.files and len(self.files) != len(images):
+            raise ValueError(f"{len(images)} images, but {len(self.files)} file names")
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __repr__(self) -> str:
+        size = "x".join(map(str, self.images.shape[2:]))
+        return f"ImageSet({self.name!r}, {len(self)} images of {size}, {len(self.classes)} classes)"
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 (hex) of shape, labels and image bytes, so of their order too; computed once."""
+        digest = hashlib.sha256(repr(tuple(self.images.shape)).encode())
+        for part in (self.labels, self.images):
+            digest.update(part.cpu().contiguous().numpy())
+        return digest.hexdigest()
+
+    def take(self, index) -> "ImageSet":
+        """The images at `index`: a tensor or list of indices, a mask, or a slice."""
+        index = torch.arange(len(self))[index.cpu() if isinstance(index, torch.Tensor) else index]
+        files = tuple(self.files[i] for i in index.tolist()) if self.files else ()
+        place = index.to(self.images.device)
+        return replace(self, images=self.images[place], labels=self.labels[place], files=files)
+
+    def limit(self, n: int, seed: int = 0) -> "ImageSet":
+        """n images, every class in its share and at least once, in their old order; self if n >= N."""
+        return self if n >= len(self) else self.take(stratified_limit(self.labels, n, seed))
+
+    def with_noise(self, noise: torch.Tensor) -> "ImageSet":
+        """The protected set: clip(images + noise, 0, 255) for int8 noise [N,3,H,W] in levels."""
+        if noise.dtype != torch.int8 or noise.shape != self.images.shape:
+            raise ValueError(
+                f"noise must be int8 {list(self.images.shape)} as the images are, got {noise.dtype} {list(noise.shape)}"
+            )
+        return replace(self, images=add_noise(self.images, noise.to(self.images.device)))
+
+    def to(self, device: str | torch.device) -> "ImageSet":
+        """The set with images and labels on `device`."""
+        return replace(self, images=self.images.to(device), labels=self.labels.to(device))
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """A train and a test ImageSet with the same classes; skipped: relative names of files that could not be read."""
+
+    train: ImageSet
+    test: ImageSet
+    skipped: tuple[str, ...] = ()
+
+
+def split(image_set: ImageSet, test_share: float = 0.2, seed: int = 0) -> Split:
+    """The set in two seeded parts, every class divided alike; raises ValueError if a class has a single image."""
+    train, test = stratified_split(image_set.labels, test_share, seed)
+    return Split(image_set.take(train), image_set.take(test))

@@ -1,0 +1,98 @@
+"""The named recipes: which method, at which budget."""
+
+import difflib
+from dataclasses import replace
+
+from semkit.augment import ResizedCrop
+from semkit.craft import CraftRecipe
+from semkit.learn import LearnRecipe
+from semkit.models import LARGE
+from semkit.perturb import PGD, Clean, Perturbation, Uniform
+from semkit.schedule import SGD
+
+PRESETS = ("quick", "lesson", "paper")
+METHODS = ("sem", "rem", "em")
+
+
+def check_name(name: str, known: tuple[str, ...], what: str) -> str:
+    """`name` if it is known; raises ValueError with the nearest known one otherwise."""
+    if name in known:
+        return name
+    near = difflib.get_close_matches(str(name).lower(), known, 1)
+    hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+    raise ValueError(f"unknown {what} {name!r}; {hint}")
+
+
+def sides(method: str, perturbation_radius: float, pgd: PGD) -> dict[str, Perturbation]:
+    """The noise side and the surrogate side of a method, as fields of a CraftRecipe.
+
+    em: Clean, Clean (Huang et al., ICLR 2021; here with expectation over t). rem: PGD, PGD (Fu et al., ICLR 2022).
+    sem: Uniform, PGD (Liu et al., AAAI 2024).
+    """
+    noise_side, surrogate_side = {
+        "em": (Clean(), Clean()),
+        "rem": (pgd, pgd),
+        "sem": (Uniform(perturbation_radius), pgd),
+    }[check_name(method, METHODS, "method")]
+    return dict(noise_side=noise_side, surrogate_side=surrogate_side)
+
+
+def _pgd(radius: float, steps: int, norm: str = "linf") -> PGD:
+    """PGD whose few steps can cross the ball: 10 steps of radius / 5 as released, fewer ones larger."""
+    return PGD(radius, steps, radius * max(0.2, 1.2 / steps), norm)
+
+
+def craft_recipe(
+    method: str = "sem",
+    preset: str = "lesson",
+    *,
+    radius: float = 8,
+    perturbation_radius: float = 4,
+    surrogate: str | None = None,
+    size: int = 32,
+    class_wise: bool = False,
+) -> CraftRecipe:
+    """The CraftRecipe of a method at a preset, radii in pixel levels; size: side of the images.
+
+    quick: seconds, for tests, protects little. lesson: minutes on two cores. paper: the released recipe of SEM and REM for
+    CIFAR-10 and CIFAR-100, and from 64 pixels on the one for the ImageNet subset. Raises ValueError for unknown names.
+    """
+    check_name(preset, PRESETS, "preset")
+    if preset == "quick":
+        few = dict(steps=2, step_size=radius / 2, samples=1, start="zero", sgd=SGD(steps=30, batch=32))
+        recipe = CraftRecipe(radius=radius, surrogate="tiny", **few, **sides(method, perturbation_radius, _pgd(perturbation_radius, 1)))
+    elif preset == "lesson":
+        few = dict(steps=1, step_size=3 / 8 * radius, samples=2, start="warm", sgd=SGD(steps=930, batch=64))
+        recipe = CraftRecipe(radius=radius, surrogate="tiny", **few, **sides(method, perturbation_radius, _pgd(perturbation_radius, 2)))
+    elif size < LARGE:
+        recipe = CraftRecipe(radius=radius, step_size=radius / 5, **sides(method, perturbation_radius, PGD(perturbation_radius, 10)))
+    else:
+        pgd = PGD(perturbation_radius, 7, perturbation_radius / 4)
+        recipe = CraftRecipe(
+            radius=radius, step_size=radius / 4, steps=7, samples=4, augment=ResizedCrop(224),
+            sgd=SGD(steps=3000, batch=128, milestones=(1200, 2400)), **sides(method, perturbation_radius, pgd),
+        )  # fmt: skip
+    start = "warm" if class_wise else recipe.start
+    return replace(recipe, surrogate=surrogate or recipe.surrogate, class_wise=class_wise, start=start)
+
+
+def learn_recipe(
+    preset: str = "lesson",
+    *,
+    perturbation_radius: float = 0,
+    norm: str = "linf",
+    learner: str | None = None,
+) -> LearnRecipe:
+    """The LearnRecipe of a preset: ERM at perturbation_radius 0, else adversarial training at that radius, in levels.
+
+    paper: the released protocol of SEM and REM. Raises ValueError for unknown names.
+    """
+    check_name(preset, PRESETS, "preset")
+    steps = {"quick": 1, "lesson": 2, "paper": 10}[preset]
+    perturbation = _pgd(perturbation_radius, steps, norm) if perturbation_radius else Clean()
+    recipe = {
+        "quick": LearnRecipe(model="tiny", sgd=SGD(steps=30, batch=32), evaluations=2),
+        "lesson": LearnRecipe(model="tiny", sgd=SGD(steps=930, batch=64), evaluations=10),
+        "paper": LearnRecipe(),
+    }[preset]
+    return replace(recipe, perturbation=perturbation, model=learner or recipe.model)

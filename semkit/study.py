@@ -1,0 +1,132 @@
+"""Runs of crafting and learning, each kept under the hash of all it depends on: a second call is instant."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import fields
+from pathlib import Path
+
+from semkit import __version__
+from semkit.craft import CraftRecipe, Interrupted, craft
+from semkit.engine import Engine
+from semkit.files import atomic_write
+from semkit.imageset import ImageSet, Split
+from semkit.learn import LearnRecipe, fit
+from semkit.noise import Noise, load, save
+from semkit.presets import craft_recipe, learn_recipe
+
+OnStep = Callable[[str, int, int, dict], bool | None]  # on_step(what, step, total, metrics)
+
+
+def as_dict(recipe) -> dict:
+    """A recipe's fields as JSON can hold them; a perturbation is its own text, "PGD(radius=4, ...)"."""
+    plain = (str, int, float, bool, type(None))
+    values = {f.name: getattr(recipe, f.name) for f in fields(recipe)}
+    return {k: v if isinstance(v, plain) else repr(v) for k, v in values.items()}
+
+
+def key(*parts) -> str:
+    """The name of a run: a hash of everything that its result depends on."""
+    return hashlib.sha256(repr((__version__, *parts)).encode()).hexdigest()[:24]
+
+
+def crafted_noise(
+    images: ImageSet,
+    recipe: CraftRecipe,
+    *,
+    seed: int = 0,
+    engine: Engine | None = None,
+    cache: Path | None = None,
+    on_step: Callable | None = None,
+) -> tuple[Noise, dict]:
+    """The noise of `recipe` for the images, and what it cost: {"passes": ..., "seconds": ...}.
+
+    With a cache folder, taken from there if it is there, resumed if it was interrupted, and kept.
+    """
+    engine = engine or Engine()
+    stem = None if cache is None else Path(cache) / f"noise-{key(images.fingerprint, recipe, seed, engine.precision)}"
+    if stem and stem.with_suffix(".safetensors").exists():
+        return load(stem.with_suffix(".safetensors"), images=images), json.loads(stem.with_suffix(".json").read_text())
+    state = stem and stem.with_suffix(".state")
+    done = craft(images, recipe, seed=seed, engine=engine, on_step=on_step, checkpoint=state)
+    made = {**as_dict(recipe), "seed": seed, "precision": engine.precision}
+    noise = Noise(done.noise, recipe.radius, made, images.fingerprint, images.classes)
+    cost = {"passes": done.passes.total, "seconds": round(done.seconds, 1)}
+    if stem:
+        atomic_write(stem.with_suffix(".json"), json.dumps(cost).encode())
+        save(noise, stem.with_suffix(".safetensors"))
+        state.unlink(missing_ok=True)
+    return noise, cost
+
+
+def learned_row(
+    train: ImageSet,
+    test: ImageSet,
+    recipe: LearnRecipe,
+    *,
+    seed: int = 0,
+    engine: Engine | None = None,
+    cache: Path | None = None,
+    on_step: Callable | None = None,
+) -> dict:
+    """A learner's row: last and best test accuracy, the curve [[step, accuracy]], passes, seconds; from the cache if there."""
+    engine = engine or Engine()
+    name = key(train.fingerprint, test.fingerprint, recipe, seed, engine.precision)
+    path = None if cache is None else Path(cache) / f"learner-{name}.json"
+    if path and path.exists():
+        return json.loads(path.read_text())
+    stopped = False
+
+    def watch(step, total, metrics):
+        nonlocal stopped
+        stopped = bool(on_step and on_step(step, total, metrics))
+        return stopped
+
+    done = fit(train, test, recipe, seed=seed, engine=engine, on_step=watch)
+    if stopped:
+        raise Interrupted("stopped while a learner was trained; finished runs are kept")
+    row = {
+        "last": done.last, "best": done.best, "curve": [list(point) for point in done.curve],
+        "passes": done.passes.total, "learner_seconds": round(done.seconds, 1),
+    }  # fmt: skip
+    if path:
+        atomic_write(path, json.dumps(row).encode())
+    return row
+
+
+def sweep(
+    split: Split,
+    *,
+    methods: Iterable[str] = ("clean", "em", "sem"),
+    radii: Iterable[float] = (0, 4),
+    seeds: Iterable[int] = (0,),
+    preset: str = "lesson",
+    radius: float = 8,
+    perturbation_radius: float = 4,
+    engine: Engine | None = None,
+    cache: Path | None = None,
+    on_step: OnStep | None = None,
+) -> list[dict]:
+    """Rows of learners: every method x training radius x seed, the noise of a seed crafted with that seed.
+
+    method "clean" is the unprotected images; a training radius of 0 is ERM, r > 0 adversarial training at r levels.
+    """
+    engine, rows = engine or Engine(), []
+    for seed in seeds:
+        for method in methods:
+            train, noise_cost = split.train, {"passes": 0, "seconds": 0.0}
+            if method != "clean":
+                recipe = craft_recipe(method, preset, radius=radius, perturbation_radius=perturbation_radius, size=train.images.shape[-1])
+                told = on_step and (lambda *a, what=f"{method} noise": on_step(what, *a))
+                noise, noise_cost = crafted_noise(train, recipe, seed=seed, engine=engine, cache=cache, on_step=told)
+                train = train.with_noise(noise.levels)
+            for r in radii:
+                what = f"{method}, " + (f"AT {r:g}" if r else "ERM")
+                told = on_step and (lambda *a, what=what: on_step(what, *a))
+                recipe = learn_recipe(preset, perturbation_radius=r)
+                row = learned_row(train, split.test, recipe, seed=seed, engine=engine, cache=cache, on_step=told)
+                rows.append({
+                    "method": method, "training_radius": r, "seed": seed, "preset": preset, **row,
+                    "noise_passes": noise_cost["passes"], "noise_seconds": noise_cost["seconds"],
+                })  # fmt: skip
+    return rows

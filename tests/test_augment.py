@@ -1,0 +1,157 @@
+"""Batched augmentation against one image at a time."""
+
+import numpy as np
+import pytest
+import torch
+from torchvision.transforms.v2 import functional as v2
+
+from semkit.augment import FlipCrop, Identity, ResizedCrop
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def floats(n, c, h, w, seed=0):
+    return torch.rand(n, c, h, w, generator=generator(seed))
+
+
+def one_by_one(x, drawn, pad):
+    """FlipCrop.apply as its docstring says it, in numpy: flip, pad with zeros, cut; image after image."""
+    views = []
+    for image, flip, top, left in zip(x.numpy(), *drawn, strict=True):
+        image = np.flip(image, 2) if flip else image
+        image = np.pad(image, ((0, 0), (pad, pad), (pad, pad)))
+        views.append(image[:, top : top + x.shape[2], left : left + x.shape[3]])
+    return torch.from_numpy(np.stack(views))
+
+
+def transposed_one_by_one(g, drawn, pad):
+    """The gradient's way back: paste into the padded frame, drop the frame, flip."""
+    c, h, w = g.shape[1:]
+    views = []
+    for image, flip, top, left in zip(g.numpy(), *drawn, strict=True):
+        frame = np.zeros((c, h + 2 * pad, w + 2 * pad), g.numpy().dtype)
+        frame[:, top : top + h, left : left + w] = image
+        image = frame[:, pad : pad + h, pad : pad + w]
+        views.append(np.flip(image, 2) if flip else image)
+    return torch.from_numpy(np.stack(views))
+
+
+IMAGES = {
+    "float32": floats(40, 3, 7, 9),
+    "float64": floats(40, 3, 8, 8).double(),
+    "uint8": (255 * floats(40, 3, 9, 6)).to(torch.uint8),
+    "int8": (255 * floats(40, 1, 5, 5) - 128).to(torch.int8),
+    "channels_last": floats(40, 3, 8, 8).contiguous(memory_format=torch.channels_last),
+}
+
+
+@pytest.mark.parametrize("pad", [0, 1, 4])
+@pytest.mark.parametrize("kind", IMAGES)
+def test_flip_crop_equals_a_loop_over_images(kind, pad):
+    x, t = IMAGES[kind], FlipCrop(pad)
+    drawn = t.draw(len(x), x.shape[2:], generator())
+    got = t.apply(x, drawn)
+    assert got.dtype == x.dtype and torch.equal(got, one_by_one(x, drawn, pad))
+
+
+def test_the_comparison_sees_one_image_read_a_pixel_too_far_left():
+    x, t = IMAGES["float32"], FlipCrop(2)
+    flip, top, left = t.draw(len(x), x.shape[2:], generator())
+    left[7] = (left[7] + 1) % 5
+    moved = t.apply(x, (flip, top, left))
+    left[7] = (left[7] - 1) % 5
+    assert not torch.equal(moved, one_by_one(x, (flip, top, left), 2))
+
+
+def test_gradients_flow_back_through_flip_crop_to_the_pixels_they_came_from():
+    x, t = IMAGES["float64"].clone().requires_grad_(), FlipCrop(3)
+    drawn = t.draw(len(x), x.shape[2:], generator(4))
+    g = floats(*x.shape, seed=5).double()
+    got = torch.autograd.grad(t.apply(x, drawn), x, g)[0]
+    assert torch.equal(got, transposed_one_by_one(g, drawn, 3))
+
+
+def test_every_image_draws_its_own_flip_and_place():
+    flip, top, left = FlipCrop(4).draw(3600, (32, 32), generator())
+    for place in (top, left):
+        assert np.allclose(np.bincount(place, minlength=9) / 3600, 1 / 9, atol=0.03)
+    assert flip.double().mean().item() == pytest.approx(0.5, abs=0.04)
+    # Independent of each other: every one of the 2 x 9 x 9 combinations turns up, about 22 times.
+    seen = np.bincount((flip * 81 + top * 9 + left).numpy(), minlength=162)
+    assert seen.min() > 4 and seen.max() < 50
+
+
+def test_without_flip_only_places_are_drawn():
+    flip, top, left = FlipCrop(4, flip=False).draw(100, (32, 32), generator())
+    assert not flip.any() and len(set(top.tolist())) == len(set(left.tolist())) == 9
+
+
+@pytest.mark.parametrize("t", [FlipCrop(4), FlipCrop(2, flip=False), ResizedCrop(16)], ids=repr)
+def test_draws_come_from_the_given_generator_only(t):
+    before = torch.get_rng_state()
+    a, b, c = (t.draw(16, (32, 32), generator(s)) for s in (1, 1, 2))
+    assert all(torch.equal(p, q) for p, q in zip(a, b, strict=True))
+    assert not all(torch.equal(p, q) for p, q in zip(a, c, strict=True))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_identity_draws_nothing_and_changes_nothing():
+    g, x = generator(), IMAGES["uint8"]
+    before = g.get_state()
+    assert Identity().apply(x, Identity().draw(len(x), x.shape[2:], g)) is x
+    assert torch.equal(g.get_state(), before)
+
+
+@pytest.mark.parametrize("pad", [-1, 1.5])
+def test_flip_crop_refuses_a_pad_that_is_no_count(pad):
+    with pytest.raises(ValueError, match="pad"):
+        FlipCrop(pad)
+
+
+# -- resized crops -----------------------------------------------------------------------------------------------------
+
+
+def in_affine_frame(top, left, height, width, image, flip):
+    """A part in pixels as the (width, height, across, down) that ResizedCrop.apply takes."""
+    h, w = image
+    across, down = (2 * left + width) / w - 1, (2 * top + height) / h - 1
+    return [(-1 if flip else 1) * width / w, height / h, across, down]
+
+
+def test_resized_crop_equals_torchvision_image_by_image():
+    x, size = floats(6, 3, 24, 20, seed=3).double(), 12
+    parts = [(0, 0, 24, 20, False), (2, 4, 9, 12, True), (5, 1, 12, 12, False), (0, 8, 24, 12, True)]
+    parts += [(11, 7, 13, 13, False), (3, 3, 6, 6, True)]
+    drawn = torch.tensor([in_affine_frame(*p[:4], (24, 20), p[4]) for p in parts], dtype=torch.float64).T
+    got = ResizedCrop(size).apply(x, tuple(drawn))
+    for image, view, (top, left, height, width, flip) in zip(x, got, parts, strict=True):
+        expected = v2.resized_crop(image[None], top, left, height, width, [size, size], antialias=False)[0]
+        expected = v2.horizontal_flip(expected) if flip else expected
+        # torchvision cuts first and so repeats the part's rim, ours sees the image go on there: the rim may differ.
+        rim = int(np.ceil(size / min(height, width) / 2))
+        torch.testing.assert_close(view[:, rim:-rim, rim:-rim], expected[:, rim:-rim, rim:-rim], rtol=0, atol=1e-12)
+        whole = (height, width) == (24, 20)
+        assert not whole or torch.allclose(view, expected, rtol=0, atol=1e-12)
+
+
+def test_the_parts_lie_in_the_image_and_have_the_asked_for_area_and_shape():
+    h, w = 40, 60
+    t = ResizedCrop(16, scale=(0.1, 0.3), ratio=(0.75, 4 / 3))
+    width, height, across, down = t.draw(4000, (h, w), generator())
+    flipped, width = width < 0, width.abs()
+    assert (across.abs() + width <= 1 + 1e-6).all() and (down.abs() + height <= 1 + 1e-6).all()
+    area, ratio = width * height, width * w / (height * h)
+    assert area.min() >= 0.1 - 1e-6 and area.max() <= 0.3 + 1e-6 and area.mean().item() == pytest.approx(0.2, abs=0.005)
+    assert ratio.min() >= 0.75 - 1e-5 and ratio.max() <= 4 / 3 + 1e-5
+    assert ratio.log().mean().abs() < 0.02 and flipped.float().mean().item() == pytest.approx(0.5, abs=0.04)
+    # Every place is reached: the free room is used from end to end.
+    assert [v.item() for v in (across / (1 - width)).aminmax()] == pytest.approx([-1, 1], abs=0.01)
+
+
+def test_gradients_of_a_resized_crop_agree_with_differences():
+    x = floats(2, 1, 6, 5, seed=1).double().requires_grad_()
+    t = ResizedCrop(4)
+    drawn = t.draw(2, (6, 5), generator(3))
+    assert torch.autograd.gradcheck(lambda v: t.apply(v, drawn), (x,))

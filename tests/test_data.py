@@ -1,0 +1,288 @@
+import hashlib
+import pickle
+
+import hostile
+import numpy as np
+import pytest
+import scipy.io
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torchvision import datasets
+
+from semkit import data
+from semkit.data import DataError, ImageSet, load, load_files, scan
+
+
+def images(n=12, classes=3, size=8, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    pixels = torch.randint(0, 256, (n, 3, size, size), generator=generator, dtype=torch.uint8)
+    names = tuple(f"class {c}" for c in range(classes))
+    return ImageSet(pixels, torch.arange(n) % classes, names, "random", tuple(f"{i}.png" for i in range(n)))
+
+
+def folder_of(root, *classes, n=5, size=(40, 30)):
+    """Writes n images of one colour for each class: class i, image j has the colour (50 i, 20 j, 7)."""
+    for i, name in enumerate(classes):
+        (root / name).mkdir(parents=True)
+        for j in range(n):
+            Image.new("RGB", size, (50 * i, 20 * j, 7)).save(root / name / f"{j}.png")
+    return root
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"images": torch.zeros(12, 3, 8, 8)}, r"images must be uint8 \[N,3,H,W\], got torch.float32 \[12, 3, 8, 8\]"),
+    ({"images": torch.zeros(12, 1, 8, 8, dtype=torch.uint8)}, r"images must be uint8 \[N,3,H,W\]"),
+    ({"labels": torch.zeros(12)}, r"labels must be int64 \[12\], got torch.float32 \[12\]"),
+    ({"labels": torch.zeros(11, dtype=torch.int64)}, r"labels must be int64 \[12\], got torch.int64 \[11\]"),
+    ({"classes": ("a", "b")}, "labels must be 0 to 1, got 0 to 2"),
+    ({"labels": torch.full((12,), -1)}, "labels must be 0 to 2, got -1 to -1"),
+    ({"files": ("a.png",)}, "12 images, but 1 file names"),
+])
+def test_an_image_set_checks_itself(change, message):
+    whole = images()
+    fields = {name: getattr(whole, name) for name in ("images", "labels", "classes", "name", "files")}
+    with pytest.raises(ValueError, match=message):
+        ImageSet(**fields | change)
+
+
+def test_take():
+    whole = images()
+    for index in ([3, 1], torch.tensor([3, 1]), slice(2, 9, 3), torch.arange(12) > 7):
+        part, place = whole.take(index), torch.arange(12)[index].tolist()
+        assert torch.equal(part.images, whole.images[index]) and torch.equal(part.labels, whole.labels[index])
+        assert part.files == tuple(f"{i}.png" for i in place) and part.classes == whole.classes
+    assert len(whole) == 12 and repr(whole) == "ImageSet('random', 12 images of 8x8, 3 classes)"
+
+
+def test_fingerprint_sees_pixels_labels_shape_and_order():
+    whole = images()
+    reshaped = ImageSet(whole.images.reshape(12, 3, 4, 16), whole.labels, whole.classes)
+    relabelled = ImageSet(whole.images, whole.labels.flip(0), whole.classes)
+    changed = whole.images.clone()
+    changed[7, 1, 2, 3] ^= 1
+    others = [reshaped, relabelled, whole.take(range(11, -1, -1)), ImageSet(changed, whole.labels, whole.classes)]
+    assert len({s.fingerprint for s in (whole, *others)}) == 5
+    assert whole.fingerprint == images().fingerprint == whole.to("cpu").fingerprint
+    channels_last = ImageSet(whole.images.contiguous(memory_format=torch.channels_last), whole.labels, whole.classes)
+    assert whole.fingerprint == channels_last.fingerprint
+
+
+def test_with_noise_is_the_clipped_sum():
+    whole = images()
+    noise = torch.randint(-8, 9, whole.images.shape, dtype=torch.int8)
+    protected = whole.with_noise(noise)
+    expected = (whole.images.numpy().astype(int) + noise.numpy()).clip(0, 255)
+    assert np.array_equal(protected.images.numpy(), expected) and protected.files == whole.files
+    with pytest.raises(ValueError, match=r"noise must be int8 \[12, 3, 8, 8\] as the images are, got torch.int8 \[3"):
+        whole.with_noise(noise[:3])
+    with pytest.raises(ValueError, match="noise must be int8"):
+        whole.with_noise(noise.float())
+
+
+some_labels = st.lists(st.integers(0, 4), min_size=1, max_size=60).map(torch.tensor)
+
+
+@settings(deadline=None)
+@given(some_labels, st.integers(1, 60), st.integers(0, 3))
+def test_limit_is_stratified(labels, n, seed):
+    classes = labels.unique()
+    if n < min(len(classes), len(labels)):
+        with pytest.raises(ValueError, match=f"limit must be at least the number of classes, {len(classes)}, got {n}"):
+            data.stratified_limit(labels, n, seed)
+        return
+    index = data.stratified_limit(labels, n, seed)
+    assert index.tolist() == sorted(set(index.tolist())) and len(index) == min(n, len(labels))
+    for c in classes:
+        share, kept = n * (labels == c).sum() / len(labels), (labels[index] == c).sum()
+        assert kept >= 1 and (n >= len(labels) or kept <= share + len(classes))
+    assert torch.equal(index, data.stratified_limit(labels, n, seed))
+
+
+@settings(deadline=None)
+@given(some_labels, st.floats(0.01, 0.99), st.integers(0, 3))
+def test_split_is_stratified(labels, share, seed):
+    counts = labels.bincount()
+    if (counts == 1).any():
+        with pytest.raises(ValueError, match=r"class \d has a single image: one is needed to train, one to test"):
+            data.stratified_split(labels, share, seed)
+        return
+    train, test = data.stratified_split(labels, share, seed)
+    assert sorted(train.tolist() + test.tolist()) == list(range(len(labels)))
+    for c in labels.unique():
+        size = int((labels == c).sum())
+        assert int((labels[test] == c).sum()) == min(max(round(share * size), 1), size - 1)
+
+
+def test_seeds_choose_and_equal_classes_stay_equal():
+    whole = images(120)
+    assert whole.limit(60, 0).labels.bincount().tolist() == [20, 20, 20]
+    assert whole.limit(60, 0).files != whole.limit(60, 1).files
+    assert whole.limit(120) is whole
+    parts = data.split(whole, 0.25, seed=3)
+    assert parts.test.labels.bincount().tolist() == [10, 10, 10]
+    assert set(parts.train.files) | set(parts.test.files) == set(whole.files)
+    assert parts.test.files != data.split(whole, 0.25, seed=4).test.files
+    with pytest.raises(ValueError, match="test_share must be between 0 and 1, got 1"):
+        data.split(whole, 1)
+
+
+def test_folder_without_parts_is_split(tmp_path):
+    folder_of(tmp_path / "set", "b", "a", "ü")
+    steps = []
+    parts = load(tmp_path / "set", size=16, on_step=lambda done, total: steps.append((done, total)))
+    assert steps == [(i, 15) for i in range(1, 16)]
+    assert parts.train.classes == parts.test.classes == ("a", "b", "ü") and parts.train.name == "set"
+    assert (len(parts.train), len(parts.test)) == (12, 3) and parts.skipped == ()
+    for part in (parts.train, parts.test):
+        assert part.images.shape == (len(part), 3, 16, 16)
+        for image, label, file in zip(part.images, part.labels.tolist(), part.files, strict=True):
+            assert file.startswith(part.classes[label] + "/")
+            written = np.asarray(Image.open(tmp_path / "set" / file))[0, 0]
+            assert (image == torch.from_numpy(written.copy())[:, None, None]).all()
+    again = load(str(tmp_path / "set"), size=16)
+    assert again.train.files == parts.train.files and again.train.fingerprint == parts.train.fingerprint
+    assert load(tmp_path / "set", seed=1).test.files != parts.test.files
+    few = load(tmp_path / "set", size=16, limit=6)
+    assert len(few.train) == 6 and set(few.train.files) < set(parts.train.files) and few.test.files == parts.test.files
+    with pytest.raises(ValueError, match="limit must be at least the number of classes, 3, got 2"):
+        load(tmp_path / "set", limit=2)
+
+
+@pytest.mark.parametrize("test", ["test", "val"])
+def test_folder_with_parts(tmp_path, test):
+    folder_of(tmp_path / "train", "a", "b", n=4)
+    folder_of(tmp_path / test, "a", "b", n=2)
+    (tmp_path / "extra").mkdir()
+    (tmp_path / "train" / "list.csv").write_text("")
+    found = scan(tmp_path)
+    assert found.train.names == tuple(f"train/{c}/{i}.png" for c in "ab" for i in range(4))
+    assert found.train.labels == (0,) * 4 + (1,) * 4
+    assert found.test.names == tuple(f"{test}/{c}/{i}.png" for c in "ab" for i in range(2))
+    assert found.ignored == ("extra/", "train/list.csv")
+    parts = load(tmp_path, limit=2)
+    assert parts.train.labels.tolist() == [0, 1] and parts.test.files == found.test.names
+    folder_of(tmp_path / test, "c", n=1)
+    with pytest.raises(DataError, match=rf"class 'c' is in {test}/ but not in train/"):
+        scan(tmp_path)
+
+
+def test_scan_covers_every_file_of_a_hostile_folder(tmp_path):
+    names = hostile.make_hostile(tmp_path, 200)
+    found = scan(tmp_path)
+    assert found.test is None and list(found.train.names) == names and found.classes == hostile.CLASSES
+    assert [name.split("/")[0] for name in names] == [found.classes[label] for label in found.train.labels]
+    whole, skipped = load_files(found.root, found.train.names, found.train.labels, found.classes)
+    assert len(whole) == len(names) and skipped == () and whole.files == tuple(names)
+
+
+def clear_line(source, message, **options):
+    with pytest.raises(DataError) as error:
+        load(source, **options)
+    assert "\n" not in str(error.value)
+    assert str(error.value) == message
+
+
+def test_folders_that_cannot_be_used_get_one_clear_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    clear_line(tmp_path / "file", f"{tmp_path}/file: a file, not a folder")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    none = "no images; a folder with one sub-folder of images for each class is needed"
+    clear_line(empty, f"{empty}: {none}")
+    (empty / "a").mkdir()
+    clear_line(empty, f"{empty}: {none}")
+    one = folder_of(tmp_path / "one", "cats")
+    clear_line(one, f"{one}: one class only, 'cats'; at least two are needed")
+    (one / "dogs").mkdir()
+    (one / "dogs" / "readme.txt").write_text("")
+    clear_line(one, f"{one}: class 'dogs' has no images; every sub-folder is a class")
+    Image.new("L", (3, 3)).save(one / "dogs" / "only.png")
+    clear_line(one, f"{one}: class 'dogs' has one image; training and test need one each")
+    flat = folder_of(tmp_path / "flat", ".")
+    clear_line(flat, f"{flat}: 5 images but no class folders; put each class in a sub-folder")
+    folder_of(tmp_path / "parts" / "train", "a", "b")
+    (tmp_path / "parts" / "test").mkdir()
+    clear_line(tmp_path / "parts", f"{tmp_path}/parts/test: {none}")
+
+
+def test_unknown_names_get_the_nearest(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    clear_line("CIFAR-10", "CIFAR-10: no such folder, and no data set of that name; did you mean cifar10?")
+    clear_line("shape", "shape: no such folder, and no data set of that name; did you mean shapes?")
+    known = "the sets known by name are shapes, cifar10, cifar100, svhn"
+    clear_line("my/pets", f"my/pets: no such folder, and no data set of that name; {known}")
+    with pytest.raises(DataError, match="pets: no such folder"):
+        scan("pets")
+
+
+def test_corrupt_files(tmp_path):
+    root = folder_of(tmp_path, "a", "b")
+    (root / "b" / "bad\n.png").write_bytes(b"oops")
+    reason = r"/b/bad\n.png: not in an image format that semkit reads"
+    clear_line(root, f"{root}{reason}; --skip-unreadable leaves such files out")
+    parts = load(root, skip_unreadable=True)
+    assert parts.skipped == ("b/bad\n.png",) and len(parts.train) + len(parts.test) == 10
+    for name in ("b/0.png", "b/1.png", "b/2.png"):  # two are left: one for each part, whatever the seed
+        (root / name).write_bytes(b"")
+    for seed in range(4):
+        parts = load(root, seed=seed, limit=2, skip_unreadable=True)
+        assert parts.train.labels.tolist() == [0, 1] and sorted(parts.test.labels.tolist()) == [0, 1]
+    for path in (root / "b").iterdir():
+        path.write_bytes(b"oops")
+    clear_line(root, f"{root}: class 'b' has no images that can be read", skip_unreadable=True)
+
+
+def md5(path):
+    return hashlib.md5(path.read_bytes()).hexdigest()
+
+
+def test_cifar10_is_read_by_torchvision(tmp_path, monkeypatch):
+    # Files as CIFAR-10's are, with 4 images each; only the list of checksums is replaced.
+    folder, rows = tmp_path / "cifar-10-batches-py", torch.randint(0, 256, (4, 3072), dtype=torch.uint8).numpy()
+    folder.mkdir()
+    names = [f"c{i}" for i in range(10)]
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": names}))
+    for part, labels in (("data_batch_1", [3, 1, 3, 1]), ("test_batch", [1, 3, 1, 3])):
+        (folder / part).write_bytes(pickle.dumps({"data": rows, "labels": labels}))
+    monkeypatch.setattr(datasets.CIFAR10, "train_list", [["data_batch_1", md5(folder / "data_batch_1")]])
+    monkeypatch.setattr(datasets.CIFAR10, "test_list", [["test_batch", md5(folder / "test_batch")]])
+    monkeypatch.setitem(datasets.CIFAR10.meta, "md5", md5(folder / "batches.meta"))
+    monkeypatch.setenv("SEMKIT_DATA", str(tmp_path))
+    parts = load("cifar10")
+    assert np.array_equal(parts.train.images.numpy(), rows.reshape(4, 3, 32, 32))
+    assert parts.train.labels.tolist() == [3, 1, 3, 1] and parts.test.labels.tolist() == [1, 3, 1, 3]
+    assert parts.train.classes == tuple(names) and parts.train.name == "cifar10" and parts.train.files == ()
+    assert len(load("cifar10", limit=2, root=tmp_path).train) == 2
+    assert load("cifar10", size=16).test.images.shape == (4, 3, 16, 16)
+
+
+def test_svhn_is_read_by_torchvision(tmp_path, monkeypatch):
+    levels = np.random.default_rng(0).integers(0, 256, (32, 32, 3, 5), dtype=np.uint8)
+    for part in ("train", "test"):
+        path = tmp_path / f"{part}_32x32.mat"
+        scipy.io.savemat(path, {"X": levels, "y": np.uint8([[1], [10], [9], [2], [1]])})
+        monkeypatch.setitem(datasets.SVHN.split_list, part, ["", path.name, md5(path)])
+    parts = load("svhn", root=tmp_path)
+    assert np.array_equal(parts.train.images.numpy(), levels.transpose(3, 2, 0, 1))
+    assert parts.train.labels.tolist() == [1, 0, 9, 2, 1] and parts.train.classes == tuple("0123456789")
+
+
+@pytest.mark.parametrize("name, files", [
+    ("cifar10", "cifar-10-batches-py/"), ("cifar100", "cifar-100-python/"), ("svhn", "train_32x32.mat"),
+])
+def test_sets_that_are_not_there_say_how_to_get_them(tmp_path, monkeypatch, name, files):
+    monkeypatch.setenv("SEMKIT_DATA", str(tmp_path / "none"))
+    hint = f"add --download, or put {files} there, or point SEMKIT_DATA at it"
+    clear_line(name, f"{name} is not in {tmp_path}/none: {hint}")
+    clear_line(name, f"{name} is not in {tmp_path}: {hint}", root=tmp_path)
+    assert not (tmp_path / "none").exists()
+
+
+def test_data_root(monkeypatch, tmp_path):
+    monkeypatch.delenv("SEMKIT_DATA", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert data.data_root() == tmp_path / ".cache" / "semkit"
+    monkeypatch.setenv("SEMKIT_DATA", "~/sets")
+    assert data.data_root() == tmp_path / "sets" and str(data.data_root("here")) == "here"

@@ -1,0 +1,275 @@
+"""The engine: what it counts, where it runs, and that it leaves models and generators as it found them."""
+
+import copy
+import threading
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from scipy import stats
+from torch import nn
+
+from semkit import models
+from semkit.engine import Engine, count_passes, evaluating, input_gradient, logits, predict, train_step
+from semkit.perturb import PGD
+
+torch.set_num_threads(1)  # for nets this small a second thread costs more than it brings
+CPU = Engine("cpu", "float32")
+
+
+def net(dtype=torch.float32):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        model = models.small(4, widths=(8, 16))
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.running_mean.normal_(0, 0.3)
+                module.running_var.uniform_(0.3, 2)
+    return model.to(dtype)
+
+
+def batch(n=6, dtype=torch.float32):
+    return torch.rand(n, 3, 8, 8, generator=torch.Generator().manual_seed(2), dtype=dtype), torch.arange(n) % 4
+
+
+def sgd(model):
+    return torch.optim.SGD(model.parameters(), 0.1)
+
+
+class Broken(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.BatchNorm1d(3)
+
+    def forward(self, x):
+        raise ArithmeticError("on purpose")
+
+
+# -- passes ------------------------------------------------------------------------------------------------------------
+
+
+def test_every_image_pass_is_counted_under_its_kind():
+    model, (x, y) = net(), batch()
+    with count_passes() as passes:
+        predict(model, x)
+        predict(model, x[:5])
+        input_gradient(model, x[:2], y[:2])
+        PGD(8, 3)(model, x, y)
+        train_step(model, sgd(model), x, y)
+    assert (passes.forward, passes.input_gradient, passes.training, passes.total) == (11, 2 + 3 * 6, 6, 26)
+    predict(model, x)
+    assert passes.forward == 11  # after its block a counter rests
+
+
+def test_a_thread_counts_for_itself():
+    model, (x, _) = net(), batch()
+    seen = {}
+    inside = threading.Barrier(2, timeout=20)
+
+    def work():
+        with count_passes() as passes:
+            inside.wait()  # both threads are now in their blocks
+            predict(model, x[:1])
+            seen["worker"] = passes.forward
+
+    thread = threading.Thread(target=work)
+    with count_passes() as passes:
+        thread.start()
+        inside.wait()
+        predict(model, x)
+        thread.join()
+    assert (seen["worker"], passes.forward) == (1, 6)
+
+
+def test_a_counter_can_be_continued_and_survives_an_exception():
+    model, (x, _) = net(), batch()
+    with count_passes() as passes:
+        predict(model, x)
+    with pytest.raises(ArithmeticError), count_passes(passes):
+        predict(model, x)
+        predict(Broken(), x)
+    predict(model, x)
+    assert passes.forward == 6 + 6 + 6
+
+
+# -- generators --------------------------------------------------------------------------------------------------------
+
+
+def draws(*stream, seed=0, n=4):
+    return torch.rand(n, generator=CPU.generator(seed, *stream), dtype=torch.float64)
+
+
+def test_a_stream_depends_on_its_seed_and_names_alone():
+    before = torch.get_rng_state()
+    first = draws("step", 7)
+    draws("order", 1)
+    torch.rand(5)
+    torch.set_rng_state(before)
+    assert torch.equal(draws("step", 7), first)
+    others = [draws("step", 8), draws("step", 7, seed=1), draws("step7"), draws("ste", "p7"), draws("step", "7")]
+    assert not any(torch.equal(first, other) for other in others)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_neighbouring_streams_are_independent():
+    table = torch.stack([draws("step", i, seed=s, n=4) for s in range(4) for i in range(500)]).numpy()
+    assert len(np.unique(table)) == table.size
+    for column in table.T:
+        assert stats.kstest(column, stats.uniform.cdf).pvalue > 1e-3
+        assert abs(np.corrcoef(column[:-1], column[1:])[0, 1]) < 0.1
+    assert abs(np.corrcoef(table[:500, 0], table[500:1000, 0])[0, 1]) < 0.2
+
+
+# -- device, precision, layout -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("precision", ["float16", "half", "", "tf32"])
+def test_an_unknown_precision_is_refused_with_the_known_ones(precision):
+    with pytest.raises(ValueError, match="auto, float32, bfloat16 or float64"):
+        Engine("cpu", precision)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_refused_with_what_to_write():
+    with pytest.raises(ValueError, match=r"no CUDA GPU.*cpu"):
+        Engine("cuda")
+
+
+@pytest.mark.parametrize("device", ["gpu", "graphics card", "cpu:x"])
+def test_an_unknown_device_is_a_value_error(device):
+    with pytest.raises(ValueError):
+        Engine(device)
+
+
+def test_an_engine_settles_what_auto_means():
+    engine = Engine()
+    assert engine.device == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert engine.precision in ("float32", "bfloat16")
+    assert Engine(engine.device, engine.precision) == engine
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("float32", torch.float32), ("float64", torch.float64)])
+def test_prepared_models_and_images_have_the_engines_dtype_and_layout(precision, dtype):
+    engine = Engine("cpu", precision)
+    model = engine.prepare(net())
+    assert all(w.dtype == dtype for w in model.parameters())
+    assert model[1].weight.is_contiguous(memory_format=torch.channels_last)
+    levels = torch.arange(-128, 128).to(torch.int8).view(2, 2, 8, 8)
+    x = engine.images(levels)
+    assert x.dtype == dtype and x.is_contiguous(memory_format=torch.channels_last)
+    assert np.array_equal(x.numpy(), levels.numpy().astype(precision) / 255)
+
+
+def test_bfloat16_stays_inside_the_net():
+    x, y = batch()
+    exact, rough = CPU.prepare(net()), Engine("cpu", "bfloat16").prepare(net())
+    assert all(w.dtype == torch.float32 for w in rough.parameters())
+    a, b = predict(exact, x), predict(rough, x)
+    assert b.dtype == torch.float32 and not torch.equal(a, b)
+    torch.testing.assert_close(a, b, rtol=0.05, atol=0.05)
+    g, h = input_gradient(exact, x, y), input_gradient(rough, x, y)
+    assert h.dtype == torch.float32 and F.cosine_similarity(g.flatten(), h.flatten(), 0) > 0.98
+
+
+# -- folding -----------------------------------------------------------------------------------------------------------
+
+DOUBLE = Engine("cpu", "float64")
+NETS = {
+    "small": net,
+    "resnet18": lambda: models.build("resnet18", 4),
+    "mobilenet_v2": lambda: models.build("mobilenet_v2", 4),
+    "pre-activation": lambda: models.wrn34_10(4, depth=10, widen=1),
+}
+
+
+def far_from_fresh(model):
+    """The model after it was trained a little, with norms that do something."""
+    generator = torch.Generator().manual_seed(4)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for values, low, high in ((module.running_mean, -0.3, 0.3), (module.running_var, 0.5, 2)):
+                values.data.uniform_(low, high, generator=generator)
+            for values, low, high in ((module.bias, -0.3, 0.3), (module.weight, 0.5, 2)):
+                values.data.uniform_(low, high, generator=generator)
+    return model
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_a_prepared_net_answers_as_the_plain_one_before_and_after_training(name):
+    model, twin = (engine.prepare(far_from_fresh(NETS[name]())) for engine in (DOUBLE, Engine("cpu", "float64", False)))
+    twin.load_state_dict(model.state_dict())
+    (x, y), rates = batch(dtype=torch.float64), (sgd(model), sgd(twin))
+    for _ in range(2):
+        torch.testing.assert_close(predict(model, x), twin.eval()(x), rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(input_gradient(model, x, y), input_gradient(twin, x, y), rtol=1e-9, atol=1e-9)
+        losses = [train_step(m, rate, x, y) for m, rate in zip((model, twin), rates, strict=True)]
+        assert losses[0] == pytest.approx(losses[1], abs=1e-9)
+    assert list(model.state_dict()) == list(twin.state_dict())
+    assert all(w.requires_grad for w in model.parameters())
+
+
+def test_a_prepared_net_follows_weights_that_are_loaded_and_copies_follow_their_own():
+    model, (x, y) = DOUBLE.prepare(net()), batch(dtype=torch.float64)
+    before, other = predict(model, x), far_from_fresh(net(torch.float64)).eval()
+    copied = copy.deepcopy(model)
+    model.load_state_dict(other.state_dict())
+    torch.testing.assert_close(predict(model, x), other(x), rtol=0, atol=1e-10)
+    torch.testing.assert_close(predict(copied, x), before, rtol=0, atol=1e-12)
+    train_step(copied, sgd(copied), x, y)
+    torch.testing.assert_close(predict(copied, x), copied.eval()(x), rtol=0, atol=1e-10)
+
+
+# -- the four uses of a net --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("use", [predict, lambda m, x: input_gradient(m, x, torch.zeros(len(x), dtype=torch.long))])
+def test_the_mode_comes_back_even_from_an_exception(use, training):
+    broken, model = Broken().train(training), net().train(training)
+    with pytest.raises(ArithmeticError, match="on purpose"):
+        use(broken, torch.zeros(2, 3))
+    use(model, batch()[0])
+    for m in (broken, model):
+        assert all(part.training is training for part in m.modules())
+
+
+def test_evaluating_is_eval_mode_inside():
+    model = net().train()
+    with evaluating(model) as inside:
+        assert inside is model and not any(part.training for part in model.modules())
+    assert all(part.training for part in model.modules())
+
+
+def test_predict_is_the_eval_mode_forward_without_a_graph():
+    model, (x, _) = net().train(), batch()
+    expected = copy.deepcopy(model).eval()(x)
+    got = predict(model, x)
+    assert torch.equal(got, expected) and not got.requires_grad
+    assert not torch.allclose(logits(model, x), expected)  # train mode would have been another answer
+
+
+def test_the_input_gradient_agrees_with_differences_and_is_each_images_own():
+    model, (x, y) = net(torch.float64).train(), batch(3, torch.float64)
+    got = input_gradient(model, x, y)
+    step = torch.randn(x.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+
+    def losses(t):
+        return F.cross_entropy(predict(model, x + t * step), y, reduction="none")
+
+    slope = (losses(1e-6) - losses(-1e-6)) / 2e-6
+    torch.testing.assert_close((got * step).flatten(1).sum(1), slope, rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(input_gradient(model, x[1:2], y[1:2]), got[1:2], rtol=0, atol=1e-14)
+    assert all(w.grad is None and w.requires_grad for w in model.parameters()) and not x.requires_grad
+
+
+def test_a_train_step_is_one_step_down_the_mean_loss_in_train_mode():
+    model, (x, y) = net(torch.float64).eval(), batch(dtype=torch.float64)
+    twin = copy.deepcopy(model).train()
+    loss = F.cross_entropy(twin(x), y)
+    loss.backward()
+    model[-1].weight.grad = torch.ones_like(model[-1].weight)  # a leftover that must not count
+    assert train_step(model, sgd(model), x, y) == pytest.approx(loss.item(), abs=1e-14)
+    for w, v in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(w, v - 0.1 * v.grad, rtol=0, atol=1e-14)
+    assert model.training and torch.equal(model[2].running_mean, twin[2].running_mean)
