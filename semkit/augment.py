@@ -12,6 +12,9 @@ from semkit.pixels import check_count
 class Identity:
     """No augmentation: x comes back as it is."""
 
+    def output_size(self, size: int) -> int:
+        return size
+
     def draw(self, n: int, size: tuple[int, int], generator: torch.Generator) -> tuple:
         return ()
 
@@ -32,7 +35,10 @@ class FlipCrop:
     flip: bool = True
 
     def __post_init__(self):
-        check_count(self.pad, "pad")
+        object.__setattr__(self, "pad", check_count(self.pad, "pad"))
+
+    def output_size(self, size: int) -> int:
+        return size
 
     def draw(self, n: int, size: tuple[int, int], generator: torch.Generator) -> tuple:
         device = generator.device
@@ -66,6 +72,9 @@ class ResizedCrop:
     size: int = 224
     scale: tuple[float, float] = (0.08, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
+
+    def output_size(self, size: int) -> int:
+        return self.size
 
     def draw(self, n: int, size: tuple[int, int], generator: torch.Generator) -> tuple:
         u = torch.rand(5, n, generator=generator, device=generator.device)

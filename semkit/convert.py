@@ -129,8 +129,8 @@ def read(path: str | Path, *, radius: float | None = None, unit: str = "auto", c
     """
     path = Path(path)
     reader, _ = _format(path)
-    if not path.exists():
-        raise NoiseError(f"{shown(path)} does not exist")
+    if not path.is_file() and not path.is_dir():
+        raise NoiseError(f"{shown(path)}: no such file or folder")
     found = reader(path, unit=unit, class_wise=class_wise)
     return found if radius is None else replace(found, radius=radius)
 

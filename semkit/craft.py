@@ -16,7 +16,7 @@ from semkit.imageset import ImageSet
 from semkit.engine import Engine, Passes, count_passes, input_gradient, train_step
 from semkit.files import atomic_write
 from semkit.perturb import PGD, Perturbation, Uniform
-from semkit.pixels import LEVEL, box, check_count, check_radius, to_levels, uniform
+from semkit.pixels import LEVEL, box, check_count, check_radius, check_step_size, to_levels, uniform
 from semkit.schedule import SGD
 
 STARTS = ("random", "zero", "warm")
@@ -50,11 +50,12 @@ class CraftRecipe:
     sgd: SGD = SGD(steps=5000, batch=128, milestones=(2000, 4000))
 
     def __post_init__(self):
-        check_radius(self.radius)
-        check_count(self.steps, "steps")
-        check_count(self.samples, "samples", 1)
-        if not self.step_size > 0:
-            raise ValueError(f"step_size must be > 0 pixel levels, got {self.step_size}")
+        object.__setattr__(self, "radius", check_radius(self.radius))
+        object.__setattr__(self, "step_size", check_step_size(self.step_size))
+        object.__setattr__(self, "steps", check_count(self.steps, "steps"))
+        object.__setattr__(self, "samples", check_count(self.samples, "samples", 1))
+        if self.radius > 127:
+            raise ValueError(f"radius must be at most 127 levels, which is what int8 noise holds, got {self.radius:g}")
         if self.start not in STARTS:
             raise ValueError(f"start must be one of {', '.join(STARTS)}, got {self.start!r}")
         if self.class_wise and self.start != "warm":
@@ -129,6 +130,11 @@ def noise_of_batch(
     return delta
 
 
+def _rounded(delta: torch.Tensor, recipe: CraftRecipe) -> torch.Tensor:
+    limit = int(recipe.radius)  # a radius of 7.5 must not round to 8
+    return to_levels(delta).clamp(-limit, limit)
+
+
 @dataclass
 class _State:
     """All that the next step depends on, besides the images: the surrogate, its optimizer, the noise, the step."""
@@ -170,7 +176,7 @@ def _train(images: ImageSet, recipe: CraftRecipe, seed: int, engine: Engine, sta
         x, y = engine.images(images.images[index]), images.labels[index]
         kept, rows = y.unique(return_inverse=True) if recipe.class_wise else (index, None)
         delta = noise_of_batch(state.model, x, y, engine.images(state.noise[kept]), recipe, generator, rows)
-        state.noise[kept] = to_levels(delta)
+        state.noise[kept] = _rounded(delta, recipe)
         delta = engine.images(state.noise[kept])
         drawn = recipe.augment.draw(len(x), x.shape[2:], generator)
         z = recipe.augment.apply(box(x + (delta if rows is None else delta[rows])), drawn)
@@ -188,7 +194,7 @@ def _remake(images: ImageSet, recipe: CraftRecipe, seed: int, engine: Engine, st
         generator = engine.generator(seed, "remake", part)
         x, y = engine.images(images.images[index]), images.labels[index]
         delta = noise_of_batch(state.model, x, y, engine.images(state.noise[index]), recipe, generator)
-        state.noise[index] = to_levels(delta)
+        state.noise[index] = _rounded(delta, recipe)
         yield
 
 
@@ -211,7 +217,8 @@ def craft(
     """
     engine = engine or Engine()
     images = images.to(engine.device)
-    model = engine.prepare(models.build(recipe.surrogate, len(images.classes), seed, size=images.images.shape[-1]))
+    seen = recipe.augment.output_size(images.images.shape[-1])
+    model = engine.prepare(models.build(recipe.surrogate, len(images.classes), seed, size=seen))
     shape = (len(images.classes) if recipe.class_wise else len(images), *images.images.shape[1:])
     noise = torch.zeros(shape, dtype=torch.int8, device=engine.device)
     state = _State(model, recipe.sgd.optimizer(model), noise, [], Passes())

@@ -70,7 +70,13 @@ class Engine:
         device = self.device
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        try:
+            kind = torch.device(device).type
+        except RuntimeError:
+            kind = None
+        if kind not in ("cpu", "cuda"):
+            raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got {device!r}")
+        if kind == "cuda" and not torch.cuda.is_available():
             raise ValueError(f"device {device!r} asked for, but torch sees no CUDA GPU; leave --device out or write cpu")
         precision = self.precision
         if precision == "auto":
@@ -87,16 +93,17 @@ class Engine:
 
     def generator(self, seed: int, *stream) -> torch.Generator:
         """A generator whose draws depend on `seed` and the names in `stream` alone, so that any step can be replayed."""
-        digest = hashlib.sha256(repr((seed, *stream)).encode()).digest()
+        digest = hashlib.sha256(repr((int(seed), *stream)).encode()).digest()
         return torch.Generator(self.device).manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
     def prepare(self, model: nn.Module) -> nn.Module:
         """The model, moved in place to this engine's device, dtype and memory layout."""
         model.to(self.device, self.dtype, memory_format=self.layout)
         model.engine = self
+        was_training = model.training
         # Not a sub-module: its weights are the model's own, and must not be saved or trained twice.
         object.__setattr__(model, "folded", Folded(model.eval()) if self.fold else None)
-        return model.train()
+        return model.train(was_training)
 
     def images(self, images: torch.Tensor) -> torch.Tensor:
         """uint8 images (or int8 noise) as floats of this engine, divided by 255."""
@@ -108,13 +115,14 @@ class Engine:
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module):
-    """The model in eval mode inside the block, and in the mode it had afterwards."""
-    was_training = model.training
+    """The model in eval mode inside the block; afterwards every module is in the mode it had."""
+    training = [module for module in model.modules() if module.training]
     model.eval()
     try:
         yield model
     finally:
-        model.train(was_training)
+        for module in training:
+            module.training = True
 
 
 def _autocast(model: nn.Module):

@@ -105,7 +105,8 @@ def fit(
     train, test = train.to(engine.device), test.to(engine.device)
     # Neither the surrogate's first weights nor its order of images: a learner has its own stream of the seed.
     seed = engine.generator(seed, "learner").initial_seed()
-    model = engine.prepare(models.build(recipe.model, len(train.classes), seed, size=train.images.shape[-1]))
+    seen = recipe.augment.output_size(train.images.shape[-1])
+    model = engine.prepare(models.build(recipe.model, len(train.classes), seed, size=seen))
     optimizer = recipe.sgd.optimizer(model)
     curve, losses = [], []
     every = math.ceil(recipe.sgd.steps / recipe.evaluations)

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from semkit.engine import input_gradient
-from semkit.pixels import LEVEL, NORMS, ascent_direction, box, check_count, check_radius, project, random_point
+from semkit.pixels import LEVEL, NORMS, ascent_direction, box, check_count, check_radius, check_step_size, project, random_point
 
 
 def _check_norm(norm: str) -> None:
@@ -37,7 +37,7 @@ class Uniform:
     passes = 0
 
     def __post_init__(self):
-        check_radius(self.radius)
+        object.__setattr__(self, "radius", check_radius(self.radius))
         _check_norm(self.norm)
 
     def __call__(self, model: nn.Module, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
@@ -62,13 +62,11 @@ class PGD:
     random_start: bool = True
 
     def __post_init__(self):
-        check_radius(self.radius)
-        check_count(self.steps, "steps")
         _check_norm(self.norm)
-        if self.step_size is None:
-            object.__setattr__(self, "step_size", self.radius / 5)
-        elif not self.step_size >= 0:
-            raise ValueError(f"step_size must be >= 0 pixel levels, got {self.step_size}")
+        object.__setattr__(self, "radius", check_radius(self.radius))
+        object.__setattr__(self, "steps", check_count(self.steps, "steps"))
+        size = self.radius / 5 if self.step_size is None else check_step_size(self.step_size)
+        object.__setattr__(self, "step_size", size)
 
     @property
     def passes(self) -> int:

@@ -24,11 +24,28 @@ def check_radius(value: float, name: str = "radius") -> float:
     return value
 
 
+def check_step_size(value: float, name: str = "step_size") -> float:
+    """`value` as a float, if it can be a step in pixel levels: finite, > 0 and no n/255 of a whole tenth n.
+
+    Steps below half a level are real (0.064), so only what is typed as a fraction of 255 is caught: 1.6/255.
+    """
+    value = float(value)
+    if not math.isfinite(value) or value <= 0:
+        raise ValueError(f"{name} must be a finite number of pixel levels > 0, got {value:g}")
+    if value < 0.05 and abs(value * 2550 - round(value * 2550)) < 1e-6:
+        raise ValueError(f"{name}={value:g} looks like a fraction of 1; write pixel levels: 1.6, not 1.6/255")
+    return value
+
+
 def check_count(value: int, name: str, least: int = 0) -> int:
     """`value` if it is a whole number >= `least`; raises ValueError otherwise."""
-    if isinstance(value, bool) or int(value) != value or value < least:
-        raise ValueError(f"{name} must be a whole number >= {least}, got {value}")
-    return int(value)
+    try:
+        whole = int(value)
+    except (TypeError, ValueError, OverflowError):
+        whole = None
+    if isinstance(value, bool) or whole != value or whole < least:
+        raise ValueError(f"{name} must be a whole number >= {least}, got {value!r}")
+    return whole
 
 
 def box(x: torch.Tensor) -> torch.Tensor:
@@ -42,8 +59,8 @@ def to_float(images: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.
 
 
 def to_levels(noise: torch.Tensor) -> torch.Tensor:
-    """round(255 * noise) as int8, shape kept."""
-    return (noise * 255).round().to(torch.int8)
+    """round(255 * noise) as int8, shape kept; what int8 cannot hold becomes its nearest end."""
+    return (noise * 255).round().clamp(-128, 127).to(torch.int8)
 
 
 def add_noise(images: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
@@ -91,7 +108,10 @@ def ascent_direction(gradient: torch.Tensor, norm: str, l1_share: float = 0.01) 
     if norm == "linf":
         return gradient.sign()
     if norm == "l2":
-        return gradient / _column(_flat(gradient).norm(dim=1).clamp_min(torch.finfo(gradient.dtype).tiny), gradient)
+        # Scaled first: the squares of a confident net's gradient (1e-26) are zero in float32.
+        tiny = torch.finfo(gradient.dtype).tiny
+        gradient = gradient / _column(_flat(gradient).abs().amax(1).clamp_min(tiny), gradient)
+        return gradient / _column(_flat(gradient).norm(dim=1).clamp_min(tiny), gradient)
     flat = _flat(gradient)
     k = max(1, int(l1_share * flat.shape[1]))
     top = flat.abs().topk(k, dim=1).indices

@@ -82,17 +82,23 @@ def learn_recipe(
     perturbation_radius: float = 0,
     norm: str = "linf",
     learner: str | None = None,
+    size: int = 32,
 ) -> LearnRecipe:
     """The LearnRecipe of a preset: ERM at perturbation_radius 0, else adversarial training at that radius, in levels.
 
-    paper: the released protocol of SEM and REM. Raises ValueError for unknown names.
+    paper: the released protocol of SEM and REM; from 64 pixels on that for the ImageNet subset. Raises ValueError for
+    unknown names.
     """
     check_name(preset, PRESETS, "preset")
-    steps = {"quick": 1, "lesson": 2, "paper": 10}[preset]
-    perturbation = _pgd(perturbation_radius, steps, norm) if perturbation_radius else Clean()
+    large = preset == "paper" and size >= LARGE
+    perturbation = Clean()
+    if large and perturbation_radius:
+        perturbation = PGD(perturbation_radius, 8, perturbation_radius / 4, norm)
+    elif perturbation_radius:
+        perturbation = _pgd(perturbation_radius, {"quick": 1, "lesson": 2, "paper": 10}[preset], norm)
     recipe = {
         "quick": LearnRecipe(model="tiny", sgd=SGD(steps=30, batch=32), evaluations=2),
         "lesson": LearnRecipe(model="tiny", sgd=SGD(steps=930, batch=64), evaluations=10),
-        "paper": LearnRecipe(),
+        "paper": LearnRecipe(augment=ResizedCrop(224)) if large else LearnRecipe(),
     }[preset]
     return replace(recipe, perturbation=perturbation, model=learner or recipe.model)

@@ -25,8 +25,8 @@ class SGD:
     warmup: float = 0.15
 
     def __post_init__(self):
-        check_count(self.steps, "steps", 1)
-        check_count(self.batch, "batch", 2)
+        object.__setattr__(self, "steps", check_count(self.steps, "steps", 1))
+        object.__setattr__(self, "batch", check_count(self.batch, "batch", 2))
         object.__setattr__(self, "milestones", tuple(self.milestones))
 
     def rate(self, step: int) -> float:

@@ -175,10 +175,19 @@ def test_bfloat16_stays_inside_the_net():
 # -- folding -----------------------------------------------------------------------------------------------------------
 
 DOUBLE = Engine("cpu", "float64")
+
+
+def depthwise():
+    """A biased and a depthwise convolution, as mobile nets have them."""
+    first, second = nn.Conv2d(3, 6, 3, 2, 1), nn.Conv2d(6, 6, 3, 1, 1, groups=6, bias=False)
+    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4)]
+    return nn.Sequential(first, nn.BatchNorm2d(6), nn.ReLU6(True), second, nn.BatchNorm2d(6), nn.ReLU6(True), *head)
+
+
 NETS = {
     "small": net,
     "resnet18": lambda: models.build("resnet18", 4),
-    "mobilenet_v2": lambda: models.build("mobilenet_v2", 4),
+    "depthwise": depthwise,
     "pre-activation": lambda: models.wrn34_10(4, depth=10, widen=1),
 }
 

@@ -20,7 +20,19 @@ torch.set_num_threads(1)  # for nets this small a second thread costs more than 
 def on_meta(name, size):
     """The net for 10 classes without memory for its weights: shapes and costs are those of the real one."""
     with torch.device("meta"):
-        return models.MODELS[name](10, size)
+        return models.MODELS[name](10, size).eval()
+
+
+@functools.cache
+def passed_through(name, size):
+    """What one image costs in multiply-adds, where its last convolution leaves it, and the output's shape."""
+    model, seen = on_meta(name, size), []
+    last = [m for m in model.modules() if isinstance(m, nn.Conv2d)][-1]
+    hook = last.register_forward_hook(lambda module, inputs, output: seen.append(tuple(output.shape[2:])))
+    with FlopCounterMode(display=False) as counter:
+        output = model(torch.zeros(1, 3, size, size, device="meta"))
+    hook.remove()
+    return counter.get_total_flops() / 2, seen[0], output.shape
 
 
 def weights(model):
@@ -80,16 +92,8 @@ COUNTS = {
 def test_weights_and_output_have_the_published_size(name, size):
     if name == "deit_tiny":
         pytest.importorskip("timm")
-    model = on_meta(name, size)
-    assert weights(model) == COUNTS[name, size]
-    assert model(torch.zeros(2, 3, size, size, device="meta")).shape == (2, 10)
-
-
-def gmac(name, size):
-    model = on_meta(name, size).eval()
-    with FlopCounterMode(display=False) as counter:
-        model(torch.zeros(1, 3, size, size, device="meta"))
-    return counter.get_total_flops() / 2e9
+    assert weights(on_meta(name, size)) == COUNTS[name, size]
+    assert passed_through(name, size)[2] == (1, 10)
 
 
 # Published: the ResNets and WRN for CIFAR, torchvision's tables for the large sizes.
@@ -107,7 +111,7 @@ def gmac(name, size):
     ],
 )
 def test_a_forward_pass_costs_what_is_published(name, size, published):
-    assert gmac(name, size) == pytest.approx(published, rel=0.02)
+    assert passed_through(name, size)[0] / 1e9 == pytest.approx(published, rel=0.02)
 
 
 # The library's nets with the size that torchvision made them for.
@@ -117,12 +121,7 @@ LEFT = [(name, 32, 4) for name in LIBRARY] + [(name, size, size // 32) for name,
 
 @pytest.mark.parametrize(("name", "size", "left"), LEFT)
 def test_a_small_image_keeps_four_by_four_places_and_a_large_one_is_halved_five_times(name, size, left):
-    model, seen = on_meta(name, size), []
-    last = [m for m in model.modules() if isinstance(m, nn.Conv2d)][-1]
-    hook = last.register_forward_hook(lambda module, inputs, output: seen.append(output.shape[2:]))
-    model(torch.zeros(2, 3, size, size, device="meta"))
-    hook.remove()
-    assert seen == [(left, left)]
+    assert passed_through(name, size)[1] == (left, left)
 
 
 def test_the_small_stem_also_takes_large_images():
