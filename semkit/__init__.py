@@ -1,3 +1,24 @@
 """semkit: stable unlearnable examples, taught and measured."""
 
-__version__ = "0.1.0"
+__version__ = "0.1.0"  # before the imports: the modules record it
+
+from semkit.augment import FlipCrop, Identity, ResizedCrop
+from semkit.convert import convert
+from semkit.craft import CraftRecipe, craft
+from semkit.data import load
+from semkit.engine import Engine
+from semkit.imageset import ImageSet, Split
+from semkit.learn import LearnRecipe, accuracy, fit
+from semkit.measure import interval
+from semkit.noise import Noise
+from semkit.perturb import PGD, Clean, Uniform
+from semkit.presets import craft_recipe, learn_recipe
+from semkit.protect import check, protect
+from semkit.schedule import SGD
+from semkit.study import crafted_noise, learned_row, sweep
+
+__all__ = [
+    "PGD", "SGD", "Clean", "CraftRecipe", "Engine", "FlipCrop", "Identity", "ImageSet", "LearnRecipe", "Noise",
+    "ResizedCrop", "Split", "Uniform", "accuracy", "check", "convert", "craft", "craft_recipe", "crafted_noise", "fit",
+    "interval", "learn_recipe", "learned_row", "load", "protect", "sweep",
+]  # fmt: skip

@@ -1,10 +1,11 @@
 """The error-minimising noise of a whole set: the noise step and the surrogate step, alternating."""
 
+import io
 import math
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ from semkit.augment import Augment, FlipCrop
 from semkit.imageset import ImageSet
 from semkit.engine import Engine, Passes, count_passes, input_gradient, train_step
 from semkit.files import atomic_write
-from semkit.perturb import PGD, Perturbation, Uniform
+from semkit.perturb import PGD, Perturbation, Uniform, shrunk
 from semkit.pixels import LEVEL, box, check_count, check_radius, check_step_size, to_levels, uniform
 from semkit.schedule import SGD
 
@@ -34,6 +35,9 @@ class CraftRecipe:
     noise_side, surrogate_side: the perturbation inside each objective. EM: Clean, Clean; REM: PGD, PGD; SEM: Uniform, PGD.
     start: where a batch's noise starts on every visit: "random" (the released recipe), "zero", or "warm" (where it was).
     class_wise: one noise per class, carried from batch to batch.
+    fade_in: share of the steps over which the images' contrast rises from 0 to all; ramp: share of the steps over which
+    both sides' radii do. Both are this kit's (0 in the published recipes): noise that is learned before the content is
+    keeps a short training from exaggerating the content instead.
     Raises ValueError for settings that cannot be. Source: Liu et al., AAAI 2024.
     """
 
@@ -45,6 +49,8 @@ class CraftRecipe:
     samples: int = 5
     start: str = "random"
     class_wise: bool = False
+    fade_in: float = 0.0
+    ramp: float = 0.0
     augment: Augment = FlipCrop()
     surrogate: str = "resnet18"
     sgd: SGD = SGD(steps=5000, batch=128, milestones=(2000, 4000))
@@ -56,17 +62,36 @@ class CraftRecipe:
         object.__setattr__(self, "samples", check_count(self.samples, "samples", 1))
         if self.radius > 127:
             raise ValueError(f"radius must be at most 127 levels, which is what int8 noise holds, got {self.radius:g}")
+        for name in ("fade_in", "ramp"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is a share of the steps, 0 to 1, got {getattr(self, name)}")
         if self.start not in STARTS:
             raise ValueError(f"start must be one of {', '.join(STARTS)}, got {self.start!r}")
         if self.class_wise and self.start != "warm":
             raise ValueError("class-wise noise is carried from batch to batch: write start='warm'")
 
+    def at(self, step: int) -> "CraftRecipe":
+        """The recipe in force at a step: with the radii that the ramp has reached."""
+        share = (step / self.sgd.steps) / self.ramp if self.ramp else 1.0
+        if share >= 1:
+            return self
+        return replace(self, noise_side=shrunk(self.noise_side, share), surrogate_side=shrunk(self.surrogate_side, share))
+
+    def contrast(self, step: int) -> float:
+        """The share of the images' contrast that is there at a step."""
+        return min(1.0, (step / self.sgd.steps) / self.fade_in) if self.fade_in else 1.0
+
     def cost(self, n: int) -> Passes:
         """The passes that crafting noise for n images takes."""
-        visits = self.sgd.steps * min(self.sgd.batch, n)
-        noise = self.steps * self.samples * (1 + self.noise_side.passes)
-        remade = 0 if self.class_wise else n
-        return Passes((visits + remade) * noise + visits * self.surrogate_side.passes, visits)
+        batch = min(self.sgd.batch, n)
+        passes = Passes(training=self.sgd.steps * batch)
+        for step in range(self.sgd.steps):
+            now = self.at(step)
+            each = self.steps * self.samples * (1 + now.noise_side.passes) + now.surrogate_side.passes
+            passes.input_gradient += batch * each
+        if not self.class_wise:
+            passes.input_gradient += n * self.steps * self.samples * (1 + self.noise_side.passes)
+        return passes
 
 
 @dataclass
@@ -135,6 +160,12 @@ def _rounded(delta: torch.Tensor, recipe: CraftRecipe) -> torch.Tensor:
     return to_levels(delta).clamp(-limit, limit)
 
 
+def _faded(x: torch.Tensor, contrast: float) -> torch.Tensor:
+    """Images drawn towards their own mean colour: mean + contrast * (x - mean)."""
+    mean = x.mean((2, 3), keepdim=True)
+    return x if contrast == 1 else mean + contrast * (x - mean)
+
+
 @dataclass
 class _State:
     """All that the next step depends on, besides the images: the surrogate, its optimizer, the noise, the step."""
@@ -152,7 +183,9 @@ class _State:
             made_by=made_by, step=self.step, seconds=self.seconds, losses=self.losses, passes=vars(self.passes),
             noise=self.noise, model=self.model.state_dict(), optimizer=self.optimizer.state_dict(),
         )  # fmt: skip
-        atomic_write(path, lambda file: torch.save(state, file))
+        content = io.BytesIO()  # what torch.save makes of a full disk is no OSError
+        torch.save(state, content)
+        atomic_write(path, content.getvalue())
 
     def load(self, path: Path, made_by: str) -> None:
         """Takes over the state at `path`; raises ValueError if another recipe, seed or image set made it."""
@@ -173,14 +206,15 @@ def _train(images: ImageSet, recipe: CraftRecipe, seed: int, engine: Engine, sta
     """The alternation: noise for a batch, then one step of the surrogate on it. Yields after every step."""
     for step, index in recipe.sgd.batches(len(images), seed, engine, start=state.step):
         generator = engine.generator(seed, "step", step)
-        x, y = engine.images(images.images[index]), images.labels[index]
+        x, y = _faded(engine.images(images.images[index]), recipe.contrast(step)), images.labels[index]
+        now = recipe.at(step)
         kept, rows = y.unique(return_inverse=True) if recipe.class_wise else (index, None)
-        delta = noise_of_batch(state.model, x, y, engine.images(state.noise[kept]), recipe, generator, rows)
+        delta = noise_of_batch(state.model, x, y, engine.images(state.noise[kept]), now, generator, rows)
         state.noise[kept] = _rounded(delta, recipe)
         delta = engine.images(state.noise[kept])
         drawn = recipe.augment.draw(len(x), x.shape[2:], generator)
         z = recipe.augment.apply(box(x + (delta if rows is None else delta[rows])), drawn)
-        a = recipe.surrogate_side(state.model, z, y, generator)
+        a = now.surrogate_side(state.model, z, y, generator)
         recipe.sgd.set_rate(state.optimizer, step)
         state.losses.append(train_step(state.model, state.optimizer, a, y))
         yield

@@ -69,6 +69,15 @@ def scan(root: str | os.PathLike) -> Folder:
     return Folder(root, tuple(train), _part(train), _part(test), (*beside, *in_train, *in_test))
 
 
+def find_folder(source: str | os.PathLike) -> Folder:
+    """scan(source) for what is no set's name; raises DataError with the nearest name if there is no such folder."""
+    if not Path(source).exists():
+        near = difflib.get_close_matches(str(source).lower(), NAMES, 1)
+        hint = f"did you mean {near[0]}?" if near else f"the sets known by name are {', '.join(NAMES)}"
+        raise DataError(f"{shown(source)}: no such folder, and no data set of that name; {hint}")
+    return scan(source)
+
+
 def _class_images(root: Path, below: str = "") -> tuple[dict[str, tuple[str, ...]], tuple[str, ...]]:
     """Class -> names relative to root, for the class sub-folders of root/below; and the names ignored."""
     where, prefix = root / below, below + "/" if below else ""
@@ -231,11 +240,7 @@ def load(
     elif source in NAMES:
         found = _load_torchvision(source, data_root(root), download)
     else:
-        if not Path(source).exists():
-            near = difflib.get_close_matches(str(source).lower(), NAMES, 1)
-            hint = f"did you mean {near[0]}?" if near else f"the sets known by name are {', '.join(NAMES)}"
-            raise DataError(f"{shown(source)}: no such folder, and no data set of that name; {hint}")
         how = {"size": size, "seed": seed, "limit": limit, "skip_unreadable": skip_unreadable, "on_step": on_step}
-        return load_folder(scan(source), **how)
+        return load_folder(find_folder(source), **how)
     train = found.train if limit is None else found.train.limit(limit, seed)
     return replace(found, train=_resized(train, size), test=_resized(found.test, size))

@@ -195,8 +195,10 @@ def atomic_write(path: str | os.PathLike, content: bytes | Callable[[BinaryIO], 
         with open(temporary, "wb") as file:
             file.write(content) if isinstance(content, bytes) else content(file)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno:
+            error.filename = os.fspath(path)  # the name that a user knows
         raise
 
 

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import stats
 
 LABEL = {"clean": "clean images", "em": "EM", "sem": "SEM", "rem": "REM"}
 
@@ -13,6 +12,8 @@ def interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, 
 
     With one value low and high are nan: one seed has no spread.
     """
+    from scipy import stats  # half a second that importing semkit need not pay
+
     values = np.asarray(values, float)
     mean = float(values.mean())
     if len(values) < 2:

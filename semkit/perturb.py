@@ -1,6 +1,6 @@
 """The perturbations: how an image is changed before the loss. EM, REM, SEM, AT and robust accuracy differ only in this."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -86,3 +86,15 @@ class PGD:
 
 
 Perturbation = Clean | Uniform | PGD
+
+
+def shrunk(perturbation: Perturbation, share: float) -> Perturbation:
+    """The perturbation with `share` of its radius and step size; Clean() where less than half a level is left."""
+    radius = perturbation.radius * share
+    if share >= 1 or not perturbation.radius:
+        return perturbation
+    if radius < 0.5:
+        return Clean()
+    if isinstance(perturbation, PGD):
+        return replace(perturbation, radius=radius, step_size=perturbation.step_size * share)
+    return replace(perturbation, radius=radius)

@@ -49,8 +49,13 @@ def check_count(value: int, name: str, least: int = 0) -> int:
 
 
 def box(x: torch.Tensor) -> torch.Tensor:
-    """x clipped to [0, 1], where images live."""
-    return x.clamp(0, 1)
+    """x clipped to [0, 1], where images live; the gradient is 1 inside and at the ends, 0 outside.
+
+    Not clamp alone: its gradient at the ends differs between versions of torch, and with 0 there noise that starts from
+    zero would never leave a black or white value.
+    """
+    clipped = x.clamp(0, 1)
+    return torch.where(x == clipped, x, clipped.detach()) if x.requires_grad else clipped
 
 
 def to_float(images: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:

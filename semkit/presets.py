@@ -3,7 +3,7 @@
 import difflib
 from dataclasses import replace
 
-from semkit.augment import ResizedCrop
+from semkit.augment import Identity, ResizedCrop
 from semkit.craft import CraftRecipe
 from semkit.learn import LearnRecipe
 from semkit.models import LARGE
@@ -26,7 +26,7 @@ def check_name(name: str, known: tuple[str, ...], what: str) -> str:
 def sides(method: str, perturbation_radius: float, pgd: PGD) -> dict[str, Perturbation]:
     """The noise side and the surrogate side of a method, as fields of a CraftRecipe.
 
-    em: Clean, Clean (Huang et al., ICLR 2021; here with expectation over t). rem: PGD, PGD (Fu et al., ICLR 2022).
+    em: Clean, Clean (Huang et al., ICLR 2021). rem: PGD, PGD (Fu et al., ICLR 2022).
     sem: Uniform, PGD (Liu et al., AAAI 2024).
     """
     noise_side, surrogate_side = {
@@ -40,6 +40,37 @@ def sides(method: str, perturbation_radius: float, pgd: PGD) -> dict[str, Pertur
 def _pgd(radius: float, steps: int, norm: str = "linf") -> PGD:
     """PGD whose few steps can cross the ball: 10 steps of radius / 5 as released, fewer ones larger."""
     return PGD(radius, steps, radius * max(0.2, 1.2 / steps), norm)
+
+
+def _quick(method: str, radius: float, perturbation_radius: float) -> CraftRecipe:
+    return CraftRecipe(
+        radius=radius, step_size=radius / 2, steps=2, samples=1, start="zero", surrogate="tiny", sgd=SGD(steps=30, batch=32),
+        **sides(method, perturbation_radius, _pgd(perturbation_radius, 1)),
+    )  # fmt: skip
+
+
+def _lesson(method: str, radius: float, perturbation_radius: float) -> CraftRecipe:
+    """Warm starts spread the noise steps of one visit over many. EM as first published: no augmentation, no curriculum."""
+    if method == "em":
+        budget = dict(steps=1, samples=1, augment=Identity())
+    else:
+        budget = dict(steps=2, samples=2, fade_in=0.5, ramp=0.8)
+    return CraftRecipe(
+        radius=radius, step_size=3 / 8 * radius, start="warm", surrogate="tiny", sgd=SGD(steps=930, batch=64), **budget,
+        **sides(method, perturbation_radius, _pgd(perturbation_radius, 2)),
+    )  # fmt: skip
+
+
+def _paper(method: str, radius: float, perturbation_radius: float) -> CraftRecipe:
+    return CraftRecipe(radius=radius, step_size=radius / 5, **sides(method, perturbation_radius, PGD(perturbation_radius)))
+
+
+def _paper_large(method: str, radius: float, perturbation_radius: float) -> CraftRecipe:
+    return CraftRecipe(
+        radius=radius, step_size=radius / 4, steps=7, samples=4, augment=ResizedCrop(224),
+        sgd=SGD(steps=3000, batch=128, milestones=(1200, 2400)),
+        **sides(method, perturbation_radius, PGD(perturbation_radius, 7, perturbation_radius / 4)),
+    )  # fmt: skip
 
 
 def craft_recipe(
@@ -58,20 +89,8 @@ def craft_recipe(
     CIFAR-10 and CIFAR-100, and from 64 pixels on the one for the ImageNet subset. Raises ValueError for unknown names.
     """
     check_name(preset, PRESETS, "preset")
-    if preset == "quick":
-        few = dict(steps=2, step_size=radius / 2, samples=1, start="zero", sgd=SGD(steps=30, batch=32))
-        recipe = CraftRecipe(radius=radius, surrogate="tiny", **few, **sides(method, perturbation_radius, _pgd(perturbation_radius, 1)))
-    elif preset == "lesson":
-        few = dict(steps=1, step_size=3 / 8 * radius, samples=2, start="warm", sgd=SGD(steps=930, batch=64))
-        recipe = CraftRecipe(radius=radius, surrogate="tiny", **few, **sides(method, perturbation_radius, _pgd(perturbation_radius, 2)))
-    elif size < LARGE:
-        recipe = CraftRecipe(radius=radius, step_size=radius / 5, **sides(method, perturbation_radius, PGD(perturbation_radius, 10)))
-    else:
-        pgd = PGD(perturbation_radius, 7, perturbation_radius / 4)
-        recipe = CraftRecipe(
-            radius=radius, step_size=radius / 4, steps=7, samples=4, augment=ResizedCrop(224),
-            sgd=SGD(steps=3000, batch=128, milestones=(1200, 2400)), **sides(method, perturbation_radius, pgd),
-        )  # fmt: skip
+    made = {"quick": _quick, "lesson": _lesson}.get(preset, _paper_large if size >= LARGE else _paper)
+    recipe = made(method, radius, perturbation_radius)
     start = "warm" if class_wise else recipe.start
     return replace(recipe, surrogate=surrogate or recipe.surrogate, class_wise=class_wise, start=start)
 
@@ -98,7 +117,8 @@ def learn_recipe(
         perturbation = _pgd(perturbation_radius, {"quick": 1, "lesson": 2, "paper": 10}[preset], norm)
     recipe = {
         "quick": LearnRecipe(model="tiny", sgd=SGD(steps=30, batch=32), evaluations=2),
-        "lesson": LearnRecipe(model="tiny", sgd=SGD(steps=930, batch=64), evaluations=10),
+        # A step of ERM costs a third of one of AT and teaches less slowly: more of them.
+        "lesson": LearnRecipe(model="tiny", sgd=SGD(steps=930 if perturbation_radius else 2400, batch=64), evaluations=10),
         "paper": LearnRecipe(augment=ResizedCrop(224)) if large else LearnRecipe(),
     }[preset]
     return replace(recipe, perturbation=perturbation, model=learner or recipe.model)

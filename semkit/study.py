@@ -9,10 +9,10 @@ from pathlib import Path
 from semkit import __version__
 from semkit.craft import CraftRecipe, Interrupted, craft
 from semkit.engine import Engine
-from semkit.files import atomic_write
+from semkit.files import atomic_write, shown
 from semkit.imageset import ImageSet, Split
 from semkit.learn import LearnRecipe, fit
-from semkit.noise import Noise, load, save
+from semkit.noise import Noise, load, one_line, save
 from semkit.presets import craft_recipe, learn_recipe
 
 OnStep = Callable[[str, int, int, dict], bool | None]  # on_step(what, step, total, metrics)
@@ -30,6 +30,18 @@ def key(*parts) -> str:
     return hashlib.sha256(repr((__version__, *parts)).encode()).hexdigest()[:24]
 
 
+def _read_json(path: Path) -> dict:
+    return json.loads(path.read_text())
+
+
+def _kept(path: Path, read: Callable):
+    """read(path) for a file of the cache; a damaged one is named, not made again behind the user's back."""
+    try:
+        return read(path)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{shown(path)} is damaged ({one_line(error)}); delete it to make it again") from error
+
+
 def crafted_noise(
     images: ImageSet,
     recipe: CraftRecipe,
@@ -38,17 +50,20 @@ def crafted_noise(
     engine: Engine | None = None,
     cache: Path | None = None,
     on_step: Callable | None = None,
+    checkpoint_every: float = 20,
 ) -> tuple[Noise, dict]:
     """The noise of `recipe` for the images, and what it cost: {"passes": ..., "seconds": ...}.
 
-    With a cache folder, taken from there if it is there, resumed if it was interrupted, and kept.
+    With a cache folder, taken from there if it is there, resumed if it was interrupted, and kept; the state of an
+    unfinished run is saved every checkpoint_every seconds. Raises ValueError for a damaged file in the cache.
     """
     engine = engine or Engine()
     stem = None if cache is None else Path(cache) / f"noise-{key(images.fingerprint, recipe, seed, engine.precision)}"
     if stem and stem.with_suffix(".safetensors").exists():
-        return load(stem.with_suffix(".safetensors"), images=images), json.loads(stem.with_suffix(".json").read_text())
+        noise = _kept(stem.with_suffix(".safetensors"), lambda path: load(path, images=images))
+        return noise, _kept(stem.with_suffix(".json"), _read_json)
     state = stem and stem.with_suffix(".state")
-    done = craft(images, recipe, seed=seed, engine=engine, on_step=on_step, checkpoint=state)
+    done = craft(images, recipe, seed=seed, engine=engine, on_step=on_step, checkpoint=state, every=checkpoint_every)
     made = {**as_dict(recipe), "seed": seed, "precision": engine.precision}
     noise = Noise(done.noise, recipe.radius, made, images.fingerprint, images.classes)
     cost = {"passes": done.passes.total, "seconds": round(done.seconds, 1)}
@@ -69,12 +84,15 @@ def learned_row(
     cache: Path | None = None,
     on_step: Callable | None = None,
 ) -> dict:
-    """A learner's row: last and best test accuracy, the curve [[step, accuracy]], passes, seconds; from the cache if there."""
+    """A learner's row: last and best test accuracy, the curve [[step, accuracy]], passes, seconds.
+
+    With a cache folder, taken from there if it is there, and kept. Raises ValueError for a damaged file in the cache.
+    """
     engine = engine or Engine()
     name = key(train.fingerprint, test.fingerprint, recipe, seed, engine.precision)
     path = None if cache is None else Path(cache) / f"learner-{name}.json"
     if path and path.exists():
-        return json.loads(path.read_text())
+        return _kept(path, _read_json)
     stopped = False
 
     def watch(step, total, metrics):
@@ -116,7 +134,8 @@ def sweep(
         for method in methods:
             train, noise_cost = split.train, {"passes": 0, "seconds": 0.0}
             if method != "clean":
-                recipe = craft_recipe(method, preset, radius=radius, perturbation_radius=perturbation_radius, size=train.images.shape[-1])
+                size = train.images.shape[-1]
+                recipe = craft_recipe(method, preset, radius=radius, perturbation_radius=perturbation_radius, size=size)
                 told = on_step and (lambda *a, what=f"{method} noise": on_step(what, *a))
                 noise, noise_cost = crafted_noise(train, recipe, seed=seed, engine=engine, cache=cache, on_step=told)
                 train = train.with_noise(noise.levels)

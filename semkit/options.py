@@ -1,0 +1,226 @@
+"""The command line's words: commands, options, and what may stand in them."""
+
+import argparse
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from semkit import __version__
+from semkit.convert import UNITS
+from semkit.models import MODELS
+from semkit.pixels import NORMS, check_radius
+from semkit.presets import METHODS, PRESETS, check_name
+
+BAD_INPUT = 2
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse with one clear line in place of a page of usage."""
+
+    def error(self, message):
+        raise SystemExit(complain(f"{message} (see {self.prog} --help)"))
+
+
+def complain(message: object) -> int:
+    """Says what is wrong with the input, on one line of stderr; the exit code for it."""
+    print("semkit:", " ".join(str(message).split()), file=sys.stderr)
+    return BAD_INPUT
+
+
+def _checked(check: Callable) -> Callable:
+    """`check` as the type of an option: what its ValueError says is what the user reads."""
+
+    def parse(text: str):
+        try:
+            return check(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return parse
+
+
+def _word(known: tuple[str, ...], what: str):
+    return _checked(lambda text: check_name(text, known, what))
+
+
+def _count(least: int):
+    def check(text: str) -> int:
+        if not re.fullmatch(r"-?[0-9]+", text) or int(text) < least:
+            raise ValueError(f"a whole number >= {least} is needed, got {text}")
+        return int(text)
+
+    return _checked(check)
+
+
+_radius = _checked(check_radius)
+
+
+@_checked
+def _noise_radius(text: str) -> float:
+    if check_radius(text) < 1:
+        raise ValueError(f"radius must be 1 level at least to change 8-bit images, got {text}")
+    return float(text)
+
+
+@_checked
+def _device(text: str) -> str:
+    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?", text):
+        raise ValueError(f"cpu, cuda or cuda:N is needed, got {text}")
+    return text
+
+
+def _add_images(parser) -> None:
+    add = parser.add_argument
+    add("images", metavar="IMAGES", help="shapes, cifar10, cifar100, svhn, or a folder with a sub-folder per class")
+    add("--data", metavar="DIR", help="where torchvision's sets are (else $SEMKIT_DATA, else ~/.cache/semkit)")
+    add("--download", action="store_true", help="let torchvision download the set")
+    add("--limit", type=_count(2), metavar="N", help="N training images only, every class in its share")
+    add("--size", type=_count(8), default=32, metavar="N", help="side to which images are resized for the nets (32)")
+    add("--skip-unreadable", action="store_true", help="leave out, and list, files that cannot be read")
+
+
+def _add_run(parser) -> None:
+    add = parser.add_argument
+    add("--preset", type=_word(PRESETS, "preset"), default="lesson", help="quick, lesson (the default) or paper")
+    add("--seed", type=_count(0), default=0, metavar="N", help="the same seed gives the same result (0)")
+    add("--device", type=_device, default="auto", help="cpu, cuda or cuda:N (a GPU if there is one)")
+    precisions = _word(("auto", "float32", "bfloat16"), "precision")
+    add("--precision", type=precisions, default="auto", help="float32 or bfloat16 (what the hardware is fast in)")
+    _add_json(parser)
+
+
+def _add_json(parser) -> None:
+    parser.add_argument("--json", action="store_true", help="report as JSON on standard output")
+
+
+def _add_sweep_out(parser, seeds: int, **out) -> None:
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for table, figure and finished runs", **out)
+    parser.add_argument("--seeds", type=_count(1), default=seeds, metavar="N", help=f"how many seeds ({seeds})")
+
+
+def _demo_options(parser) -> None:
+    _add_run(parser)
+    _add_sweep_out(parser, 1, default=Path("semkit-demo"))
+    parser.set_defaults(
+        images="shapes", data=None, download=False, limit=None, size=32, skip_unreadable=False, split_seed=0,
+        protected=None, test_limit=None, methods=("clean", "em", "sem"), radii=(0, 4),
+    )  # fmt: skip
+
+
+def _sweep_options(parser) -> None:
+    _add_images(parser)
+    _add_run(parser)
+    _add_sweep_out(parser, 3, required=True)
+    add = parser.add_argument
+    methods = _word(("clean", *METHODS), "method")
+    add("--methods", nargs="+", type=methods, default=("clean", "em", "sem"), help="clean, em, rem, sem")
+    add("--radii", nargs="+", type=_radius, default=(0, 4), help="training radii in levels, 0 is ERM")
+    add("--test-limit", type=_count(2), metavar="N", help="N test images only")
+    parser.set_defaults(split_seed=0, protected=None)
+
+
+def _protect_options(parser) -> None:
+    _add_images(parser)
+    _add_run(parser)
+    add = parser.add_argument
+    add("out", metavar="OUT", type=Path, help="a new folder")
+    add("--method", type=_word(METHODS, "method"), default="sem", help="sem (the default), rem or em")
+    add("--radius", type=_noise_radius, default=8, help="largest change of a value in levels of 255 (8)")
+    add("--perturbation-radius", type=_radius, default=4, help="radius the noise is trained to stand, in levels (4)")
+    add("--surrogate", type=_word(tuple(MODELS), "net"), help=f"one of {', '.join(MODELS)}")
+    add("--class-wise", action="store_true", help="one noise per class instead of one per image")
+    add("--fraction", type=float, default=1.0, help="share of every class that is protected (1.0)")
+    add("--resume", action="store_true", help="continue an interrupted run in OUT")
+    add("--checkpoint-every", type=float, default=20, help=argparse.SUPPRESS)  # seconds
+
+
+def _check_options(parser) -> None:
+    add = parser.add_argument
+    add("images", metavar="IMAGES", help="what was protected")
+    add("out", metavar="OUT", type=Path, help="what semkit protect wrote")
+    add("--radius", type=_radius, help="instead of the radius in OUT/report.json")
+    add("--data", metavar="DIR", help="where torchvision's sets are")
+    _add_json(parser)
+
+
+def _learn_options(parser) -> None:
+    _add_images(parser)
+    _add_run(parser)
+    add = parser.add_argument
+    add("--protected", metavar="OUT", type=Path, help="what semkit protect wrote for these images")
+    add("--perturbation-radius", type=_radius, default=0, help="adversarial training at this radius; 0 is ERM")
+    add("--norm", type=_word(NORMS, "norm"), default="linf", help="linf (the default), l2 or l1")
+    add("--learner", type=_word(tuple(MODELS), "net"), help=f"one of {', '.join(MODELS)}")
+    add("--seeds", type=_count(1), default=1, metavar="N", help="how many learners (1)")
+    add("--split-seed", type=_count(0), default=0, help="of the division of a folder without train/ and test/ (0)")
+    add("--cache", type=Path, metavar="DIR", help="keeps finished learners, so that a second call is instant")
+
+
+def _convert_options(parser) -> None:
+    add = parser.add_argument
+    add("source", metavar="SRC", type=Path)
+    add("destination", metavar="DST", type=Path)
+    add("--radius", type=_radius, help="of foreign noise, in levels (else its largest value)")
+    add("--unit", type=_word(UNITS, "unit"), default="auto", help="of foreign floats: levels, or fraction of 1")
+    add("--class-wise", action="store_true", help="foreign noise has a row per class, not per image")
+    add("--overwrite", action="store_true", help="replace DST")
+    _add_json(parser)
+
+
+def _lab_options(parser) -> None:
+    parser.add_argument("notebook", nargs="?", default="notebooks/00_index.ipynb", metavar="NOTEBOOK")
+
+
+# Name -> (its options, its help, how to go on after it was stopped).
+COMMANDS = {
+    "demo": (
+        _demo_options, "The main job on the embedded images: noise, learners, a table and a figure.",
+        "the same command goes on from there",
+    ),
+    "sweep": (
+        _sweep_options, "Learners over methods, training radii and seeds: rows, a table and a figure.",
+        "the same command goes on from there",
+    ),
+    "protect": (
+        _protect_options, "Protected copies of images: OUT/images, OUT/noise.safetensors, OUT/report.json.",
+        "the same command with --resume goes on from there",
+    ),
+    "check": (
+        _check_options, "Every protected file against its original: size, mode, every value within the radius.", "",
+    ),
+    "learn": (
+        _learn_options, "Fresh learners on images, or on protected ones: their accuracy on clean test images.",
+        "with --cache, learners that were finished are kept",
+    ),
+    "convert": (
+        _convert_options,
+        "Noise files from one kind to another: safetensors, int8 pickle, .pt, .npy, .npz, a PNG folder.", "",
+    ),
+    "lab": (_lab_options, "JupyterLab at a notebook.", ""),
+}  # fmt: skip
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line."""
+    about = "Stable unlearnable examples: protect images, and measure how far that goes."
+    top = _Parser(prog="semkit", description=about)
+    top.add_argument("--version", action="version", version=f"semkit {__version__}")
+    commands = top.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
+    for name, (add_options, text, again) in COMMANDS.items():
+        made = commands.add_parser(name, help=text, description=text)
+        add_options(made)
+        made.set_defaults(command=name, again=again)
+    return top
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """The options in `arguments`; exits with one line on stderr and code 2 where they make no sense."""
+    top = parser()
+    name = next((word for word in arguments if not word.startswith("-")), None)
+    if name is not None:
+        try:
+            check_name(name, tuple(COMMANDS), "command")  # argparse would list all commands instead of the nearest
+        except ValueError as error:
+            top.error(str(error))
+    return top.parse_args(arguments)

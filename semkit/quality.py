@@ -1,0 +1,80 @@
+"""How far protected images are from their originals, and what of the noise outlives a trainer's resize."""
+
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from semkit.files import noise_survival
+
+SAMPLE = 200  # images on which SSIM and survival are taken
+CENTRE = 256  # SSIM looks at the central 256 pixels of larger images: it is slow on photographs
+WINDOW = 11
+
+
+def ssim(x: torch.Tensor, y: torch.Tensor) -> float:
+    """The structural similarity of two images [C,H,W] in levels 0..255, 11 pixels wide and high at least.
+
+        mean of (2 mx my + a)(2 sxy + b) / ((mx^2 + my^2 + a)(sx^2 + sy^2 + b)),  a = (.01 * 255)^2, b = (.03 * 255)^2
+
+    m and s: means, variances and covariance under an 11 x 11 gaussian of sigma 1.5. Source: Wang et al., IEEE TIP 2004.
+    """
+    x, y = x.double()[:, None], y.double()[:, None]
+    bell = torch.exp(-0.5 * ((torch.arange(WINDOW, dtype=torch.float64) - WINDOW // 2) / 1.5) ** 2)
+    bell = bell / bell.sum()
+
+    def mean(z):
+        return F.conv2d(F.conv2d(z, bell.view(1, 1, 1, -1)), bell.view(1, 1, -1, 1))
+
+    mx, my = mean(x), mean(y)
+    sx, sy, sxy = mean(x * x) - mx**2, mean(y * y) - my**2, mean(x * y) - mx * my
+    a, b = 2.55**2, 7.65**2
+    return float(((2 * mx * my + a) * (2 * sxy + b) / ((mx**2 + my**2 + a) * (sx + sy + b))).mean())
+
+
+def _colours(image: Image.Image) -> np.ndarray:
+    return np.asarray(image.convert("RGB")).astype(np.int32)
+
+
+def _centre(levels: np.ndarray) -> torch.Tensor:
+    top, left = (max(0, (side - CENTRE) // 2) for side in levels.shape[:2])
+    return torch.from_numpy(levels[top : top + CENTRE, left : left + CENTRE]).permute(2, 0, 1)
+
+
+class Quality:
+    """PSNR over all pairs that are added; SSIM and noise survival over about SAMPLE of the `count` that will be."""
+
+    def __init__(self, count: int):
+        self._every = max(1, count // SAMPLE)
+        self._seen = self._unchanged = self._squares = self._values = 0
+        self._ssim, self._survival = [], []
+
+    def add(self, original: Image.Image, protected: Image.Image, noise: np.ndarray) -> None:
+        """One pair, and the int8 noise [3,size,size] that was fitted to it."""
+        before, after = _colours(original), _colours(protected)
+        squares = int(((after - before) ** 2).sum(dtype=np.int64))
+        self._squares, self._values = self._squares + squares, self._values + before.size
+        self._unchanged += squares == 0
+        if self._seen % self._every == 0:
+            if min(original.size) >= WINDOW:
+                self._ssim.append(ssim(_centre(before), _centre(after)))
+            if noise.any():
+                self._survival.append(noise_survival(original, protected, noise))
+        self._seen += 1
+
+    def report(self) -> dict:
+        """The numbers, None where there was nothing to take them on."""
+        psnr = 10 * math.log10(255**2 * self._values / self._squares) if self._squares else None
+        correlation, share = np.mean(self._survival, axis=0).tolist() if self._survival else (None, None)
+        survival = {"noise_correlation": _rounded(correlation, 3), "noise_share": _rounded(share, 3)}
+        similar = float(np.mean(self._ssim)) if self._ssim else None
+        return {
+            "unchanged_files": self._unchanged, "psnr_db": _rounded(psnr, 2), "ssim": _rounded(similar, 4),
+            "after_resize_to_working_size": survival,
+        }  # fmt: skip
+
+
+def _rounded(value: float | None, digits: int) -> float | None:
+    return None if value is None else round(value, digits)

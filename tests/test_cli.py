@@ -1,0 +1,332 @@
+"""What the command line says and returns: reports, help, and one clear line for whatever it is given wrongly."""
+
+import io
+import json
+import os
+import pickle
+import re
+import sys
+
+import numpy as np
+import pytest
+import torch
+from hostile import make_corrupt
+from photos import contents, make_photos
+from PIL import Image
+
+from semkit import __version__
+from semkit.cli import main
+from semkit.options import COMMANDS
+
+QUICK = ["--preset", "quick", "--size", "8"]
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty current folder with 8 photos in `photos`."""
+    monkeypatch.chdir(tmp_path)
+    make_photos(tmp_path / "photos", 8)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory):
+    """A folder with 20 photos, and what protect made of them in `out`."""
+    folder = tmp_path_factory.mktemp("pristine")
+    make_photos(folder / "photos", 20)
+    assert main(["protect", str(folder / "photos"), str(folder / "out"), *QUICK]) == 0
+    return folder
+
+
+def run(*arguments):
+    """The exit code."""
+    try:
+        return main([str(argument) for argument in arguments])
+    except SystemExit as end:
+        return end.code
+
+
+def complaint(capsys, *arguments):
+    """The one line on stderr of a call that must exit with 2 and print nothing else."""
+    assert run(*arguments) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.startswith("semkit: ") and said.err.count("\n") == 1, said
+    return said.err
+
+
+def one_class(folder):
+    for path in (folder / "photos/b").iterdir():
+        path.rename(folder / "photos/a" / ("b" + path.name))
+    (folder / "photos/b").rmdir()
+
+
+def a_file(folder):
+    (folder / "photos").rename(folder / "moved")
+    (folder / "photos").touch()
+
+
+def no_readable_image(folder):
+    for path in (folder / "photos/b").iterdir():
+        path.write_bytes(b"no image")
+
+
+BAD_FOLDERS = {
+    "missing": (lambda folder: (folder / "photos").rename(folder / "gone"), [], "photos: no such folder"),
+    "empty": (lambda folder: [p.unlink() for p in (folder / "photos").rglob("*.png")], [], "no images; a folder with"),
+    "a file": (a_file, [], "photos: a file, not a folder"),
+    "one class": (one_class, [], "one class only, 'a'; at least two are needed"),
+    "corrupt file": (no_readable_image, [], "photos/b/01.png: not in an image format that semkit reads; --skip-unrea"),
+    "empty class": (no_readable_image, ["--skip-unreadable"], "class 'b' has no images that can be read"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_FOLDERS)
+def test_a_bad_folder_is_one_line_and_nothing_is_written(here, capsys, kind):
+    spoil, more, words = BAD_FOLDERS[kind]
+    spoil(here)
+    before = contents(here)
+    assert words in complaint(capsys, "protect", "photos", "out", *QUICK, *more)
+    assert contents(here) == before and not (here / "out").exists()
+
+
+BAD_OPTIONS = [
+    (["--radius", "0.03"], "looks like a fraction of 1; write pixel levels: 8, not 8/255"),
+    (["--radius", "-8"], "radius must be a finite number of pixel levels >= 0, got -8"),
+    (["--radius", "nan"], "finite number of pixel levels"),
+    (["--radius", "eight"], "radius must be a number of pixel levels, got 'eight'"),
+    (["--radius", "0"], "radius must be 1 level at least"),
+    (["--radius", "300"], "radius must be at most 127 levels"),
+    (["--perturbation-radius", "0.1"], "looks like a fraction"),
+    (["--limit", "-3"], "a whole number >= 2 is needed, got -3"),
+    (["--limit", "0"], "a whole number >= 2"),
+    (["--limit", "2.5"], "a whole number >= 2 is needed, got 2.5"),
+    (["--limit", "²"], "a whole number"),
+    (["--size", "0"], "a whole number >= 8"),
+    (["--seed", "-1"], "a whole number >= 0 is needed, got -1"),
+    (["--fraction", "0"], "fraction must be above 0 and at most 1, got 0"),
+    (["--fraction", "1.5"], "fraction must be above 0 and at most 1, got 1.5"),
+    (["--fraction", "nan"], "fraction must be above 0 and at most 1, got nan"),
+    (["--method", "sam"], "unknown method 'sam'; did you mean sem?"),
+    (["--preset", "leson"], "unknown preset 'leson'; did you mean lesson?"),
+    (["--surrogate", "resnet-18"], "did you mean resnet18?"),
+    (["--device", "gpu"], "cpu, cuda or cuda:N is needed, got gpu"),
+    (["--precision", "float16"], "did you mean bfloat16?"),
+    (["--frobnicate"], "unrecognized arguments: --frobnicate"),
+]
+
+
+def words_of(value):
+    return " ".join(value) if isinstance(value, list) else ""
+
+
+@pytest.mark.parametrize(("options", "words"), BAD_OPTIONS, ids=words_of)
+def test_a_bad_option_is_one_line_and_nothing_is_written(here, capsys, options, words):
+    assert words in complaint(capsys, "protect", "photos", "out", "--preset", "quick", *options)
+    assert not (here / "out").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+@pytest.mark.parametrize("command", ["protect photos out", "learn photos", "sweep photos --out out", "demo --out out"])
+def test_no_gpu_where_one_is_asked_for_is_one_line(here, capsys, command):
+    assert "torch sees no CUDA GPU; leave --device out" in complaint(capsys, *command.split(), "--device", "cuda")
+    assert not (here / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (["protct", "photos", "out"], "unknown command 'protct'; did you mean protect?"),
+        ([], "arguments are required: COMMAND"),
+        (["protect", "photos"], "arguments are required: OUT"),
+        (["protect", "cifr10", "out"], "did you mean cifar10?"),
+        (["protect", "cifar10", "out", "--data", "nowhere"], "cifar10 is not in nowhere: add --download"),
+        (["learn", "photos", "--learner", "tinny"], "did you mean tiny?"),
+        (["learn", "photos", "--seeds", "0"], "a whole number >= 1"),
+        (["learn", "photos", "--norm", "l3"], "unknown norm"),
+        (["learn", "photos", "--protected", "nowhere"], "nowhere/report.json is missing; semkit protect writes it"),
+        (["learn", "photos", "--limit", "1"], "a whole number >= 2"),
+        (["check", "photos", "nowhere"], "nowhere/report.json is missing; semkit protect writes it"),
+        (["check", "photos", "photos"], "photos/report.json is missing"),
+        (["sweep", "photos", "--out", "o", "--methods", "sam"], "did you mean sem?"),
+        (["sweep", "photos", "--out", "o", "--radii", "0.02"], "looks like a fraction"),
+        (["convert", "nothing.npy", "x.safetensors"], "nothing.npy"),
+        (["convert", "nothing.npy", "x.safetensor"], "did you mean .safetensors?"),
+        (["lab", "nothing.ipynb"], "no notebook nothing.ipynb"),
+    ],
+    ids=words_of,
+)
+def test_bad_words_are_one_line(here, capsys, command, words):
+    before = contents(here)
+    assert words in complaint(capsys, *command)
+    assert contents(here) == before
+
+
+def test_a_limit_below_the_number_of_classes_is_one_line(here, capsys):
+    make_photos(here / "three", 9, classes=3)
+    words = "limit must be at least the number of classes, 3, got 2"
+    assert words in complaint(capsys, "protect", "three", "out", "--limit", 2, *QUICK)
+    assert not (here / "out").exists()
+
+
+def test_images_and_output_that_lie_in_each_other_are_one_line(here, capsys):
+    before = contents(here)
+    for images, out in (("photos", "photos/out"), ("photos", "photos"), ("photos", "."), ("./photos", "photos/a")):
+        assert "lie in each other; name another" in complaint(capsys, "protect", images, out, *QUICK)
+    (here / "link").symlink_to(here / "photos")
+    assert "lie in each other" in complaint(capsys, "protect", "photos", "link/out", *QUICK)
+    (here / "link").unlink()
+    assert contents(here) == before
+
+
+def test_an_output_that_is_taken_is_one_line_and_left_alone(here, capsys):
+    (here / "file").touch()
+    (here / "mine").mkdir()
+    (here / "mine/thesis.txt").write_text("years of work")
+    assert run("protect", "photos", "out", *QUICK) == 0
+    capsys.readouterr()
+    before = contents(here)
+    protect = ["protect", "photos", *QUICK]
+    assert "is a file; name a folder" in complaint(capsys, *protect, "file")
+    for more in ([], ["--resume"]):
+        assert "is not empty; name another folder" in complaint(capsys, *protect, "mine", *more)
+        for option, what in (("--seed", "seed"), ("--radius", "recipe"), ("--limit", "fingerprint, limit")):
+            said = complaint(capsys, *protect, "out", *more, option, 6)
+            assert f"was begun with other settings ({what}); name another folder" in said
+    assert "--resume continues it, or name another folder" in complaint(capsys, *protect, "out")
+    (here / "photos/a/00.png").write_bytes((here / "photos/b/01.png").read_bytes())
+    assert "other settings (fingerprint)" in complaint(capsys, *protect, "out", "--resume")
+    (here / "photos/a/00.png").write_bytes(before["photos/a/00.png"])
+    assert contents(here) == before
+
+
+def test_the_same_run_may_be_resumed_under_another_name_of_the_folder(here):
+    assert run("protect", "photos", "out", *QUICK) == 0
+    assert run("protect", here / "photos", "./out", "--resume", *QUICK) == 0
+
+
+@pytest.mark.parametrize("file", ["run.json", "report.json"])
+def test_a_damaged_record_is_one_line(here, capsys, file):
+    assert run("protect", "photos", "out", *QUICK) == 0
+    (here / "out" / file).write_text('{"radius": ')
+    capsys.readouterr()
+    assert f"out/{file} is damaged" in complaint(capsys, "protect", "photos", "out", "--resume", *QUICK)
+
+
+def test_unreadable_files_are_left_out_and_listed_where_asked_for(here, capsys):
+    make_corrupt(here / "corrupt")
+    (here / "corrupt/empty.jpg").rename(here / "photos/a/two\nlines.jpg")
+    assert run("protect", "photos", "out", "--skip-unreadable", *QUICK) == 0
+    assert "skipped, unreadable: a/two\\nlines.jpg\n" in capsys.readouterr().out
+    assert json.loads((here / "out/report.json").read_text())["skipped"] == ["a/two\nlines.jpg"]
+    assert run("check", "photos", "out") == 0
+    assert "not protected, unreadable: a/two\\nlines.jpg\n" in capsys.readouterr().out
+
+
+def test_names_that_are_no_text_are_printed_all_the_same(here, capsys):
+    (here / os.fsdecode(b"photos/a/\xff.png")).write_bytes(b"no image")
+    assert "photos/a/\\xff.png" in complaint(capsys, "protect", "photos", "out", *QUICK)
+    assert run("protect", "photos", "out", "--skip-unreadable", *QUICK) == 0
+    assert "a/\\xff.png" in capsys.readouterr().out
+
+
+class _Malicious:
+    def __reduce__(self):
+        return os.mkdir, ("harmed",)
+
+
+def test_a_malicious_pickle_is_one_line_and_does_nothing(here, capsys):
+    (here / "noise.pkl").write_bytes(pickle.dumps(_Malicious()))
+    assert "noise.pkl" in complaint(capsys, "convert", "noise.pkl", "noise.safetensors")
+    assert not (here / "harmed").exists() and not (here / "noise.safetensors").exists()
+
+
+def test_convert_takes_the_unit_that_its_complaint_asks_for(here, capsys):
+    np.save(here / "noise.npy", np.full((2, 3, 4, 4), 0.9))
+    assert "say unit levels or fraction" in complaint(capsys, "convert", "noise.npy", "noise.safetensors")
+    assert run("convert", "noise.npy", "noise.safetensors", "--unit", "levels", "--json") == 0
+    assert json.loads(capsys.readouterr().out) == {
+        "destination": "noise.safetensors", "shape": [2, 3, 4, 4], "radius": 1,
+    }  # fmt: skip
+    assert "exists already" in complaint(capsys, "convert", "noise.npy", "noise.safetensors", "--unit", "levels")
+
+
+REPORTS = {
+    "check": (["check", "photos", "out"], {"checked", "radius", "problems", "skipped"}),
+    "learn": (["learn", "photos", *QUICK, "--seeds", "2"], {"rows", "last", "recipe", "images", "test_images"}),
+    "learn protected": (["learn", "photos", "--protected", "out", *QUICK], {"rows", "last"}),
+    "protect": (["protect", "photos", "new", *QUICK], {"psnr_db", "passes"}),
+}
+
+
+@pytest.mark.parametrize("command", REPORTS)
+def test_json_alone_is_on_stdout_where_it_is_asked_for(pristine, tmp_path, monkeypatch, capsys, command):
+    monkeypatch.chdir(pristine)
+    arguments, names = REPORTS[command]
+    assert run(*[tmp_path / "new" if word == "new" else word for word in arguments], "--json") == 0
+    assert names <= json.loads(capsys.readouterr().out).keys()
+
+
+def test_without_json_the_report_is_on_stdout_the_cost_on_stderr_and_no_bar_where_there_is_no_terminal(here, capsys):
+    assert run("protect", "photos", "out", *QUICK) == 0
+    said = capsys.readouterr()
+    assert said.out.startswith("8 of 8 images protected in out/images (radius 8, PSNR ") and said.out.count("\n") == 1
+    assert said.err.startswith("SEM noise for 8 images, quick preset: ") and "s\n" in said.err
+    assert said.err.count("\n") == 1 and "\r" not in said.err
+    assert run("learn", "photos", *QUICK) == 0
+    said = capsys.readouterr()
+    assert said.out.startswith("seed 0: clean test accuracy last ") and said.out.count("\n") == 1
+    assert said.err.startswith("1 x ERM: tiny on ImageSet('photos', 6 images of 8x8") and "\r" not in said.err
+
+
+class _Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_bars_are_drawn_on_a_terminal(here, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", terminal := _Terminal())
+    assert run("protect", "photos", "out", *QUICK) == 0
+    drawn = terminal.getvalue()
+    assert all(f"\r{job}: " in drawn for job in ("reading images", "crafting noise", "writing images"))
+    assert "\rSEM noise for 8 images" in drawn  # not in the middle of a bar's line
+    assert capsys.readouterr().out.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_says_what_every_option_is_for(capsys, command):
+    assert run(*command.split(), "--help") == 0
+    said = capsys.readouterr()
+    assert said.out.startswith("usage: semkit") and said.err == ""
+    described = re.sub(r"\n {10,}", "  ", said.out[said.out.index("options:") :])  # help may stand on the next line
+    bare = [line for line in described.splitlines() if line.startswith("  -") and "  " not in line.strip()]
+    assert not bare
+
+
+def test_the_version_is_told(capsys):
+    assert run("--version") == 0
+    assert capsys.readouterr().out == f"semkit {__version__}\n"
+
+
+def test_check_exits_with_1_where_a_file_is_missing(here, capsys):
+    assert run("protect", "photos", "out", *QUICK) == 0
+    (here / "out/images/a/00.png").unlink()
+    capsys.readouterr()
+    assert run("check", "photos", "out", "--json") == 1
+    assert json.loads(capsys.readouterr().out)["problems"] == ["a/00.png: missing"]
+
+
+def test_sweep_writes_rows_table_and_figure_and_a_second_call_finds_its_runs(here, capsys):
+    sweep = ["sweep", "photos", "--out", "out", "--methods", "clean", "em", "--radii", "0", "--seeds", "1", *QUICK]
+    assert run(*sweep, "--json") == 0
+    said = capsys.readouterr()
+    assert [row["method"] for row in json.loads(said.out)] == ["clean", "em"] and "\r" not in said.err
+    assert (here / "out/figure.png").stat().st_size and Image.open(here / "out/figure.png").convert("L")
+    runs = contents(here / "out/runs")
+    assert run(*sweep) == 0
+    assert capsys.readouterr().out.startswith("| trained on")
+    assert contents(here / "out/runs") == runs

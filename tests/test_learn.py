@@ -1,0 +1,124 @@
+"""Learners: what the curve is of, what the seed decides, AT at radius 0, and the cost against the passes made."""
+
+import itertools
+from dataclasses import replace
+
+import pytest
+import torch
+from photos import image_set, image_split
+
+from semkit.augment import Identity
+from semkit.craft import CraftRecipe, craft
+from semkit.engine import Engine
+from semkit.imageset import Split
+from semkit.learn import LearnRecipe, accuracy, fit
+from semkit.models import build
+from semkit.perturb import PGD, Clean, Uniform
+from semkit.schedule import SGD
+
+ENGINE = Engine("cpu", "float32")
+RECIPE = LearnRecipe(model="tiny", sgd=SGD(steps=12, batch=16), evaluations=4)
+SIDES = {"em": (Clean(), Clean()), "rem": (PGD(4, 3), PGD(4, 2)), "sem": (Uniform(4), PGD(4, 2))}
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+def learn(recipe=RECIPE, split=None, seed=0, **how):
+    split = split or image_split()
+    return fit(split.train, split.test, recipe, seed=seed, engine=ENGINE, **how)
+
+
+def trace(learned):
+    weights = [value.numpy().tobytes() for value in learned.model.state_dict().values()]
+    return weights, learned.losses, learned.curve
+
+
+def test_an_easy_set_is_learned():
+    assert learn(replace(RECIPE, sgd=SGD(steps=30, batch=16))).last > 0.95  # chance is .5
+
+
+def test_adversarial_training_at_radius_0_is_erm_bit_for_bit():
+    assert trace(learn(replace(RECIPE, perturbation=PGD(0)))) == trace(learn())
+    assert trace(learn(replace(RECIPE, perturbation=PGD(1, 1)))) != trace(learn())
+
+
+def test_the_seed_decides_everything():
+    hard = image_split(classes=3)
+    assert trace(learn(split=hard, seed=4)) == trace(learn(split=hard, seed=4))
+    assert learn(split=hard, seed=4).curve != learn(split=hard, seed=5).curve
+
+
+def test_the_curve_ends_with_the_accuracy_of_the_model_that_is_returned():
+    split = image_split(classes=3)
+    for steps, evaluations, points in ((12, 4, [3, 6, 9, 12]), (7, 3, [3, 6, 7]), (2, 5, [1, 2])):
+        done = learn(replace(RECIPE, sgd=SGD(steps=steps, batch=16), evaluations=evaluations), split)
+        assert [step for step, _ in done.curve] == points
+        assert done.last == done.curve[-1][1] == accuracy(done.model, split.test, engine=ENGINE)
+        assert done.best == max(value for _, value in done.curve) >= done.last
+
+
+def test_a_stopped_learner_is_judged_where_it_stopped():
+    done = learn(on_step=lambda step, *_: step == 5)
+    assert len(done.losses) == 5 and done.curve[-1][0] == 5
+    assert done.last == accuracy(done.model, image_split().test, engine=ENGINE)
+
+
+def test_accuracy_is_the_share_of_right_labels_whatever_the_batch():
+    model, images = ENGINE.prepare(build("tiny", 2)).eval(), image_set(30)
+    with torch.no_grad():
+        right = (model(images.images.float() / 255).argmax(1) == images.labels).float().mean().item()
+    assert [accuracy(model, images, engine=ENGINE, batch=batch) for batch in (7, 30, 500)] == pytest.approx([right] * 3)
+
+
+def test_learner_and_surrogate_of_one_seed_start_from_other_weights():
+    still = SGD(steps=2, batch=8, lr=0.0)
+    images = image_set(16)
+    recipe = CraftRecipe(*SIDES["em"], steps=1, samples=1, surrogate="tiny", sgd=still)
+    surrogate = craft(images, recipe, seed=3, engine=ENGINE).surrogate
+    learner = fit(images, images, LearnRecipe(model="tiny", sgd=still), seed=3, engine=ENGINE).model
+    for ours, theirs in zip(learner.parameters(), surrogate.parameters(), strict=True):
+        assert ours.dim() < 2 or not torch.equal(ours, theirs)
+
+
+def test_learner_and_surrogate_of_one_seed_see_the_images_in_other_orders():
+    orders = []
+    for seed in (3, ENGINE.generator(3, "learner").initial_seed()):
+        orders.append([index.tolist() for _, index in SGD(steps=2, batch=8).batches(16, seed, ENGINE)])
+    assert orders[0] != orders[1]
+
+
+def test_noise_on_the_training_images_leaves_the_test_images_alone():
+    split = image_split()
+    noise = torch.full(split.train.images.shape, 8, dtype=torch.int8)
+    done = learn(split=Split(split.train.with_noise(noise), split.test))
+    assert done.last == accuracy(done.model, image_split().test, engine=ENGINE)
+    assert split.test.fingerprint == image_split().test.fingerprint
+
+
+@pytest.mark.parametrize("n", [5, 16, 21])
+@pytest.mark.parametrize(("method", "class_wise"), list(itertools.product(SIDES, [False, True])))
+def test_crafting_costs_what_the_recipe_says(n, method, class_wise):
+    recipe = CraftRecipe(
+        *SIDES[method], steps=2, samples=3, start="warm", class_wise=class_wise, augment=Identity(), surrogate="tiny",
+        sgd=SGD(steps=3, batch=8),
+    )  # fmt: skip
+    assert craft(image_set(n), recipe, engine=ENGINE).passes == recipe.cost(n)
+
+
+def test_crafting_with_a_ramp_costs_what_the_recipe_says():
+    few = {"steps": 1, "samples": 2, "start": "warm", "surrogate": "tiny", "sgd": SGD(steps=5, batch=8)}
+    recipe = CraftRecipe(*SIDES["rem"], fade_in=0.5, ramp=0.8, **few)
+    assert craft(image_set(13), recipe, engine=ENGINE).passes == recipe.cost(13)
+
+
+@pytest.mark.parametrize("n", [5, 16, 21])
+@pytest.mark.parametrize("perturbation", [Clean(), PGD(4, 3), PGD(0), Uniform(4)], ids=repr)
+def test_learning_costs_what_the_recipe_says(n, perturbation):
+    recipe = replace(RECIPE, perturbation=perturbation, sgd=SGD(steps=3, batch=8))
+    made = learn(recipe, Split(image_set(n), image_set(10))).passes
+    cost = recipe.cost(n)
+    assert (made.input_gradient, made.training) == (cost.input_gradient, cost.training)
+    assert made.forward == 10 * 3  # evaluations are forward only and no part of the cost

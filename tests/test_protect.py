@@ -1,0 +1,341 @@
+"""Protected folders: what is written, what `check` finds, and the numbers of the report."""
+
+import json
+import shutil
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hostile import CLASSES, make_corrupt, make_hostile
+from photos import contents, make_photos
+from PIL import Image
+from safetensors.numpy import load_file
+
+from semkit.cli import main
+from semkit.craft import Interrupted
+from semkit.data import DataError, load
+from semkit.files import is_image_name, read_image
+from semkit.noise import NoiseError
+from semkit.noise import load as load_noise
+from semkit.presets import craft_recipe
+from semkit.protect import OutputError, check, originals, protect, protected_split
+from semkit.quality import ssim
+
+QUICK = ["--preset", "quick", "--precision", "float32"]
+
+
+def noises(out):
+    return load_file(out / "noise.safetensors")["noise"]
+
+
+def quick(**how):
+    return craft_recipe("sem", "quick", size=8, **how)
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory):
+    """(the folder, its image names, OUT): the hostile folder, protected by the command."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("hostile")
+    names = make_hostile(folder / "in")
+    assert main(["protect", str(folder / "in"), str(folder / "out"), *QUICK]) == 0
+    return folder / "in", names, folder / "out"
+
+
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory):
+    """(photos, OUT) of a small run: 20 RGB images of the working size."""
+    folder = tmp_path_factory.mktemp("small")
+    photos = make_photos(folder / "photos", 20)
+    protect(str(photos), folder / "out", quick(), size=8)
+    return photos, folder / "out"
+
+
+@pytest.fixture
+def small(pristine, tmp_path):
+    """(photos, a copy of OUT to tamper with)."""
+    photos, out = pristine
+    shutil.copytree(out, tmp_path / "out")
+    return photos, tmp_path / "out"
+
+
+def test_every_hostile_file_has_a_protected_one_of_its_name_size_mode_and_alpha_within_the_radius(hostile):
+    folder, names, out = hostile
+    assert len(names) >= 200
+    found = originals(str(folder))
+    assert sorted(found.images.files) == names
+    assert {p.relative_to(out / "images").as_posix() for p in (out / "images").rglob("*.png")} == set(found.outputs)
+    modes = Counter()
+    for name, output in zip(found.images.files, found.outputs, strict=True):
+        assert Path(output).parent == Path(name).parent and Path(output).name.startswith(Path(name).stem)
+        before, after = read_image(folder / name), Image.open(out / "images" / output)
+        assert (after.format, after.mode, after.size) == ("PNG", before.mode, before.size)
+        apart = np.abs(np.asarray(after).astype(int) - np.asarray(before))
+        assert apart.max() <= 8
+        assert before.mode in ("L", "RGB") or not apart[..., -1].any()
+        modes[before.mode] += 1
+    assert set(modes) == {"L", "LA", "RGB", "RGBA"}
+
+
+def test_check_passes_the_hostile_folder_and_counts_every_file(hostile, capsys):
+    folder, names, out = hostile
+    assert main(["check", str(folder), str(out)]) == 0
+    assert capsys.readouterr().out == f"{len(names)} files checked against radius 8: 0 problems\n"
+
+
+def test_the_report_says_what_was_done_with_what_and_what_it_did(hostile):
+    _, names, out = hostile
+    report = json.loads((out / "report.json").read_text())
+    assert report["images"] == report["protected"] == len(names)
+    assert (report["skipped"], report["ignored"]) == ([], [f"{CLASSES[1]}/notes.txt"])
+    assert (report["seed"], report["device"], report["precision"], report["radius"]) == (0, "cpu", "float32", 8)
+    assert report["torch"] == torch.__version__ and report["semkit"]
+    assert report["recipe"]["noise_side"] == "Uniform(radius=4.0, norm='linf')"
+    assert report["passes"] == craft_recipe("sem", "quick").cost(len(names)).total
+    assert report["seconds"] > 0 and 0 < report["clipped_fraction"] < 0.5
+    assert 30 < report["psnr_db"] < 48 and 0.5 < report["ssim"] < 1
+    assert 0.3 < report["after_resize_to_working_size"]["noise_correlation"] <= 1
+    assert not (out / "unfinished").exists()
+
+
+def shift(path, levels):
+    """Moves one value of the image file by so many levels, away from the edges of the box."""
+    image = np.array(Image.open(path))
+    image[0, 0, 0] = image[0, 0, 0] + levels if image[0, 0, 0] < 128 else image[0, 0, 0] - levels
+    Image.fromarray(image).save(path)
+
+
+def test_check_finds_a_value_one_level_beyond_the_radius_and_none_at_it(small, capsys):
+    photos, out = small
+    for name, apart in (("a/00", 8), ("b/01", 9)):
+        shutil.copy(photos / f"{name}.png", out / "images" / f"{name}.png")
+        shift(out / "images" / f"{name}.png", apart)
+    assert main(["check", str(photos), str(out)]) == 1
+    assert capsys.readouterr().out.splitlines() == [
+        "b/01.png: differs by 9 levels, the radius is 8",
+        "20 files checked against radius 8: 1 problems",
+    ]
+    assert main(["check", str(photos), str(out), "--radius", "9"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("tamper", "problem"),
+    [
+        (lambda path: path.unlink(), "a/00.png: missing"),
+        (lambda path: shutil.copy(path, path.with_name("stray.jpg")), "a/stray.jpg: no original of it"),
+        (lambda path: Image.open(path).resize((9, 8)).save(path), "a/00.png: the original has 8x8 pixels"),
+        (lambda path: Image.open(path).convert("L").save(path), "a/00.png: the original has mode RGB"),
+        (lambda path: path.write_bytes(path.read_bytes()[:60]), "a/00.png: "),
+    ],
+    ids=["missing", "stray", "size", "mode", "damaged"],
+)
+def test_check_names_what_was_tampered_with(small, tamper, problem):
+    photos, out = small
+    tamper(out / "images" / "a" / "00.png")
+    found = check(str(photos), out)
+    assert len(found["problems"]) == 1 and problem in found["problems"][0]
+
+
+def test_check_names_the_first_ten_of_many(small, capsys):
+    photos, out = small
+    shutil.rmtree(out / "images")
+    assert main(["check", str(photos), str(out)]) == 1
+    *named, more, total = capsys.readouterr().out.splitlines()
+    assert len(named) == 10 and named[0] == "a/00.png: missing" and more == "and 10 more" and "20 problems" in total
+
+
+def test_check_finds_a_changed_alpha_channel(tmp_path):
+    photos = make_photos(tmp_path / "in", 6)
+    for path in photos.rglob("*.png"):
+        Image.open(path).convert("RGBA").save(path)
+    protect(str(photos), tmp_path / "out", quick(), size=8)
+    assert not check(str(photos), tmp_path / "out")["problems"]
+    path = tmp_path / "out/images/a/00.png"
+    pixels = np.array(Image.open(path))
+    pixels[0, 0, 3] -= 1
+    Image.fromarray(pixels).save(path)
+    assert check(str(photos), tmp_path / "out")["problems"] == ["a/00.png: the alpha channels differ"]
+
+
+def test_the_files_are_the_images_plus_the_stored_noise_cut_to_the_box_and_the_report_counts_the_cuts(tmp_path):
+    photos = make_photos(tmp_path / "in", 37)
+    for i, path in enumerate(sorted(photos.rglob("*.png"))):  # much that is near black and white, so that the box cuts
+        image = np.array(Image.open(path))
+        image[: i % 8] = 253 if i % 2 else 2
+        Image.fromarray(image).save(path)
+    report = protect(str(photos), tmp_path / "out", quick(), size=8)
+    files = [*sorted(photos.glob("a/*")), *sorted(photos.glob("b/*"))]
+    noise = noises(tmp_path / "out").astype(int).transpose(0, 2, 3, 1)
+    before = np.stack([np.asarray(Image.open(path)) for path in files]).astype(int)
+    written = [Image.open(tmp_path / "out/images" / path.relative_to(photos)) for path in files]
+    after = np.stack([np.asarray(image) for image in written]).astype(int)
+    raw = before + noise
+    assert (after == raw.clip(0, 255)).all()
+    assert report["clipped_fraction"] == round(float(((raw < 0) | (raw > 255)).mean()), 4) > 0.05
+    assert report["mean_effective_noise"] == round(float(np.abs(after - before).mean()), 3)
+    assert report["psnr_db"] == round(10 * np.log10(255**2 / ((after - before) ** 2).mean()), 2)
+
+
+def test_the_last_ragged_batch_gets_noise_of_its_own_as_strong_as_the_rest(tmp_path):
+    protect(str(make_photos(tmp_path / "in", 37)), tmp_path / "out", quick(), size=8)  # in batches of 32
+    noise = noises(tmp_path / "out")
+    share = (np.abs(noise) > 2).mean(axis=(1, 2, 3))
+    assert share[32:].min() > 0.5 and abs(share[32:].mean() - share[:32].mean()) < 0.2
+    assert len({image.tobytes() for image in noise}) == 37
+
+
+def test_class_wise_noise_is_one_per_class(tmp_path):
+    protect(str(make_photos(tmp_path / "in", 21, classes=3)), tmp_path / "out", quick(class_wise=True), size=8)
+    noise = noises(tmp_path / "out").reshape(3, 7, -1)  # files come class by class
+    assert (noise == noise[:, :1]).all() and noise.any(axis=(1, 2)).all()
+    assert len({kind[0].tobytes() for kind in noise}) == 3
+
+
+def test_a_fraction_of_every_class_is_protected_and_the_rest_written_unchanged(tmp_path):
+    photos = make_photos(tmp_path / "in", 24)
+    for i in range(12, 24, 2):
+        (photos / "a" / f"{i:02d}.png").unlink()  # 6 of class a, 12 of class b
+    report = protect(str(photos), tmp_path / "out", quick(), size=8, fraction=0.5)
+    changed = Counter()
+    for path in sorted(photos.rglob("*.png")):
+        protected = np.asarray(Image.open(tmp_path / "out/images" / path.relative_to(photos)))
+        changed[path.parent.name] += int((protected != np.asarray(Image.open(path))).any())
+    assert changed == {"a": 3, "b": 6} and report["protected"] == 9 and report["images"] == 18
+    assert noises(tmp_path / "out").any(axis=(1, 2, 3)).sum() == 9
+    assert not check(str(photos), tmp_path / "out")["problems"]
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_one_others(pristine, tmp_path):
+    photos, out = pristine
+    protect(str(photos), tmp_path / "same", quick(), size=8)
+    protect(str(photos), tmp_path / "other", quick(), size=8, seed=1)
+    same, other, first = (contents(folder / "images") for folder in (tmp_path / "same", tmp_path / "other", out))
+    assert same == first and noises(tmp_path / "same").tobytes() == noises(out).tobytes()
+    assert all(other[name] != first[name] for name in first)
+
+
+def test_a_finished_run_asked_to_resume_is_reported_and_left_alone(small):
+    photos, out = small
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    report = protect(str(photos), out, quick(), size=8, resume=True)
+    assert report == json.loads((out / "report.json").read_text())
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+
+
+def test_only_the_training_part_of_a_divided_folder_is_protected(tmp_path):
+    make_photos(tmp_path / "in/train", 8)
+    make_photos(tmp_path / "in/test", 4, seed=1)
+    report = protect(str(tmp_path / "in"), tmp_path / "out", quick(), size=8)
+    names = contents(tmp_path / "out/images")
+    assert report["images"] == len(names) == 8 and all(name.startswith("train/") for name in names)
+    assert not check(str(tmp_path / "in"), tmp_path / "out")["problems"]
+
+
+def test_a_named_set_keeps_its_own_size_whatever_size_the_nets_see_and_learners_need_the_same_limit(tmp_path):
+    out = tmp_path / "out"
+    protect("shapes", out, quick(), size=8, limit=20)
+    files = sorted((out / "images").rglob("*.png"))
+    assert len(files) == 20 and {read_image(path).size for path in files} == {(32, 32)}
+    assert not check("shapes", out)["problems"]
+    split = load("shapes", size=8)
+    limited = [replace(split, train=split.train.limit(n)) for n in (20, 30)]
+    assert len(protected_split(limited[0], "shapes", out).train) == 20
+    with pytest.raises(OutputError, match="protects 20 images, these are 30: use one --limit"):
+        protected_split(limited[1], "shapes", out)
+
+
+def test_unreadable_files_are_left_out_and_listed_where_asked_for(tmp_path):
+    photos = make_photos(tmp_path / "in", 8)
+    bad = [f"a/{name}" for name in make_corrupt(photos / "a") if is_image_name(name)]
+    with pytest.raises(DataError, match=r"a/bomb.png.*--skip-unreadable"):
+        protect(str(photos), tmp_path / "out", quick(), size=8)
+    assert not (tmp_path / "out").exists()
+    report = protect(str(photos), tmp_path / "out", quick(), size=8, skip_unreadable=True)
+    assert report["images"] == 8 and sorted(report["skipped"]) == bad
+    found = check(str(photos), tmp_path / "out")
+    assert not found["problems"] and sorted(found["skipped"]) == bad
+
+
+def test_learners_are_given_the_protected_training_images_and_the_clean_test_images(pristine):
+    photos, out = pristine
+    split = load(str(photos), size=8)
+    protected = protected_split(split, str(photos), out)
+    assert protected.test is split.test
+    assert (protected.train.labels == split.train.labels).all() and protected.train.files == split.train.files
+    for image, name in zip(protected.train.images, split.train.files, strict=True):
+        assert (image.numpy().transpose(1, 2, 0) == np.asarray(Image.open(out / "images" / name))).all()
+    assert (protected.train.images != split.train.images).any(dim=(1, 2, 3)).all()
+
+
+def test_protected_files_of_other_images_are_refused(pristine, small, tmp_path):
+    photos, out = small
+    others = make_photos(tmp_path / "others", 20, seed=5)
+    with pytest.raises(OutputError, match="protects other images"):
+        protected_split(load(str(others), size=8), str(others), out)
+    (out / "images/a/00.png").unlink()
+    (out / "images/a/02.png").unlink()
+    with pytest.raises(OutputError, match="must hold a protected file for every training image"):
+        protected_split(load(str(photos), size=8), str(photos), out)
+
+
+def test_noise_of_other_images_is_refused(pristine, tmp_path):
+    photos, out = pristine
+    assert load_noise(out / "noise.safetensors", images=originals(str(photos), size=8).images).radius == 8
+    others = originals(str(make_photos(tmp_path / "in", 20, seed=5)), size=8).images
+    with pytest.raises(NoiseError, match="crafted for other images"):
+        load_noise(out / "noise.safetensors", images=others)
+
+
+def test_a_radius_that_is_no_whole_number_is_kept_to_as_well(tmp_path):
+    photos = make_photos(tmp_path / "in", 6)
+    protect(str(photos), tmp_path / "out", quick(radius=7.5), size=8)
+    assert np.abs(noises(tmp_path / "out")).max() == 7
+    assert not check(str(photos), tmp_path / "out")["problems"]
+
+
+@pytest.mark.parametrize(("height", "width"), [(11, 11), (12, 40)])
+def test_ssim_is_its_formula_written_as_a_loop(height, width):
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 256, (2, height, width)).astype(float)
+    y = (x + rng.normal(0, 20, x.shape)).clip(0, 255)
+    bell = np.exp(-0.5 * (np.arange(-5, 6) / 1.5) ** 2)
+    window = np.outer(bell, bell) / np.outer(bell, bell).sum()
+    values = []
+    for channel in range(2):
+        for i in range(height - 10):
+            for j in range(width - 10):
+                a, b = (z[channel, i : i + 11, j : j + 11] for z in (x, y))
+                ma, mb = (window * a).sum(), (window * b).sum()
+                va, vb = (window * (a - ma) ** 2).sum(), (window * (b - mb) ** 2).sum()
+                both = (window * (a - ma) * (b - mb)).sum()
+                top = (2 * ma * mb + 2.55**2) * (2 * both + 7.65**2)
+                values.append(top / ((ma**2 + mb**2 + 2.55**2) * (va + vb + 7.65**2)))
+    assert ssim(torch.from_numpy(x), torch.from_numpy(y)) == pytest.approx(np.mean(values), abs=1e-12)
+    assert ssim(torch.from_numpy(x), torch.from_numpy(x)) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("job", ["reading images", "crafting noise", "writing images"])
+def test_asked_to_stop_every_job_stops_at_once_and_the_run_goes_on_to_the_same_bytes(pristine, tmp_path, job):
+    photos, out = pristine
+    told = []
+
+    def stop(what, step, *_):
+        told.append((what, step))
+        return what == job and step == 3
+
+    with pytest.raises(Interrupted, match=r"stopped"):
+        protect(str(photos), tmp_path / "out", quick(), size=8, on_step=stop)
+    assert told[-1] == (job, 3) and not (tmp_path / "out/report.json").exists()
+    protect(str(photos), tmp_path / "out", quick(), size=8, resume=True)
+    ours, theirs = contents(tmp_path / "out"), contents(out)
+    assert ours.pop("report.json") and theirs.pop("report.json")
+    assert ours == theirs
+
+
+def test_check_stops_when_it_is_asked_to(pristine):
+    photos, out = pristine
+    with pytest.raises(Interrupted, match="stopped while checking images, 3 of 20"):
+        check(str(photos), out, on_step=lambda what, step, *_: what == "checking images" and step == 3)

@@ -1,0 +1,166 @@
+"""Runs that were killed, stopped or ran out of disk, and then finished, against one that was left alone."""
+
+import itertools
+import os
+import random
+import signal
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+from forked import finish, start
+from photos import contents, image_set, make_photos
+
+from semkit.craft import CraftRecipe, Interrupted, craft
+from semkit.engine import Engine
+from semkit.perturb import PGD, Uniform
+from semkit.schedule import SGD
+
+ENGINE = Engine("cpu", "float32")
+KILLS = 5
+QUICK = ["--preset", "quick", "--size", "8", "--seed", "3"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """(the folder of photos, what a run that was left alone wrote, its seconds)."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    photos = make_photos(folder / "photos", 36)
+    finish(["--version"], folder / "log")  # the process that the others are forked from is up
+    began = time.monotonic()
+    assert finish(["protect", str(photos), str(folder / "out"), *QUICK], folder / "log") == 0
+    return photos, results(folder / "out"), time.monotonic() - began
+
+
+def results(out):
+    """What must not depend on interruptions: every file but the report, which holds the seconds."""
+    found = contents(out)
+    assert found.pop("report.json")
+    return found
+
+
+def command(photos, out, *more):
+    return ["protect", str(photos), str(out), *QUICK, *more]
+
+
+def test_kills_at_random_moments_leave_no_trace(undisturbed, tmp_path):
+    photos, expected, seconds = undisturbed
+    moments, kills, compared = random.Random(), [], 0
+    for run in itertools.count():
+        out = tmp_path / f"out{run}"
+        while not (out / "report.json").exists():
+            process = start(command(photos, out, "--resume", "--checkpoint-every", "0"), tmp_path / "log")
+            process.join(moments.uniform(0, seconds) if len(kills) < KILLS else 60)
+            if process.exitcode is None:
+                kills.append(sorted(name[-12:] for name in contents(out)) if out.exists() else [])
+                process.kill()
+                process.join()
+            else:
+                assert process.exitcode == 0, (tmp_path / "log").read_text()
+        assert finish(command(photos, out, "--resume"), tmp_path / "log") == 0
+        assert results(out) == expected, kills
+        compared += 1
+        if len(kills) >= KILLS:
+            break
+    assert compared >= 1 and len(kills) == KILLS
+
+
+def test_ctrl_c_says_how_to_go_on_and_leaves_a_state_that_does(undisturbed, tmp_path):
+    photos, expected, _ = undisturbed
+    out, log = tmp_path / "out", tmp_path / "log"
+    process = start(command(photos, out, "--checkpoint-every", "0"), log)
+    while not list(out.glob("unfinished/*.state")):
+        assert process.is_alive(), log.read_text()
+        time.sleep(0.002)
+    os.kill(process.pid, signal.SIGINT)
+    process.join(60)
+    assert process.exitcode == 130
+    cost, stopped = log.read_text().splitlines()
+    assert "passes" in cost
+    assert stopped.startswith("semkit: stopped after step") and "--resume" in stopped
+    assert not (out / "noise.safetensors").exists() and len(list(out.glob("unfinished/*.state"))) == 1
+    assert finish(command(photos, out, "--resume"), log) == 0
+    assert results(out) == expected
+
+
+@pytest.mark.parametrize(("room", "every", "file"), [(100_000, "0", "state"), (4_000, "20", "safetensors")])
+def test_a_full_disk_is_one_line_and_leaves_a_run_that_can_go_on(undisturbed, tmp_path, room, every, file):
+    photos, expected, _ = undisturbed
+    out, log = tmp_path / "out", tmp_path / "log"
+    assert finish(command(photos, out, "--checkpoint-every", every), log, largest_file=room) == 2
+    _, line = log.read_text().splitlines()
+    assert line.startswith("semkit: ") and "File too large" in line and "--resume" in line
+    left = contents(out)
+    assert all(not name.endswith((".tmp", file)) for name in left), sorted(left)
+    assert finish(command(photos, out, "--resume"), log) == 0
+    assert results(out) == expected
+
+
+STARTS = {name: {"start": name} for name in ("random", "zero", "warm")} | {
+    "class-wise": {"start": "warm", "class_wise": True},
+    "faded in": {"start": "warm", "fade_in": 0.8, "ramp": 0.6},
+}
+SCHEDULES = {
+    "ramp": SGD(steps=5, batch=4),
+    "milestones, no momentum": SGD(steps=5, batch=4, momentum=0.0, milestones=(2, 4)),
+}
+RECIPE = CraftRecipe(Uniform(4), PGD(4, 1), steps=1, samples=1, surrogate="tiny")
+
+
+def trace(crafted):
+    """Everything a finished run holds but its seconds, bit for bit."""
+    weights = [value.numpy().tobytes() for value in crafted.surrogate.state_dict().values()]
+    return crafted.noise.numpy().tobytes(), weights, crafted.losses, crafted.passes
+
+
+@pytest.mark.parametrize("start", STARTS)
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_run_stopped_after_every_step_equals_one_that_was_not(tmp_path, start, schedule):
+    torch.set_num_threads(1)
+    images, recipe = image_set(10, classes=3), replace(RECIPE, sgd=SCHEDULES[schedule], **STARTS[start])
+    seen = []
+    whole = craft(images, recipe, seed=1, engine=ENGINE, on_step=lambda step, total, _: seen.append(step) or False)
+    state, stops = tmp_path / "state", 0
+    while True:
+        try:
+            pieced = craft(images, recipe, seed=1, engine=ENGINE, on_step=lambda *_: True, checkpoint=state)
+            break
+        except Interrupted:
+            stops += 1
+    assert stops == len(seen) == (5 if recipe.class_wise else 8)
+    assert trace(pieced) == trace(whole)
+
+
+def test_a_state_saved_on_the_way_is_taken_up(tmp_path):
+    images, recipe = image_set(10, classes=3), replace(RECIPE, sgd=SCHEDULES["ramp"])
+    state = tmp_path / "state"
+
+    def die(step, *_):
+        if step == 4:
+            raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError, match="killed"):
+        craft(images, recipe, engine=ENGINE, on_step=die, checkpoint=state, every=0)
+    taken = []
+    watch = lambda step, *_: taken.append(step) or False  # noqa: E731
+    pieced = craft(images, recipe, engine=ENGINE, on_step=watch, checkpoint=state)
+    assert taken[0] == 4  # the state of step 3
+    assert trace(pieced) == trace(craft(images, recipe, engine=ENGINE))
+
+
+@pytest.mark.parametrize("other", ["recipe", "seed", "images"])
+def test_a_state_of_another_run_is_refused(tmp_path, other):
+    images, recipe = image_set(10), replace(RECIPE, sgd=SCHEDULES["ramp"])
+    how = {"engine": ENGINE, "checkpoint": tmp_path / "state"}
+    with pytest.raises(Interrupted):
+        craft(images, recipe, seed=0, on_step=lambda *_: True, **how)
+    before = contents(tmp_path)
+    with pytest.raises(ValueError, match="another recipe, seed or image set; delete it"):
+        craft(
+            image_set(10, seed=1) if other == "images" else images,
+            replace(recipe, step_size=1.0) if other == "recipe" else recipe,
+            seed=1 if other == "seed" else 0,
+            **how,
+        )
+    assert contents(tmp_path) == before

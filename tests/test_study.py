@@ -1,0 +1,154 @@
+"""Kept runs: found again at once, never taken for one another, and complete rows."""
+
+import itertools
+from dataclasses import fields, replace
+
+import pytest
+import torch
+from photos import image_set, image_split
+
+from semkit.augment import Identity
+from semkit.craft import CraftRecipe, Interrupted
+from semkit.engine import Engine
+from semkit.learn import LearnRecipe, fit
+from semkit.noise import load
+from semkit.perturb import PGD, Clean, Uniform
+from semkit.presets import learn_recipe
+from semkit.schedule import SGD
+from semkit.study import crafted_noise, key, learned_row, sweep
+
+ENGINE = Engine("cpu", "float32")
+CRAFT = CraftRecipe(Uniform(4), PGD(4, 1), steps=1, samples=1, surrogate="tiny", sgd=SGD(steps=4, batch=8))
+LEARN = LearnRecipe(model="tiny", sgd=SGD(steps=4, batch=8), evaluations=2)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+def stamps(folder):
+    return {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.iterdir()}
+
+
+def never(*_):
+    raise AssertionError("this run was kept and must not be made again")
+
+
+def test_a_second_call_is_the_kept_result_and_touches_no_file(tmp_path):
+    split, how = image_split(20), {"engine": ENGINE, "cache": tmp_path}
+    noise, cost = crafted_noise(split.train, CRAFT, **how)
+    row = learned_row(split.train, split.test, LEARN, **how)
+    before = stamps(tmp_path)
+    assert sorted(name.partition("-")[0] + name[name.rindex(".") :] for name in before) == [
+        "learner.json", "noise.json", "noise.safetensors",
+    ]  # fmt: skip
+    again, cost_again = crafted_noise(split.train, CRAFT, on_step=never, **how)
+    assert torch.equal(again.levels, noise.levels) and again.recipe == noise.recipe and cost_again == cost
+    assert learned_row(split.train, split.test, LEARN, on_step=never, **how) == row
+    assert stamps(tmp_path) == before
+
+
+def test_without_a_cache_the_result_is_the_same(tmp_path):
+    split = image_split(20)
+    kept, _ = crafted_noise(split.train, CRAFT, engine=ENGINE, cache=tmp_path)
+    assert torch.equal(kept.levels, crafted_noise(split.train, CRAFT, engine=ENGINE)[0].levels)
+
+
+def other_images():
+    images = image_set(20)
+    pixels = images.images.clone()
+    pixels[7, 0, 0, 0] ^= 1
+    return {
+        "one pixel": replace(images, images=pixels),
+        "one label": replace(images, labels=images.labels.clone().index_fill_(0, torch.tensor([4]), 1)),
+        "another order": images.take(torch.arange(19, -1, -1)),
+        "one image fewer": images.take(slice(19)),
+    }
+
+
+@pytest.mark.parametrize("change", ["seed", "precision", *other_images()])
+def test_whatever_changes_the_result_is_another_run(tmp_path, change):
+    images, test = image_set(20), image_set(10, seed=1)
+    crafted_noise(images, CRAFT, engine=ENGINE, cache=tmp_path)
+    learned_row(images, test, LEARN, engine=ENGINE, cache=tmp_path)
+    files = len(stamps(tmp_path))
+    how = {"seed": int(change == "seed"), "engine": Engine("cpu", "float64") if change == "precision" else ENGINE}
+    images = other_images().get(change, images)
+    crafted_noise(images, CRAFT, cache=tmp_path, **how)
+    learned_row(images, test, LEARN, cache=tmp_path, **how)
+    assert len(stamps(tmp_path)) == 2 * files
+
+
+def test_learners_tested_on_other_images_are_other_runs(tmp_path):
+    for seed in (1, 2):
+        learned_row(image_set(20), image_set(10, seed=seed), LEARN, engine=ENGINE, cache=tmp_path)
+    assert len(stamps(tmp_path)) == 2
+
+
+CRAFT_CHANGES = {
+    "noise_side": PGD(4), "surrogate_side": PGD(4, 2), "radius": 7, "step_size": 1.5, "steps": 2, "samples": 2,
+    "start": "zero", "class_wise": True, "augment": Identity(), "surrogate": "small", "sgd": SGD(steps=5, batch=8),
+    "fade_in": 0.5, "ramp": 0.5,
+}  # fmt: skip
+LEARN_CHANGES = {
+    "perturbation": PGD(4, 1), "model": "small", "sgd": SGD(steps=4, batch=8, lr=0.2), "augment": Identity(),
+    "evaluations": 3,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("recipe", "changes"), [(CRAFT, CRAFT_CHANGES), (LEARN, LEARN_CHANGES)])
+def test_every_field_of_a_recipe_is_part_of_the_name_of_a_run(recipe, changes):
+    assert set(changes) == {field.name for field in fields(recipe)}, "a new field needs a line here"
+    recipe = replace(recipe, start="warm") if recipe is CRAFT else recipe
+    names = {key(replace(recipe, **{name: value})) for name, value in changes.items()}
+    assert len({key(recipe), *names}) == len(changes) + 1
+
+
+@pytest.mark.parametrize("kind", ["noise*.safetensors", "noise*.json", "learner*.json"])
+def test_a_damaged_kept_file_is_named_and_not_used(tmp_path, kind):
+    split, how = image_split(20), {"engine": ENGINE, "cache": tmp_path}
+    crafted_noise(split.train, CRAFT, **how)
+    learned_row(split.train, split.test, LEARN, **how)
+    (path,) = tmp_path.glob(kind)
+    for damage in (b"", path.read_bytes()[:-1], b"\xff\xfe\0 what is this"):
+        path.write_bytes(damage)
+        with pytest.raises(ValueError, match=f"{path.name} is damaged .*; delete it to make it again"):
+            if kind.startswith("noise"):
+                crafted_noise(split.train, CRAFT, on_step=never, **how)
+            else:
+                learned_row(split.train, split.test, LEARN, on_step=never, **how)
+
+
+def test_a_stopped_learner_is_not_kept(tmp_path):
+    split = image_split(20)
+    with pytest.raises(Interrupted):
+        learned_row(split.train, split.test, LEARN, engine=ENGINE, cache=tmp_path, on_step=lambda step, *_: step == 2)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_sweep_has_a_row_for_every_method_radius_and_seed_made_as_it_says(tmp_path):
+    split, told = image_split(20), set()
+    how = {"methods": ("clean", "sem"), "radii": (0, 4), "seeds": (0, 1), "preset": "quick", "engine": ENGINE}
+    rows = sweep(split, cache=tmp_path, on_step=lambda what, *_: told.add(what) and False, **how)
+    runs = [(row["seed"], row["method"], row["training_radius"]) for row in rows]
+    assert runs == list(itertools.product((0, 1), ("clean", "sem"), (0, 4)))
+    for row in rows:
+        assert row["preset"] == "quick" and row["last"] == row["curve"][-1][1] <= row["best"]
+        assert (row["noise_passes"] > 0) == (row["method"] != "clean")
+        assert row["passes"] == learn_recipe("quick", perturbation_radius=row["training_radius"]).cost(20).total
+    assert told == {"sem noise", *(f"{m}, {r}" for m in ("clean", "sem") for r in ("ERM", "AT 4"))}
+    before = stamps(tmp_path)
+    assert sweep(split, cache=tmp_path, on_step=never, **how) == rows
+    assert stamps(tmp_path) == before
+
+
+def test_a_row_of_a_sweep_is_the_learner_on_noisy_training_and_clean_test_images(tmp_path):
+    split = image_split(20)
+    how = {"preset": "quick", "engine": ENGINE, "cache": tmp_path}
+    (row,) = sweep(split, methods=["em"], radii=[0], seeds=[3], **how)
+    (path,) = tmp_path.glob("noise*.safetensors")
+    noise = load(path, images=split.train)
+    assert noise.recipe["noise_side"] == repr(Clean())
+    done = fit(split.train.with_noise(noise.levels), split.test, learn_recipe("quick"), seed=3, engine=ENGINE)
+    assert row["curve"] == [list(point) for point in done.curve]
