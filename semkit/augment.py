@@ -42,7 +42,7 @@ class FlipCrop:
 
     def draw(self, n: int, size: tuple[int, int], generator: torch.Generator) -> tuple:
         device = generator.device
-        flip = torch.rand(n, generator=generator, device=device) < 0.5 if self.flip else torch.zeros(n, dtype=torch.bool, device=device)
+        flip = (torch.rand(n, generator=generator, device=device) < 0.5) & self.flip
         top, left = (torch.randint(0, 2 * self.pad + 1, (n,), generator=generator, device=device) for _ in range(2))
         return flip, top, left
 

@@ -146,7 +146,9 @@ def _learn(options) -> int:
     from semkit.presets import learn_recipe
 
     engine, radius = _engine(options), options.perturbation_radius
-    recipe = learn_recipe(options.preset, perturbation_radius=radius, norm=options.norm, learner=options.learner)
+    recipe = learn_recipe(
+        options.preset, perturbation_radius=radius, norm=options.norm, learner=options.learner, size=options.size
+    )
     with _progress() as on_step:
         split = _split(options, on_step)
         cost = recipe.cost(len(split.train)).total * options.seeds

@@ -13,9 +13,9 @@ from torch import nn
 
 from semkit import models
 from semkit.augment import Augment, FlipCrop
-from semkit.imageset import ImageSet
 from semkit.engine import Engine, Passes, count_passes, input_gradient, train_step
 from semkit.files import atomic_write
+from semkit.imageset import ImageSet
 from semkit.perturb import PGD, Perturbation, Uniform, shrunk
 from semkit.pixels import LEVEL, box, check_count, check_radius, check_step_size, to_levels, uniform
 from semkit.schedule import SGD
@@ -32,8 +32,9 @@ class Interrupted(Exception):
 class CraftRecipe:
     """How noise is crafted; the defaults are SEM's released CIFAR-10 recipe. Radii and step_size in pixel levels.
 
-    noise_side, surrogate_side: the perturbation inside each objective. EM: Clean, Clean; REM: PGD, PGD; SEM: Uniform, PGD.
-    start: where a batch's noise starts on every visit: "random" (the released recipe), "zero", or "warm" (where it was).
+    noise_side, surrogate_side: the perturbation inside each objective. EM: Clean, Clean; REM: PGD, PGD;
+    SEM: Uniform, PGD.
+    start: where a batch's noise starts on a visit: "random" (the released recipe), "zero", or "warm" (where it was).
     class_wise: one noise per class, carried from batch to batch.
     fade_in: share of the steps over which the images' contrast rises from 0 to all; ramp: share of the steps over which
     both sides' radii do. Both are this kit's (0 in the published recipes): noise that is learned before the content is
@@ -75,7 +76,8 @@ class CraftRecipe:
         share = (step / self.sgd.steps) / self.ramp if self.ramp else 1.0
         if share >= 1:
             return self
-        return replace(self, noise_side=shrunk(self.noise_side, share), surrogate_side=shrunk(self.surrogate_side, share))
+        sides = dict(noise_side=shrunk(self.noise_side, share), surrogate_side=shrunk(self.surrogate_side, share))
+        return replace(self, **sides)
 
     def contrast(self, step: int) -> float:
         """The share of the images' contrast that is there at a step."""
@@ -114,7 +116,7 @@ def noise_step(
     generator: torch.Generator,
     rows: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """delta after one step of descent on the surrogate's loss, averaged over `samples` draws of t and of the noise side.
+    """delta after one step of descent on the surrogate's loss over `samples` draws of t and of the noise side.
 
         z = t(box(x + delta));  a = noise_side(z)
         delta <- clip(delta - step_size * sign(sum over samples of d<z, grad_a L(f(a), y)> / d delta), radius)

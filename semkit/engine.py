@@ -77,7 +77,7 @@ class Engine:
         if kind not in ("cpu", "cuda"):
             raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got {device!r}")
         if kind == "cuda" and not torch.cuda.is_available():
-            raise ValueError(f"device {device!r} asked for, but torch sees no CUDA GPU; leave --device out or write cpu")
+            raise ValueError(f"device {device!r} asked for, but torch sees no CUDA GPU; write cpu or auto")
         precision = self.precision
         if precision == "auto":
             precision = "bfloat16" if has_fast_bf16(torch.device(device)) else "float32"
@@ -92,7 +92,7 @@ class Engine:
         return torch.float64 if self.precision == "float64" else torch.float32
 
     def generator(self, seed: int, *stream) -> torch.Generator:
-        """A generator whose draws depend on `seed` and the names in `stream` alone, so that any step can be replayed."""
+        """A generator whose draws depend on `seed` and `stream` alone, so that any step can be replayed."""
         digest = hashlib.sha256(repr((int(seed), *stream)).encode()).digest()
         return torch.Generator(self.device).manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 

@@ -30,21 +30,24 @@ def _picture(image: torch.Tensor) -> np.ndarray:
 
 
 def draw_accuracies(axes, rows: Sequence[dict], chance: float | None = None) -> None:
-    """Clean test accuracy over the radius of the learner's adversarial training, a line a method, intervals over seeds."""
+    """Clean test accuracy over the learner's training radius, a line a method, 95 % intervals over seeds."""
     methods = [m for m in STYLE if any(row["method"] == m for row in rows)]
     radii = sorted({row["training_radius"] for row in rows})
     for place, method in enumerate(methods):
-        values = [[row["last"] for row in rows if (row["method"], row["training_radius"]) == (method, r)] for r in radii]
+        mine = [row for row in rows if row["method"] == method]
+        values = [[row["last"] for row in mine if row["training_radius"] == r] for r in radii]
         shown = [(r, *interval(v)) for r, v in zip(radii, values, strict=True) if v]
         r, mean, low, high = np.array(shown).T
         error = np.nan_to_num([mean - low, high - mean])
         colour, marker, line = STYLE[method]
         # Shifted sideways a little, so that intervals at the same radius do not hide each other.
         shift = 0.05 * (place - (len(methods) - 1) / 2)
-        axes.errorbar(r + shift, 100 * mean, 100 * error, color=colour, marker=marker, ls=line, capsize=3, label=LABEL[method])
+        style = dict(color=colour, marker=marker, ls=line, capsize=3, label=LABEL[method])
+        axes.errorbar(r + shift, 100 * mean, 100 * error, **style)
     if chance is not None:
         axes.axhline(100 * chance, color="0.6", lw=1, ls=":")
-        axes.annotate("chance", (1, 100 * chance), (-2, 2), ("axes fraction", "data"), "offset points", ha="right", color="0.4")
+        where = dict(xycoords=("axes fraction", "data"), textcoords="offset points", ha="right", color="0.4")
+        axes.annotate("chance", (1, 100 * chance), (-2, 2), **where)
     axes.set(xticks=radii, xticklabels=["0\n(ERM)" if r == 0 else f"{r:g}" for r in radii], ylim=(0, 100))
     axes.set(xlabel="learner's training radius (levels of 255)", ylabel="accuracy on clean test images (%)")
     axes.grid(axis="y", alpha=0.3)
@@ -57,7 +60,8 @@ def draw_strip(figure, originals: torch.Tensor, noises: dict[str, torch.Tensor],
     for method, noise in noises.items():
         protected = (originals.to(torch.int16) + noise).clamp(0, 255).to(torch.uint8)
         grey = (127.5 + noise.float() * 127.5 / radius).round().clamp(0, 255).to(torch.uint8)
-        rows += [(f"{LABEL.get(method, method)}:\nprotected", protected), (f"{LABEL.get(method, method)}: noise\n±{radius:g} → ±127", grey)]
+        label = LABEL.get(method, method)
+        rows += [(f"{label}:\nprotected", protected), (f"{label}: noise\n±{radius:g} → ±127", grey)]
     axes = figure.subplots(len(rows), len(originals), squeeze=False)
     for line, (label, pictures) in zip(axes, rows, strict=True):
         for place, picture in zip(line, pictures, strict=True):
@@ -67,8 +71,21 @@ def draw_strip(figure, originals: torch.Tensor, noises: dict[str, torch.Tensor],
         line[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize="small")
 
 
+def strip_figure(originals: torch.Tensor, noises: dict[str, torch.Tensor], *, radius: float) -> Figure:
+    """Originals uint8 [N,3,H,W], and for each method's int8 noise the protected images and the rescaled noise."""
+    figure = new_figure(1 + 0.9 * len(originals), 0.9 * (1 + 2 * len(noises)))
+    draw_strip(figure, originals, noises, radius)
+    return figure
+
+
 def protection_figure(
-    rows: Sequence[dict], originals: torch.Tensor, noises: dict[str, torch.Tensor], *, radius: float, title: str, chance: float
+    rows: Sequence[dict],
+    originals: torch.Tensor,
+    noises: dict[str, torch.Tensor],
+    *,
+    radius: float,
+    title: str,
+    chance: float,
 ) -> Figure:
     """Left the images, protected images and noise; right the accuracy of learners over their training radius."""
     figure = new_figure(11, 4.4)

@@ -9,8 +9,8 @@ from torch import nn
 
 from semkit import models
 from semkit.augment import Augment, FlipCrop
-from semkit.imageset import ImageSet
 from semkit.engine import Engine, Passes, count_passes, predict, train_step
+from semkit.imageset import ImageSet
 from semkit.perturb import Clean, Perturbation
 from semkit.pixels import check_count
 from semkit.schedule import SGD
@@ -71,8 +71,9 @@ def accuracy(
     engine: Engine | None = None,
     batch: int = 500,
 ) -> float:
-    """The share of images that the model, in eval mode, labels rightly after `perturbation`: Clean() for clean accuracy,
-    PGD(r) for robust accuracy.
+    """The share of images that the model, in eval mode, labels rightly after `perturbation`.
+
+    Clean() gives clean accuracy, PGD(r) robust accuracy.
     """
     engine = engine or Engine()
     images = images.to(engine.device)

@@ -82,7 +82,7 @@ def _add_images(parser) -> None:
 
 def _add_run(parser) -> None:
     add = parser.add_argument
-    add("--preset", type=_word(PRESETS, "preset"), default="lesson", help="quick, lesson (the default) or paper")
+    add("--preset", type=_word(PRESETS, "preset"), default="lesson", help="quick, demo, lesson or paper (%(default)s)")
     add("--seed", type=_count(0), default=0, metavar="N", help="the same seed gives the same result (0)")
     add("--device", type=_device, default="auto", help="cpu, cuda or cuda:N (a GPU if there is one)")
     precisions = _word(("auto", "float32", "bfloat16"), "precision")
@@ -104,7 +104,7 @@ def _demo_options(parser) -> None:
     _add_sweep_out(parser, 1, default=Path("semkit-demo"))
     parser.set_defaults(
         images="shapes", data=None, download=False, limit=None, size=32, skip_unreadable=False, split_seed=0,
-        protected=None, test_limit=None, methods=("clean", "em", "sem"), radii=(0, 4),
+        protected=None, test_limit=None, preset="demo", methods=("clean", "em", "sem"), radii=(0, 4),
     )  # fmt: skip
 
 

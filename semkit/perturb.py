@@ -1,12 +1,24 @@
-"""The perturbations: how an image is changed before the loss. EM, REM, SEM, AT and robust accuracy differ only in this."""
+"""How an image is changed before the loss: EM, REM, SEM, adversarial training and robust accuracy differ only in this.
+
+Every perturbation is called as perturbation(model, x, y, generator) -> x' for x [N,C,H,W] in [0,1] and y [N].
+"""
 
 from dataclasses import dataclass, replace
 
-import torch
-from torch import nn
+from torch import Generator, Tensor, nn
 
 from semkit.engine import input_gradient
-from semkit.pixels import LEVEL, NORMS, ascent_direction, box, check_count, check_radius, check_step_size, project, random_point
+from semkit.pixels import (
+    LEVEL,
+    NORMS,
+    ascent_direction,
+    box,
+    check_count,
+    check_radius,
+    check_step_size,
+    project,
+    random_point,
+)
 
 
 def _check_norm(norm: str) -> None:
@@ -21,7 +33,7 @@ class Clean:
     radius = 0.0
     passes = 0
 
-    def __call__(self, model: nn.Module, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, generator: Generator | None = None) -> Tensor:
         return x
 
 
@@ -40,7 +52,7 @@ class Uniform:
         object.__setattr__(self, "radius", check_radius(self.radius))
         _check_norm(self.norm)
 
-    def __call__(self, model: nn.Module, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, generator: Generator | None = None) -> Tensor:
         return box(x + random_point(x, self.radius * LEVEL, self.norm, generator))
 
 
@@ -73,7 +85,7 @@ class PGD:
         """Input gradients per image."""
         return self.steps if self.radius else 0
 
-    def __call__(self, model: nn.Module, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, generator: Generator | None = None) -> Tensor:
         if not self.radius:
             return x
         radius, step_size = self.radius * LEVEL, self.step_size * LEVEL

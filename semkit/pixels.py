@@ -86,7 +86,9 @@ def uniform(like: torch.Tensor, radius: float, generator: torch.Generator | None
     return torch.empty_like(like).uniform_(-radius, radius, generator=generator)
 
 
-def random_point(like: torch.Tensor, radius: float, norm: str, generator: torch.Generator | None = None) -> torch.Tensor:
+def random_point(
+    like: torch.Tensor, radius: float, norm: str, generator: torch.Generator | None = None
+) -> torch.Tensor:
     """A uniform point of every sample's ball {d : |d|_norm <= radius}, shaped `like`.
 
     l2: gaussian direction times radius * u^(1/n). l1: signed exponentials on the simplex times radius * u^(1/n).

@@ -10,7 +10,7 @@ from semkit.models import LARGE
 from semkit.perturb import PGD, Clean, Perturbation, Uniform
 from semkit.schedule import SGD
 
-PRESETS = ("quick", "lesson", "paper")
+PRESETS = ("quick", "demo", "lesson", "paper")
 METHODS = ("sem", "rem", "em")
 
 
@@ -44,13 +44,14 @@ def _pgd(radius: float, steps: int, norm: str = "linf") -> PGD:
 
 def _quick(method: str, radius: float, perturbation_radius: float) -> CraftRecipe:
     return CraftRecipe(
-        radius=radius, step_size=radius / 2, steps=2, samples=1, start="zero", surrogate="tiny", sgd=SGD(steps=30, batch=32),
+        radius=radius, step_size=radius / 2, steps=2, samples=1, start="zero", surrogate="tiny",
+        sgd=SGD(steps=30, batch=32),
         **sides(method, perturbation_radius, _pgd(perturbation_radius, 1)),
     )  # fmt: skip
 
 
 def _lesson(method: str, radius: float, perturbation_radius: float) -> CraftRecipe:
-    """Warm starts spread the noise steps of one visit over many. EM as first published: no augmentation, no curriculum."""
+    """Warm starts spread noise steps over many visits. EM as first published: no augmentation, no curriculum."""
     if method == "em":
         budget = dict(steps=1, samples=1, augment=Identity())
     else:
@@ -61,8 +62,14 @@ def _lesson(method: str, radius: float, perturbation_radius: float) -> CraftReci
     )  # fmt: skip
 
 
+def _demo(method: str, radius: float, perturbation_radius: float) -> CraftRecipe:
+    recipe = _lesson(method, radius, perturbation_radius)
+    return replace(recipe, steps=1, sgd=SGD(steps=500 if method == "em" else 800, batch=64))
+
+
 def _paper(method: str, radius: float, perturbation_radius: float) -> CraftRecipe:
-    return CraftRecipe(radius=radius, step_size=radius / 5, **sides(method, perturbation_radius, PGD(perturbation_radius)))
+    both = sides(method, perturbation_radius, PGD(perturbation_radius))
+    return CraftRecipe(radius=radius, step_size=radius / 5, **both)
 
 
 def _paper_large(method: str, radius: float, perturbation_radius: float) -> CraftRecipe:
@@ -85,11 +92,12 @@ def craft_recipe(
 ) -> CraftRecipe:
     """The CraftRecipe of a method at a preset, radii in pixel levels; size: side of the images.
 
-    quick: seconds, for tests, protects little. lesson: minutes on two cores. paper: the released recipe of SEM and REM for
-    CIFAR-10 and CIFAR-100, and from 64 pixels on the one for the ImageNet subset. Raises ValueError for unknown names.
+    quick: seconds, for tests, protects little. demo: for the embedded images. lesson: minutes on two cores.
+    paper: the released recipe of SEM and REM for CIFAR-10 and CIFAR-100, and from 64 pixels on the one for the ImageNet
+    subset. Raises ValueError for unknown names.
     """
     check_name(preset, PRESETS, "preset")
-    made = {"quick": _quick, "lesson": _lesson}.get(preset, _paper_large if size >= LARGE else _paper)
+    made = {"quick": _quick, "demo": _demo, "lesson": _lesson}.get(preset, _paper_large if size >= LARGE else _paper)
     recipe = made(method, radius, perturbation_radius)
     start = "warm" if class_wise else recipe.start
     return replace(recipe, surrogate=surrogate or recipe.surrogate, class_wise=class_wise, start=start)
@@ -114,11 +122,14 @@ def learn_recipe(
     if large and perturbation_radius:
         perturbation = PGD(perturbation_radius, 8, perturbation_radius / 4, norm)
     elif perturbation_radius:
-        perturbation = _pgd(perturbation_radius, {"quick": 1, "lesson": 2, "paper": 10}[preset], norm)
+        perturbation = _pgd(perturbation_radius, {"quick": 1, "demo": 2, "lesson": 2, "paper": 10}[preset], norm)
     recipe = {
         "quick": LearnRecipe(model="tiny", sgd=SGD(steps=30, batch=32), evaluations=2),
-        # A step of ERM costs a third of one of AT and teaches less slowly: more of them.
-        "lesson": LearnRecipe(model="tiny", sgd=SGD(steps=930 if perturbation_radius else 2400, batch=64), evaluations=10),
+        "demo": LearnRecipe(model="tiny", sgd=SGD(steps=500, batch=64), evaluations=5),
+        # A step of ERM costs a third of one of AT: more of them.
+        "lesson": LearnRecipe(
+            model="tiny", sgd=SGD(steps=930 if perturbation_radius else 2400, batch=64), evaluations=10
+        ),
         "paper": LearnRecipe(augment=ResizedCrop(224)) if large else LearnRecipe(),
     }[preset]
     return replace(recipe, perturbation=perturbation, model=learner or recipe.model)

@@ -5,21 +5,22 @@ import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from semkit.engine import Engine
+from semkit.engine import Engine, predict_seconds
 from semkit.files import atomic_write
 from semkit.imageset import Split
 from semkit.measure import LABEL, interval
-from semkit.presets import craft_recipe
-from semkit.study import crafted_noise, sweep
+from semkit.models import build
+from semkit.presets import craft_recipe, learn_recipe
+from semkit.study import crafted_noise, sweep, sweep_cost
 
 
 def _cell(values: Sequence[float]) -> str:
-    mean, low, high = interval(values)
+    mean, _, high = interval(values)
     return f"{100 * mean:.1f}" + (f" ± {100 * (high - mean):.1f}" if len(values) > 1 else "")
 
 
 def table(rows: Sequence[dict]) -> str:
-    """Rows of a sweep as a Markdown table: a line a method, a column a training radius, accuracy in % (± 95 % interval)."""
+    """Rows of a sweep in Markdown: a line a method, a column a training radius, accuracy in % (± 95 % interval)."""
     radii = sorted({row["training_radius"] for row in rows})
     heads = ["trained on", *("ERM" if r == 0 else f"AT {r:g}/255" for r in radii), "noise made in"]
     lines = [heads]
@@ -29,7 +30,8 @@ def table(rows: Sequence[dict]) -> str:
         seconds = max(row["noise_seconds"] for row in mine)
         lines.append([LABEL[method], *cells, f"{seconds:.0f} s" if seconds else "-"])
     widths = [max(len(line[i]) for line in lines) for i in range(len(heads))]
-    text = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines]
+    padded = [[cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines]
+    text = ["| " + " | ".join(line) + " |" for line in padded]
     return "\n".join([text[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *text[1:]])
 
 
@@ -54,12 +56,18 @@ def write_sweep(
     on_step: Callable | None = None,
     say: Callable[[str], object] = print,
 ) -> tuple[str, list[dict]]:
-    """(table, rows) of a sweep, with rows.csv, table.md and figure.png written to `out`; finished runs are kept there."""
+    """(table, rows) of a sweep; rows.csv, table.md and figure.png are written to `out`, finished runs kept there."""
     from semkit import figures
 
     runs = out / "runs"
     size = split.train.images.shape[-1]
-    say(f"{split.train!r}, {len(split.test)} test images; {len(methods)} methods x {len(radii)} radii x {len(seeds)} seeds on {engine}")
+    cost = sweep_cost(len(split.train), methods, radii, len(seeds), preset, size)
+    net = build(learn_recipe(preset).model, len(split.train.classes), size=size)
+    seconds = predict_seconds(net, split.train.images[:64], cost, engine)
+    say(
+        f"{split.train!r}, {len(split.test)} test images: {len(methods)} methods x {len(radii)} radii x {len(seeds)} "
+        f"seeds, {cost.total:,} passes, at most about {seconds / 60:.1f} min on {engine.device} in {engine.precision}"
+    )
     how = dict(preset=preset, engine=engine, cache=runs)
     rows = sweep(split, methods=methods, radii=radii, seeds=seeds, on_step=on_step, **how)
     place = [split.train.labels.tolist().index(k) for k in range(min(6, len(split.train.classes)))]
@@ -67,8 +75,10 @@ def write_sweep(
     for method in methods:
         if method != "clean":
             recipe = craft_recipe(method, preset, size=size)
-            noises[method] = crafted_noise(split.train, recipe, seed=seeds[0], engine=engine, cache=runs)[0].levels[place]
-    title = f"{split.train.name}: {len(split.train)} training images, {preset} preset, {len(seeds)} seed{'s' * (len(seeds) > 1)}"
+            noise, _ = crafted_noise(split.train, recipe, seed=seeds[0], engine=engine, cache=runs)
+            noises[method] = noise.levels[place]
+    plural = "s" * (len(seeds) > 1)
+    title = f"{split.train.name}: {len(split.train)} training images, {preset} preset, {len(seeds)} seed{plural}"
     figure = figures.protection_figure(
         rows, split.train.images[place], noises, radius=8, title=title, chance=1 / len(split.train.classes)
     )

@@ -1,10 +1,13 @@
-"""The embedded images: ten shapes in any pose, size and colour, among clutter. Generated, seeded, labelled by what one sees."""
+"""The embedded images: ten shapes among clutter, in any place, size and colour; generated, seeded."""
+
+from functools import lru_cache
 
 import numpy as np
 import torch
 
 from semkit.imageset import ImageSet, Split
 
+SIZE = 32
 # Each shape is the set f <= 0 in its own frame, where it fills about [-1, 1] x [-1, 1].
 SHAPES = {
     "bar": lambda u, v: np.maximum(np.abs(u) - 1.1, np.abs(v) - 0.3),
@@ -23,64 +26,77 @@ SHAPES = {
 CLASSES = tuple(SHAPES)
 
 
-def _colours(rng, n):
-    return rng.uniform(0.1, 0.9, (n, 1, 1, 3))
+def _between(rng: np.random.Generator, n: int, low: float, high: float, channels: int = 0) -> np.ndarray:
+    """A uniform draw for each image, [n,1,1] or [n,1,1,channels], ready to meet [n,SIZE,SIZE] pixels."""
+    shape = (n, 1, 1, channels) if channels else (n, 1, 1)
+    return rng.uniform(low, high, shape).astype(np.float32)
 
 
-def _mask(f, u, v, scale):
-    """Coverage in [0, 1] of each pixel, the edge one pixel wide. scale [n,1,1]: half the shape's width in pixels."""
-    return np.clip(0.5 - f(u, v) * scale, 0, 1)[..., None]
+def _frame(rng, n: int, scale: tuple[float, float], turn: float, stretch: float):
+    """Every pixel's place (u, v) in the frame of a shape that is put somewhere in the image; its scale in pixels."""
+    half = _between(rng, n, *scale)
+    across, down = (SIZE / 2 - 0.5 + (SIZE / 2 - 0.9 * half) * _between(rng, n, -1, 1) for _ in range(2))
+    y, x = np.mgrid[:SIZE, :SIZE].astype(np.float32)
+    dx, dy, angle = (x - across) / half, (y - down) / half, _between(rng, n, -turn, turn)
+    aspect = np.exp(_between(rng, n, -stretch, stretch))
+    return (dx * np.cos(angle) + dy * np.sin(angle)) * aspect, (dy * np.cos(angle) - dx * np.sin(angle)) / aspect, half
 
 
-def _frame(rng, n, size, low, high, stretch):
-    scale = rng.uniform(low, high, (n, 1, 1))
-    angle = rng.uniform(0, 2 * np.pi, (n, 1, 1))
-    room = size / 2 - 0.9 * scale
-    cx, cy = (size / 2 - 0.5 + room * rng.uniform(-1, 1, (n, 1, 1)) for _ in range(2))
-    y, x = np.mgrid[:size, :size]
-    dx, dy = (x - cx) / scale, (y - cy) / scale
-    aspect = np.exp(rng.uniform(-stretch, stretch, (n, 1, 1)))
-    u, v = dx * np.cos(angle) + dy * np.sin(angle), dy * np.cos(angle) - dx * np.sin(angle)
-    return u * aspect, v / aspect, scale
+def _cover(f, u, v, half) -> np.ndarray:
+    """The share [n,SIZE,SIZE,1] of each pixel that the shape covers, its edge one pixel wide."""
+    return np.clip(0.5 - f(u, v) * half, 0, 1)[..., None]
 
 
-def _waves(rng, n, size, amplitude):
-    """A smooth random field: a few plane waves a channel."""
-    y, x = np.mgrid[:size, :size] / size
-    field = np.zeros((n, size, size, 3))
-    for _ in range(4):
-        k = rng.normal(0, 2.0, (2, n, 1, 1, 3))
-        phase = rng.uniform(0, 2 * np.pi, (n, 1, 1, 3))
-        field += np.sin(2 * np.pi * (k[0] * x[..., None] + k[1] * y[..., None]) + phase)
-    return field * amplitude / 2
-
-
-def draw(labels, rng, size=32, contrast=(0.2, 0.5), scale=(5, 10), stretch=0.25, waves=0.12, clutter=3, grain=0.03):
-    n = len(labels)
-    image = _colours(rng, n) + _waves(rng, n, size, waves)
-    blob = lambda u, v: np.hypot(u, v) - 1
+def _background(rng, n: int, waves: float, clutter: int) -> np.ndarray:
+    """A colour, two plane waves over it, and a few faint ellipses."""
+    y, x = np.mgrid[:SIZE, :SIZE].astype(np.float32) / SIZE
+    image = _between(rng, n, 0.15, 0.85, 3) + np.zeros((n, SIZE, SIZE, 3), np.float32)
+    for _ in range(2):
+        kx, ky, phase = (2 * np.pi * _between(rng, n, -3, 3) for _ in range(3))
+        image += np.sin(kx * x + ky * y + phase)[..., None] * _between(rng, n, -waves, waves, 3)
     for _ in range(clutter):
-        u, v, s = _frame(rng, n, size, 1, 3.5, 0.8)
-        image += _mask(blob, u, v, s) * rng.uniform(-.35, .35, (n, 1, 1, 3))
-    u, v, s = _frame(rng, n, size, *scale, stretch)
-    mask = np.zeros((n, size, size, 1))
+        u, v, half = _frame(rng, n, (1, 3.5), np.pi, 0.8)
+        image += _cover(lambda u, v: np.hypot(u, v) - 1, u, v, half) * _between(rng, n, -0.3, 0.3, 3)
+    return image
+
+
+def draw(
+    labels: np.ndarray,
+    rng: np.random.Generator,
+    *,
+    contrast: tuple[float, float] = (0.4, 0.8),
+    scale: tuple[float, float] = (9, 13),
+    turn: float = 0.4,
+    stretch: float = 0.2,
+    waves: float = 0.1,
+    clutter: int = 2,
+) -> np.ndarray:
+    """uint8 images [n,SIZE,SIZE,3] of the shapes that labels [n] name.
+
+    contrast: the largest channel's step from the background, of 1. scale: half the width in pixels. turn: largest
+    rotation in radians. The more variety and clutter and the less contrast, the slower the shapes are learned.
+    """
+    n = len(labels)
+    image = _background(rng, n, waves, clutter)
+    u, v, half = _frame(rng, n, scale, turn, stretch)
+    cover = np.zeros((n, SIZE, SIZE, 1), np.float32)
     for k, f in enumerate(SHAPES.values()):
-        i = labels == k
-        mask[i] = _mask(f, u[i], v[i], s[i])
-    # A step of random hue and given length away from the background, towards the middle of the box.
-    step = rng.normal(size=(n, 1, 1, 3))
-    step *= rng.uniform(*contrast, (n, 1, 1, 1)) / np.abs(step).max(-1, keepdims=True)
-    back = image.mean((1, 2), keepdims=True)
-    step = np.where((back + step > 0.95) | (back + step < 0.05), -step, step)
-    image += mask * step + rng.normal(0, grain, image.shape)
-    return (np.clip(image, 0, 1) * 255).round().astype(np.uint8)
+        mine = labels == k
+        cover[mine] = _cover(f, u[mine], v[mine], half[mine])
+    step = rng.normal(size=(n, 1, 1, 3)).astype(np.float32)
+    step *= _between(rng, n, *contrast, 1) / np.abs(step).max(-1, keepdims=True)
+    middle = image.mean((1, 2), keepdims=True)
+    image += cover * np.where(np.abs(middle + step - 0.5) > 0.5, -step, step)  # towards the side that has room
+    image += rng.normal(0, 0.01, image.shape)
+    return (image.clip(0, 1) * 255).round().astype(np.uint8)
 
 
+@lru_cache(maxsize=4)
 def shapes(n_train: int = 2000, n_test: int = 1000, seed: int = 0) -> Split:
-    """The embedded set: n_train and n_test images of 32 pixels, ten classes in turn; the same seed, the same images."""
+    """The embedded set: n_train and n_test images, the ten classes in turn; the same seed gives the same images."""
     sets = []
     for part, n in enumerate((n_train, n_test)):
         labels = np.arange(n) % len(SHAPES)
-        images = draw(labels, np.random.default_rng((seed, part)))
-        sets.append(ImageSet(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(labels), CLASSES, "shapes"))
+        images = torch.from_numpy(draw(labels, np.random.default_rng((seed, part))))
+        sets.append(ImageSet(images.permute(0, 3, 1, 2).contiguous(), torch.from_numpy(labels), CLASSES, "shapes"))
     return Split(*sets)

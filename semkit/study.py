@@ -1,14 +1,16 @@
 """Runs of crafting and learning, each kept under the hash of all it depends on: a second call is instant."""
 
 import hashlib
+import itertools
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 
 from semkit import __version__
 from semkit.craft import CraftRecipe, Interrupted, craft
-from semkit.engine import Engine
+from semkit.engine import Engine, Passes
 from semkit.files import atomic_write, shown
 from semkit.imageset import ImageSet, Split
 from semkit.learn import LearnRecipe, fit
@@ -112,6 +114,14 @@ def learned_row(
     return row
 
 
+def sweep_cost(n: int, methods: Iterable[str], radii: Iterable[float], seeds: int, preset: str, size: int) -> Passes:
+    """The passes of a sweep over n images, if nothing of it is in the cache."""
+    crafts = [craft_recipe(method, preset, size=size).cost(n) for method in methods if method != "clean"]
+    learners = [learn_recipe(preset, perturbation_radius=r, size=size).cost(n) for r in radii] * len(list(methods))
+    costs = crafts + learners
+    return Passes(seeds * sum(c.input_gradient for c in costs), seeds * sum(c.training for c in costs))
+
+
 def sweep(
     split: Split,
     *,
@@ -119,8 +129,6 @@ def sweep(
     radii: Iterable[float] = (0, 4),
     seeds: Iterable[int] = (0,),
     preset: str = "lesson",
-    radius: float = 8,
-    perturbation_radius: float = 4,
     engine: Engine | None = None,
     cache: Path | None = None,
     on_step: OnStep | None = None,
@@ -129,23 +137,20 @@ def sweep(
 
     method "clean" is the unprotected images; a training radius of 0 is ERM, r > 0 adversarial training at r levels.
     """
-    engine, rows = engine or Engine(), []
-    for seed in seeds:
-        for method in methods:
-            train, noise_cost = split.train, {"passes": 0, "seconds": 0.0}
-            if method != "clean":
-                size = train.images.shape[-1]
-                recipe = craft_recipe(method, preset, radius=radius, perturbation_radius=perturbation_radius, size=size)
-                told = on_step and (lambda *a, what=f"{method} noise": on_step(what, *a))
-                noise, noise_cost = crafted_noise(train, recipe, seed=seed, engine=engine, cache=cache, on_step=told)
-                train = train.with_noise(noise.levels)
-            for r in radii:
-                what = f"{method}, " + (f"AT {r:g}" if r else "ERM")
-                told = on_step and (lambda *a, what=what: on_step(what, *a))
-                recipe = learn_recipe(preset, perturbation_radius=r)
-                row = learned_row(train, split.test, recipe, seed=seed, engine=engine, cache=cache, on_step=told)
-                rows.append({
-                    "method": method, "training_radius": r, "seed": seed, "preset": preset, **row,
-                    "noise_passes": noise_cost["passes"], "noise_seconds": noise_cost["seconds"],
-                })  # fmt: skip
+    engine, rows, size = engine or Engine(), [], split.train.images.shape[-1]
+    for seed, method in itertools.product(seeds, methods):
+        train, noise_cost = split.train, {"passes": 0, "seconds": 0.0}
+        if method != "clean":
+            told = on_step and partial(on_step, f"{method} noise, seed {seed}")
+            recipe = craft_recipe(method, preset, size=size)
+            noise, noise_cost = crafted_noise(train, recipe, seed=seed, engine=engine, cache=cache, on_step=told)
+            train = train.with_noise(noise.levels)
+        for r in radii:
+            told = on_step and partial(on_step, f"{method}, {f'AT {r:g}' if r else 'ERM'}, seed {seed}")
+            recipe = learn_recipe(preset, perturbation_radius=r, size=size)
+            row = learned_row(train, split.test, recipe, seed=seed, engine=engine, cache=cache, on_step=told)
+            rows.append({
+                "method": method, "training_radius": r, "seed": seed, "preset": preset, **row,
+                "noise_passes": noise_cost["passes"], "noise_seconds": noise_cost["seconds"],
+            })  # fmt: skip
     return rows

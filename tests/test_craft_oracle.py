@@ -120,7 +120,7 @@ def reference_gradient(model, x, y, delta, recipe, side, generator, fault="", ro
         if fault == "one crop for all":
             drawn = tuple(d[:1].expand(len(x)) for d in drawn)
         protected = torch.stack([x[i] + delta[i if rows is None else rows[i]] for i in range(len(x))])
-        if fault != "outside the box":  # spelled out: clamp's gradient at exactly 0 and 1 is not the same in every torch
+        if fault != "outside the box":  # clamp's gradient at exactly 0 and 1 is not the same in every torch
             protected = torch.where((protected < 0) | (protected > 1), protected.detach().clamp(0, 1), protected)
         z = views(protected, drawn, recipe.augment.pad)
         a = perturbed(side, model, z, y, generator, fault)
