@@ -84,6 +84,7 @@ def read_pickle(path: Path) -> np.ndarray:
 
 
 def write_pickle(levels: torch.Tensor, file: BinaryIO) -> None:
+    """The levels as a pickled int8 numpy array, which numpy 1 and 2 both read."""
     data = pickle.dumps(levels.numpy(), protocol=3)
     # The older of numpy's two module names, which numpy 1 and 2 both find; it comes before the data.
     file.write(data.replace(b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n", 1))
@@ -103,6 +104,7 @@ def read_torch(path: Path) -> np.ndarray:
 
 
 def write_torch(levels: torch.Tensor, file: BinaryIO) -> None:
+    """levels / 255 as a float32 tensor, by torch.save."""
     torch.save(levels.float() / 255, file)
 
 
@@ -119,10 +121,12 @@ def read_numpy(path: Path) -> np.ndarray:
 
 
 def write_npy(levels: torch.Tensor, file: BinaryIO) -> None:
+    """The levels as an int8 .npy file."""
     np.save(file, levels.numpy(), allow_pickle=False)
 
 
 def write_npz(levels: torch.Tensor, file: BinaryIO) -> None:
+    """The levels as the int8 array `noise` of an .npz file."""
     np.savez(file, noise=levels.numpy())
 
 
@@ -153,6 +157,7 @@ def read_pngs(folder: Path) -> np.ndarray:
 
 
 def write_pngs(levels: torch.Tensor, folder: Path) -> None:
+    """levels + 128 as the 8-bit PNGs 0.png to n.png, zeros in front."""
     digits = len(str(len(levels) - 1))
     for i, one in enumerate(levels):
         pixels = np.moveaxis((one.to(torch.int16) + 128).to(torch.uint8).numpy(), 0, 2)

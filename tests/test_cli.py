@@ -21,11 +21,6 @@ from semkit.options import COMMANDS
 QUICK = ["--preset", "quick", "--size", "8"]
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
-
-
 @pytest.fixture
 def here(tmp_path, monkeypatch):
     """An empty current folder with 8 photos in `photos`."""

@@ -23,7 +23,6 @@ from semkit.perturb import PGD, Clean, Uniform
 from semkit.schedule import SGD
 
 crafting = import_module("semkit.craft")  # the package's own name `craft` is the function
-torch.set_num_threads(1)  # for nets this small a second thread costs more than it brings
 ENGINE = Engine("cpu", "float64")
 LEVEL = 1 / 255
 SIDES = {"none": Clean(), "random": Uniform(4), "adversarial": PGD(4, 3, 1.1)}

@@ -14,7 +14,6 @@ from semkit import models
 from semkit.engine import Engine, count_passes, evaluating, input_gradient, logits, predict, train_step
 from semkit.perturb import PGD
 
-torch.set_num_threads(1)  # for nets this small a second thread costs more than it brings
 CPU = Engine("cpu", "float32")
 
 

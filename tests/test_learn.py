@@ -21,11 +21,6 @@ RECIPE = LearnRecipe(model="tiny", sgd=SGD(steps=12, batch=16), evaluations=4)
 SIDES = {"em": (Clean(), Clean()), "rem": (PGD(4, 3), PGD(4, 2)), "sem": (Uniform(4), PGD(4, 2))}
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
-
-
 def learn(recipe=RECIPE, split=None, seed=0, **how):
     split = split or image_split()
     return fit(split.train, split.test, recipe, seed=seed, engine=ENGINE, **how)

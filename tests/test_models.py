@@ -13,8 +13,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from semkit import models
 
-torch.set_num_threads(1)  # for nets this small a second thread costs more than it brings
-
 
 @functools.cache
 def on_meta(name, size):

@@ -22,11 +22,6 @@ CRAFT = CraftRecipe(Uniform(4), PGD(4, 1), steps=1, samples=1, surrogate="tiny",
 LEARN = LearnRecipe(model="tiny", sgd=SGD(steps=4, batch=8), evaluations=2)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
-
-
 def stamps(folder):
     return {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.iterdir()}
 

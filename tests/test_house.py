@@ -1,0 +1,72 @@
+"""The house: lower floors know nothing of upper ones, one module per outside library, every public name explained."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "semkit"
+FLOORS = (
+    {"pixels", "files", "measure"},
+    {"augment", "imageset", "folding", "models"},
+    {"engine", "shapes", "data", "noise", "quality"},
+    {"perturb", "schedule", "foreign", "convert"},
+    {"craft", "learn"},
+    {"presets", "study"},
+    {"figures", "protect", "report"},
+    {"options", "cli"},
+)
+ONLY = {"matplotlib": {"figures"}, "ipywidgets": set(), "seaborn": set(), "argparse": {"options"}, "torchmetrics": {"quality"}}
+MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
+
+
+def imports(tree):
+    """(module, names) of every import in the tree, those inside functions too."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            yield node.module, [alias.name for alias in node.names]
+        elif isinstance(node, ast.Import):
+            yield from ((alias.name, []) for alias in node.names)
+
+
+def known(tree):
+    """The modules of semkit that the tree imports."""
+    for module, names in imports(tree):
+        if module == "semkit":
+            yield from (name for name in names if name in MODULES)
+        elif module.startswith("semkit."):
+            yield module.split(".")[1]
+
+
+def floor(module):
+    return next(number for number, modules in enumerate(FLOORS) if module in modules)
+
+
+def test_every_module_has_a_floor():
+    assert sorted(set().union(*FLOORS)) == MODULES
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_knows_only_its_floor_and_those_below(module):
+    tree = ast.parse((PACKAGE / f"{module}.py").read_text())
+    assert [other for other in known(tree) if floor(other) > floor(module)] == []
+
+
+def test_an_import_from_above_would_be_seen():
+    twin = ast.parse("def f():\n    from semkit.cli import main\nfrom semkit import report")
+    assert [floor(other) > floor("pixels") for other in known(twin)] == [True, True]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_an_outside_library_is_behind_one_module(module):
+    tree = ast.parse((PACKAGE / f"{module}.py").read_text())
+    used = {name.split(".")[0] for name, _ in imports(tree)}
+    assert [name for name, where in ONLY.items() if name in used and module not in where] == []
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_public_function_and_class_says_what_it_is(module):
+    tree = ast.parse((PACKAGE / f"{module}.py").read_text())
+    defined = (node for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef))
+    silent = [node.name for node in defined if not node.name.startswith("_") and not ast.get_docstring(node)]
+    assert ast.get_docstring(tree) and silent == []
