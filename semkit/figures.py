@@ -1,12 +1,17 @@
 """Numbers and tensors in, matplotlib figures out; the only module that imports matplotlib."""
 
+import base64
+import html
 from collections.abc import Sequence
+from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from semkit.files import atomic_write
 from semkit.measure import LABEL, interval
 
 # Okabe and Ito's colours, told apart by colour-blind readers; markers say it again.
@@ -96,13 +101,18 @@ def protection_figure(
     return figure
 
 
-def save(figure: Figure, path) -> None:
-    """The figure as a file at print quality; the suffix of the path says the format."""
-    from io import BytesIO
-    from pathlib import Path
-
-    from semkit.files import atomic_write
-
+def _bytes(figure: Figure, kind: str, dpi: int) -> bytes:
     buffer = BytesIO()
-    figure.savefig(buffer, format=Path(path).suffix[1:], dpi=200)
-    atomic_write(path, buffer.getvalue())
+    figure.savefig(buffer, format=kind, dpi=dpi)
+    return buffer.getvalue()
+
+
+def as_html(figure: Figure, alt: str) -> str:
+    """The figure as an HTML <img> with the alternative text that a notebook's own picture output would drop."""
+    picture = base64.b64encode(_bytes(figure, "png", 100)).decode()
+    return f'<figure><img alt="{html.escape(alt)}" src="data:image/png;base64,{picture}"></figure>'
+
+
+def save(figure: Figure, path: str | Path) -> None:
+    """The figure as a file at print quality; the suffix of the path says the format."""
+    atomic_write(path, _bytes(figure, Path(path).suffix[1:], 200))

@@ -16,7 +16,7 @@ FLOORS = (
     {"figures", "protect", "report"},
     {"options", "cli"},
 )
-ONLY = {"matplotlib": {"figures"}, "ipywidgets": set(), "seaborn": set(), "argparse": {"options"}, "torchmetrics": {"quality"}}
+ONLY = {"matplotlib": {"figures"}, "ipywidgets": set(), "argparse": {"options"}, "torchmetrics": {"quality"}}
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
 
 
