@@ -128,7 +128,7 @@ def test_a_bad_option_is_one_line_and_nothing_is_written(here, capsys, options, 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 @pytest.mark.parametrize("command", ["protect photos out", "learn photos", "sweep photos --out out", "demo --out out"])
 def test_no_gpu_where_one_is_asked_for_is_one_line(here, capsys, command):
-    assert "torch sees no CUDA GPU; leave --device out" in complaint(capsys, *command.split(), "--device", "cuda")
+    assert "torch sees no CUDA GPU; write cpu or auto" in complaint(capsys, *command.split(), "--device", "cuda")
     assert not (here / "out").exists()
 
 

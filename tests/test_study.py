@@ -132,7 +132,8 @@ def test_a_sweep_has_a_row_for_every_method_radius_and_seed_made_as_it_says(tmp_
         assert row["preset"] == "quick" and row["last"] == row["curve"][-1][1] <= row["best"]
         assert (row["noise_passes"] > 0) == (row["method"] != "clean")
         assert row["passes"] == learn_recipe("quick", perturbation_radius=row["training_radius"]).cost(20).total
-    assert told == {"sem noise", *(f"{m}, {r}" for m in ("clean", "sem") for r in ("ERM", "AT 4"))}
+    jobs = ("sem noise", *(f"{method}, {kind}" for method in ("clean", "sem") for kind in ("ERM", "AT 4")))
+    assert told == {f"{job}, seed {seed}" for job in jobs for seed in (0, 1)}
     before = stamps(tmp_path)
     assert sweep(split, cache=tmp_path, on_step=never, **how) == rows
     assert stamps(tmp_path) == before
