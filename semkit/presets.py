@@ -3,7 +3,7 @@
 import difflib
 from dataclasses import replace
 
-from semkit.augment import Identity, ResizedCrop
+from semkit.augment import ResizedCrop
 from semkit.craft import CraftRecipe
 from semkit.learn import LearnRecipe
 from semkit.models import LARGE
@@ -51,20 +51,20 @@ def _quick(method: str, radius: float, perturbation_radius: float) -> CraftRecip
 
 
 def _lesson(method: str, radius: float, perturbation_radius: float) -> CraftRecipe:
-    """Warm starts spread noise steps over many visits. EM as first published: no augmentation, no curriculum."""
+    """Warm starts spread noise steps over many visits. EM: its own small steps, no curriculum."""
     if method == "em":
-        budget = dict(steps=1, samples=1, augment=Identity())
+        budget = dict(steps=1, samples=1, step_size=radius / 10)
     else:
-        budget = dict(steps=2, samples=2, fade_in=0.5, ramp=0.8)
+        budget = dict(steps=2, samples=2, step_size=3 / 8 * radius, fade_in=0.5, ramp=0.8)
     return CraftRecipe(
-        radius=radius, step_size=3 / 8 * radius, start="warm", surrogate="tiny", sgd=SGD(steps=930, batch=64), **budget,
+        radius=radius, start="warm", surrogate="tiny", sgd=SGD(steps=930, batch=64), **budget,
         **sides(method, perturbation_radius, _pgd(perturbation_radius, 2)),
     )  # fmt: skip
 
 
 def _demo(method: str, radius: float, perturbation_radius: float) -> CraftRecipe:
     recipe = _lesson(method, radius, perturbation_radius)
-    return replace(recipe, steps=1, sgd=SGD(steps=500 if method == "em" else 800, batch=64))
+    return replace(recipe, steps=1, sgd=SGD(steps=500 if method == "em" else 700, batch=64))
 
 
 def _paper(method: str, radius: float, perturbation_radius: float) -> CraftRecipe:
@@ -125,7 +125,7 @@ def learn_recipe(
         perturbation = _pgd(perturbation_radius, {"quick": 1, "demo": 2, "lesson": 2, "paper": 10}[preset], norm)
     recipe = {
         "quick": LearnRecipe(model="tiny", sgd=SGD(steps=30, batch=32), evaluations=2),
-        "demo": LearnRecipe(model="tiny", sgd=SGD(steps=500, batch=64), evaluations=5),
+        "demo": LearnRecipe(model="tiny", sgd=SGD(steps=550 if perturbation_radius else 700, batch=64), evaluations=5),
         # A step of ERM costs a third of one of AT: more of them.
         "lesson": LearnRecipe(
             model="tiny", sgd=SGD(steps=930 if perturbation_radius else 2400, batch=64), evaluations=10

@@ -64,11 +64,11 @@ def draw(
     labels: np.ndarray,
     rng: np.random.Generator,
     *,
-    contrast: tuple[float, float] = (0.4, 0.8),
+    contrast: tuple[float, float] = (0.45, 0.85),
     scale: tuple[float, float] = (9, 13),
-    turn: float = 0.4,
+    turn: float = 0.35,
     stretch: float = 0.2,
-    waves: float = 0.1,
+    waves: float = 0.08,
     clutter: int = 2,
 ) -> np.ndarray:
     """uint8 images [n,SIZE,SIZE,3] of the shapes that labels [n] name.
@@ -92,7 +92,7 @@ def draw(
 
 
 @lru_cache(maxsize=4)
-def shapes(n_train: int = 2000, n_test: int = 1000, seed: int = 0) -> Split:
+def shapes(n_train: int = 1000, n_test: int = 1000, seed: int = 0) -> Split:
     """The embedded set: n_train and n_test images, the ten classes in turn; the same seed gives the same images."""
     sets = []
     for part, n in enumerate((n_train, n_test)):
