@@ -64,7 +64,7 @@ def draw(
     labels: np.ndarray,
     rng: np.random.Generator,
     *,
-    contrast: tuple[float, float] = (0.45, 0.85),
+    contrast: tuple[float, float] = (0.42, 0.82),
     scale: tuple[float, float] = (9, 13),
     turn: float = 0.35,
     stretch: float = 0.2,
