@@ -180,8 +180,7 @@ def protect(
         shutil.rmtree(out / "unfinished", ignore_errors=True)  # a kill after the report may have left it
         return read_report(out)
 
-    least = len(found.images.labels.unique())  # an image of every class
-    chosen = stratified_limit(found.images.labels, max(least, round(fraction * len(found.images))), seed)
+    chosen = _chosen(found.images, fraction, seed)
     subset = found.images.take(chosen)
     if on_start:
         on_start(subset)
@@ -197,14 +196,25 @@ def protect(
     quality = _write(found, levels.numpy(), set(chosen.tolist()), recipe.radius, out / "images", on_step)
     report = {
         **request, "images": len(found.images), "protected": len(chosen), "classes": list(found.images.classes),
-        "radius": recipe.radius, **cost,
-        "clipped_fraction": round(clipped_fraction(noise, subset.images), 4),
-        "mean_effective_noise": round(float(effective(noise, subset.images).float().abs().mean()), 3),
-        **quality, "skipped": list(found.skipped), "ignored": list(found.ignored),
+        "radius": recipe.radius, **cost, **_effect(noise, subset), **quality, "skipped": list(found.skipped),
+        "ignored": list(found.ignored),
     }  # fmt: skip
     atomic_write(out / "report.json", _json(report))
     shutil.rmtree(out / "unfinished", ignore_errors=True)
     return report
+
+
+def _chosen(images: ImageSet, fraction: float, seed: int) -> torch.Tensor:
+    """Indices of `fraction` of every class, an image at least."""
+    least = len(images.labels.unique())
+    return stratified_limit(images.labels, max(least, round(fraction * len(images))), seed)
+
+
+def _effect(noise: Noise, images: ImageSet) -> dict:
+    """What the box leaves of the noise, which is what a learner meets."""
+    left = effective(noise, images.images).float().abs().mean()
+    clipped = clipped_fraction(noise, images.images)
+    return {"clipped_fraction": round(clipped, 4), "mean_effective_noise": round(float(left), 3)}
 
 
 def _json(values: dict) -> bytes:
