@@ -12,13 +12,13 @@ from semkit.learn import LearnRecipe, accuracy, fit
 from semkit.measure import interval
 from semkit.noise import Noise
 from semkit.perturb import PGD, Clean, Uniform
-from semkit.presets import craft_recipe, learn_recipe
+from semkit.presets import craft_recipe, learn_recipe, sweep_recipes
 from semkit.protect import check, protect
 from semkit.schedule import SGD
-from semkit.study import crafted_noise, learned_row, sweep
+from semkit.study import crafted_noise, crafted_surrogate, grid, learned_row
 
 __all__ = [
     "PGD", "SGD", "Clean", "CraftRecipe", "Engine", "FlipCrop", "Identity", "ImageSet", "LearnRecipe", "Noise",
-    "ResizedCrop", "Split", "Uniform", "accuracy", "check", "convert", "craft", "craft_recipe", "crafted_noise", "fit",
-    "interval", "learn_recipe", "learned_row", "load", "protect", "sweep",
+    "ResizedCrop", "Split", "Uniform", "accuracy", "check", "convert", "craft", "craft_recipe", "crafted_noise",
+    "crafted_surrogate", "fit", "grid", "interval", "learn_recipe", "learned_row", "load", "protect", "sweep_recipes",
 ]  # fmt: skip

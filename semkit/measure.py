@@ -1,8 +1,21 @@
-"""What is measured, with its interval; rows are plain dicts."""
+"""What is measured, with its interval: robustness, stability, protection, correlation; rows are plain dicts.
 
-from collections.abc import Sequence
+The published definitions were not all available; robustness and stability are as defined here, after Liu et al.,
+AAAI 2024. Both are negative losses: the higher, the less the perturbation does.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from semkit.augment import Augment, FlipCrop, Identity
+from semkit.engine import Engine, predict
+from semkit.imageset import ImageSet
+from semkit.perturb import PGD, Clean, Perturbation, Uniform
 
 LABEL = {"clean": "clean images", "em": "EM", "sem": "SEM", "rem": "REM"}
 
@@ -20,3 +33,101 @@ def interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, 
         return mean, float("nan"), float("nan")
     half = stats.t.ppf((1 + confidence) / 2, len(values) - 1) * stats.sem(values)
     return mean, mean - float(half), mean + float(half)
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """Pearson's and Spearman's coefficient of n pairs, each as (value, low, high) with a 95 % bootstrap interval."""
+
+    pearson: tuple[float, float, float]
+    spearman: tuple[float, float, float]
+    n: int
+
+
+def correlation(x: Sequence[float], y: Sequence[float], *, seed: int = 0, draws: int = 2000) -> Correlation:
+    """The Correlation of x and y over resampled pairs (percentile bootstrap).
+
+    Raises ValueError for fewer than 4 pairs or where all of x or of y is one value.
+    """
+    from scipy import stats
+
+    x, y = np.asarray(x, float), np.asarray(y, float)
+    if len(x) != len(y) or len(x) < 4:
+        raise ValueError(f"a correlation needs 4 pairs or more, got {len(x)} and {len(y)} values")
+    if np.ptp(x) == 0 or np.ptp(y) == 0:
+        raise ValueError("a correlation needs values that differ")
+
+    def with_interval(coefficient: Callable) -> tuple[float, float, float]:
+        rng, found = np.random.default_rng(seed), []
+        while len(found) < draws:
+            i = rng.integers(0, len(x), len(x))
+            if np.ptp(x[i]) and np.ptp(y[i]):  # a resample of one pair repeated has no correlation
+                found.append(coefficient(x[i], y[i]).statistic)
+        return float(coefficient(x, y).statistic), *(float(q) for q in np.quantile(found, (0.025, 0.975)))
+
+    return Correlation(with_interval(stats.pearsonr), with_interval(stats.spearmanr), len(x))
+
+
+def losses(
+    model: nn.Module,
+    images: ImageSet,
+    perturbation: Perturbation = Clean(),
+    *,
+    augment: Augment = Identity(),
+    draws: int = 1,
+    seed: int = 0,
+    engine: Engine | None = None,
+    batch: int = 500,
+) -> torch.Tensor:
+    """Cross-entropy L(f(a), y) in eval mode with a = perturbation(t(x)), [draws, N] for N images.
+
+    Every draw has its own t ~ augment and its own randomness of the perturbation.
+    """
+    engine = engine or Engine()
+    images = images.to(engine.device)
+    found = torch.empty(draws, len(images))
+    for draw in range(draws):
+        for start in range(0, len(images), batch):
+            part, generator = slice(start, start + batch), engine.generator(seed, "losses", draw, start)
+            x, y = engine.images(images.images[part]), images.labels[part]
+            x = augment.apply(x, augment.draw(len(x), x.shape[2:], generator))
+            a = perturbation(model, x, y, generator)
+            found[draw, part] = F.cross_entropy(predict(model, a), y, reduction="none").float().cpu()
+    return found
+
+
+def robustness(model: nn.Module, images: ImageSet, radius: float = 4, *, steps: int = 10, **how) -> float:
+    """-E_t max over |a - t(x)| <= radius of L(f(a), y), the maximum found by PGD of `steps` steps.
+
+    With a surrogate f: on held-out clean images the surrogate's robustness, on protected images that of the noise.
+    """
+    return -float(losses(model, images, PGD(radius, steps), **{"augment": FlipCrop(), **how}).mean())
+
+
+def stability(model: nn.Module, images: ImageSet, radius: float = 4, *, draws: int = 8, **how) -> tuple[float, float]:
+    """(-E_t E_u L(f(t(x) + u), y), the variance of L over the draws averaged over images), u uniform within radius."""
+    found = losses(model, images, Uniform(radius), **{"augment": FlipCrop(), **how}, draws=draws)
+    return -float(found.mean()), float(found.var(0).mean())
+
+
+def losses_along(model: nn.Module, images: ImageSet, radii: Sequence[float], *, steps: int = 10, **how) -> list[dict]:
+    """Rows {"direction": "random" or "adversarial", "radius": r, "loss": mean loss} as the perturbation grows."""
+    rows = []
+    for radius in radii:
+        for direction, perturbation in (("random", Uniform(radius)), ("adversarial", PGD(radius, steps))):
+            loss = float(losses(model, images, perturbation, **how).mean())
+            rows.append({"direction": direction, "radius": radius, "loss": loss})
+    return rows
+
+
+def cosine(noise: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """[N]: the cosine of the angle between two noises [N,C,H,W] of every image: 1 if alike, about 0 if unrelated."""
+    return F.cosine_similarity(noise.flatten(1).double(), other.flatten(1).double())
+
+
+def protection(rows: Sequence[dict], method: str, training_radius: float) -> list[float]:
+    """For every seed, the accuracy of the learner on clean images less that of the one on protected ones, of 1."""
+
+    at_radius = [row for row in rows if row["training_radius"] == training_radius]
+    clean, mine = ({row["seed"]: row["last"] for row in at_radius if row["method"] == of} for of in ("clean", method))
+    return [clean[seed] - mine[seed] for seed in sorted(clean.keys() & mine.keys())]

@@ -1,6 +1,7 @@
 """The named recipes: which method, at which budget."""
 
 import difflib
+from collections.abc import Iterable
 from dataclasses import replace
 
 from semkit.augment import ResizedCrop
@@ -133,3 +134,11 @@ def learn_recipe(
         "paper": LearnRecipe(augment=ResizedCrop(224)) if large else LearnRecipe(),
     }[preset]
     return replace(recipe, perturbation=perturbation, model=learner or recipe.model)
+
+
+def sweep_recipes(
+    methods: Iterable[str], radii: Iterable[float], preset: str = "lesson", *, size: int = 32
+) -> tuple[dict[str, CraftRecipe | None], dict[float, LearnRecipe]]:
+    """(crafts, learners) for study.grid: methods by name, "clean" for unprotected images, and training radii."""
+    crafts = {name: None if name == "clean" else craft_recipe(name, preset, size=size) for name in methods}
+    return crafts, {r: learn_recipe(preset, perturbation_radius=r, size=size) for r in radii}

@@ -10,8 +10,8 @@ from semkit.files import atomic_write
 from semkit.imageset import Split
 from semkit.measure import LABEL, interval
 from semkit.models import build
-from semkit.presets import craft_recipe, learn_recipe
-from semkit.study import crafted_noise, sweep, sweep_cost
+from semkit.presets import learn_recipe, sweep_recipes
+from semkit.study import crafted_noise, grid, grid_cost
 
 
 def _cell(values: Sequence[float]) -> str:
@@ -61,20 +61,20 @@ def write_sweep(
 
     runs = out / "runs"
     size = split.train.images.shape[-1]
-    cost = sweep_cost(len(split.train), methods, radii, len(seeds), preset, size)
+    crafts, learners = sweep_recipes(methods, radii, preset, size=size)
+    cost = grid_cost(len(split.train), crafts, learners, len(seeds))
     net = build(learn_recipe(preset).model, len(split.train.classes), size=size)
     seconds = predict_seconds(net, split.train.images[:64], cost, engine)
     say(
         f"{split.train!r}, {len(split.test)} test images: {len(methods)} methods x {len(radii)} radii x {len(seeds)} "
         f"seeds, {cost.total:,} passes, at most about {seconds / 60:.1f} min on {engine.device} in {engine.precision}"
     )
-    how = dict(preset=preset, engine=engine, cache=runs)
-    rows = sweep(split, methods=methods, radii=radii, seeds=seeds, on_step=on_step, **how)
+    rows = grid(split, crafts, learners, seeds=seeds, engine=engine, cache=runs, on_step=on_step)
+    rows = [{"preset": preset, **row} for row in rows]
     place = [split.train.labels.tolist().index(k) for k in range(min(6, len(split.train.classes)))]
     noises = {}
-    for method in methods:
-        if method != "clean":
-            recipe = craft_recipe(method, preset, size=size)
+    for method, recipe in crafts.items():
+        if recipe:
             noise, _ = crafted_noise(split.train, recipe, seed=seeds[0], engine=engine, cache=runs)
             noises[method] = noise.levels[place]
     plural = "s" * (len(seeds) > 1)

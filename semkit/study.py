@@ -3,19 +3,22 @@
 import hashlib
 import itertools
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
 
-from semkit import __version__
+import safetensors.torch
+import torch
+from torch import nn
+
+from semkit import __version__, models
 from semkit.craft import CraftRecipe, Interrupted, craft
 from semkit.engine import Engine, Passes
 from semkit.files import atomic_write, shown
 from semkit.imageset import ImageSet, Split
 from semkit.learn import LearnRecipe, fit
 from semkit.noise import Noise, load, one_line, save
-from semkit.presets import craft_recipe, learn_recipe
 
 OnStep = Callable[[str, int, int, dict], bool | None]  # on_step(what, step, total, metrics)
 
@@ -29,7 +32,12 @@ def as_dict(recipe) -> dict:
 
 def key(*parts) -> str:
     """The name of a run: a hash of everything that its result depends on."""
-    return hashlib.sha256(repr((__version__, *parts)).encode()).hexdigest()[:24]
+    return hashlib.sha256(repr((__version__, torch.__version__, *parts)).encode()).hexdigest()[:24]
+
+
+def _how(engine: Engine) -> tuple:
+    """What of the engine a result may depend on."""
+    return torch.device(engine.device).type, engine.precision, engine.fold
 
 
 def _read_json(path: Path) -> dict:
@@ -42,6 +50,10 @@ def _kept(path: Path, read: Callable):
         return read(path)
     except (OSError, ValueError) as error:
         raise ValueError(f"{shown(path)} is damaged ({one_line(error)}); delete it to make it again") from error
+
+
+def _stem(images: ImageSet, recipe: CraftRecipe, seed: int, engine: Engine, cache: Path) -> Path:
+    return Path(cache) / f"noise-{key(images.fingerprint, recipe, seed, _how(engine))}"
 
 
 def crafted_noise(
@@ -60,7 +72,7 @@ def crafted_noise(
     unfinished run is saved every checkpoint_every seconds. Raises ValueError for a damaged file in the cache.
     """
     engine = engine or Engine()
-    stem = None if cache is None else Path(cache) / f"noise-{key(images.fingerprint, recipe, seed, engine.precision)}"
+    stem = None if cache is None else _stem(images, recipe, seed, engine, cache)
     if stem and stem.with_suffix(".safetensors").exists():
         noise = _kept(stem.with_suffix(".safetensors"), lambda path: load(path, images=images))
         return noise, _kept(stem.with_suffix(".json"), _read_json)
@@ -71,9 +83,33 @@ def crafted_noise(
     cost = {"passes": done.passes.total, "seconds": round(done.seconds, 1)}
     if stem:
         atomic_write(stem.with_suffix(".json"), json.dumps(cost).encode())
+        weights = {name: value.contiguous() for name, value in done.surrogate.state_dict().items()}
+        atomic_write(_weights(stem), safetensors.torch.save(weights))
         save(noise, stem.with_suffix(".safetensors"))
         state.unlink(missing_ok=True)
     return noise, cost
+
+
+def _weights(stem: Path) -> Path:
+    return stem.with_name(stem.name.replace("noise", "surrogate")).with_suffix(".safetensors")
+
+
+def crafted_surrogate(
+    images: ImageSet,
+    recipe: CraftRecipe,
+    *,
+    seed: int = 0,
+    engine: Engine | None = None,
+    cache: Path,
+    on_step: Callable | None = None,
+) -> tuple[Noise, nn.Module]:
+    """The noise of `recipe` and the surrogate that made it, both kept in the cache folder."""
+    engine = engine or Engine()
+    noise, _ = crafted_noise(images, recipe, seed=seed, engine=engine, cache=cache, on_step=on_step)
+    seen = recipe.augment.output_size(images.images.shape[-1])
+    model = models.build(recipe.surrogate, len(images.classes), seed, size=seen)
+    model.load_state_dict(_kept(_weights(_stem(images, recipe, seed, engine, cache)), safetensors.torch.load_file))
+    return noise, engine.prepare(model).eval()
 
 
 def learned_row(
@@ -91,7 +127,7 @@ def learned_row(
     With a cache folder, taken from there if it is there, and kept. Raises ValueError for a damaged file in the cache.
     """
     engine = engine or Engine()
-    name = key(train.fingerprint, test.fingerprint, recipe, seed, engine.precision)
+    name = key(train.fingerprint, test.fingerprint, recipe, seed, _how(engine))
     path = None if cache is None else Path(cache) / f"learner-{name}.json"
     if path and path.exists():
         return _kept(path, _read_json)
@@ -114,43 +150,42 @@ def learned_row(
     return row
 
 
-def sweep_cost(n: int, methods: Iterable[str], radii: Iterable[float], seeds: int, preset: str, size: int) -> Passes:
-    """The passes of a sweep over n images, if nothing of it is in the cache."""
-    crafts = [craft_recipe(method, preset, size=size).cost(n) for method in methods if method != "clean"]
-    learners = [learn_recipe(preset, perturbation_radius=r, size=size).cost(n) for r in radii] * len(list(methods))
-    costs = crafts + learners
+def grid_cost(
+    n: int, crafts: Mapping[str, CraftRecipe | None], learners: Mapping[float, LearnRecipe], seeds: int
+) -> Passes:
+    """The passes of a grid over n images, if nothing of it is in the cache."""
+    costs = [recipe.cost(n) for recipe in crafts.values() if recipe]
+    costs += [recipe.cost(n) for recipe in learners.values()] * len(crafts)
     return Passes(seeds * sum(c.input_gradient for c in costs), seeds * sum(c.training for c in costs))
 
 
-def sweep(
+def grid(
     split: Split,
+    crafts: Mapping[str, CraftRecipe | None],
+    learners: Mapping[float, LearnRecipe],
     *,
-    methods: Iterable[str] = ("clean", "em", "sem"),
-    radii: Iterable[float] = (0, 4),
     seeds: Iterable[int] = (0,),
-    preset: str = "lesson",
     engine: Engine | None = None,
     cache: Path | None = None,
     on_step: OnStep | None = None,
 ) -> list[dict]:
-    """Rows of learners: every method x training radius x seed, the noise of a seed crafted with that seed.
+    """Rows of learners: every way to craft x learner x seed, the noise of a seed crafted with that seed.
 
-    method "clean" is the unprotected images; a training radius of 0 is ERM, r > 0 adversarial training at r levels.
+    crafts: the name of a row's method -> its recipe, None for unprotected images. learners: a row's training radius ->
+    its recipe.
     """
-    engine, rows, size = engine or Engine(), [], split.train.images.shape[-1]
-    for seed, method in itertools.product(seeds, methods):
+    engine, rows = engine or Engine(), []
+    for seed, (method, craft_by) in itertools.product(seeds, crafts.items()):
         train, noise_cost = split.train, {"passes": 0, "seconds": 0.0}
-        if method != "clean":
+        if craft_by:
             told = on_step and partial(on_step, f"{method} noise, seed {seed}")
-            recipe = craft_recipe(method, preset, size=size)
-            noise, noise_cost = crafted_noise(train, recipe, seed=seed, engine=engine, cache=cache, on_step=told)
+            noise, noise_cost = crafted_noise(train, craft_by, seed=seed, engine=engine, cache=cache, on_step=told)
             train = train.with_noise(noise.levels)
-        for r in radii:
+        for r, learn_by in learners.items():
             told = on_step and partial(on_step, f"{method}, {f'AT {r:g}' if r else 'ERM'}, seed {seed}")
-            recipe = learn_recipe(preset, perturbation_radius=r, size=size)
-            row = learned_row(train, split.test, recipe, seed=seed, engine=engine, cache=cache, on_step=told)
+            row = learned_row(train, split.test, learn_by, seed=seed, engine=engine, cache=cache, on_step=told)
             rows.append({
-                "method": method, "training_radius": r, "seed": seed, "preset": preset, **row,
+                "method": method, "training_radius": r, "seed": seed, **row,
                 "noise_passes": noise_cost["passes"], "noise_seconds": noise_cost["seconds"],
             })  # fmt: skip
     return rows

@@ -7,11 +7,11 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "semkit"
 FLOORS = (
-    {"pixels", "files", "measure"},
+    {"pixels", "files"},
     {"augment", "imageset", "folding", "models"},
     {"engine", "shapes", "data", "noise", "quality"},
     {"perturb", "schedule", "foreign", "convert"},
-    {"craft", "learn"},
+    {"craft", "learn", "measure"},
     {"presets", "study"},
     {"figures", "protect", "report"},
     {"options", "cli"},

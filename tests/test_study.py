@@ -8,14 +8,14 @@ import torch
 from photos import image_set, image_split
 
 from semkit.augment import Identity
-from semkit.craft import CraftRecipe, Interrupted
-from semkit.engine import Engine
+from semkit.craft import CraftRecipe, Interrupted, craft
+from semkit.engine import Engine, predict
 from semkit.learn import LearnRecipe, fit
 from semkit.noise import load
 from semkit.perturb import PGD, Clean, Uniform
-from semkit.presets import learn_recipe
+from semkit.presets import learn_recipe, sweep_recipes
 from semkit.schedule import SGD
-from semkit.study import crafted_noise, key, learned_row, sweep
+from semkit.study import crafted_noise, crafted_surrogate, grid, grid_cost, key, learned_row
 
 ENGINE = Engine("cpu", "float32")
 CRAFT = CraftRecipe(Uniform(4), PGD(4, 1), steps=1, samples=1, surrogate="tiny", sgd=SGD(steps=4, batch=8))
@@ -36,7 +36,7 @@ def test_a_second_call_is_the_kept_result_and_touches_no_file(tmp_path):
     row = learned_row(split.train, split.test, LEARN, **how)
     before = stamps(tmp_path)
     assert sorted(name.partition("-")[0] + name[name.rindex(".") :] for name in before) == [
-        "learner.json", "noise.json", "noise.safetensors",
+        "learner.json", "noise.json", "noise.safetensors", "surrogate.safetensors",
     ]  # fmt: skip
     again, cost_again = crafted_noise(split.train, CRAFT, on_step=never, **how)
     assert torch.equal(again.levels, noise.levels) and again.recipe == noise.recipe and cost_again == cost
@@ -122,27 +122,41 @@ def test_a_stopped_learner_is_not_kept(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_sweep_has_a_row_for_every_method_radius_and_seed_made_as_it_says(tmp_path):
+def test_the_kept_surrogate_is_the_one_that_made_the_noise(tmp_path):
+    images, how = image_set(20), {"engine": ENGINE, "cache": tmp_path}
+    noise, kept = crafted_surrogate(images, CRAFT, **how)
+    made = craft(images, CRAFT, engine=ENGINE)
+    assert torch.equal(noise.levels, made.noise) and not kept.training
+    for name, value in made.surrogate.state_dict().items():
+        assert torch.equal(kept.state_dict()[name], value), name
+    again = crafted_surrogate(images, CRAFT, on_step=never, **how)[1]
+    x = ENGINE.images(images.images)
+    assert torch.equal(predict(again, x), predict(made.surrogate, x))
+
+
+def test_a_grid_has_a_row_for_every_method_radius_and_seed_made_as_it_says(tmp_path):
     split, told = image_split(20), set()
-    how = {"methods": ("clean", "sem"), "radii": (0, 4), "seeds": (0, 1), "preset": "quick", "engine": ENGINE}
-    rows = sweep(split, cache=tmp_path, on_step=lambda what, *_: told.add(what) and False, **how)
+    recipes = sweep_recipes(("clean", "sem"), (0, 4), "quick")
+    how = {"seeds": (0, 1), "engine": ENGINE, "cache": tmp_path}
+    rows = grid(split, *recipes, on_step=lambda what, *_: told.add(what) and False, **how)
     runs = [(row["seed"], row["method"], row["training_radius"]) for row in rows]
     assert runs == list(itertools.product((0, 1), ("clean", "sem"), (0, 4)))
     for row in rows:
-        assert row["preset"] == "quick" and row["last"] == row["curve"][-1][1] <= row["best"]
+        assert row["last"] == row["curve"][-1][1] <= row["best"]
         assert (row["noise_passes"] > 0) == (row["method"] != "clean")
         assert row["passes"] == learn_recipe("quick", perturbation_radius=row["training_radius"]).cost(20).total
+    spent = sum(row["passes"] for row in rows) + sum(row["noise_passes"] for row in rows[::2])
+    assert grid_cost(20, *recipes, 2).total == spent
     jobs = ("sem noise", *(f"{method}, {kind}" for method in ("clean", "sem") for kind in ("ERM", "AT 4")))
     assert told == {f"{job}, seed {seed}" for job in jobs for seed in (0, 1)}
     before = stamps(tmp_path)
-    assert sweep(split, cache=tmp_path, on_step=never, **how) == rows
+    assert grid(split, *recipes, **{**how, "on_step": never}) == rows
     assert stamps(tmp_path) == before
 
 
-def test_a_row_of_a_sweep_is_the_learner_on_noisy_training_and_clean_test_images(tmp_path):
+def test_a_row_of_a_grid_is_the_learner_on_noisy_training_and_clean_test_images(tmp_path):
     split = image_split(20)
-    how = {"preset": "quick", "engine": ENGINE, "cache": tmp_path}
-    (row,) = sweep(split, methods=["em"], radii=[0], seeds=[3], **how)
+    (row,) = grid(split, *sweep_recipes(["em"], [0], "quick"), seeds=[3], engine=ENGINE, cache=tmp_path)
     (path,) = tmp_path.glob("noise*.safetensors")
     noise = load(path, images=split.train)
     assert noise.recipe["noise_side"] == repr(Clean())

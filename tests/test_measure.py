@@ -1,0 +1,143 @@
+"""Robustness, stability, protection and correlation against closed forms and plain loops."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from photos import image_set
+from scipy import stats
+from torch import nn
+
+from semkit.augment import FlipCrop, Identity
+from semkit.engine import Engine
+from semkit.measure import (
+    correlation,
+    cosine,
+    interval,
+    losses,
+    losses_along,
+    protection,
+    robustness,
+    stability,
+)
+from semkit.perturb import Uniform
+from semkit.pixels import LEVEL
+
+ENGINE = Engine("cpu", "float64")
+
+
+@pytest.fixture(scope="module")
+def images():
+    """Images well inside the box, so that no clipping spoils a closed form."""
+    made = image_set(12)
+    return replace(made, images=made.images // 4 + 90)
+
+
+@pytest.fixture(scope="module")
+def linear(images):
+    """logits = W x + b, whose loss has a closed form for two classes."""
+    torch.manual_seed(0)
+    layers = nn.Flatten(), nn.Linear(images.images[0].numel(), len(images.classes))
+    return nn.Sequential(*layers).double().requires_grad_(False)
+
+
+def two_classes(images, linear):
+    """Binary labels and the margin direction w = W_1 - W_0 of the linear model's first two classes."""
+    binary = replace(images, labels=images.labels % 2, classes=images.classes[:2])
+    model = nn.Sequential(nn.Flatten(), nn.Linear(images.images[0].numel(), 2)).double()
+    with torch.no_grad():
+        model[1].weight.copy_(linear[1].weight[:2])
+    model.requires_grad_(False)
+    return binary, model, model[1].weight[1] - model[1].weight[0]
+
+
+def test_interval_is_students():
+    mean, low, high = interval([1.0, 2.0, 4.0])
+    low_, high_ = stats.t.interval(0.95, 2, loc=7 / 3, scale=stats.sem([1, 2, 4]))
+    assert (mean, low, high) == pytest.approx((7 / 3, low_, high_))
+
+
+def test_losses_are_those_of_a_plain_loop(images, linear):
+    found = losses(linear, images, engine=ENGINE, batch=5)
+    pairs = zip(images.images.double() / 255, images.labels, strict=True)
+    alone = [F.cross_entropy(linear(x[None]), y[None]).item() for x, y in pairs]
+    assert found.shape == (1, 12)
+    assert found[0].tolist() == pytest.approx(alone, rel=1e-6)
+
+
+def test_robustness_of_a_linear_model_is_its_closed_form(images, linear):
+    binary, model, w = two_classes(images, linear)
+    x, sign = binary.images.double() / 255, 1 - 2 * binary.labels
+    margin = sign * (model(x)[:, 0] - model(x)[:, 1]) - 4 * LEVEL * w.abs().sum()
+    worst = F.softplus(-margin).mean()
+    found = robustness(model, binary, 4, steps=10, augment=Identity(), engine=ENGINE)
+    assert found == pytest.approx(-float(worst), rel=1e-6)
+    too_few = robustness(model, binary, 4, steps=1, augment=Identity(), engine=ENGINE)
+    assert too_few > found + 1e-6
+
+
+def test_stability_of_a_linear_model_is_that_of_a_sum_of_uniforms(images, linear):
+    binary, model, w = two_classes(images, linear)
+    x, sign = binary.images.double() / 255, 1 - 2 * binary.labels
+    margin = sign * (model(x)[:, 0] - model(x)[:, 1])
+    sigma = 4 * LEVEL * w.norm() / 3**0.5  # many small uniforms: Gaussian
+    z = torch.linspace(-8, 8, 4001, dtype=torch.float64)
+    weight = torch.exp(-z * z / 2) / torch.exp(-z * z / 2).sum()
+    along = F.softplus(-(margin[:, None] + sigma * z))
+    mean = (along * weight).sum(1)
+    variance = ((along - mean[:, None]) ** 2 * weight).sum(1)
+    found, spread = stability(model, binary, 4, draws=400, augment=Identity(), engine=ENGINE)
+    assert found == pytest.approx(-float(mean.mean()), abs=4 * float((variance.mean() / (400 * 12)) ** 0.5))
+    assert spread == pytest.approx(float(variance.mean()), rel=0.15)
+
+
+def test_a_random_direction_does_less_than_an_adversarial_one_and_radius_0_nothing(images, linear):
+    rows = losses_along(linear, images, (0, 2, 6), engine=ENGINE)
+    loss = {(row["direction"], row["radius"]): row["loss"] for row in rows}
+    plain = float(losses(linear, images, engine=ENGINE).mean())
+    assert loss["random", 0] == loss["adversarial", 0] == pytest.approx(plain)
+    assert loss["adversarial", 6] > loss["adversarial", 2] > loss["random", 2]
+
+
+def test_every_draw_has_its_own_randomness_and_the_seed_fixes_it(images, linear):
+    how = {"augment": FlipCrop(), "draws": 3, "engine": ENGINE}
+    found = losses(linear, images, Uniform(4), **how)
+    assert torch.equal(found, losses(linear, images, Uniform(4), **how))
+    assert found.var(0).min() > 0
+    assert not torch.equal(found, losses(linear, images, Uniform(4), seed=1, **how))
+
+
+def test_cosine_of_noises():
+    a = torch.tensor([[1, 0], [2, 2], [1, 1]], dtype=torch.int8).reshape(3, 1, 1, 2)
+    b = torch.tensor([[0, 5], [3, 3], [-1, -1]], dtype=torch.int8).reshape(3, 1, 1, 2)
+    assert cosine(a, b).tolist() == pytest.approx([0, 1, -1])
+
+
+def rows(method, radius, values):
+    return [{"method": method, "training_radius": radius, "seed": s, "last": v} for s, v in enumerate(values)]
+
+
+def test_protection_pairs_the_seeds():
+    made = rows("clean", 4, [0.5, 0.6, 0.7]) + rows("sem", 4, [0.2, 0.4]) + rows("sem", 0, [0.0, 0.0])
+    assert protection(made, "sem", 4) == pytest.approx([0.3, 0.2])
+    assert protection(made[::-1], "sem", 4) == pytest.approx([0.3, 0.2])
+
+
+def test_correlation_agrees_with_scipy_and_its_interval_with_fishers():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=200)
+    y = -0.6 * x + 0.8 * rng.normal(size=200)
+    found = correlation(x, y)
+    assert found.n == 200 and found.pearson[0] == pytest.approx(stats.pearsonr(x, y).statistic)
+    assert found.spearman[0] == pytest.approx(stats.spearmanr(x, y).statistic)
+    fisher = stats.pearsonr(x, y).confidence_interval(0.95)
+    assert found.pearson[1:] == pytest.approx((fisher.low, fisher.high), abs=0.03)
+    assert correlation(x, x**3).spearman == pytest.approx((1, 1, 1)) and correlation(x, x**3).pearson[0] < 1
+
+
+@pytest.mark.parametrize(("x", "y"), [([1, 2, 3], [1, 2, 3]), ([1, 2, 3, 4], [1, 2, 3]), ([1, 1, 1, 1], [1, 2, 3, 4])])
+def test_a_correlation_of_too_little_is_refused(x, y):
+    with pytest.raises(ValueError, match="a correlation needs"):
+        correlation(x, y)
