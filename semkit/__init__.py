@@ -14,11 +14,13 @@ from semkit.noise import Noise
 from semkit.perturb import PGD, Clean, Uniform
 from semkit.presets import craft_recipe, learn_recipe, sweep_recipes
 from semkit.protect import check, protect
+from semkit.report import read_rows
 from semkit.schedule import SGD
-from semkit.study import crafted_noise, crafted_surrogate, grid, learned_row
+from semkit.study import crafted_noise, crafted_surrogate, grid, learned_row, runs_folder
 
 __all__ = [
     "PGD", "SGD", "Clean", "CraftRecipe", "Engine", "FlipCrop", "Identity", "ImageSet", "LearnRecipe", "Noise",
     "ResizedCrop", "Split", "Uniform", "accuracy", "check", "convert", "craft", "craft_recipe", "crafted_noise",
-    "crafted_surrogate", "fit", "grid", "interval", "learn_recipe", "learned_row", "load", "protect", "sweep_recipes",
+    "crafted_surrogate", "fit", "grid", "interval", "learn_recipe", "learned_row", "load", "protect", "read_rows",
+    "runs_folder", "sweep_recipes",
 ]  # fmt: skip

@@ -194,16 +194,22 @@ def _report_learners(options, split, recipe, rows) -> int:
 
 
 def _sweep(options) -> int:
+    from semkit.designs import DESIGNS
+    from semkit.presets import sweep_recipes
     from semkit.report import write_sweep
 
     engine = _engine(options)
+    crafts, learners = sweep_recipes(options.methods, options.radii, options.preset, size=options.size)
+    if options.design:
+        crafts = DESIGNS[options.design](options.preset, options.size)
     with _progress() as on_step:
         split = _split(options, on_step)
         if options.test_limit:
             split = type(split)(split.train, split.test.limit(options.test_limit), split.skipped)
         table, rows = write_sweep(
-            split, options.out, methods=options.methods, radii=options.radii, preset=options.preset,
-            seeds=range(options.seed, options.seed + options.seeds), engine=engine, on_step=on_step, say=_announce,
+            split, options.out, crafts, learners, preset=options.preset, engine=engine,
+            seeds=range(options.seed, options.seed + options.seeds), measure_noise=options.measure_noise,
+            on_step=on_step, say=_announce,
         )  # fmt: skip
     _print_json(options, rows)
     _tell(options, table)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from semkit import __version__
 from semkit.convert import UNITS
+from semkit.designs import DESIGNS
 from semkit.models import MODELS
 from semkit.pixels import NORMS, check_radius
 from semkit.presets import METHODS, PRESETS, check_name
@@ -105,6 +106,7 @@ def _demo_options(parser) -> None:
     parser.set_defaults(
         images="shapes", data=None, download=False, limit=None, size=32, skip_unreadable=False, split_seed=0,
         protected=None, test_limit=None, preset="demo", methods=("clean", "em", "sem"), radii=(0, 4),
+        design=None, measure_noise=False,
     )  # fmt: skip
 
 
@@ -115,6 +117,9 @@ def _sweep_options(parser) -> None:
     add = parser.add_argument
     methods = _word(("clean", *METHODS), "method")
     add("--methods", nargs="+", type=methods, default=("clean", "em", "sem"), help="clean, em, rem, sem")
+    designs = _word(tuple(DESIGNS), "design")
+    add("--design", type=designs, metavar="NAME", help=f"instead of methods a lesson's set: {', '.join(DESIGNS)}")
+    add("--measure-noise", action="store_true", help="robustness and stability of every noise, in noise.csv")
     add("--radii", nargs="+", type=_radius, default=(0, 4), help="training radii in levels, 0 is ERM")
     add("--test-limit", type=_count(2), metavar="N", help="N test images only")
     parser.set_defaults(split_seed=0, protected=None)

@@ -65,7 +65,7 @@ def _lesson(method: str, radius: float, perturbation_radius: float) -> CraftReci
 
 def _demo(method: str, radius: float, perturbation_radius: float) -> CraftRecipe:
     recipe = _lesson(method, radius, perturbation_radius)
-    return replace(recipe, steps=1, sgd=SGD(steps=500 if method == "em" else 700, batch=64))
+    return replace(recipe, steps=1, sgd=SGD(steps=400 if method == "em" else 600, batch=64))
 
 
 def _paper(method: str, radius: float, perturbation_radius: float) -> CraftRecipe:
@@ -126,7 +126,7 @@ def learn_recipe(
         perturbation = _pgd(perturbation_radius, {"quick": 1, "demo": 2, "lesson": 2, "paper": 10}[preset], norm)
     recipe = {
         "quick": LearnRecipe(model="tiny", sgd=SGD(steps=30, batch=32), evaluations=2),
-        "demo": LearnRecipe(model="tiny", sgd=SGD(steps=600 if perturbation_radius else 800, batch=64), evaluations=5),
+        "demo": LearnRecipe(model="tiny", sgd=SGD(steps=600 if perturbation_radius else 700, batch=64), evaluations=5),
         # A step of ERM costs a third of one of AT: more of them.
         "lesson": LearnRecipe(
             model="tiny", sgd=SGD(steps=930 if perturbation_radius else 2400, batch=64), evaluations=10

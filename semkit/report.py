@@ -2,15 +2,20 @@
 
 import csv
 import io
-from collections.abc import Callable, Sequence
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from semkit.craft import CraftRecipe
+from semkit.designs import noise_rows
 from semkit.engine import Engine, predict_seconds
-from semkit.files import atomic_write
+from semkit.files import atomic_write, shown
 from semkit.imageset import Split
+from semkit.learn import LearnRecipe
 from semkit.measure import LABEL, interval
 from semkit.models import build
-from semkit.presets import learn_recipe, sweep_recipes
+from semkit.presets import craft_recipe
 from semkit.study import crafted_noise, grid, grid_cost
 
 
@@ -28,7 +33,7 @@ def table(rows: Sequence[dict]) -> str:
         mine = [row for row in rows if row["method"] == method]
         cells = [_cell([row["last"] for row in mine if row["training_radius"] == r]) for r in radii]
         seconds = max(row["noise_seconds"] for row in mine)
-        lines.append([LABEL[method], *cells, f"{seconds:.0f} s" if seconds else "-"])
+        lines.append([LABEL.get(method, method), *cells, f"{seconds:.0f} s" if seconds else "-"])
     widths = [max(len(line[i]) for line in lines) for i in range(len(heads))]
     padded = [[cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines]
     text = ["| " + " | ".join(line) + " |" for line in padded]
@@ -44,46 +49,75 @@ def write_rows(rows: Sequence[dict], path: Path) -> None:
     atomic_write(path, text.getvalue().encode())
 
 
+def read_rows(path: str | os.PathLike) -> list[dict]:
+    """The rows of a CSV that write_rows wrote: numbers, curves and None as such, all else as text.
+
+    Raises ValueError where there is no such file.
+    """
+    if not Path(path).exists():
+        raise ValueError(f"no rows at {shown(path)}; they are in the folder results of semkit's repository")
+
+    def value(text: str):
+        try:
+            return json.loads(text) if text else None
+        except ValueError:
+            return text
+
+    with open(path, newline="") as lines:
+        return [{name: value(text) for name, text in row.items()} for row in csv.DictReader(lines)]
+
+
 def write_sweep(
     split: Split,
     out: Path,
+    crafts: Mapping[str, CraftRecipe | None],
+    learners: Mapping[float, LearnRecipe],
     *,
-    methods: Sequence[str],
-    radii: Sequence[float],
     seeds: Sequence[int],
     preset: str,
     engine: Engine,
+    measure_noise: bool = False,
     on_step: Callable | None = None,
     say: Callable[[str], object] = print,
 ) -> tuple[str, list[dict]]:
-    """(table, rows) of a sweep; rows.csv, table.md and figure.png are written to `out`, finished runs kept there."""
-    from semkit import figures
+    """(table, rows) of a grid: rows.csv, table.md and, for methods that have a style, figure.png are written to `out`.
 
-    runs = out / "runs"
-    size = split.train.images.shape[-1]
-    crafts, learners = sweep_recipes(methods, radii, preset, size=size)
+    measure_noise: noise.csv too, the robustness and stability of every noise. Finished runs are kept in out/runs.
+    """
+    how = dict(seeds=seeds, engine=engine, cache=out / "runs", on_step=on_step)
     cost = grid_cost(len(split.train), crafts, learners, len(seeds))
-    net = build(learn_recipe(preset).model, len(split.train.classes), size=size)
+    net = build(next(iter(learners.values())).model, len(split.train.classes), size=split.train.images.shape[-1])
     seconds = predict_seconds(net, split.train.images[:64], cost, engine)
     say(
-        f"{split.train!r}, {len(split.test)} test images: {len(methods)} methods x {len(radii)} radii x {len(seeds)} "
+        f"{split.train!r}, {len(split.test)} test images: {len(crafts)} methods x {len(learners)} radii x {len(seeds)} "
         f"seeds, {cost.total:,} passes, at most about {seconds / 60:.1f} min on {engine.device} in {engine.precision}"
     )
-    rows = grid(split, crafts, learners, seeds=seeds, engine=engine, cache=runs, on_step=on_step)
-    rows = [{"preset": preset, **row} for row in rows]
-    place = [split.train.labels.tolist().index(k) for k in range(min(6, len(split.train.classes)))]
-    noises = {}
-    for method, recipe in crafts.items():
-        if recipe:
-            noise, _ = crafted_noise(split.train, recipe, seed=seeds[0], engine=engine, cache=runs)
-            noises[method] = noise.levels[place]
-    plural = "s" * (len(seeds) > 1)
-    title = f"{split.train.name}: {len(split.train)} training images, {preset} preset, {len(seeds)} seed{plural}"
-    figure = figures.protection_figure(
-        rows, split.train.images[place], noises, radius=8, title=title, chance=1 / len(split.train.classes)
-    )
+    rows = [{"preset": preset, **row} for row in grid(split, crafts, learners, **how)]
     text = table(rows)
     write_rows(rows, out / "rows.csv")
     atomic_write(out / "table.md", (text + "\n").encode())
-    figures.save(figure, out / "figure.png")
+    if measure_noise:
+        reference = craft_recipe("sem", preset, size=split.train.images.shape[-1])
+        measured = noise_rows(split, crafts, reference=reference, **how)
+        write_rows([{"preset": preset, **row} for row in measured], out / "noise.csv")
+    if crafts.keys() <= LABEL.keys():
+        _write_figure(split, out, crafts, rows, how)
     return text, rows
+
+
+def _write_figure(split: Split, out: Path, crafts, rows: Sequence[dict], how: dict) -> None:
+    from semkit import figures  # matplotlib takes a second that the other commands need not pay
+
+    place = [split.train.labels.tolist().index(k) for k in range(min(6, len(split.train.classes)))]
+    seed, engine, cache = how["seeds"][0], how["engine"], how["cache"]
+    made = {
+        method: crafted_noise(split.train, recipe, seed=seed, engine=engine, cache=cache)[0].levels[place]
+        for method, recipe in crafts.items() if recipe
+    }  # fmt: skip
+    plural = "s" * (len(how["seeds"]) > 1)
+    preset = rows[0]["preset"]
+    title = f"{split.train.name}: {len(split.train)} training images, {preset} preset, {len(how['seeds'])} seed{plural}"
+    figure = figures.protection_figure(
+        rows, split.train.images[place], made, radius=8, title=title, chance=1 / len(split.train.classes)
+    )
+    figures.save(figure, out / "figure.png")

@@ -70,11 +70,13 @@ def draw(
     stretch: float = 0.2,
     waves: float = 0.08,
     clutter: int = 2,
+    haze: float = 0.25,
 ) -> np.ndarray:
     """uint8 images [n,SIZE,SIZE,3] of the shapes that labels [n] name.
 
     contrast: the largest channel's step from the background, of 1. scale: half the width in pixels. turn: largest
-    rotation in radians. The more variety and clutter and the less contrast, the slower the shapes are learned.
+    rotation in radians. haze: the share of grey mist over the whole picture, which leaves noise of a given radius more
+    of the contrast. The more variety and clutter and the less contrast, the slower the shapes are learned.
     """
     n = len(labels)
     image = _background(rng, n, waves, clutter)
@@ -88,7 +90,8 @@ def draw(
     middle = image.mean((1, 2), keepdims=True)
     image += cover * np.where(np.abs(middle + step - 0.5) > 0.5, -step, step)  # towards the side that has room
     image += rng.normal(0, 0.01, image.shape)
-    return (image.clip(0, 1) * 255).round().astype(np.uint8)
+    image = (1 - haze) * image.clip(0, 1) + haze / 2
+    return (image * 255).round().astype(np.uint8)
 
 
 @lru_cache(maxsize=4)

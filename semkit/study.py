@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import json
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from functools import partial
@@ -21,6 +22,11 @@ from semkit.learn import LearnRecipe, fit
 from semkit.noise import Noise, load, one_line, save
 
 OnStep = Callable[[str, int, int, dict], bool | None]  # on_step(what, step, total, metrics)
+
+
+def runs_folder() -> Path:
+    """Where the notebooks keep finished runs: $SEMKIT_RUNS, else ~/.cache/semkit/runs."""
+    return Path(os.environ.get("SEMKIT_RUNS") or Path.home() / ".cache" / "semkit" / "runs")
 
 
 def as_dict(recipe) -> dict:

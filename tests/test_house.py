@@ -12,7 +12,7 @@ FLOORS = (
     {"engine", "shapes", "data", "noise", "quality"},
     {"perturb", "schedule", "foreign", "convert"},
     {"craft", "learn", "measure"},
-    {"presets", "study"},
+    {"presets", "study", "designs"},
     {"figures", "protect", "report"},
     {"options", "cli"},
 )

@@ -1,0 +1,92 @@
+"""The designed experiments behind the lessons: sets of recipes that differ in one thing, and what their noises are."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import product
+from pathlib import Path
+
+from semkit.craft import CraftRecipe
+from semkit.engine import Engine
+from semkit.imageset import Split
+from semkit.measure import cosine, robustness, stability
+from semkit.perturb import PGD, Clean, Perturbation, Uniform
+from semkit.presets import craft_recipe
+from semkit.study import crafted_surrogate
+
+Crafts = Mapping[str, CraftRecipe | None]
+RADIUS = 4  # levels, at which robustness and stability are measured
+
+
+def pairs(preset: str, size: int) -> Crafts:
+    """Nine recipes, {none, random, adversarial} on the noise side x on the surrogate side, alike in all else.
+
+    Named "noise side/surrogate side"; SEM is random/adversarial, REM adversarial/adversarial. With "clean" beside them.
+    """
+    base = craft_recipe("sem", preset, size=size)
+    sides = {"none": Clean(), "random": base.noise_side, "adversarial": base.surrogate_side}
+    crafts = {
+        f"{noise}/{surrogate}": replace(base, noise_side=sides[noise], surrogate_side=sides[surrogate])
+        for noise, surrogate in product(sides, sides)
+    }
+    return {"clean": None, **crafts}
+
+
+def noise_sides(preset: str, size: int) -> Crafts:
+    """One surrogate recipe, SEM's, under noise sides from none over random to adversarial ones, of growing radius."""
+    base = craft_recipe("sem", preset, size=size)
+    pgd = base.surrogate_side
+    sides: list[Perturbation] = [Clean(), *(Uniform(r) for r in (2, 4, 8))]
+    sides += [PGD(r, steps, r * pgd.step_size / pgd.radius) for r, steps in ((1, 2), (2, 2), (4, 1), (4, 2), (8, 2))]
+
+    def name(side: Perturbation) -> str:
+        kind = {Clean: "none", Uniform: "random", PGD: "adversarial"}[type(side)]
+        return f"{kind} {side.radius:g}" + (f" x{side.steps}" if isinstance(side, PGD) else "")
+
+    return {"clean": None, **{name(side): replace(base, noise_side=side) for side in sides}}
+
+
+DESIGNS: dict[str, Callable[[str, int], Crafts]] = {"pairs": pairs, "noise-sides": noise_sides}
+
+
+def noise_rows(
+    split: Split,
+    crafts: Crafts,
+    *,
+    seeds: Sequence[int] = (0,),
+    reference: CraftRecipe | None = None,
+    engine: Engine | None = None,
+    cache: Path,
+    on_step: Callable | None = None,
+) -> list[dict]:
+    """Rows of noises: every recipe x seed, measured at RADIUS levels with PGD-10 and 8 draws.
+
+    surrogate_robustness: of the surrogate on the clean test images. noise_robustness, noise_stability, noise_variance:
+    of the protected images under the surrogate that made them; reference_*: under the one that `reference` makes with
+    the same seed. cosine: mean over images, with the noise of the next seed; None with one seed.
+    """
+    engine = engine or Engine()
+    how = dict(engine=engine, cache=cache)
+    rows, noises = [], {}
+    for seed, (method, recipe) in product(seeds, crafts.items()):
+        if recipe is None:
+            continue
+        told = on_step and partial(on_step, f"{method} noise, seed {seed}")
+        noise, surrogate = crafted_surrogate(split.train, recipe, seed=seed, on_step=told, **how)
+        noises[method, seed] = noise.levels
+        protected = split.train.with_noise(noise.levels)
+        of = {"noise": surrogate}
+        if reference:
+            of["reference"] = crafted_surrogate(split.train, reference, seed=seed, **how)[1]
+        row = {"method": method, "seed": seed, "noise_side": repr(recipe.noise_side)}
+        row |= {"surrogate_side": repr(recipe.surrogate_side)}
+        row["surrogate_robustness"] = robustness(surrogate, split.test, RADIUS, engine=engine)
+        for name, model in of.items():
+            row[f"{name}_robustness"] = robustness(model, protected, RADIUS, engine=engine)
+            row[f"{name}_stability"], row[f"{name}_variance"] = stability(model, protected, RADIUS, engine=engine)
+        rows.append(row)
+    for row in rows:
+        following = seeds[(seeds.index(row["seed"]) + 1) % len(seeds)]
+        other = noises[row["method"], following] if len(seeds) > 1 else None
+        row["cosine"] = None if other is None else float(cosine(noises[row["method"], row["seed"]], other).mean())
+    return rows

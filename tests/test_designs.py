@@ -1,0 +1,66 @@
+"""The lessons' designs differ in what they say and in nothing else; their noise rows are what measure says."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from photos import image_split
+
+from semkit.craft import craft
+from semkit.designs import DESIGNS, noise_rows, noise_sides, pairs
+from semkit.engine import Engine
+from semkit.measure import cosine, robustness, stability
+from semkit.perturb import PGD, Clean, Uniform
+from semkit.presets import craft_recipe
+
+ENGINE = Engine("cpu", "float32")
+
+
+@pytest.mark.parametrize("preset", ["demo", "lesson", "paper"])
+def test_the_nine_pairs_hold_the_three_published_ones_and_differ_in_their_sides_only(preset):
+    made, sem = pairs(preset, 32), craft_recipe("sem", preset)
+    assert made.pop("clean") is None and len(made) == 9
+    assert made["random/adversarial"] == sem
+    assert made["adversarial/adversarial"] == replace(sem, noise_side=craft_recipe("rem", preset).noise_side)
+    assert made["none/none"] == replace(sem, noise_side=Clean(), surrogate_side=Clean())
+    assert len(set(made.values())) == 9
+    same = {"noise_side": Clean(), "surrogate_side": Clean()}
+    assert {replace(recipe, **same) for recipe in made.values()} == {replace(sem, **same)}
+
+
+def test_the_noise_sides_share_the_surrogate_recipe_and_grow():
+    made, sem = noise_sides("demo", 32), craft_recipe("sem", "demo")
+    assert made.pop("clean") is None
+    assert {replace(recipe, noise_side=Clean()) for recipe in made.values()} == {replace(sem, noise_side=Clean())}
+    assert made["random 4"] == sem and made["none 0"].noise_side == Clean()
+    assert [made[f"random {r}"].noise_side for r in (2, 4, 8)] == [Uniform(2), Uniform(4), Uniform(8)]
+    step = sem.surrogate_side.step_size / 4
+    assert made["adversarial 8 x2"].noise_side == PGD(8, 2, 8 * step)
+
+
+def test_noise_rows_are_the_measures_of_every_noise(tmp_path):
+    split = image_split(20)
+    quick = craft_recipe("sem", "quick")
+    crafts = {"clean": None, "sem": quick, "em": replace(quick, noise_side=Clean(), surrogate_side=Clean())}
+    rows = noise_rows(split, crafts, seeds=(0, 1), reference=quick, engine=ENGINE, cache=tmp_path)
+    assert [(row["seed"], row["method"]) for row in rows] == [(0, "sem"), (0, "em"), (1, "sem"), (1, "em")]
+    made = {(m, s): craft(split.train, crafts[m], seed=s, engine=ENGINE) for m in ("sem", "em") for s in (0, 1)}
+    for row in rows:
+        mine, sem = made[row["method"], row["seed"]], made["sem", row["seed"]]
+        protected, other = split.train.with_noise(mine.noise), made[row["method"], 1 - row["seed"]]
+        assert row["surrogate_robustness"] == robustness(mine.surrogate, split.test, 4, engine=ENGINE)
+        assert row["noise_robustness"] == robustness(mine.surrogate, protected, 4, engine=ENGINE)
+        assert row["reference_robustness"] == robustness(sem.surrogate, protected, 4, engine=ENGINE)
+        assert (row["noise_stability"], row["noise_variance"]) == stability(mine.surrogate, protected, 4, engine=ENGINE)
+        assert row["cosine"] == pytest.approx(float(cosine(mine.noise, other.noise).mean()))
+    assert not torch.equal(made["sem", 0].noise, made["em", 0].noise)
+
+
+def test_one_seed_has_no_other_to_compare_with(tmp_path):
+    split, quick = image_split(20), craft_recipe("sem", "quick")
+    (row,) = noise_rows(split, {"sem": quick}, engine=ENGINE, cache=tmp_path)
+    assert row["cosine"] is None and "reference_robustness" not in row
+
+
+def test_every_design_has_unprotected_images_to_compare_with():
+    assert all(design("quick", 32)["clean"] is None for design in DESIGNS.values())

@@ -1,0 +1,31 @@
+"""Rows written and read again; the table says what the rows say."""
+
+import pytest
+
+from semkit.measure import interval
+from semkit.report import read_rows, table, write_rows
+
+ROWS = [
+    {"method": m, "training_radius": r, "seed": s, "last": v, "curve": [[10, 0.5], [20, v]], "noise_seconds": t, "cosine": None}
+    for m, t in (("clean", 0.0), ("none/random", 12.3))
+    for r, values in ((0, (0.9, 0.8, 0.85)), (4, (0.5, 0.7, 0.6)))
+    for s, v in enumerate(values)
+]  # fmt: skip
+
+
+def test_rows_survive_the_file(tmp_path):
+    write_rows(ROWS, tmp_path / "rows.csv")
+    assert read_rows(tmp_path / "rows.csv") == ROWS
+
+
+def test_missing_rows_are_said_in_one_line(tmp_path):
+    with pytest.raises(ValueError, match=r"^no rows at .*gone.csv; they are in the folder results"):
+        read_rows(tmp_path / "gone.csv")
+
+
+def test_the_table_has_mean_and_half_interval_of_every_cell():
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table(ROWS).splitlines()]
+    assert lines[0] == ["trained on", "ERM", "AT 4/255", "noise made in"]
+    mean, _, high = interval([0.5, 0.7, 0.6])
+    assert lines[2] == ["clean images", "85.0 ± 12.4", f"{100 * mean:.1f} ± {100 * (high - mean):.1f}", "-"]
+    assert lines[3][0] == "none/random" and lines[3][3] == "12 s"
