@@ -8,6 +8,8 @@ protection measured with them is another number (a learner's stem moves it from 
     vgg16_bn                          halves late by itself; global pooling and one linear layer as head, not three
     deit_tiny                         patches of 4 pixels, not 16
     wrn34_10, small, tiny             made for small images; the same net at every size
+    resnet18_stride1                  resnet18's small stem at every size: what SEM's and REM's code runs on ImageNet,
+                                      for about 15 times the cost of the original net
 
 and from LARGE pixels on the original net. Dropout and stochastic depth are off: they draw from torch's global
 generator, so a resumed run would differ from an uninterrupted one. No net comes with trained weights.
@@ -136,6 +138,11 @@ def resnet18(classes: int, size: int = 32) -> nn.Module:
     return _resnet("resnet18", classes, size)
 
 
+def resnet18_stride1(classes: int, size: int = 32) -> nn.Module:
+    """resnet18 with the small stem at every size, as in the released code of REM and SEM."""
+    return _resnet("resnet18", classes, 32)
+
+
 def resnet50(classes: int, size: int = 32) -> nn.Module:
     """He et al., CVPR 2016, in torchvision's form (stride on the 3x3 convolution)."""
     return _resnet("resnet50", classes, size)
@@ -204,7 +211,7 @@ def deit_tiny(classes: int, size: int = 32) -> nn.Module:
 MODELS: dict[str, Callable[..., nn.Module]] = {
     f.__name__: f
     for f in (
-        *(small, tiny, resnet18, resnet50, vgg16_bn, densenet121),
+        *(small, tiny, resnet18, resnet18_stride1, resnet50, vgg16_bn, densenet121),
         *(wrn34_10, mobilenet_v2, efficientnet_v2_s, deit_tiny),
     )
 }
@@ -223,8 +230,7 @@ def build(name: str, classes: int, seed: int = 0, size: int = 32) -> nn.Module:
     """A fresh float32 net on the CPU: x [N,3,size,size] in [0,1] -> logits [N,classes].
 
     The same seed gives the same weights, and torch's global generator is left where it was. `size` chooses the stem
-    (below LARGE, or the original) and deit_tiny's position table; the convolutional nets then take images of any size:
-    the SEM code's ImageNet recipe runs 224-pixel images through the small stem, here size=32.
+    (below LARGE, or the original) and deit_tiny's position table; the convolutional nets then take images of any size.
     Raises ValueError for unknown names, for classes < 1, and for sizes that a net cannot take.
     """
     make = MODELS[check_model(name)]

@@ -13,6 +13,7 @@ from semkit.schedule import SGD
 
 PRESETS = ("quick", "demo", "lesson", "paper")
 METHODS = ("sem", "rem", "em")
+STRIDE1 = "resnet18_stride1"  # what the released code runs on ImageNet's 224 pixels
 
 
 def check_name(name: str, known: tuple[str, ...], what: str) -> str:
@@ -75,7 +76,7 @@ def _paper(method: str, radius: float, perturbation_radius: float) -> CraftRecip
 
 def _paper_large(method: str, radius: float, perturbation_radius: float) -> CraftRecipe:
     return CraftRecipe(
-        radius=radius, step_size=radius / 4, steps=7, samples=4, augment=ResizedCrop(224),
+        radius=radius, step_size=radius / 4, steps=7, samples=4, augment=ResizedCrop(224), surrogate=STRIDE1,
         sgd=SGD(steps=3000, batch=128, milestones=(1200, 2400)),
         **sides(method, perturbation_radius, PGD(perturbation_radius, 7, perturbation_radius / 4)),
     )  # fmt: skip
@@ -131,7 +132,7 @@ def learn_recipe(
         "lesson": LearnRecipe(
             model="tiny", sgd=SGD(steps=930 if perturbation_radius else 2400, batch=64), evaluations=10
         ),
-        "paper": LearnRecipe(augment=ResizedCrop(224)) if large else LearnRecipe(),
+        "paper": LearnRecipe(model=STRIDE1, augment=ResizedCrop(224)) if large else LearnRecipe(),
     }[preset]
     return replace(recipe, perturbation=perturbation, model=learner or recipe.model)
 

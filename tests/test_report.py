@@ -6,7 +6,10 @@ from semkit.measure import interval
 from semkit.report import read_rows, table, write_rows
 
 ROWS = [
-    {"method": m, "training_radius": r, "seed": s, "last": v, "curve": [[10, 0.5], [20, v]], "noise_seconds": t, "cosine": None}
+    {
+        "method": m, "training_radius": r, "seed": s, "last": v, "curve": [[10, 0.5], [20, v]], "noise_seconds": t,
+        "cosine": None,
+    }
     for m, t in (("clean", 0.0), ("none/random", 12.3))
     for r, values in ((0, (0.9, 0.8, 0.85)), (4, (0.5, 0.7, 0.6)))
     for s, v in enumerate(values)

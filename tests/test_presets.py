@@ -1,0 +1,67 @@
+"""The paper preset, letter by letter; names; what the command line may change."""
+
+import pytest
+
+from semkit.augment import FlipCrop, ResizedCrop
+from semkit.craft import CraftRecipe
+from semkit.learn import LearnRecipe
+from semkit.perturb import PGD, Clean, Uniform
+from semkit.presets import PRESETS, craft_recipe, learn_recipe, sweep_recipes
+from semkit.schedule import SGD
+
+ATTACK, LARGE_ATTACK = PGD(4, 10, 0.8), PGD(4, 7, 1)
+SMALL = dict(
+    radius=8, step_size=1.6, steps=10, samples=5, start="random", class_wise=False, fade_in=0, ramp=0,
+    augment=FlipCrop(pad=4, flip=True), surrogate="resnet18",
+    sgd=SGD(steps=5000, batch=128, lr=0.1, momentum=0.9, weight_decay=5e-4, milestones=(2000, 4000)),
+)  # fmt: skip
+LARGE = dict(
+    radius=8, step_size=2, steps=7, samples=4, start="random", class_wise=False, fade_in=0, ramp=0,
+    augment=ResizedCrop(224), surrogate="resnet18_stride1",
+    sgd=SGD(steps=3000, batch=128, lr=0.1, momentum=0.9, weight_decay=5e-4, milestones=(1200, 2400)),
+)  # fmt: skip
+LEARNING = SGD(steps=40_000, batch=128, lr=0.1, momentum=0.9, weight_decay=5e-4, milestones=(16_000, 32_000))
+
+
+@pytest.mark.parametrize(("size", "fields", "attack"), [(32, SMALL, ATTACK), (256, LARGE, LARGE_ATTACK)])
+def test_paper_crafts_by_the_released_recipe(size, fields, attack):
+    sides = {"sem": (Uniform(4), attack), "rem": (attack, attack), "em": (Clean(), Clean())}
+    for method, (noise_side, surrogate_side) in sides.items():
+        expected = CraftRecipe(noise_side=noise_side, surrogate_side=surrogate_side, **fields)
+        assert craft_recipe(method, "paper", size=size) == expected, method
+
+
+def test_papers_image_passes_are_the_published_counts():
+    n = 50_000  # 61 and 561 a training step of 128 images, and one more noise pass over the set
+    for method, noise_passes in (("sem", 50), ("rem", 550)):
+        made = craft_recipe(method, "paper").cost(n)
+        assert made.total == 5000 * 128 * (noise_passes + 10 + 1) + n * noise_passes
+    assert learn_recipe("paper", perturbation_radius=4).cost(n).total == 40_000 * 128 * 11
+
+
+def test_paper_learns_by_the_released_protocol():
+    assert learn_recipe("paper") == LearnRecipe(Clean(), "resnet18", LEARNING, FlipCrop(4, True), 20)
+    assert learn_recipe("paper", perturbation_radius=2).perturbation == PGD(2, 10, 0.4)
+    large = learn_recipe("paper", perturbation_radius=4, size=256)
+    assert (large.perturbation, large.augment, large.model) == (PGD(4, 8, 1), ResizedCrop(224), "resnet18_stride1")
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_radii_and_nets_are_those_asked_for(preset):
+    made = craft_recipe("sem", preset, radius=12, perturbation_radius=6, surrogate="small")
+    assert (made.radius, made.noise_side.radius, made.surrogate_side.radius, made.surrogate) == (12, 6, 6, "small")
+    assert craft_recipe("sem", preset, class_wise=True).start == "warm"
+    learned = learn_recipe(preset, perturbation_radius=3, norm="l2", learner="small")
+    assert (learned.perturbation.radius, learned.perturbation.norm, learned.model) == (3, "l2", "small")
+
+
+def test_a_sweeps_recipes_are_the_presets():
+    crafts, learners = sweep_recipes(("clean", "rem"), (0, 4), "demo")
+    assert crafts == {"clean": None, "rem": craft_recipe("rem", "demo")}
+    assert learners == {r: learn_recipe("demo", perturbation_radius=r) for r in (0, 4)}
+
+
+@pytest.mark.parametrize("make", [craft_recipe, lambda _, preset: learn_recipe(preset)])
+def test_an_unknown_preset_is_met_with_the_nearest(make):
+    with pytest.raises(ValueError, match="unknown preset 'lessons'; did you mean lesson"):
+        make("sem", "lessons")
