@@ -3,7 +3,7 @@
 import json
 import signal
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from tqdm import tqdm
@@ -193,6 +193,15 @@ def _report_learners(options, split, recipe, rows) -> int:
     return FINE
 
 
+def _cluster(options):
+    """A context with a Dask client if workers or a scheduler were asked for, with None otherwise."""
+    from semkit.cluster import connected
+
+    if options.workers or options.scheduler:
+        return connected(options.workers, options.scheduler)
+    return nullcontext()
+
+
 def _sweep(options) -> int:
     from semkit.designs import DESIGNS
     from semkit.presets import sweep_recipes
@@ -202,14 +211,14 @@ def _sweep(options) -> int:
     crafts, learners = sweep_recipes(options.methods, options.radii, options.preset, size=options.size)
     if options.design:
         crafts = DESIGNS[options.design](options.preset, options.size)
-    with _progress() as on_step:
+    with _progress() as on_step, _cluster(options) as client:
         split = _split(options, on_step)
         if options.test_limit:
             split = type(split)(split.train, split.test.limit(options.test_limit), split.skipped)
         table, rows = write_sweep(
             split, options.out, crafts, learners, preset=options.preset, engine=engine,
             seeds=range(options.seed, options.seed + options.seeds), measure_noise=options.measure_noise,
-            on_step=on_step, say=_announce,
+            client=client, on_step=on_step, say=_announce,
         )  # fmt: skip
     _print_json(options, rows)
     _tell(options, table)

@@ -106,7 +106,7 @@ def _demo_options(parser) -> None:
     parser.set_defaults(
         images="shapes", data=None, download=False, limit=None, size=32, skip_unreadable=False, split_seed=0,
         protected=None, test_limit=None, preset="demo", methods=("clean", "em", "sem"), radii=(0, 4),
-        design=None, measure_noise=False,
+        design=None, measure_noise=False, workers=None, scheduler=None,
     )  # fmt: skip
 
 
@@ -122,6 +122,8 @@ def _sweep_options(parser) -> None:
     add("--measure-noise", action="store_true", help="robustness and stability of every noise, in noise.csv")
     add("--radii", nargs="+", type=_radius, default=(0, 4), help="training radii in levels, 0 is ERM")
     add("--test-limit", type=_count(2), metavar="N", help="N test images only")
+    add("--workers", type=_count(1), metavar="N", help="make the runs in N processes of one thread each (needs Dask)")
+    add("--scheduler", metavar="ADDRESS", help="make the runs on the workers of a Dask scheduler, tcp://HOST:PORT")
     parser.set_defaults(split_seed=0, protected=None)
 
 

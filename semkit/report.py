@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from semkit.cluster import run_grid
 from semkit.craft import CraftRecipe
 from semkit.designs import noise_rows
 from semkit.engine import Engine, predict_seconds
@@ -77,12 +78,14 @@ def write_sweep(
     preset: str,
     engine: Engine,
     measure_noise: bool = False,
+    client=None,
     on_step: Callable | None = None,
     say: Callable[[str], object] = print,
 ) -> tuple[str, list[dict]]:
     """(table, rows) of a grid: rows.csv, table.md and, for methods that have a style, figure.png are written to `out`.
 
-    measure_noise: noise.csv too, the robustness and stability of every noise. Finished runs are kept in out/runs.
+    measure_noise: noise.csv too, the robustness and stability of every noise. client: of cluster.connected, to make the
+    runs there. Finished runs are kept in out/runs.
     """
     how = dict(seeds=seeds, engine=engine, cache=out / "runs", on_step=on_step)
     cost = grid_cost(len(split.train), crafts, learners, len(seeds))
@@ -92,6 +95,8 @@ def write_sweep(
         f"{split.train!r}, {len(split.test)} test images: {len(crafts)} methods x {len(learners)} radii x {len(seeds)} "
         f"seeds, {cost.total:,} passes, at most about {seconds / 60:.1f} min on {engine.device} in {engine.precision}"
     )
+    if client:
+        run_grid(client, split, crafts, learners, **how)
     rows = [{"preset": preset, **row} for row in grid(split, crafts, learners, **how)]
     text = table(rows)
     write_rows(rows, out / "rows.csv")

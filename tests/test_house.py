@@ -12,11 +12,14 @@ FLOORS = (
     {"engine", "shapes", "data", "noise", "quality"},
     {"perturb", "schedule", "foreign", "convert"},
     {"craft", "learn", "measure"},
-    {"presets", "study", "designs"},
+    {"presets", "study", "designs", "cluster"},
     {"figures", "protect", "report"},
     {"options", "cli"},
 )
-ONLY = {"matplotlib": {"figures"}, "ipywidgets": set(), "argparse": {"options"}, "torchmetrics": {"quality"}}
+ONLY = {
+    "matplotlib": {"figures"}, "distributed": {"cluster"}, "ipywidgets": set(), "argparse": {"options"},
+    "torchmetrics": {"quality"},
+}  # fmt: skip
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
 
 

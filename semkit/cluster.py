@@ -1,0 +1,99 @@
+"""A grid's runs on Dask: processes of this machine by default, any scheduler by its address; results go to the cache.
+
+The cache is a folder that all workers see. Whatever is finished is kept there, so study.grid afterwards reads it all,
+and a worker that dies costs the run it was at: Dask gives that run to another one.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import product
+from pathlib import Path
+
+from semkit.craft import CraftRecipe, Interrupted
+from semkit.engine import Engine
+from semkit.imageset import Split
+from semkit.learn import LearnRecipe
+from semkit.study import crafted_noise, learned_row
+
+
+@contextmanager
+def connected(workers: int = 2, address: str | None = None, patience: float = 10) -> Iterator:
+    """A Dask client, to `workers` processes of one thread each on this machine, or to the scheduler at `address`.
+
+    Raises ValueError without dask.distributed, and where no scheduler answers within `patience` seconds.
+    """
+    try:
+        from distributed import Client, LocalCluster
+    except ImportError:
+        raise ValueError("runs on a cluster need dask.distributed: pip install semkit[cluster]") from None
+    if address is None:
+        # No dashboard: a second server on the machine that nobody asked for.
+        quiet = dict(dashboard_address=None, silence_logs="ERROR", host="127.0.0.1")
+        with LocalCluster(n_workers=workers, threads_per_worker=1, **quiet) as cluster, Client(cluster) as client:
+            yield client
+        return
+    try:
+        client = Client(address, timeout=patience)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"no Dask scheduler answers at {address} ({error or type(error).__name__})") from None
+    with client:
+        yield client
+
+
+def _craft(split: Split, recipe: CraftRecipe, seed: int, engine: Engine, cache: Path) -> None:
+    crafted_noise(split.train, recipe, seed=seed, engine=engine, cache=cache)
+
+
+def _learn(
+    split: Split, crafted: None, craft_by: CraftRecipe | None, learn_by: LearnRecipe, seed: int, engine: Engine,
+    cache: Path,
+) -> None:  # fmt: skip
+    train, how = split.train, dict(seed=seed, engine=engine, cache=cache)
+    if craft_by:
+        train = train.with_noise(crafted_noise(train, craft_by, **how)[0].levels)
+    learned_row(train, split.test, learn_by, **how)
+
+
+def run_grid(
+    client,
+    split: Split,
+    crafts: Mapping[str, CraftRecipe | None],
+    learners: Mapping[float, LearnRecipe],
+    *,
+    seeds: Sequence[int] = (0,),
+    engine: Engine | None = None,
+    cache: Path,
+    on_step: Callable | None = None,
+) -> None:
+    """Every run of study.grid's rows made by the client's workers and kept in `cache`, where study.grid finds them.
+
+    A learner starts when its noise is there. on_step("runs on n workers", done, total, {}) stops it by returning True.
+    Raises what a run raised, and ValueError for a run that killed worker after worker.
+    """
+    from distributed import KilledWorker
+
+    engine, cache = engine or Engine(), Path(cache).resolve()
+    images = client.scatter(split, broadcast=True)
+    runs = []
+    for seed, craft_by in product(seeds, crafts.values()):
+        crafted = client.submit(_craft, images, craft_by, seed, engine, cache, pure=False) if craft_by else None
+        runs += [crafted] if crafted else []
+        runs += [
+            client.submit(_learn, images, crafted, craft_by, learn_by, seed, engine, cache, pure=False)
+            for learn_by in learners.values()
+        ]
+    what = f"runs on {len(client.scheduler_info(n_workers=-1)['workers'])} workers"
+    try:
+        while True:
+            done = [run for run in runs if run.done()]
+            for failed in (run for run in done if run.status == "error"):
+                failed.result()
+            if on_step and on_step(what, len(done), len(runs), {}):
+                client.cancel(runs)
+                raise Interrupted("stopped; finished runs are kept")
+            if len(done) == len(runs):
+                return
+            time.sleep(0.2)
+    except KilledWorker as error:
+        raise ValueError(f"a run killed every worker it was given to, for want of memory perhaps ({error})") from None

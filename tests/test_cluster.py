@@ -1,0 +1,91 @@
+"""Runs on Dask: the same files as without it, a killed worker's run made again, one line where no scheduler is."""
+
+import os
+import signal
+import sys
+import time
+
+import pytest
+from photos import image_split
+
+from semkit.craft import Interrupted
+from semkit.engine import Engine
+from semkit.presets import sweep_recipes
+from semkit.study import grid
+
+pytest.importorskip("distributed", reason="dask.distributed is not installed: pip install semkit[cluster]")
+pytestmark = pytest.mark.filterwarnings("default")  # Dask's own, at start and end of a cluster
+
+from semkit.cluster import connected, run_grid  # noqa: E402
+
+ENGINE = Engine("cpu", "float32")
+RECIPES = sweep_recipes(("clean", "sem"), (0, 4), "quick")
+
+
+def same_rows(rows, others):
+    """Whether rows agree in all but the seconds, which every run has its own."""
+    strip = lambda row: {k: v for k, v in row.items() if "seconds" not in k}  # noqa: E731
+    return [strip(row) for row in rows] == [strip(row) for row in others]
+
+
+def never(*_):
+    raise AssertionError("this run was kept and must not be made again")
+
+
+@pytest.fixture(scope="module")
+def client():
+    with connected(2) as client:
+        yield client
+
+
+def test_the_cache_is_filled_as_it_would_be_without_a_cluster(client, tmp_path):
+    split, told = image_split(20), []
+    how = dict(seeds=(0, 1), engine=ENGINE)
+    run_grid(client, split, *RECIPES, cache=tmp_path / "a", on_step=lambda *step: told.append(step) and False, **how)
+    rows = grid(split, *RECIPES, cache=tmp_path / "a", on_step=never, **how)
+    assert same_rows(rows, grid(split, *RECIPES, cache=tmp_path / "b", **how))
+    assert not same_rows(rows, grid(split, *RECIPES, seeds=(0, 2), engine=ENGINE, cache=tmp_path / "b"))
+    what, done, total, _ = told[-1]
+    assert (what, done, total) == ("runs on 2 workers", 10, 10)
+
+
+def test_a_killed_workers_run_is_made_again(client, tmp_path):
+    split, killed = image_split(20), []
+
+    def kill(what, done, total, metrics):
+        if done >= 2 and not killed:
+            (pid, *_) = [p for p in client.run(os.getpid).values()]
+            os.kill(pid, signal.SIGKILL)
+            killed.append(done)
+
+    run_grid(client, split, *RECIPES, seeds=(0, 1, 2), engine=ENGINE, cache=tmp_path, on_step=kill)
+    assert killed
+    assert len(grid(split, *RECIPES, seeds=(0, 1, 2), engine=ENGINE, cache=tmp_path, on_step=never)) == 12
+
+
+def test_stopping_keeps_what_is_finished(client, tmp_path):
+    with pytest.raises(Interrupted, match="finished runs are kept"):
+        stop = lambda what, done, *_: done >= 1  # noqa: E731
+        run_grid(client, image_split(20), *RECIPES, engine=ENGINE, cache=tmp_path, on_step=stop)
+    deadline = time.monotonic() + 30
+    while not list(tmp_path.glob("*.json")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert list(tmp_path.glob("*.json"))
+
+
+def test_what_a_run_raises_is_raised_here(client, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OSError):
+        run_grid(client, image_split(20), *RECIPES, engine=ENGINE, cache=tmp_path / "file")
+
+
+def test_no_scheduler_at_the_address_is_one_line():
+    nobody = "tcp://127.0.0.1:9"
+    with pytest.raises(ValueError, match=f"no Dask scheduler answers at {nobody}"), connected(1, nobody, patience=1):
+        pass
+
+
+def test_without_dask_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    with pytest.raises(ValueError, match=r"pip install semkit\[cluster\]"), connected():
+        pass
