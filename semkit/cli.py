@@ -255,15 +255,30 @@ RUN = {
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs a command; 0: fine, 1: a check failed, 2: bad input, 130: stopped by Ctrl-C."""
+    from semkit import parallel
     from semkit.craft import Interrupted
 
-    options = parse(sys.argv[1:] if arguments is None else arguments)
+    with parallel.group() as leads:
+        if leads:
+            return _main(sys.argv[1:] if arguments is None else arguments)
+        parallel.serve(Interrupted)
+        return FINE
+
+
+def _main(arguments: list[str]) -> int:
+    from semkit.craft import Interrupted
+    from semkit.parallel import LostProcess
+
+    options = parse(arguments)
     hint = f"; {options.again}" if options.again else ""
     try:
         return RUN[options.command](options)
     except (Interrupted, KeyboardInterrupt) as stop:
         print(f"semkit: {str(stop) or 'stopped'}{hint}", file=sys.stderr)
         return STOPPED
+    except LostProcess as error:
+        print(f"semkit: {error}{hint}", file=sys.stderr)
+        return FAILED
     except ValueError as error:
         return complain(error)
     except OSError as error:

@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from semkit import models
+from semkit import models, parallel
 from semkit.augment import Augment, FlipCrop
-from semkit.engine import Engine, Passes, count_passes, input_gradient, train_step
+from semkit.engine import Engine, Passes, all_passes, count_passes, input_gradient, train_step
 from semkit.files import atomic_write
 from semkit.imageset import ImageSet
 from semkit.perturb import PGD, Perturbation, Uniform, shrunk
@@ -168,6 +168,35 @@ def _faded(x: torch.Tensor, contrast: float) -> torch.Tensor:
     return x if contrast == 1 else mean + contrast * (x - mean)
 
 
+def _read_state(path: Path, made_by: str, device: str) -> dict:
+    """The state at `path`; raises ValueError if another recipe, seed or image set made it."""
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:
+        raise ValueError(f"{path} is no crafting state ({error}); delete it to start afresh") from error
+    if state["made_by"] != made_by:
+        raise ValueError(f"{path} belongs to another recipe, seed or image set; delete it to start afresh")
+    return state
+
+
+def _state_files(checkpoint: str | os.PathLike) -> list[Path]:
+    """Where this process saves its state, in turn.
+
+    Two files with several processes: whenever they are killed, they have one step in common.
+    """
+    rank, size = parallel.place()
+    if size == 1:
+        return [Path(checkpoint)]
+    return [Path(f"{checkpoint}.{rank}of{size}{turn}") for turn in "ab"]
+
+
+def _newest(files: list[Path], made_by: str, device: str) -> dict | None:
+    """The newest state that every process has, None if there is none."""
+    found = {state["step"]: state for path in files if path.exists() for state in [_read_state(path, made_by, device)]}
+    common = set.intersection(*map(set, parallel.every(list(found))))
+    return found[max(common)] if common else None
+
+
 @dataclass
 class _State:
     """All that the next step depends on, besides the images: the surrogate, its optimizer, the noise, the step."""
@@ -189,14 +218,7 @@ class _State:
         torch.save(state, content)
         atomic_write(path, content.getvalue())
 
-    def load(self, path: Path, made_by: str) -> None:
-        """Takes over the state at `path`; raises ValueError if another recipe, seed or image set made it."""
-        try:
-            state = torch.load(path, map_location=self.noise.device, weights_only=True)
-        except Exception as error:
-            raise ValueError(f"{path} is no crafting state ({error}); delete it to start afresh") from error
-        if state["made_by"] != made_by:
-            raise ValueError(f"{path} belongs to another recipe, seed or image set; delete it to start afresh")
+    def load(self, state: dict) -> None:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.noise.copy_(state["noise"])
@@ -207,7 +229,7 @@ class _State:
 def _train(images: ImageSet, recipe: CraftRecipe, seed: int, engine: Engine, state: _State):
     """The alternation: noise for a batch, then one step of the surrogate on it. Yields after every step."""
     for step, index in recipe.sgd.batches(len(images), seed, engine, start=state.step):
-        generator = engine.generator(seed, "step", step)
+        generator = engine.generator(seed, "step", step, *parallel.stream())
         x, y = _faded(engine.images(images.images[index]), recipe.contrast(step)), images.labels[index]
         now = recipe.at(step)
         kept, rows = y.unique(return_inverse=True) if recipe.class_wise else (index, None)
@@ -227,7 +249,7 @@ def _remake(images: ImageSet, recipe: CraftRecipe, seed: int, engine: Engine, st
     first = state.step - recipe.sgd.steps
     for part in range(first, math.ceil(len(images) / recipe.sgd.batch)):
         index = slice(part * recipe.sgd.batch, (part + 1) * recipe.sgd.batch)
-        generator = engine.generator(seed, "remake", part)
+        generator = engine.generator(seed, "remake", part, *parallel.stream())
         x, y = engine.images(images.images[index]), images.labels[index]
         delta = noise_of_batch(state.model, x, y, engine.images(state.noise[index]), recipe, generator)
         state.noise[index] = _rounded(delta, recipe)
@@ -249,18 +271,31 @@ def craft(
     The same call gives the same noise on one machine. on_step(step, total, metrics) is told of every step; when it
     returns True crafting stops and raises Interrupted. With `checkpoint`, a path, the state is saved there every
     `every` seconds and when stopped, and a state found there is continued as if it had never been interrupted.
+    Under torchrun every process makes the noise of its share of the images, and here the whole is returned.
     Raises ValueError if the state there belongs to another recipe, seed or image set.
     """
-    engine = engine or Engine()
-    images = images.to(engine.device)
+    return parallel.together(
+        _craft_share, images, recipe, seed, engine or Engine(), checkpoint, every, on_step=on_step
+    )
+
+
+def _craft_share(
+    images: ImageSet, recipe: CraftRecipe, seed: int, engine: Engine, checkpoint, every: float, on_step=None
+) -> Crafted:
+    """`craft` in one process of a group, for its share of the images and of every batch."""
+    if recipe.class_wise and parallel.place()[1] > 1:
+        raise ValueError("class-wise noise is one for all images: craft it in one process")
+    everyone, images = images, parallel.mine(images).to(engine.device)
+    recipe = replace(recipe, sgd=recipe.sgd.share(parallel.place()[1]))
     seen = recipe.augment.output_size(images.images.shape[-1])
     model = engine.prepare(models.build(recipe.surrogate, len(images.classes), seed, size=seen))
     shape = (len(images.classes) if recipe.class_wise else len(images), *images.images.shape[1:])
     noise = torch.zeros(shape, dtype=torch.int8, device=engine.device)
     state = _State(model, recipe.sgd.optimizer(model), noise, [], Passes())
-    made_by = repr((recipe, seed, engine.precision, images.fingerprint))
-    if checkpoint is not None and Path(checkpoint).exists():
-        state.load(checkpoint, made_by)
+    made_by = repr((recipe, seed, engine.precision, everyone.fingerprint))
+    files = [] if checkpoint is None else _state_files(checkpoint)
+    if saved := _newest(files, made_by, engine.device):
+        state.load(saved)
     total = recipe.sgd.steps + (0 if recipe.class_wise else math.ceil(len(images) / recipe.sgd.batch))
 
     def phases():
@@ -269,16 +304,20 @@ def craft(
         if not recipe.class_wise:
             yield from _remake(images, recipe, seed, engine, state)
 
-    began, saved = time.monotonic() - state.seconds, time.monotonic()
+    began, saved, turn = time.monotonic() - state.seconds, time.monotonic(), 0
     with count_passes(state.passes):
         for _ in phases():
             state.step += 1
             state.seconds = time.monotonic() - began
             stop = on_step and on_step(state.step, total, {"loss": state.losses[-1], "passes": state.passes.total})
-            if checkpoint is not None and (stop or time.monotonic() - saved > every):
-                state.save(Path(checkpoint), made_by)
-                saved = time.monotonic()
+            stop, save = parallel.first((bool(stop), time.monotonic() - saved > every))
+            if files and (stop or save):
+                state.save(files[turn % len(files)], made_by)
+                saved, turn = time.monotonic(), turn + 1
             if stop:
                 raise Interrupted(f"stopped after step {state.step} of {total}")
-    noise = state.noise[images.labels] if recipe.class_wise else state.noise
-    return Crafted(noise.cpu(), model, state.losses, state.passes, state.seconds)
+    if recipe.class_wise:
+        noise = state.noise[images.labels]
+    else:
+        noise = parallel.whole(state.noise, len(everyone))
+    return Crafted(noise.cpu(), model, state.losses, all_passes(state.passes), state.seconds)

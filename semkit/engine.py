@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from semkit import parallel
 from semkit.folding import Folded
 from semkit.pixels import to_float
 
@@ -155,6 +156,18 @@ def input_gradient(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.
         return torch.autograd.grad(loss, x)[0]
 
 
+def _agree(model: nn.Module) -> None:
+    """Gradients, and what batch-norm remembers, averaged over the processes that train the model together."""
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    parallel.average_(gradients + [b for b in model.buffers() if b.is_floating_point()])
+
+
+def all_passes(passes: Passes) -> Passes:
+    """The passes of all processes that work together."""
+    counts = parallel.every(passes)
+    return Passes(*(sum(getattr(p, kind) for p in counts) for kind in ("input_gradient", "training", "forward")))
+
+
 def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, x: torch.Tensor, y: torch.Tensor) -> float:
     """One step of `optimizer` on the mean cross-entropy in train mode; returns the loss before it."""
     _count("training", len(x))
@@ -162,6 +175,7 @@ def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, x: torch.Tens
     optimizer.zero_grad(set_to_none=True)
     loss = F.cross_entropy(logits(model, x), y)
     loss.backward()
+    _agree(model)
     optimizer.step()
     return loss.item()
 

@@ -1,8 +1,10 @@
-"""Numbers and tensors in, matplotlib figures out; the only module that imports matplotlib."""
+"""Numbers and tensors in, matplotlib figures out, for notebooks and files; the only module that imports matplotlib."""
 
 import base64
 import html
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
@@ -11,16 +13,10 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from semkit import pictures, plots
 from semkit.files import atomic_write
-from semkit.measure import LABEL, interval
-
-# Okabe and Ito's colours, told apart by colour-blind readers; markers say it again.
-STYLE = {
-    "clean": ("#000000", "o", "-"),
-    "em": ("#0072B2", "s", "--"),
-    "sem": ("#D55E00", "D", "-"),
-    "rem": ("#009E73", "^", "-."),
-}
+from semkit.measure import Correlation
+from semkit.patterns import class_means
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -30,75 +26,130 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
-def _picture(image: torch.Tensor) -> np.ndarray:
-    return image.permute(1, 2, 0).numpy()
+def _titled(figure: Figure, title: str) -> Figure:
+    figure.suptitle(title, fontsize="medium")
+    return figure
 
 
-def draw_accuracies(axes, rows: Sequence[dict], chance: float | None = None) -> None:
-    """Clean test accuracy over the learner's training radius, a line a method, 95 % intervals over seeds."""
-    methods = [m for m in STYLE if any(row["method"] == m for row in rows)]
-    radii = sorted({row["training_radius"] for row in rows})
-    for place, method in enumerate(methods):
-        mine = [row for row in rows if row["method"] == method]
-        values = [[row["last"] for row in mine if row["training_radius"] == r] for r in radii]
-        shown = [(r, *interval(v)) for r, v in zip(radii, values, strict=True) if v]
-        r, mean, low, high = np.array(shown).T
-        error = np.nan_to_num([mean - low, high - mean])
-        colour, marker, line = STYLE[method]
-        # Shifted sideways a little, so that intervals at the same radius do not hide each other.
-        shift = 0.05 * (place - (len(methods) - 1) / 2)
-        style = dict(color=colour, marker=marker, ls=line, capsize=3, label=LABEL[method])
-        axes.errorbar(r + shift, 100 * mean, 100 * error, **style)
-    if chance is not None:
-        axes.axhline(100 * chance, color="0.6", lw=1, ls=":")
-        where = dict(xycoords=("axes fraction", "data"), textcoords="offset points", ha="right", color="0.4")
-        axes.annotate("chance", (1, 100 * chance), (-2, 2), **where)
-    axes.set(xticks=radii, xticklabels=["0\n(ERM)" if r == 0 else f"{r:g}" for r in radii], ylim=(0, 100))
-    axes.set(xlabel="learner's training radius (levels of 255)", ylabel="accuracy on clean test images (%)")
-    axes.grid(axis="y", alpha=0.3)
-    axes.legend(frameon=False, fontsize="small")
+def _radii(rows: Sequence[dict]) -> int:
+    return len({row["training_radius"] for row in rows})
 
 
-def draw_strip(figure, originals: torch.Tensor, noises: dict[str, torch.Tensor], radius: float) -> None:
-    """A grid: a row of uint8 originals [N,3,H,W], then for each method the protected images and the rescaled noise."""
-    rows = [("original", originals)]
-    for method, noise in noises.items():
-        protected = (originals.to(torch.int16) + noise).clamp(0, 255).to(torch.uint8)
-        grey = (127.5 + noise.float() * 127.5 / radius).round().clamp(0, 255).to(torch.uint8)
-        label = LABEL.get(method, method)
-        rows += [(f"{label}:\nprotected", protected), (f"{label}: noise\n±{radius:g} → ±127", grey)]
-    axes = figure.subplots(len(rows), len(originals), squeeze=False)
-    for line, (label, pictures) in zip(axes, rows, strict=True):
-        for place, picture in zip(line, pictures, strict=True):
-            place.imshow(_picture(picture), interpolation="nearest")
-            place.set(xticks=[], yticks=[])
-            place.spines[:].set_visible(False)
-        line[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize="small")
-
-
-def strip_figure(originals: torch.Tensor, noises: dict[str, torch.Tensor], *, radius: float) -> Figure:
+def strip_figure(originals: torch.Tensor, noises: Mapping[str, torch.Tensor], *, radius: float) -> Figure:
     """Originals uint8 [N,3,H,W], and for each method's int8 noise the protected images and the rescaled noise."""
-    figure = new_figure(1 + 0.9 * len(originals), 0.9 * (1 + 2 * len(noises)))
-    draw_strip(figure, originals, noises, radius)
+    figure = new_figure(1.2 + 0.9 * len(originals), 0.2 + 0.9 * (1 + 2 * len(noises)))
+    pictures.draw_strip(figure, originals, noises, radius)
     return figure
 
 
 def protection_figure(
     rows: Sequence[dict],
     originals: torch.Tensor,
-    noises: dict[str, torch.Tensor],
+    noises: Mapping[str, torch.Tensor],
     *,
     radius: float,
     title: str,
     chance: float,
 ) -> Figure:
     """Left the images, protected images and noise; right the accuracy of learners over their training radius."""
-    figure = new_figure(11, 4.4)
-    left, right = figure.subfigures(1, 2, width_ratios=(1.15, 1))
-    draw_strip(left, originals, noises, radius)
-    draw_accuracies(right.subplots(), rows, chance)
-    figure.suptitle(title, fontsize="medium")
-    return figure
+    figure = new_figure(12, 4.6)
+    left, right = figure.subfigures(1, 2, width_ratios=(1, 1))
+    pictures.draw_strip(left, originals, noises, radius)
+    plots.draw_accuracies(right.subplots(), rows, chance)
+    return _titled(figure, title)
+
+
+def accuracy_figure(rows: Sequence[dict], *, chance: float | None = None, title: str) -> Figure:
+    """Clean test accuracy over the learner's training radius, a line a method, 95 % intervals over seeds."""
+    figure = new_figure(8, 4)
+    plots.draw_accuracies(figure.subplots(), rows, chance)
+    return _titled(figure, title)
+
+
+def curves_figure(rows: Sequence[dict], *, chance: float | None = None, title: str) -> Figure:
+    """Learning curves, a panel a training radius and a line a method, with 95 % bands over seeds."""
+    count = _radii(rows)
+    figure = new_figure(min(9.5, 4 + 2.5 * count), 3.8)
+    plots.draw_curves(figure.subplots(1, count, sharey=True, squeeze=False)[0], rows, chance)
+    return _titled(figure, title)
+
+
+def grid_figure(rows: Sequence[dict], *, title: str) -> Figure:
+    """Protection in points, a table a training radius: noise side x surrogate side, mean ± half the 95 % interval.
+
+    Rows of methods "noise side/surrogate side" and "clean". Raises ValueError where none of them pair by seed.
+    """
+    count = _radii(rows)
+    figure = new_figure(1.7 + 3.5 * count, 4)
+    panels = figure.subplots(1, count, squeeze=False)[0]
+    image = plots.draw_grid(panels, rows)
+    figure.colorbar(image, ax=list(panels), shrink=0.8, label="protection (points of accuracy)")
+    return _titled(figure, title)
+
+
+def scatter_figure(
+    rows: Sequence[dict],
+    *,
+    x: str,
+    y: str,
+    xlabel: str,
+    ylabel: str,
+    correlation: Correlation | None = None,
+    title: str,
+) -> Figure:
+    """A point a row at its columns x and y, its look by its noise side; the correlation with intervals beside it."""
+    figure = new_figure(8, 4.4)
+    axes = figure.subplots()
+    plots.draw_scatter(axes, rows, x, y, correlation)
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    return _titled(figure, title)
+
+
+def losses_figure(rows: Sequence[dict], *, log: bool = False, title: str) -> Figure:
+    """Loss along random (dashed) and adversarial (solid) directions over the radius, a colour a method.
+
+    Rows with method, direction, radius, loss; several (seeds) of the same radius give a 95 % band.
+    """
+    figure = new_figure(8, 4)
+    axes = figure.subplots()
+    plots.draw_losses(axes, rows)
+    axes.set_yscale("log" if log else "linear")
+    return _titled(figure, title)
+
+
+def spectrum_figure(noises: Mapping[str, torch.Tensor], *, title: str) -> Figure:
+    """Power of each noise [N,C,H,W] over spatial frequency, against white noise of the same variance."""
+    figure = new_figure(8, 4)
+    pictures.draw_spectra(figure.subplots(), noises)
+    return _titled(figure, title)
+
+
+def class_means_figure(noise: torch.Tensor, labels: torch.Tensor, classes: Sequence[str], *, radius: float) -> Figure:
+    """The mean of the noise over the images of each class that occurs in labels, all rescaled alike."""
+    present, means = class_means(noise, labels)
+    columns = min(10 if len(present) > 20 else 5, len(present))
+    lines = math.ceil(len(present) / columns)
+    figure = new_figure(max(4.5, 0.4 + 1.3 * columns), 0.7 + 1.5 * lines)
+    panels = figure.subplots(lines, columns, squeeze=False).ravel()
+    for empty in panels[len(present) :]:
+        empty.set_axis_off()
+    scale = float(np.abs(means).max()) or 1.0
+    pictures.draw_class_means(panels[: len(present)], means, [classes[label] for label in present], scale)
+    return _titled(figure, f"class means of the noise of radius {radius:g}: ±{scale:.1f} levels → ±127")
+
+
+def embedding_figure(
+    points: np.ndarray | Mapping[str, np.ndarray], groups: Sequence[str], *, title: str
+) -> Figure:
+    """Points [N,2] by the names of their N groups; a mapping gives a panel each, its keys the panels' titles."""
+    panels = points if isinstance(points, Mapping) else {"": points}
+    figure = new_figure(1.8 + 3.4 * len(panels), 3.9)
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for place, (name, mine) in zip(axes, panels.items(), strict=True):
+        pictures.draw_points(place, mine, groups)
+        place.set_title(name, fontsize="medium")
+    plots.legend(axes[-1])
+    return _titled(figure, title)
 
 
 def _bytes(figure: Figure, kind: str, dpi: int) -> bytes:
@@ -107,10 +158,35 @@ def _bytes(figure: Figure, kind: str, dpi: int) -> bytes:
     return buffer.getvalue()
 
 
-def as_html(figure: Figure, alt: str) -> str:
-    """The figure as an HTML <img> with the alternative text that a notebook's own picture output would drop."""
+def as_html(figure: Figure, alt: str, caption: str = "") -> str:
+    """The figure as HTML: <figure> with the alternative text that a notebook's own picture output would drop.
+
+    The picture is on white with a margin; the caption has the colour of the page's text, light or dark.
+    """
     picture = base64.b64encode(_bytes(figure, "png", 100)).decode()
-    return f'<figure><img alt="{html.escape(alt)}" src="data:image/png;base64,{picture}"></figure>'
+    style = "max-width:100%;box-sizing:border-box;padding:8px;background:white"
+    image = f'<img alt="{html.escape(alt)}" style="{style}" src="data:image/png;base64,{picture}">'
+    below = f"<figcaption>{html.escape(caption)}</figcaption>" if caption else ""
+    return f'<figure style="margin:0">{image}{below}</figure>'
+
+
+@dataclass(frozen=True, repr=False)
+class Shown:
+    """What a notebook's cell ends with: a page shows the HTML, a terminal the alternative text."""
+
+    html: str
+    alt: str
+
+    def _repr_html_(self) -> str:
+        return self.html
+
+    def __repr__(self) -> str:
+        return self.alt
+
+
+def show(figure: Figure, *, alt: str, caption: str = "") -> Shown:
+    """The figure for the end of a notebook's cell, with alternative text for those who cannot see it and a caption."""
+    return Shown(as_html(figure, alt, caption), alt)
 
 
 def save(figure: Figure, path: str | Path) -> None:

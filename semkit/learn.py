@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from semkit import models
+from semkit import models, parallel
 from semkit.augment import Augment, FlipCrop
-from semkit.engine import Engine, Passes, count_passes, predict, train_step
+from semkit.engine import Engine, Passes, all_passes, count_passes, predict, train_step
 from semkit.imageset import ImageSet
 from semkit.perturb import Clean, Perturbation
 from semkit.pixels import check_count
@@ -102,29 +102,41 @@ def fit(
     The perturbation sees the model in eval mode, the step in train mode; under AT only perturbed images are trained on.
     on_step(step, total, metrics) is told of every step and stops the training by returning True.
     """
-    engine = engine or Engine()
-    train, test = train.to(engine.device), test.to(engine.device)
+    return parallel.together(_fit_share, train, test, recipe, seed, engine or Engine(), on_step=on_step)
+
+
+def _fit_share(
+    train: ImageSet, test: ImageSet, recipe: LearnRecipe, seed: int, engine: Engine, on_step: OnStep | None = None
+) -> Learned:
+    """`fit` in one process of a group, on its share of the images and of every batch."""
+    tested = len(test)
+    train, test = parallel.mine(train).to(engine.device), parallel.mine(test).to(engine.device)
+    sgd = recipe.sgd.share(parallel.place()[1])
+
+    def tested_accuracy() -> float:
+        return parallel.total(accuracy(model, test, engine=engine) * len(test)) / tested
+
     # Neither the surrogate's first weights nor its order of images: a learner has its own stream of the seed.
     seed = engine.generator(seed, "learner").initial_seed()
     seen = recipe.augment.output_size(train.images.shape[-1])
     model = engine.prepare(models.build(recipe.model, len(train.classes), seed, size=seen))
-    optimizer = recipe.sgd.optimizer(model)
+    optimizer = sgd.optimizer(model)
     curve, losses = [], []
     every = math.ceil(recipe.sgd.steps / recipe.evaluations)
     began = time.monotonic()
     with count_passes() as passes:
-        for step, index in recipe.sgd.batches(len(train), seed, engine):
-            generator = engine.generator(seed, "learn", step)
+        for step, index in sgd.batches(len(train), seed, engine):
+            generator = engine.generator(seed, "learn", step, *parallel.stream())
             x, y = engine.images(train.images[index]), train.labels[index]
             x = recipe.augment.apply(x, recipe.augment.draw(len(x), x.shape[2:], generator))
             x = recipe.perturbation(model, x, y, generator)
-            recipe.sgd.set_rate(optimizer, step)
+            sgd.set_rate(optimizer, step)
             losses.append(train_step(model, optimizer, x, y))
             if (step + 1) % every == 0 or step + 1 == recipe.sgd.steps:
-                curve.append((step + 1, accuracy(model, test, engine=engine)))
+                curve.append((step + 1, tested_accuracy()))
             metrics = {"loss": losses[-1], "accuracy": curve[-1][1] if curve else None, "passes": passes.total}
-            if on_step and on_step(step + 1, recipe.sgd.steps, metrics):
+            if parallel.first(bool(on_step and on_step(step + 1, sgd.steps, metrics))):
                 break
         if not curve or curve[-1][0] != step + 1:
-            curve.append((step + 1, accuracy(model, test, engine=engine)))
-    return Learned(model, tuple(curve), losses, passes, time.monotonic() - began)
+            curve.append((step + 1, tested_accuracy()))
+    return Learned(model, tuple(curve), losses, all_passes(passes), time.monotonic() - began)

@@ -1,7 +1,7 @@
 """Stochastic gradient descent as a recipe: rate, schedule, batches; shared by the surrogate and the learners."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -28,6 +28,10 @@ class SGD:
         object.__setattr__(self, "steps", check_count(self.steps, "steps", 1))
         object.__setattr__(self, "batch", check_count(self.batch, "batch", 2))
         object.__setattr__(self, "milestones", tuple(self.milestones))
+
+    def share(self, processes: int) -> "SGD":
+        """What each of several processes does of every batch. Raises ValueError where too little is left."""
+        return self if processes == 1 else replace(self, batch=self.batch // processes)
 
     def rate(self, step: int) -> float:
         """The learning rate of step 0 .. steps-1."""

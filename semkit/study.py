@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from semkit import __version__, models
+from semkit import __version__, models, parallel
 from semkit.craft import CraftRecipe, Interrupted, craft
 from semkit.engine import Engine, Passes
 from semkit.files import atomic_write, shown
@@ -43,7 +43,7 @@ def key(*parts) -> str:
 
 def _how(engine: Engine) -> tuple:
     """What of the engine a result may depend on."""
-    return torch.device(engine.device).type, engine.precision, engine.fold
+    return torch.device(engine.device).type, engine.precision, engine.fold, parallel.processes()
 
 
 def _read_json(path: Path) -> dict:
@@ -84,7 +84,7 @@ def crafted_noise(
         return noise, _kept(stem.with_suffix(".json"), _read_json)
     state = stem and stem.with_suffix(".state")
     done = craft(images, recipe, seed=seed, engine=engine, on_step=on_step, checkpoint=state, every=checkpoint_every)
-    made = {**as_dict(recipe), "seed": seed, "precision": engine.precision}
+    made = {**as_dict(recipe), "seed": seed, "precision": engine.precision, "processes": parallel.processes()}
     noise = Noise(done.noise, recipe.radius, made, images.fingerprint, images.classes)
     cost = {"passes": done.passes.total, "seconds": round(done.seconds, 1)}
     if stem:
@@ -92,7 +92,8 @@ def crafted_noise(
         weights = {name: value.contiguous() for name, value in done.surrogate.state_dict().items()}
         atomic_write(_weights(stem), safetensors.torch.save(weights))
         save(noise, stem.with_suffix(".safetensors"))
-        state.unlink(missing_ok=True)
+        for path in state.parent.glob(f"{state.name}*"):  # one for every process
+            path.unlink(missing_ok=True)
     return noise, cost
 
 

@@ -8,19 +8,19 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "semkit"
 FLOORS = (
     {"pixels", "files"},
-    {"augment", "imageset", "folding", "models"},
+    {"augment", "imageset", "folding", "models", "parallel"},
     {"engine", "shapes", "data", "noise", "quality"},
     {"perturb", "schedule", "foreign", "convert"},
-    {"craft", "learn", "measure"},
-    {"presets", "study", "designs", "cluster"},
-    {"figures", "protect", "report"},
+    {"craft", "learn", "measure", "patterns"},
+    {"presets", "study", "designs", "cluster", "plots"},
+    {"figures", "pictures", "protect", "report"},
     {"options", "cli"},
 )
 ONLY = {
     "matplotlib": {"figures"}, "distributed": {"cluster"}, "ipywidgets": set(), "argparse": {"options"},
     "torchmetrics": {"quality"},
 }  # fmt: skip
-MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
+MODULES = sorted(path.stem for path in PACKAGE.glob("[!_]*.py"))
 
 
 def imports(tree):

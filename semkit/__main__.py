@@ -1,0 +1,7 @@
+"""python -m semkit, and torchrun -m semkit: the command line."""
+
+import sys
+
+from semkit.cli import main
+
+sys.exit(main())

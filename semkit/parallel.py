@@ -1,0 +1,142 @@
+"""Several processes on one job, under torchrun: each holds its share of the images, their gradients are averaged.
+
+The first process runs the command as ever; the others serve it: what it hands to `together` all of them run. With one
+process every function here is the identity.
+"""
+
+import contextlib
+import contextvars
+import os
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+_together: contextvars.ContextVar[bool] = contextvars.ContextVar("together", default=False)
+
+
+class LostProcess(RuntimeError):
+    """A process of the group is gone."""
+
+
+def place() -> tuple[int, int]:
+    """(rank, number of processes) inside a job that all run together, (0, 1) elsewhere."""
+    return (dist.get_rank(), dist.get_world_size()) if _together.get() else (0, 1)
+
+
+def processes() -> int:
+    """How many processes the group has, 1 where there is none."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+@contextlib.contextmanager
+def group() -> Iterator[bool]:
+    """Joins the processes that torchrun started; True in the process that is to run the command.
+
+    Leaving it sends the serving processes home. Without torchrun: True, and nothing else.
+    """
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        yield True
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+    # Serving processes wait as long as the first one is busy with what only it does.
+    dist.init_process_group(timeout=timedelta(days=7))
+    try:
+        yield dist.get_rank() == 0
+    finally:
+        with contextlib.suppress(RuntimeError):  # who is gone needs not be told
+            if dist.get_rank() == 0:
+                _send(None)
+        dist.destroy_process_group()
+
+
+def _send(job) -> object:
+    box = [job]
+    dist.broadcast_object_list(box)
+    return box[0]
+
+
+def _run(job: Callable, *arguments, **options):
+    token = _together.set(True)
+    try:
+        return job(*arguments, **options)
+    except RuntimeError as error:
+        if "Connection" in str(error) or "gloo" in str(error).lower() or "NCCL" in str(error):
+            raise LostProcess("a process of the group was lost; what was saved can be resumed") from error
+        raise
+    finally:
+        _together.reset(token)
+
+
+def serve(*ends: type[Exception]) -> None:
+    """Runs what the first process hands out, until it leaves its group.
+
+    ends: what a job raises in all processes at once. Anything else ends this one, which the others then notice.
+    """
+    with contextlib.suppress(LostProcess):  # the first one will say it, or is itself gone
+        while (job := _run(_send, None)) is not None:
+            with contextlib.suppress(*ends):
+                _run(job[0], *job[1])
+
+
+def together(job: Callable, *arguments, **mine):
+    """job(*arguments, **mine), run by every process of the group, the keywords in this one only; its result here."""
+    if processes() == 1 or _together.get():
+        return job(*arguments, **mine)
+    _send((job, arguments))
+    return _run(job, *arguments, **mine)
+
+
+def mine(images):
+    """This process's share of an ImageSet: every size-th image from its rank on; the set itself where there is one."""
+    rank, size = place()
+    return images if size == 1 else images.take(slice(rank, None, size))
+
+
+def stream() -> tuple[int, ...]:
+    """What a process adds to the name of its random draws, so that no two draw the same: () where there is one."""
+    rank, size = place()
+    return (rank, size) if size > 1 else ()
+
+
+def average_(tensors: list[torch.Tensor]) -> None:
+    """Every tensor becomes its mean over the processes, in one exchange."""
+    if place()[1] == 1 or not tensors:
+        return
+    flat = torch.cat([t.reshape(-1) for t in tensors])
+    dist.all_reduce(flat)
+    flat /= place()[1]
+    for tensor, mean in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+        tensor.copy_(mean.view_as(tensor))
+
+
+def total(value: float) -> float:
+    """The sum of the processes' values."""
+    return sum(every(value))
+
+
+def every(value) -> list:
+    """The value of each process, in the order of their ranks."""
+    size = place()[1]
+    if size == 1:
+        return [value]
+    found = [None] * size
+    dist.all_gather_object(found, value)
+    return found
+
+
+def first(value):
+    """The first process's value, in all of them."""
+    return value if place()[1] == 1 else _send(value)
+
+
+def whole(part: torch.Tensor, n: int) -> torch.Tensor:
+    """[n, ...] from every process's `part` [its share, ...], each row in its place."""
+    if place()[1] == 1:
+        return part
+    made = torch.empty((n, *part.shape[1:]), dtype=part.dtype)
+    for rank, rows in enumerate(every(part.cpu())):
+        made[rank :: place()[1]] = rows
+    return made.to(part.device)

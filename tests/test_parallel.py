@@ -1,0 +1,81 @@
+"""Two processes on one job: sums and shares, the gradient of the whole batch, the same bytes after a stop."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from together import linear_step
+
+from semkit import parallel
+
+SCRIPT = Path(__file__).with_name("together.py")
+
+
+def both(folder, **environment):
+    """(exit code, output) of each of two processes that run together.py side by side."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    how = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), **environment}
+    running = [
+        subprocess.Popen([sys.executable, SCRIPT, folder], env={**how, "RANK": rank}, stdout=-1, stderr=-1, text=True)
+        for rank in "01"
+    ]
+    return [(process.communicate(timeout=120), process.returncode) for process in running]
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    (first, code), (_, other) = both(tmp_path_factory.mktemp("together"))
+    assert (code, other) == (0, 0), first[1]
+    return json.loads(first[0])
+
+
+def test_what_is_exchanged(found):
+    assert found["exchange"] == {
+        "average": [[0.5, 0.5], [5.0]], "total": 3, "every": [0, 1], "first": "from 0", "whole": list(range(7)),
+        "stream": [0, 2],
+    }  # fmt: skip
+
+
+def test_two_halves_of_a_batch_make_the_step_of_the_whole(found):
+    assert found["linear"] == pytest.approx(linear_step(), abs=1e-12)
+    assert found["alone"] == linear_step()  # outside a common job a process is alone
+
+
+def test_crafting_makes_noise_for_every_image_and_counts_all_passes(found):
+    noise = torch.tensor(found["noise"]).reshape(found["shape"])
+    assert found["shape"] == [21, 3, 8, 8] and noise.abs().max() <= 8
+    assert (noise != 0).flatten(1).any(1).all()
+    # 8 images a step and 21 in the last pass, where 20 would be noted
+    assert found["passes"] == found["cost"] + 1
+    assert found["same"]
+
+
+def test_a_stopped_run_goes_on_to_the_same_bytes_from_the_newest_state_that_both_have(found):
+    assert found["resumed"] == found["noise"]
+
+
+def test_a_learner_is_trained_and_tested_by_both(found):
+    assert found["curve"] == [2, 4] and found["learner_passes"] == 4 * 8 * 2
+    assert round(found["last"] * 9) == pytest.approx(found["last"] * 9)
+
+
+def test_a_lost_process_is_said_in_one_line(tmp_path):
+    (first, code), (_, other) = both(tmp_path, LOSE="1")
+    assert code and other == -9
+    assert first[1].strip().splitlines()[-1].endswith("a process of the group was lost; what was saved can be resumed")
+
+
+def test_one_process_is_itself():
+    tensor = torch.ones(2)
+    parallel.average_([tensor])
+    assert parallel.place() == (0, 1) and parallel.stream() == () and parallel.processes() == 1
+    assert tensor.tolist() == [1, 1] and parallel.every("x") == ["x"] and parallel.first(3) == 3
+    with parallel.group() as leads:
+        assert leads and parallel.together(lambda value: value, 4) == 4
