@@ -13,7 +13,8 @@ from semkit.measure import interval
 from semkit.noise import Noise
 from semkit.perturb import PGD, Clean, Uniform
 from semkit.presets import craft_recipe, learn_recipe, sweep_recipes
-from semkit.protect import check, protect
+from semkit.protect import protect
+from semkit.protected import check
 from semkit.report import read_rows
 from semkit.schedule import SGD
 from semkit.study import crafted_noise, crafted_surrogate, grid, learned_row, runs_folder

@@ -1,4 +1,4 @@
-"""The command line: semkit demo, sweep, protect, check, learn, convert, lab."""
+"""The command line: semkit demo, sweep, protect, check, learn, convert, bench, lab."""
 
 import json
 import signal
@@ -126,7 +126,7 @@ def _announce_cost(options, recipe, images, engine) -> None:
 
 
 def _check(options) -> int:
-    from semkit.protect import check
+    from semkit.protected import check
 
     with _progress() as on_step:
         found = check(options.images, options.out, radius=options.radius, root=options.data, on_step=on_step)
@@ -160,7 +160,8 @@ def _learn(options) -> int:
 
 def _split(options, on_step):
     from semkit.data import load
-    from semkit.protect import job, protected_split
+    from semkit.originals import job
+    from semkit.protected import protected_split
 
     told = job(on_step, "reading images")
     split = load(options.images, seed=options.split_seed, on_step=told, **_where(options))
@@ -238,6 +239,21 @@ def _convert(options) -> int:
     return FINE
 
 
+def _bench(options) -> int:
+    from semkit.bench import bench, plan
+    from semkit.benchreport import markdown, write_bench
+
+    if options.out:
+        options.out.mkdir(parents=True, exist_ok=True)  # what cannot be written is said before minutes of work
+    with _progress() as on_step:
+        result = bench(plan(**vars(options)), _engine(options), on_step=on_step, say=_announce)
+    if options.out:
+        write_bench(result, options.out)
+    _print_json(options, result)
+    _tell(options, markdown(result))
+    return FINE
+
+
 def _lab(options) -> int:
     from subprocess import run
 
@@ -249,7 +265,7 @@ def _lab(options) -> int:
 
 RUN = {
     "demo": _sweep, "sweep": _sweep, "protect": _protect, "check": _check, "learn": _learn, "convert": _convert,
-    "lab": _lab,
+    "bench": _bench, "lab": _lab,
 }  # fmt: skip
 
 

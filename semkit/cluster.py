@@ -28,8 +28,8 @@ def connected(workers: int = 2, address: str | None = None, patience: float = 10
     except ImportError:
         raise ValueError("runs on a cluster need dask.distributed: pip install semkit[cluster]") from None
     if address is None:
-        # No dashboard: a second server on the machine that nobody asked for.
-        quiet = dict(dashboard_address=None, silence_logs="ERROR", host="127.0.0.1")
+        # Any free port, where the usual one may be another cluster's.
+        quiet = dict(dashboard_address="127.0.0.1:0", silence_logs="ERROR", host="127.0.0.1")
         with LocalCluster(n_workers=workers, threads_per_worker=1, **quiet) as cluster, Client(cluster) as client:
             yield client
         return

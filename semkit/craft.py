@@ -1,12 +1,10 @@
 """The error-minimising noise of a whole set: the noise step and the surrogate step, alternating."""
 
-import io
 import math
 import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -14,11 +12,11 @@ from torch import nn
 from semkit import models, parallel
 from semkit.augment import Augment, FlipCrop
 from semkit.engine import Engine, Passes, all_passes, count_passes, input_gradient, train_step
-from semkit.files import atomic_write
 from semkit.imageset import ImageSet
 from semkit.perturb import PGD, Perturbation, Uniform, shrunk
 from semkit.pixels import LEVEL, box, check_count, check_radius, check_step_size, to_levels, uniform
 from semkit.schedule import SGD
+from semkit.state import State, newest, state_files
 
 STARTS = ("random", "zero", "warm")
 OnStep = Callable[[int, int, dict], bool | None]
@@ -168,65 +166,7 @@ def _faded(x: torch.Tensor, contrast: float) -> torch.Tensor:
     return x if contrast == 1 else mean + contrast * (x - mean)
 
 
-def _read_state(path: Path, made_by: str, device: str) -> dict:
-    """The state at `path`; raises ValueError if another recipe, seed or image set made it."""
-    try:
-        state = torch.load(path, map_location=device, weights_only=True)
-    except Exception as error:
-        raise ValueError(f"{path} is no crafting state ({error}); delete it to start afresh") from error
-    if state["made_by"] != made_by:
-        raise ValueError(f"{path} belongs to another recipe, seed or image set; delete it to start afresh")
-    return state
-
-
-def _state_files(checkpoint: str | os.PathLike) -> list[Path]:
-    """Where this process saves its state, in turn.
-
-    Two files with several processes: whenever they are killed, they have one step in common.
-    """
-    rank, size = parallel.place()
-    if size == 1:
-        return [Path(checkpoint)]
-    return [Path(f"{checkpoint}.{rank}of{size}{turn}") for turn in "ab"]
-
-
-def _newest(files: list[Path], made_by: str, device: str) -> dict | None:
-    """The newest state that every process has, None if there is none."""
-    found = {state["step"]: state for path in files if path.exists() for state in [_read_state(path, made_by, device)]}
-    common = set.intersection(*map(set, parallel.every(list(found))))
-    return found[max(common)] if common else None
-
-
-@dataclass
-class _State:
-    """All that the next step depends on, besides the images: the surrogate, its optimizer, the noise, the step."""
-
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-    noise: torch.Tensor
-    losses: list[float]
-    passes: Passes
-    step: int = 0
-    seconds: float = 0.0
-
-    def save(self, path: Path, made_by: str) -> None:
-        state = dict(
-            made_by=made_by, step=self.step, seconds=self.seconds, losses=self.losses, passes=vars(self.passes),
-            noise=self.noise, model=self.model.state_dict(), optimizer=self.optimizer.state_dict(),
-        )  # fmt: skip
-        content = io.BytesIO()  # what torch.save makes of a full disk is no OSError
-        torch.save(state, content)
-        atomic_write(path, content.getvalue())
-
-    def load(self, state: dict) -> None:
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.noise.copy_(state["noise"])
-        self.step, self.seconds, self.losses = state["step"], state["seconds"], state["losses"]
-        self.passes = Passes(**state["passes"])
-
-
-def _train(images: ImageSet, recipe: CraftRecipe, seed: int, engine: Engine, state: _State):
+def _train(images: ImageSet, recipe: CraftRecipe, seed: int, engine: Engine, state: State):
     """The alternation: noise for a batch, then one step of the surrogate on it. Yields after every step."""
     for step, index in recipe.sgd.batches(len(images), seed, engine, start=state.step):
         generator = engine.generator(seed, "step", step, *parallel.stream())
@@ -244,7 +184,7 @@ def _train(images: ImageSet, recipe: CraftRecipe, seed: int, engine: Engine, sta
         yield
 
 
-def _remake(images: ImageSet, recipe: CraftRecipe, seed: int, engine: Engine, state: _State):
+def _remake(images: ImageSet, recipe: CraftRecipe, seed: int, engine: Engine, state: State):
     """One pass that makes every image's noise anew with the final surrogate, the last ragged batch too."""
     first = state.step - recipe.sgd.steps
     for part in range(first, math.ceil(len(images) / recipe.sgd.batch)):
@@ -291,10 +231,10 @@ def _craft_share(
     model = engine.prepare(models.build(recipe.surrogate, len(images.classes), seed, size=seen))
     shape = (len(images.classes) if recipe.class_wise else len(images), *images.images.shape[1:])
     noise = torch.zeros(shape, dtype=torch.int8, device=engine.device)
-    state = _State(model, recipe.sgd.optimizer(model), noise, [], Passes())
+    state = State(model, recipe.sgd.optimizer(model), noise, [], Passes())
     made_by = repr((recipe, seed, engine.precision, everyone.fingerprint))
-    files = [] if checkpoint is None else _state_files(checkpoint)
-    if saved := _newest(files, made_by, engine.device):
+    files = [] if checkpoint is None else state_files(checkpoint)
+    if saved := newest(files, made_by, engine.device):
         state.load(saved)
     total = recipe.sgd.steps + (0 if recipe.class_wise else math.ceil(len(images) / recipe.sgd.batch))
 

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from semkit.files import UnreadableImage, find_images, read_image, shown, split_folders, working_image
+from semkit.files import find_images, shown, split_folders
+from semkit.image import UnreadableImage, read_image, working_image
 from semkit.imageset import ImageSet, Split, stratified_limit, stratified_split
 from semkit.imageset import split as split
 from semkit.pixels import check_count

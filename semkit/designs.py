@@ -9,13 +9,14 @@ from pathlib import Path
 from semkit.craft import CraftRecipe
 from semkit.engine import Engine
 from semkit.imageset import Split
-from semkit.measure import cosine, robustness, stability
+from semkit.measure import cosine, losses_along, robustness, stability
 from semkit.perturb import PGD, Clean, Perturbation, Uniform
 from semkit.presets import craft_recipe
 from semkit.study import crafted_surrogate
 
 Crafts = Mapping[str, CraftRecipe | None]
 RADIUS = 4  # levels, at which robustness and stability are measured
+ALONG, LOOKED_AT = (0, 1, 2, 4, 6, 8), 200  # radii in levels, and protected images, of loss_rows
 
 
 def pairs(preset: str, size: int) -> Crafts:
@@ -37,7 +38,7 @@ def noise_sides(preset: str, size: int) -> Crafts:
     base = craft_recipe("sem", preset, size=size)
     pgd = base.surrogate_side
     sides: list[Perturbation] = [Clean(), *(Uniform(r) for r in (2, 4, 8))]
-    sides += [PGD(r, steps, r * pgd.step_size / pgd.radius) for r, steps in ((1, 2), (2, 2), (4, 1), (4, 2), (8, 2))]
+    sides += [PGD(r, steps, r * pgd.step_size / pgd.radius) for r, steps in ((2, 2), (4, 1), (4, 2), (8, 2))]
 
     def name(side: Perturbation) -> str:
         kind = {Clean: "none", Uniform: "random", PGD: "adversarial"}[type(side)]
@@ -89,4 +90,30 @@ def noise_rows(
         following = seeds[(seeds.index(row["seed"]) + 1) % len(seeds)]
         other = noises[row["method"], following] if len(seeds) > 1 else None
         row["cosine"] = None if other is None else float(cosine(noises[row["method"], row["seed"]], other).mean())
+    return rows
+
+
+def loss_rows(
+    split: Split,
+    crafts: Crafts,
+    *,
+    seeds: Sequence[int] = (0,),
+    engine: Engine | None = None,
+    cache: Path,
+    on_step: Callable | None = None,
+) -> list[dict]:
+    """Rows of losses along random and adversarial directions: every recipe x seed x direction x radius of ALONG.
+
+    measure.losses_along of LOOKED_AT protected images, under the surrogate that made their noise.
+    """
+    rows = []
+    for seed, (method, recipe) in product(seeds, crafts.items()):
+        if recipe is None:
+            continue
+        told = on_step and partial(on_step, f"{method} noise, seed {seed}")
+        how = dict(seed=seed, engine=engine, cache=cache, on_step=told)
+        noise, surrogate = crafted_surrogate(split.train, recipe, **how)
+        protected = split.train.with_noise(noise.levels).limit(LOOKED_AT)
+        found = losses_along(surrogate, protected, ALONG, engine=engine)
+        rows += [{"method": method, "seed": seed, **row} for row in found]
     return rows

@@ -77,7 +77,7 @@ def curves_figure(rows: Sequence[dict], *, chance: float | None = None, title: s
 def grid_figure(rows: Sequence[dict], *, title: str) -> Figure:
     """Protection in points, a table a training radius: noise side x surrogate side, mean ± half the 95 % interval.
 
-    Rows of methods "noise side/surrogate side" and "clean". Raises ValueError where none of them pair by seed.
+    Rows of methods "noise side/surrogate side" and "clean". Raises ValueError at a radius where none pair by seed.
     """
     count = _radii(rows)
     figure = new_figure(1.7 + 3.5 * count, 4)
@@ -138,9 +138,7 @@ def class_means_figure(noise: torch.Tensor, labels: torch.Tensor, classes: Seque
     return _titled(figure, f"class means of the noise of radius {radius:g}: ±{scale:.1f} levels → ±127")
 
 
-def embedding_figure(
-    points: np.ndarray | Mapping[str, np.ndarray], groups: Sequence[str], *, title: str
-) -> Figure:
+def embedding_figure(points: np.ndarray | Mapping[str, np.ndarray], groups: Sequence[str], *, title: str) -> Figure:
     """Points [N,2] by the names of their N groups; a mapping gives a panel each, its keys the panels' titles."""
     panels = points if isinstance(points, Mapping) else {"": points}
     figure = new_figure(1.8 + 3.4 * len(panels), 3.9)
@@ -167,7 +165,7 @@ def as_html(figure: Figure, alt: str, caption: str = "") -> str:
     style = "max-width:100%;box-sizing:border-box;padding:8px;background:white"
     image = f'<img alt="{html.escape(alt)}" style="{style}" src="data:image/png;base64,{picture}">'
     below = f"<figcaption>{html.escape(caption)}</figcaption>" if caption else ""
-    return f'<figure style="margin:0">{image}{below}</figure>'
+    return f'<figure style="margin:0 0 1em">{image}{below}</figure>'
 
 
 @dataclass(frozen=True, repr=False)

@@ -10,7 +10,10 @@ class Folded:
 
         weight * gamma / sqrt(variance + eps);  beta + (bias - mean) * gamma / sqrt(variance + eps)
 
-    `why_not` says why a model could not be traced; it then runs as it is.
+    It follows what torch counts in a tensor's _version: optimizers, load_state_dict, in-place operations, passes in
+    train mode. Not counted are writes through .data, fused optimizers in eval mode, and a tensor put in another's
+    place: Engine.prepare the model anew after those. `why_not` says why a model could not be traced; it then runs as
+    it is.
     """
 
     def __init__(self, model: nn.Module):

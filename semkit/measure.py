@@ -131,3 +131,16 @@ def protection(rows: Sequence[dict], method: str, training_radius: float) -> lis
     at_radius = [row for row in rows if row["training_radius"] == training_radius]
     clean, mine = ({row["seed"]: row["last"] for row in at_radius if row["method"] == of} for of in ("clean", method))
     return [clean[seed] - mine[seed] for seed in sorted(clean.keys() & mine.keys())]
+
+
+def paired(noise_rows: Sequence[dict], learner_rows: Sequence[dict], training_radius: float) -> list[dict]:
+    """The noise rows, each with the `protection` that its noise gave at the training radius: joined by method and seed.
+
+        protection = accuracy of the learner on clean images - accuracy of the learner on this noise's, of 1
+
+    Left out are noises that lack one of these two learners. Rows as of designs.noise_rows and of study.grid.
+    """
+    at_radius = [row for row in learner_rows if row["training_radius"] == training_radius]
+    last = {(row["method"], row["seed"]): row["last"] for row in at_radius}
+    both = [(row, last.get(("clean", row["seed"])), last.get((row["method"], row["seed"]))) for row in noise_rows]
+    return [{**row, "protection": clean - mine} for row, clean, mine in both if None not in (clean, mine)]

@@ -85,10 +85,15 @@ def _add_run(parser) -> None:
     add = parser.add_argument
     add("--preset", type=_word(PRESETS, "preset"), default="lesson", help="quick, demo, lesson or paper (%(default)s)")
     add("--seed", type=_count(0), default=0, metavar="N", help="the same seed gives the same result (0)")
+    _add_engine(parser)
+    _add_json(parser)
+
+
+def _add_engine(parser) -> None:
+    add = parser.add_argument
     add("--device", type=_device, default="auto", help="cpu, cuda or cuda:N (a GPU if there is one)")
     precisions = _word(("auto", "float32", "bfloat16"), "precision")
     add("--precision", type=precisions, default="auto", help="float32 or bfloat16 (what the hardware is fast in)")
-    _add_json(parser)
 
 
 def _add_json(parser) -> None:
@@ -175,6 +180,20 @@ def _convert_options(parser) -> None:
     _add_json(parser)
 
 
+def _bench_options(parser) -> None:
+    add = parser.add_argument
+    nets = _word(tuple(MODELS), "net")
+    add("--models", dest="nets", nargs="+", type=nets, metavar="NET", help="nets to time (tiny resnet18)")
+    add("--batch", type=_count(2), metavar="N", help="images in a batch (128)")
+    add("--rounds", type=_count(1), metavar="N", help="how often everything is timed, in turn (5)")
+    add("--samples", type=_count(1), metavar="N", help="EOT samples of a noise step (1; the published recipes have 5)")
+    add("--attack-steps", type=_count(1), metavar="N", help="ascent steps inside REM and AT (2; published: 10)")
+    add("--quick", action="store_true", help="small batches and sets, to see that it works, not how fast")
+    add("--out", type=Path, metavar="DIR", help="folder for bench.json, table.md and figure.png")
+    _add_engine(parser)
+    _add_json(parser)
+
+
 def _lab_options(parser) -> None:
     parser.add_argument("notebook", nargs="?", default="notebooks/00_index.ipynb", metavar="NOTEBOOK")
 
@@ -203,6 +222,9 @@ COMMANDS = {
     "convert": (
         _convert_options,
         "Noise files from one kind to another: safetensors, int8 pickle, .pt, .npy, .npz, a PNG folder.", "",
+    ),
+    "bench": (
+        _bench_options, "How fast this machine is: the engine against a plain reference, memory, cost of an image.", "",
     ),
     "lab": (_lab_options, "JupyterLab at a notebook.", ""),
 }  # fmt: skip

@@ -1,4 +1,4 @@
-"""What the patterns of a set's noise are like, in numbers: their spectrum, their class means, their place in a plane."""
+"""The patterns in a set's noise as numbers: its spectrum, its class means, its place in a plane."""
 
 from importlib.util import find_spec
 

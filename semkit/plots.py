@@ -1,5 +1,6 @@
 """Rows drawn into axes that the caller made, with one look: colours, markers, intervals, legends."""
 
+import re
 from collections.abc import Iterable, Sequence
 from itertools import cycle, product
 
@@ -22,8 +23,8 @@ PAIR = "noise side/surrogate side"
 def noise_side(method: str) -> str:
     """none, random or adversarial, where the name tells it ("sem", "random/none", "random 4"), else the name."""
     published = {method: side for side, method in SIDES.items()}
-    side = published.get(method, method.replace("/", " ").split(" ")[0])
-    return side if side in SIDES else method
+    told = re.match(r"(none|random|adversarial)(?=/| \d|$)", method)
+    return told[0] if told else published.get(method, method)
 
 
 def styles(methods: Iterable[str]) -> dict[str, dict]:
@@ -57,7 +58,7 @@ def by_method(rows: Sequence[dict]) -> dict[str, list[dict]]:
 
 
 def summary(rows: Sequence[dict], by: str, value: str) -> np.ndarray:
-    """[4,K]: the K values of column `by`, and over the rows of each the mean of column `value` and its 95 % interval."""
+    """[4,K]: the K values of column `by`; the mean of column `value` over the rows of each, and its 95 % interval."""
     keys = sorted({row[by] for row in rows})
     return np.array([(key, *interval([row[value] for row in rows if row[by] == key])) for key in keys]).T
 
@@ -82,7 +83,7 @@ def legend(axes, title: str | None = None) -> None:
 
 def _accuracy(axes, methods: Iterable[str], chance: float | None) -> None:
     if chance is not None:
-        reference(axes, 100 * chance, f"chance ({100 * chance:g} %)")
+        reference(axes, 100 * chance, f"chance ({100 * chance:.3g} %)")
     axes.set(ylim=(0, 100), ylabel="accuracy on clean test images (%)")
     axes.grid(axis="y", alpha=0.3)
     legend(axes, PAIR if any("/" in method for method in methods) else None)
@@ -136,8 +137,8 @@ def grid_cells(rows: Sequence[dict], training_radius: float) -> tuple[np.ndarray
 def _cell(rows: Sequence[dict], pair: str, mean: float, half: float) -> str:
     passes = max(row.get("noise_passes", 0) for row in rows if row["method"] == pair)
     value = minus(f"{round(mean, 1) + 0:.1f}") + ("" if np.isnan(half) else f" ± {half:.1f}")  # + 0: no -0.0
-    cost = f"{passes / 1e6:.2g} M passes" if passes >= 1e6 else f"{passes / 1e3:.0f} k passes"
-    return "\n".join(text for text in (PUBLISHED.get(pair), value, cost if passes else None) if text)
+    cost = passes and (f"{passes / 1e6:.1f} M passes" if passes >= 1e6 else f"{passes / 1e3:.0f} k passes")
+    return "\n".join(text for text in (PUBLISHED.get(pair), value, cost) if text)
 
 
 def _heat(axes, rows: Sequence[dict], means: np.ndarray, halves: np.ndarray, scale: tuple[float, float]):
@@ -156,12 +157,12 @@ def _heat(axes, rows: Sequence[dict], means: np.ndarray, halves: np.ndarray, sca
 def draw_grid(panels: Sequence, rows: Sequence[dict]):
     """A heat table of protection into one axes a training radius; returns the image whose scale of colours all share.
 
-    Rows as of study.grid, methods "noise side/surrogate side" and "clean". Raises ValueError where none of them pair.
+    Rows as of study.grid, methods "noise side/surrogate side" and "clean". Raises ValueError where a radius has none.
     """
     radii = sorted({row["training_radius"] for row in rows})
     tables = [grid_cells(rows, radius) for radius in radii]
     values = np.array([means for means, _ in tables])
-    if np.isnan(values).all():
+    if np.isnan(values).all((1, 2)).any():
         raise ValueError('protection needs rows of "clean" and of pairs like "none/adversarial", of the same seeds')
     scale = min(0, np.nanmin(values)), max(1, np.nanmax(values))
     for axes, radius, table in zip(panels, radii, tables, strict=True):
@@ -216,9 +217,7 @@ def draw_scatter(axes, rows: Sequence[dict], x: str, y: str, found: Correlation 
     legend(axes, "noise side")
     _name_some(axes, rows, x, y)
     if found:
-        box = dict(boxstyle="round", facecolor="white", edgecolor="0.7")
-        how = dict(transform=axes.transAxes, va="bottom", fontsize="small", bbox=box)
-        axes.text(1.04, 0.02, correlation_text(found), **how)
+        axes.text(1.02, 0, correlation_text(found), transform=axes.transAxes, va="bottom", fontsize="small")
 
 
 def draw_losses(axes, rows: Sequence[dict]) -> None:
@@ -228,10 +227,10 @@ def draw_losses(axes, rows: Sequence[dict]) -> None:
     """
     look = styles(by_method(rows))
     for method, mine in by_method(rows).items():
-        for direction, ls in (("adversarial", "-"), ("random", "--")):
+        for direction in sorted({row["direction"] for row in mine}):
             along = [row for row in mine if row["direction"] == direction]
-            style = {**look[method], "ls": ls, "label": f"{LABEL.get(method, method)}, {direction}"}
-            line(axes, *summary(along, "radius", "loss"), **style)
+            style = {**look[method], "ls": "--" if direction == "random" else "-"}
+            line(axes, *summary(along, "radius", "loss"), label=f"{LABEL.get(method, method)}, {direction}", **style)
     axes.set(xlabel="radius of the perturbation (levels of 255)", ylabel="cross-entropy loss (nats)")
     axes.grid(alpha=0.3)
     legend(axes)

@@ -1,104 +1,27 @@
-"""From images to protected image files and back to the check of every one of them."""
+"""From images to a protected folder: the noise, the protected files, and the report of both."""
 
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
 from semkit import __version__
-from semkit.craft import CraftRecipe, Interrupted
-from semkit.data import NAMES, Split, find_folder, load, load_files
+from semkit.craft import CraftRecipe
+from semkit.data import NAMES
 from semkit.engine import Engine
-from semkit.files import (
-    UnreadableImage,
-    apply_noise,
-    atomic_write,
-    difference,
-    is_image_name,
-    output_names,
-    read_image,
-    shown,
-    working_image,
-    write_png,
-)
+from semkit.files import atomic_write, remove_leftovers, shown
+from semkit.image import apply_noise, write_png
 from semkit.imageset import ImageSet, stratified_limit
 from semkit.models import check_model
 from semkit.noise import Noise, clipped_fraction, effective, save
+from semkit.originals import OnStep, Originals, job, originals
+from semkit.protected import OutputError, read_report
 from semkit.quality import Quality
 from semkit.study import as_dict, crafted_noise, key
-
-OnStep = Callable[[str, int, int, dict], bool | None]  # on_step(what, step, total, metrics)
-REPORTED = {"images", "radius", "size", "limit", "skip_unreadable"}  # what `check` needs of a report
-NATIVE = 32  # the side of every named set's images
-
-
-class OutputError(ValueError):
-    """An output folder that cannot be used; the message says what to do."""
-
-
-def job(on_step: OnStep | None, what: str) -> Callable[[int, int], None] | None:
-    """on_step for a job without metrics, as on_step(done, total); asked to stop, it raises Interrupted."""
-
-    def told(done: int, total: int) -> None:
-        if on_step(what, done, total, {}):
-            raise Interrupted(f"stopped while {what}, {done} of {total}")
-
-    return told if on_step else None
-
-
-@dataclass(frozen=True, eq=False)
-class Originals:
-    """The images to protect: at working size in `images`, at native size by read(i); outputs: relative PNG names."""
-
-    images: ImageSet
-    outputs: tuple[str, ...]
-    read: Callable[[int], Image.Image]
-    skipped: tuple[str, ...] = ()
-    ignored: tuple[str, ...] = ()
-
-
-def _named_outputs(images: ImageSet) -> tuple[str, ...]:
-    return tuple(f"{images.classes[label]}/{i:05d}.png" for i, label in enumerate(images.labels.tolist()))
-
-
-def originals(
-    source: str,
-    *,
-    size: int = 32,
-    limit: int | None = None,
-    root: str | None = None,
-    download: bool = False,
-    skip_unreadable: bool = False,
-    on_step: OnStep | None = None,
-) -> Originals:
-    """The images of `source` that protection covers: a named set's training images, or all of a folder (its train/).
-
-    A named set's images get the names class/00000.png. Raises DataError for what cannot be read.
-    """
-    if source in NAMES:
-        native = load(source, size=NATIVE, limit=limit, root=root, download=download).train
-        read = lambda i: Image.fromarray(native.images[i].permute(1, 2, 0).contiguous().numpy())  # noqa: E731
-        images = native
-        if size != NATIVE:
-            resized = [torch.from_numpy(working_image(read(i), size)) for i in range(len(native))]
-            images = replace(native, images=torch.stack(resized))
-        return Originals(images, _named_outputs(images), read)
-    folder = find_folder(source)
-    names, part = output_names(folder.train.names), folder.train
-    if limit is not None:
-        part = part.take(stratified_limit(torch.tensor(part.labels), limit))
-    images, skipped = load_files(
-        folder.root, part.names, part.labels, folder.classes, size=size, skip_unreadable=skip_unreadable,
-        on_step=job(on_step, "reading images"),
-    )  # fmt: skip
-    outputs = tuple(names[name] for name in images.files)
-    return Originals(images, outputs, lambda i: read_image(folder.root / images.files[i]), skipped, folder.ignored)
 
 
 def _check_place(source: str, out: Path) -> None:
@@ -139,6 +62,12 @@ def _check_recipe(recipe: CraftRecipe, fraction: float) -> None:
     check_model(recipe.surrogate)
 
 
+def _chosen(images: ImageSet, fraction: float, seed: int) -> torch.Tensor:
+    """Indices of `fraction` of every class, an image at least."""
+    least = len(images.labels.unique())
+    return stratified_limit(images.labels, max(least, round(fraction * len(images))), seed)
+
+
 def protect(
     source: str,
     out: str | os.PathLike,
@@ -176,38 +105,25 @@ def protect(
         "fraction": fraction, **how, "device": torch.device(engine.device).type, "precision": engine.precision,
     }  # fmt: skip
     _check_request(out, request, resume)
-    if (out / "report.json").exists():
-        shutil.rmtree(out / "unfinished", ignore_errors=True)  # a kill after the report may have left it
-        return read_report(out)
-
-    chosen = _chosen(found.images, fraction, seed)
-    subset = found.images.take(chosen)
-    if on_start:
-        on_start(subset)
-    atomic_write(out / "run.json", _json(request))
-    noise, cost = crafted_noise(
-        subset, recipe, seed=seed, engine=engine, cache=out / "unfinished", checkpoint_every=checkpoint_every,
-        on_step=on_step and (lambda *step: on_step("crafting noise", *step)),
-    )  # fmt: skip
-    levels = torch.zeros(found.images.images.shape, dtype=torch.int8)
-    levels[chosen] = noise.levels
-    whole = Noise(levels, recipe.radius, noise.recipe, found.images.fingerprint, found.images.classes)
-    save(whole, out / "noise.safetensors")
-    quality = _write(found, levels.numpy(), set(chosen.tolist()), recipe.radius, out / "images", on_step)
-    report = {
-        **request, "images": len(found.images), "protected": len(chosen), "classes": list(found.images.classes),
-        "radius": recipe.radius, **cost, **_effect(noise, subset), **quality, "skipped": list(found.skipped),
-        "ignored": list(found.ignored),
-    }  # fmt: skip
-    atomic_write(out / "report.json", _json(report))
-    shutil.rmtree(out / "unfinished", ignore_errors=True)
-    return report
+    if not (out / "report.json").exists():
+        chosen = _chosen(found.images, fraction, seed)
+        subset = found.images.take(chosen)
+        if on_start:
+            on_start(subset)
+        atomic_write(out / "run.json", _json(request))
+        noise, cost = crafted_noise(
+            subset, recipe, seed=seed, engine=engine, cache=out / "unfinished", checkpoint_every=checkpoint_every,
+            on_step=on_step and (lambda *step: on_step("crafting noise", *step)),
+        )  # fmt: skip
+        made = _write(found, chosen, noise, out, on_step)
+        remove_leftovers(out, newer=out / "run.json")
+        atomic_write(out / "report.json", _json({**request, **cost, **made, **_effect(noise, subset)}))
+    shutil.rmtree(out / "unfinished", ignore_errors=True)  # also where a kill came after the report
+    return read_report(out)
 
 
-def _chosen(images: ImageSet, fraction: float, seed: int) -> torch.Tensor:
-    """Indices of `fraction` of every class, an image at least."""
-    least = len(images.labels.unique())
-    return stratified_limit(images.labels, max(least, round(fraction * len(images))), seed)
+def _json(values: dict) -> bytes:
+    return json.dumps(values, indent=1, allow_nan=False).encode()
 
 
 def _effect(noise: Noise, images: ImageSet) -> dict:
@@ -217,12 +133,23 @@ def _effect(noise: Noise, images: ImageSet) -> dict:
     return {"clipped_fraction": round(clipped, 4), "mean_effective_noise": round(float(left), 3)}
 
 
-def _json(values: dict) -> bytes:
-    return json.dumps(values, indent=1, allow_nan=False).encode()
+def _write(found: Originals, chosen: torch.Tensor, noise: Noise, out: Path, on_step: OnStep | None) -> dict:
+    """Writes the noise of all images, 0 for those not chosen, and the images; what the report says of them."""
+    levels = torch.zeros(found.images.images.shape, dtype=torch.int8)
+    levels[chosen] = noise.levels
+    whole = Noise(levels, noise.radius, noise.recipe, found.images.fingerprint, found.images.classes)
+    save(whole, out / "noise.safetensors")
+    quality = _write_images(found, levels.numpy(), set(chosen.tolist()), noise.radius, out / "images", on_step)
+    return {
+        "images": len(levels), "protected": len(chosen), "classes": list(found.images.classes), "radius": noise.radius,
+        **quality.report(), "skipped": list(found.skipped), "ignored": list(found.ignored),
+    }  # fmt: skip
 
 
-def _write(found: Originals, noise: np.ndarray, chosen: set[int], radius: float, folder: Path, on_step) -> dict:
-    """Writes every image, the chosen ones protected, and returns what the noise did to those."""
+def _write_images(
+    found: Originals, noise: np.ndarray, chosen: set[int], radius: float, folder: Path, on_step: OnStep | None
+) -> Quality:
+    """Writes every image, the chosen ones protected; the Quality of those."""
     quality, told = Quality(len(chosen)), job(on_step, "writing images")
     for i, name in enumerate(found.outputs):
         original = found.read(i)
@@ -232,87 +159,4 @@ def _write(found: Originals, noise: np.ndarray, chosen: set[int], radius: float,
             quality.add(original, protected, noise[i])
         if told:
             told(i + 1, len(found.outputs))
-    return quality.report()
-
-
-def _problems(found: Originals, radius: float, folder: Path, on_step: OnStep | None) -> Iterator[str]:
-    told = job(on_step, "checking images")
-    for i, name in enumerate(found.outputs):
-        path = folder / name
-        if not path.exists():
-            yield f"{shown(name)}: missing"
-        else:
-            try:
-                if (apart := difference(found.read(i), read_image(path))) > radius:
-                    yield f"{shown(name)}: differs by {apart} levels, the radius is {radius:g}"
-            except UnreadableImage as error:
-                yield str(error)
-            except ValueError as error:
-                yield f"{shown(name)}: {error}"
-        if told:
-            told(i + 1, len(found.outputs))
-    expected = set(found.outputs)
-    present = (path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file())
-    for name in present:
-        if is_image_name(name) and name not in expected:
-            yield f"{shown(name)}: no original of it"
-
-
-def read_report(out: str | os.PathLike) -> dict:
-    """OUT/report.json; raises OutputError where there is none."""
-    path = Path(out) / "report.json"
-    if not path.exists():
-        raise OutputError(f"{shown(path)} is missing; semkit protect writes it when it is done")
-    try:
-        report = json.loads(path.read_text())
-    except ValueError:
-        report = None
-    if not isinstance(report, dict) or not REPORTED <= report.keys():
-        raise OutputError(f"{shown(path)} is damaged; protect the images again, to another folder")
-    return report
-
-
-def check(
-    source: str,
-    out: str | os.PathLike,
-    *,
-    radius: float | None = None,
-    root: str | None = None,
-    on_step: OnStep | None = None,
-) -> dict:
-    """{"checked": n, "radius": r, "problems": [...], "skipped": [...]}: protected files held against their originals.
-
-    Size, mode, alpha, and |difference| <= radius in 8-bit levels; files that are missing or have no original are
-    problems too. radius: the report's unless given. Raises DataError and OutputError for what cannot be read.
-    """
-    report = read_report(out)
-    radius = report["radius"] if radius is None else radius
-    how = {name: report[name] for name in ("size", "limit", "skip_unreadable")}
-    found = originals(source, **how, root=root, on_step=on_step)
-    problems = list(_problems(found, radius, Path(out) / "images", on_step))
-    return {"checked": len(found.outputs), "radius": radius, "problems": problems, "skipped": list(found.skipped)}
-
-
-def protected_split(split: Split, source: str, out: str | os.PathLike) -> Split:
-    """`split` with each training image replaced by its protected file in OUT, resized as the originals were.
-
-    The test images stay clean. Raises OutputError if files are missing or OUT protects other images.
-    """
-    report, train = read_report(out), split.train
-    if source not in NAMES:
-        names = output_names(find_folder(source).train.names)
-        outputs = tuple(names[name] for name in train.files)
-    elif len(train) == report["images"]:
-        outputs = _named_outputs(train)
-    else:
-        raise OutputError(f"{shown(out)} protects {report['images']} images, these are {len(train)}: use one --limit")
-    images = torch.empty_like(train.images)
-    for i, name in enumerate(outputs):
-        try:
-            images[i] = torch.from_numpy(working_image(read_image(Path(out) / "images" / name), images.shape[-1]))
-        except UnreadableImage as error:
-            raise OutputError(f"{error}; {shown(out)} must hold a protected file for every training image") from None
-        # A resize averages, so it keeps the radius but for its rounding.
-        if (apart := int((images[i].int() - train.images[i].int()).abs().max())) > report["radius"] + 1:
-            raise OutputError(f"{shown(out)} protects other images: {shown(name)} is {apart} levels from its original")
-    return replace(split, train=replace(train, images=images, name=f"{train.name} protected"))
+    return quality

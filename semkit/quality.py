@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from semkit.files import noise_survival
+from semkit.image import noise_survival
 
 SAMPLE = 200  # images on which SSIM and survival are taken
 CENTRE = 256  # SSIM looks at the central 256 pixels of larger images: it is slow on photographs
@@ -20,7 +20,7 @@ def ssim(x: torch.Tensor, y: torch.Tensor) -> float:
     """
     from torchmetrics.functional.image import structural_similarity_index_measure  # seconds to import
 
-    return float(structural_similarity_index_measure(x.double()[None], y.double()[None], data_range=255.0))
+    return float(structural_similarity_index_measure(x.float()[None], y.float()[None], data_range=255.0))
 
 
 def _colours(image: Image.Image) -> np.ndarray:

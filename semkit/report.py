@@ -9,7 +9,7 @@ from pathlib import Path
 
 from semkit.cluster import run_grid
 from semkit.craft import CraftRecipe
-from semkit.designs import noise_rows
+from semkit.designs import loss_rows, noise_rows
 from semkit.engine import Engine, predict_seconds
 from semkit.files import atomic_write, shown
 from semkit.imageset import Split
@@ -26,15 +26,19 @@ def _cell(values: Sequence[float]) -> str:
 
 
 def table(rows: Sequence[dict]) -> str:
-    """Rows of a sweep in Markdown: a line a method, a column a training radius, accuracy in % (± 95 % interval)."""
+    """Rows of a sweep in Markdown: a line a method, a column a training radius, accuracy in % (± 95 % interval).
+
+    Rows that tell noise_seconds get a column of them.
+    """
+    timed = all("noise_seconds" in row for row in rows)
     radii = sorted({row["training_radius"] for row in rows})
-    heads = ["trained on", *("ERM" if r == 0 else f"AT {r:g}/255" for r in radii), "noise made in"]
+    heads = ["trained on", *("ERM" if r == 0 else f"AT {r:g}/255" for r in radii), *["noise made in"] * timed]
     lines = [heads]
     for method in dict.fromkeys(row["method"] for row in rows):
         mine = [row for row in rows if row["method"] == method]
         cells = [_cell([row["last"] for row in mine if row["training_radius"] == r]) for r in radii]
-        seconds = max(row["noise_seconds"] for row in mine)
-        lines.append([LABEL.get(method, method), *cells, f"{seconds:.0f} s" if seconds else "-"])
+        seconds = max(row.get("noise_seconds", 0) for row in mine)
+        lines.append([LABEL.get(method, method), *cells, *[f"{seconds:.0f} s" if seconds else "-"] * timed])
     widths = [max(len(line[i]) for line in lines) for i in range(len(heads))]
     padded = [[cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines]
     text = ["| " + " | ".join(line) + " |" for line in padded]
@@ -84,8 +88,8 @@ def write_sweep(
 ) -> tuple[str, list[dict]]:
     """(table, rows) of a grid: rows.csv, table.md and, for methods that have a style, figure.png are written to `out`.
 
-    measure_noise: noise.csv too, the robustness and stability of every noise. client: of cluster.connected, to make the
-    runs there. Finished runs are kept in out/runs.
+    measure_noise: noise.csv and losses.csv too, of designs.noise_rows and loss_rows. client: of cluster.connected, to
+    make the runs there. Finished runs are kept in out/runs.
     """
     how = dict(seeds=seeds, engine=engine, cache=out / "runs", on_step=on_step)
     cost = grid_cost(len(split.train), crafts, learners, len(seeds))
@@ -105,6 +109,7 @@ def write_sweep(
         reference = craft_recipe("sem", preset, size=split.train.images.shape[-1])
         measured = noise_rows(split, crafts, reference=reference, **how)
         write_rows([{"preset": preset, **row} for row in measured], out / "noise.csv")
+        write_rows([{"preset": preset, **row} for row in loss_rows(split, crafts, **how)], out / "losses.csv")
     if crafts.keys() <= LABEL.keys():
         _write_figure(split, out, crafts, rows, how)
     return text, rows

@@ -1,8 +1,31 @@
-"""One thread for every test: the nets are so small that a second one costs more than it brings."""
+"""One thread for every test: the nets are so small that a second one costs more than it brings.
+
+Notebooks keep their runs in pytest's cache, so that a second execution is quick and --cache-clear makes them anew.
+"""
 
 import os
 
+import pytest
 import torch
+from hostile import make_hostile
 
 os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
 torch.set_num_threads(1)
+LONG = {"test_cluster", "test_resume", "test_protect"}  # 15 seconds and more
+
+
+def pytest_configure(config):
+    if hasattr(config, "cache"):  # without it they are where the user's are
+        os.environ.setdefault("SEMKIT_RUNS", str(config.cache.mkdir("semkit-runs")))
+
+
+def pytest_collection_modifyitems(items):
+    """Notebooks and long files first: of two workers with a file at a time, none is to be left with a long one."""
+    items.sort(key=lambda item: item.path.suffix != ".ipynb" and item.path.stem not in LONG)
+
+
+@pytest.fixture(scope="session")
+def hostile_folder(tmp_path_factory):
+    """(the hostile folder, its image names), to be read only."""
+    folder = tmp_path_factory.mktemp("hostile")
+    return folder, make_hostile(folder)

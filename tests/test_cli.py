@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import re
+import shutil
 import sys
 
 import numpy as np
@@ -31,11 +32,18 @@ def here(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def pristine(tmp_path_factory):
-    """A folder with 20 photos, and what protect made of them in `out`."""
+    """A folder with 8 photos in `photos`, and what protect made of them in `out`; to be read only."""
     folder = tmp_path_factory.mktemp("pristine")
-    make_photos(folder / "photos", 20)
+    make_photos(folder / "photos", 8)
     assert main(["protect", str(folder / "photos"), str(folder / "out"), *QUICK]) == 0
     return folder
+
+
+@pytest.fixture
+def finished(pristine, here):
+    """The current folder, with the same 8 photos and a copy of `out`."""
+    shutil.copytree(pristine / "out", here / "out")
+    return here
 
 
 def run(*arguments):
@@ -178,13 +186,11 @@ def test_images_and_output_that_lie_in_each_other_are_one_line(here, capsys):
     assert contents(here) == before
 
 
-def test_an_output_that_is_taken_is_one_line_and_left_alone(here, capsys):
-    (here / "file").touch()
-    (here / "mine").mkdir()
-    (here / "mine/thesis.txt").write_text("years of work")
-    assert run("protect", "photos", "out", *QUICK) == 0
-    capsys.readouterr()
-    before = contents(here)
+def test_an_output_that_is_taken_is_one_line_and_left_alone(finished, capsys):
+    (finished / "file").touch()
+    (finished / "mine").mkdir()
+    (finished / "mine/thesis.txt").write_text("years of work")
+    before = contents(finished)
     protect = ["protect", "photos", *QUICK]
     assert "is a file; name a folder" in complaint(capsys, *protect, "file")
     for more in ([], ["--resume"]):
@@ -193,22 +199,19 @@ def test_an_output_that_is_taken_is_one_line_and_left_alone(here, capsys):
             said = complaint(capsys, *protect, "out", *more, option, 6)
             assert f"was begun with other settings ({what}); name another folder" in said
     assert "--resume continues it, or name another folder" in complaint(capsys, *protect, "out")
-    (here / "photos/a/00.png").write_bytes((here / "photos/b/01.png").read_bytes())
+    (finished / "photos/a/00.png").write_bytes((finished / "photos/b/01.png").read_bytes())
     assert "other settings (fingerprint)" in complaint(capsys, *protect, "out", "--resume")
-    (here / "photos/a/00.png").write_bytes(before["photos/a/00.png"])
-    assert contents(here) == before
+    (finished / "photos/a/00.png").write_bytes(before["photos/a/00.png"])
+    assert contents(finished) == before
 
 
-def test_the_same_run_may_be_resumed_under_another_name_of_the_folder(here):
-    assert run("protect", "photos", "out", *QUICK) == 0
-    assert run("protect", here / "photos", "./out", "--resume", *QUICK) == 0
+def test_the_same_run_may_be_resumed_under_another_name_of_the_folder(finished):
+    assert run("protect", finished / "photos", "./out", "--resume", *QUICK) == 0
 
 
 @pytest.mark.parametrize("file", ["run.json", "report.json"])
-def test_a_damaged_record_is_one_line(here, capsys, file):
-    assert run("protect", "photos", "out", *QUICK) == 0
-    (here / "out" / file).write_text('{"radius": ')
-    capsys.readouterr()
+def test_a_damaged_record_is_one_line(finished, capsys, file):
+    (finished / "out" / file).write_text('{"radius": ')
     assert f"out/{file} is damaged" in complaint(capsys, "protect", "photos", "out", "--resume", *QUICK)
 
 
@@ -307,10 +310,8 @@ def test_the_version_is_told(capsys):
     assert capsys.readouterr().out == f"semkit {__version__}\n"
 
 
-def test_check_exits_with_1_where_a_file_is_missing(here, capsys):
-    assert run("protect", "photos", "out", *QUICK) == 0
-    (here / "out/images/a/00.png").unlink()
-    capsys.readouterr()
+def test_check_exits_with_1_where_a_file_is_missing(finished, capsys):
+    (finished / "out/images/a/00.png").unlink()
     assert run("check", "photos", "out", "--json") == 1
     assert json.loads(capsys.readouterr().out)["problems"] == ["a/00.png: missing"]
 

@@ -168,9 +168,9 @@ def test_folder_with_parts(tmp_path, test):
         scan(tmp_path)
 
 
-def test_scan_covers_every_file_of_a_hostile_folder(tmp_path):
-    names = hostile.make_hostile(tmp_path, 200)
-    found = scan(tmp_path)
+def test_scan_covers_every_file_of_a_hostile_folder(hostile_folder):
+    folder, names = hostile_folder
+    found = scan(folder)
     assert found.test is None and list(found.train.names) == names and found.classes == hostile.CLASSES
     assert [name.split("/")[0] for name in names] == [found.classes[label] for label in found.train.labels]
     whole, skipped = load_files(found.root, found.train.names, found.train.labels, found.classes)

@@ -7,9 +7,9 @@ import torch
 from photos import image_split
 
 from semkit.craft import craft
-from semkit.designs import DESIGNS, noise_rows, noise_sides, pairs
+from semkit.designs import ALONG, DESIGNS, loss_rows, noise_rows, noise_sides, pairs
 from semkit.engine import Engine
-from semkit.measure import cosine, robustness, stability
+from semkit.measure import cosine, losses_along, robustness, stability
 from semkit.perturb import PGD, Clean, Uniform
 from semkit.presets import craft_recipe
 
@@ -60,6 +60,16 @@ def test_one_seed_has_no_other_to_compare_with(tmp_path):
     split, quick = image_split(20), craft_recipe("sem", "quick")
     (row,) = noise_rows(split, {"sem": quick}, engine=ENGINE, cache=tmp_path)
     assert row["cosine"] is None and "reference_robustness" not in row
+
+
+def test_loss_rows_are_the_losses_of_every_noise_under_its_own_surrogate(tmp_path):
+    split, quick = image_split(20), craft_recipe("sem", "quick")
+    rows = loss_rows(split, {"clean": None, "sem": quick}, seeds=(0, 1), engine=ENGINE, cache=tmp_path)
+    assert len(rows) == 2 * 2 * len(ALONG) and {row["method"] for row in rows} == {"sem"}
+    made = craft(split.train, quick, seed=1, engine=ENGINE)
+    protected = split.train.with_noise(made.noise)
+    along = losses_along(made.surrogate, protected, ALONG, engine=ENGINE)
+    assert [row for row in rows if row["seed"] == 1] == [{"method": "sem", "seed": 1, **row} for row in along]
 
 
 def test_every_design_has_unprotected_images_to_compare_with():

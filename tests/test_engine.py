@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from nets import batch, far_from_fresh, net
 from scipy import stats
 from torch import nn
 
@@ -15,21 +16,6 @@ from semkit.engine import Engine, count_passes, evaluating, input_gradient, logi
 from semkit.perturb import PGD
 
 CPU = Engine("cpu", "float32")
-
-
-def net(dtype=torch.float32):
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
-        model = models.small(4, widths=(8, 16))
-        for module in model.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.running_mean.normal_(0, 0.3)
-                module.running_var.uniform_(0.3, 2)
-    return model.to(dtype)
-
-
-def batch(n=6, dtype=torch.float32):
-    return torch.rand(n, 3, 8, 8, generator=torch.Generator().manual_seed(2), dtype=dtype), torch.arange(n) % 4
 
 
 def sgd(model):
@@ -191,23 +177,11 @@ NETS = {
 }
 
 
-def far_from_fresh(model):
-    """The model after it was trained a little, with norms that do something."""
-    generator = torch.Generator().manual_seed(4)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            for values, low, high in ((module.running_mean, -0.3, 0.3), (module.running_var, 0.5, 2)):
-                values.data.uniform_(low, high, generator=generator)
-            for values, low, high in ((module.bias, -0.3, 0.3), (module.weight, 0.5, 2)):
-                values.data.uniform_(low, high, generator=generator)
-    return model
-
-
 @pytest.mark.parametrize("name", NETS)
 def test_a_prepared_net_answers_as_the_plain_one_before_and_after_training(name):
     model, twin = (engine.prepare(far_from_fresh(NETS[name]())) for engine in (DOUBLE, Engine("cpu", "float64", False)))
     twin.load_state_dict(model.state_dict())
-    (x, y), rates = batch(dtype=torch.float64), (sgd(model), sgd(twin))
+    (x, y), rates = batch(3, dtype=torch.float64), (sgd(model), sgd(twin))
     for _ in range(2):
         torch.testing.assert_close(predict(model, x), twin.eval()(x), rtol=1e-9, atol=1e-9)
         torch.testing.assert_close(input_gradient(model, x, y), input_gradient(twin, x, y), rtol=1e-9, atol=1e-9)
@@ -219,13 +193,56 @@ def test_a_prepared_net_answers_as_the_plain_one_before_and_after_training(name)
 
 def test_a_prepared_net_follows_weights_that_are_loaded_and_copies_follow_their_own():
     model, (x, y) = DOUBLE.prepare(net()), batch(dtype=torch.float64)
-    before, other = predict(model, x), far_from_fresh(net(torch.float64)).eval()
+    before, other = predict(model, x), far_from_fresh(net(torch.float64), seed=5).eval()
     copied = copy.deepcopy(model)
     model.load_state_dict(other.state_dict())
     torch.testing.assert_close(predict(model, x), other(x), rtol=0, atol=1e-10)
     torch.testing.assert_close(predict(copied, x), before, rtol=0, atol=1e-12)
     train_step(copied, sgd(copied), x, y)
     torch.testing.assert_close(predict(copied, x), copied.eval()(x), rtol=0, atol=1e-10)
+
+
+def fused_sgd(model):
+    return torch.optim.SGD(model.parameters(), 0.1, fused=True)
+
+
+def step_in_eval_mode(model, x, y):
+    F.cross_entropy(model.eval()(x), y).backward()
+    sgd(model).step()
+
+
+@torch.no_grad()
+def turn_a_weight(model, x, y):
+    model[1].weight.copy_(model[1].weight.flip(0))
+
+
+WRITES = {
+    "a step": lambda model, x, y: train_step(model, sgd(model), x, y),
+    "a fused step": lambda model, x, y: train_step(model, fused_sgd(model), x, y),
+    "a step in eval mode": step_in_eval_mode,
+    "a pass in train mode": lambda model, x, y: model.train()(x),
+    "loaded weights": lambda model, x, y: model.load_state_dict(far_from_fresh(net(), seed=5).state_dict()),
+    "a weight without gradients": turn_a_weight,
+}
+
+
+def follows(write):
+    """Whether the prepared net answers as the plain one after `write`, which changes its answers."""
+    model, (x, y) = DOUBLE.prepare(net()), batch(dtype=torch.float64)
+    before = predict(model, x)
+    write(model, x, y)
+    plain = model.eval()(x)
+    assert (plain - before).abs().max() > 1e-6
+    return bool((predict(model, x) - plain).abs().max() < 1e-9)
+
+
+@pytest.mark.parametrize("write", WRITES)
+def test_a_prepared_net_follows_every_write_that_torch_counts(write):
+    assert follows(WRITES[write])
+
+
+def test_a_prepared_net_does_not_follow_writes_through_data_as_its_docstring_says():
+    assert not follows(lambda model, x, y: model[1].weight.data.mul_(2))
 
 
 # -- the four uses of a net --------------------------------------------------------------------------------------------
@@ -258,7 +275,7 @@ def test_predict_is_the_eval_mode_forward_without_a_graph():
 
 
 def test_the_input_gradient_agrees_with_differences_and_is_each_images_own():
-    model, (x, y) = net(torch.float64).train(), batch(3, torch.float64)
+    model, (x, y) = net(torch.float64).train(), batch(3, dtype=torch.float64)
     got = input_gradient(model, x, y)
     step = torch.randn(x.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
 

@@ -7,17 +7,17 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "semkit"
 FLOORS = (
-    {"pixels", "files"},
+    {"pixels", "files", "image", "mixtures", "latent"},
     {"augment", "imageset", "folding", "models", "parallel"},
-    {"engine", "shapes", "data", "noise", "quality"},
-    {"perturb", "schedule", "foreign", "convert"},
-    {"craft", "learn", "measure", "patterns"},
-    {"presets", "study", "designs", "cluster", "plots"},
-    {"figures", "pictures", "protect", "report"},
-    {"options", "cli"},
+    {"engine", "shapes", "data", "noise", "quality", "convolve"},
+    {"perturb", "schedule", "state", "foreign", "convert", "stopwatch"},
+    {"craft", "learn", "measure", "patterns", "plain"},
+    {"presets", "study", "designs", "cluster", "plots", "originals", "jobs", "bench"},
+    {"benchreport", "crafting", "exercises", "figures", "pictures", "protect", "protected", "report"},
+    {"options", "cli", "panels"},
 )
 ONLY = {
-    "matplotlib": {"figures"}, "distributed": {"cluster"}, "ipywidgets": set(), "argparse": {"options"},
+    "matplotlib": {"figures"}, "distributed": {"cluster"}, "ipywidgets": {"panels"}, "argparse": {"options"},
     "torchmetrics": {"quality"},
 }  # fmt: skip
 MODULES = sorted(path.stem for path in PACKAGE.glob("[!_]*.py"))

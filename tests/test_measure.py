@@ -18,6 +18,7 @@ from semkit.measure import (
     interval,
     losses,
     losses_along,
+    paired,
     protection,
     robustness,
     stability,
@@ -123,6 +124,19 @@ def test_protection_pairs_the_seeds():
     made = rows("clean", 4, [0.5, 0.6, 0.7]) + rows("sem", 4, [0.2, 0.4]) + rows("sem", 0, [0.0, 0.0])
     assert protection(made, "sem", 4) == pytest.approx([0.3, 0.2])
     assert protection(made[::-1], "sem", 4) == pytest.approx([0.3, 0.2])
+
+
+def test_noises_are_joined_with_their_learners_by_method_and_seed():
+    noises = [{"method": m, "seed": s, "noise_stability": -s} for s in (0, 1, 2) for m in ("sem", "em")]
+    learners = rows("clean", 4, [0.5, 0.6]) + rows("sem", 4, [0.2, 0.4, 0.1]) + rows("em", 4, [0.45])
+    learners += rows("em", 0, [0.1, 0.1, 0.1])  # of another training radius
+    found = paired(noises, learners[::-1], 4)
+    assert [(row["method"], row["seed"], row["noise_stability"]) for row in found] == [
+        ("sem", 0, 0), ("em", 0, 0), ("sem", 1, -1)
+    ]  # fmt: skip
+    assert [row["protection"] for row in found] == pytest.approx([0.3, 0.05, 0.2])
+    assert [row["protection"] for row in found if row["method"] == "sem"] == protection(learners, "sem", 4)
+    assert "protection" not in noises[0] and paired(noises, learners, 8) == []
 
 
 def test_correlation_agrees_with_scipy_and_its_interval_with_fishers():

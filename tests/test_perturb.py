@@ -2,14 +2,15 @@
 
 import copy
 
+import nets
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from nets import batch
 from scipy import stats
 from torch import nn
 
-from semkit import models
 from semkit.engine import count_passes
 from semkit.perturb import PGD, Clean, Uniform
 from semkit.pixels import LEVEL, NORMS, random_point
@@ -26,21 +27,8 @@ def lengths(delta, norm):
 
 
 def net(dtype=torch.float32):
-    """An untrained lesson net whose batch statistics are far from a batch's own: eval and train mode differ."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
-        model = models.small(4, widths=(8, 16))
-        for module in model.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.running_mean.normal_(0, 0.3)
-                module.running_var.uniform_(0.3, 2)
-        model[-1].weight.data *= 30  # opinions strong enough to be attacked
-    return model.to(dtype).eval()
-
-
-def batch(n=6, low=0.0, high=1.0, dtype=torch.float32, size=8, seed=2):
-    x = low + (high - low) * torch.rand(n, 3, size, size, generator=generator(seed), dtype=dtype)
-    return x, torch.arange(n) % 4
+    """Opinions strong enough to be attacked."""
+    return nets.net(dtype, opinion=30).eval()
 
 
 # -- against an independent library ------------------------------------------------------------------------------------

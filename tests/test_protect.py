@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hostile import CLASSES, make_corrupt, make_hostile
+from hostile import CLASSES, make_corrupt
 from photos import contents, make_photos
 from PIL import Image
 from safetensors.numpy import load_file
@@ -17,12 +17,16 @@ from safetensors.numpy import load_file
 from semkit.cli import main
 from semkit.craft import Interrupted
 from semkit.data import DataError, load
-from semkit.files import is_image_name, read_image
+from semkit.files import is_image_name
+from semkit.image import read_image
 from semkit.noise import NoiseError
 from semkit.noise import load as load_noise
+from semkit.originals import originals
 from semkit.presets import craft_recipe
-from semkit.protect import OutputError, check, originals, protect, protected_split
+from semkit.protect import protect
+from semkit.protected import OutputError, check, protected_split
 from semkit.quality import ssim
+from semkit.schedule import SGD
 
 QUICK = ["--preset", "quick", "--precision", "float32"]
 
@@ -32,17 +36,17 @@ def noises(out):
 
 
 def quick(**how):
-    return craft_recipe("sem", "quick", size=8, **how)
+    """A recipe of 4 steps: what is written hangs on the noise, not on how well it protects."""
+    return replace(craft_recipe("sem", "quick", size=8, **how), sgd=SGD(steps=4, batch=32))
 
 
 @pytest.fixture(scope="module")
-def hostile(tmp_path_factory):
+def hostile(hostile_folder, tmp_path_factory):
     """(the folder, its image names, OUT): the hostile folder, protected by the command."""
-    torch.set_num_threads(1)
-    folder = tmp_path_factory.mktemp("hostile")
-    names = make_hostile(folder / "in")
-    assert main(["protect", str(folder / "in"), str(folder / "out"), *QUICK]) == 0
-    return folder / "in", names, folder / "out"
+    folder, names = hostile_folder
+    out = tmp_path_factory.mktemp("protected") / "out"
+    assert main(["protect", str(folder), str(out), *QUICK]) == 0
+    return folder, names, out
 
 
 @pytest.fixture(scope="module")

@@ -32,3 +32,9 @@ def test_the_table_has_mean_and_half_interval_of_every_cell():
     mean, _, high = interval([0.5, 0.7, 0.6])
     assert lines[2] == ["clean images", "85.0 ± 12.4", f"{100 * mean:.1f} ± {100 * (high - mean):.1f}", "-"]
     assert lines[3][0] == "none/random" and lines[3][3] == "12 s"
+
+
+def test_the_table_has_no_seconds_where_the_rows_have_none():
+    untimed = [{name: value for name, value in row.items() if name != "noise_seconds"} for row in ROWS]
+    cut = [line.rsplit("|", 2)[0] + "|" for line in table(ROWS).splitlines()]
+    assert table(untimed).splitlines() == cut

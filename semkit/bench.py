@@ -1,0 +1,288 @@
+"""The kit's own speed: the engine against the plain reference, in turn in one process, medians with their spread."""
+
+import signal
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
+from itertools import count
+from multiprocessing import get_context
+from statistics import median
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from semkit import models, plain
+from semkit.augment import FlipCrop
+from semkit.craft import CraftRecipe, Interrupted, craft, noise_step
+from semkit.engine import Engine, input_gradient, train_step
+from semkit.imageset import ImageSet
+from semkit.perturb import PGD, Clean, Uniform
+from semkit.pixels import LEVEL, check_count, uniform
+from semkit.schedule import SGD
+from semkit.stopwatch import SHORTEST, Run, clock, hardware, in_turn, peak_memory
+
+NET = "tiny"  # for what is about sets, not about nets
+PAD = 4
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is timed. Nets by name at `batch` images of 32 px, `rounds` times.
+
+    samples: EOT samples of a noise step; attack_steps: ascent steps inside REM and AT. The published recipes have 5 and
+    10: the same work repeated, which here only costs time. sets: sizes of image sets in batches, for the cost of an
+    image; memory: (images, side) of the sets whose peak memory is asked. Raises ValueError for what cannot be.
+    """
+
+    nets: tuple[str, ...] = ("tiny", "resnet18")
+    batch: int = 128
+    rounds: int = 5
+    samples: int = 1
+    attack_steps: int = 2
+    sets: tuple[int, ...] = (16, 80, 392)
+    memory: tuple[tuple[int, int], ...] = ((50_000, 32), (1_000, 224))
+
+    def __post_init__(self):
+        object.__setattr__(self, "nets", tuple(models.check_model(name) for name in self.nets))
+        for name, least in (("batch", 2), ("rounds", 1), ("samples", 1), ("attack_steps", 1)):
+            check_count(getattr(self, name), name, least)
+
+    @property
+    def recipes(self) -> dict[str, CraftRecipe]:
+        """The noise step of each method."""
+        sides = {"EM": Clean(), "SEM": Uniform(4), "REM": PGD(4, self.attack_steps)}
+        how = dict(samples=self.samples, augment=FlipCrop(PAD))
+        return {method: CraftRecipe(noise_side=side, **how) for method, side in sides.items()}
+
+
+QUICK = Plan(nets=("tiny",), batch=16, rounds=2, sets=(8, 16), memory=((64, 32),))
+
+
+def plan(*, quick: bool = False, **given) -> Plan:
+    """Plan(), or QUICK, with what is given and not None; names that a Plan does not have are left out."""
+    names = {field.name for field in fields(Plan)}
+    chosen = {name: value for name, value in given.items() if name in names and value is not None}
+    return replace(QUICK if quick else Plan(), **chosen)
+
+
+# -- what is timed -----------------------------------------------------------------------------------------------------
+
+
+def _images(n: int, size: int) -> ImageSet:
+    levels = torch.randint(0, 256, (n, 3, size, size), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    return ImageSet(levels, torch.arange(n) % 10, tuple("0123456789"))
+
+
+def _view(x, generator):
+    t = FlipCrop(PAD)
+    return t.apply(x, t.draw(len(x), x.shape[2:], generator))
+
+
+def _train(model, optimizer, x, y, side, generator):
+    return train_step(model, optimizer, side(model, _view(x, generator), y, generator), y)
+
+
+def _plain_view(x, generator):
+    return plain.views(x, FlipCrop(PAD).draw(len(x), x.shape[2:], generator), PAD)
+
+
+def _plain_train(model, optimizer, x, y, side, generator):
+    return plain.train_step(model, optimizer, x, y, side, PAD, plain.draw(FlipCrop(PAD), side, x, generator))
+
+
+def _plain_noise(model, x, y, delta, recipe, generator):
+    return plain.noise_step(model, x, y, delta, recipe, plain.draws(recipe, x, generator))
+
+
+def _works(plan: Plan, model, x, y, generator, view, noise, train) -> dict[str, Run]:
+    """What is done on both paths, from one path's three functions."""
+    delta = uniform(x, 8 * LEVEL, generator)
+    optimizer = torch.optim.SGD(model.parameters(), 1e-3)  # small: a net that collapses computes with zeros
+
+    def augmentation():
+        leaf = delta.detach().requires_grad_()
+        return torch.autograd.grad(view(leaf, generator), leaf, x)
+
+    steps = {
+        f"{method} noise step": partial(noise, model, x, y, delta, recipe, generator)
+        for method, recipe in plan.recipes.items()
+    }
+    training = partial(train, model, optimizer, x, y, PGD(4, plan.attack_steps), generator)
+    return {**steps, "AT training step": training, "augmentation": augmentation}
+
+
+def _engine_works(plan: Plan, net: str, engine: Engine) -> dict[str, Run]:
+    data = _images(plan.batch, 32)
+    model = engine.prepare(models.build(net, 10))
+    x, y = engine.images(data.images), data.labels.to(engine.device)
+    works = _works(plan, model, x, y, engine.generator(0), _view, noise_step, _train)
+    return {**works, "input gradient": partial(input_gradient, model, x, y)}
+
+
+def _plain_works(plan: Plan, net: str, device: str) -> dict[str, Run]:
+    data = _images(plan.batch, 32)
+    x, y = (data.images / 255).to(device), data.labels.to(device)
+    generator = torch.Generator(device).manual_seed(0)
+    return _works(plan, models.build(net, 10).to(device), x, y, generator, _plain_view, _plain_noise, _plain_train)
+
+
+def switches(engine: Engine) -> dict[str, Engine]:
+    """The engine without each of its switches: precision (where it is not float32 already), layout, folding."""
+    off = {"channels_last": dict(layout=torch.contiguous_format), "folding": dict(fold=False)}
+    if engine.precision == "bfloat16":
+        off["bfloat16"] = dict(precision="float32")
+    return {f"engine without {name}": replace(engine, **changed) for name, changed in off.items()}
+
+
+def runs(plan: Plan, net: str, engine: Engine) -> dict[tuple[str, str], Run]:
+    """(work, path) -> what is to be timed: each work in plain and on the engine, its switches, a matrix product."""
+    ours, plainly = _engine_works(plan, net, engine), _plain_works(plan, net, engine.device)
+    made = {(work, path): run for work in ours for path, works in (("plain", plainly), ("engine", ours))
+            if (run := works.get(work))}  # fmt: skip
+    for path, other in switches(engine).items():
+        made["input gradient", path] = _engine_works(plan, net, other)["input gradient"]
+    side = _matrix_side(engine)
+    a, b = torch.rand(2, side, side, device=engine.device, dtype=getattr(torch, engine.precision))
+    made["matrix product", engine.precision] = partial(torch.mm, a, b)
+    return made
+
+
+def _matrix_side(engine: Engine) -> int:
+    return 8192 if engine.device.startswith("cuda") else 2048
+
+
+def gradient_flops(net: str, n: int) -> float:
+    """Floating-point operations of the input gradient of n images of 32 px: as many backward as forward."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        models.build(net, 10).eval()(torch.zeros(1, 3, 32, 32))
+    return 2.0 * n * counter.get_total_flops()
+
+
+# -- sets: the cost of an image, and memory ----------------------------------------------------------------------------
+
+
+def _set_recipe(steps: int, batch: int) -> CraftRecipe:
+    sgd = SGD(steps=steps, batch=batch)
+    return CraftRecipe(surrogate_side=Clean(), steps=1, samples=1, augment=FlipCrop(PAD), surrogate=NET, sgd=sgd)
+
+
+def set_seconds(batches: int, plan: Plan, engine: Engine, tell: Run) -> float:
+    """Seconds per image of crafting noise for a set: its final visit, and a training visit for one image in eight."""
+    n = batches * plan.batch
+    made = craft(_images(n, 32), _set_recipe(batches // 8, plan.batch), engine=engine, on_step=lambda *_: tell())
+    return made.seconds / n
+
+
+def _craft_a_little(n: int, size: int, batch: int, engine: Engine) -> None:
+    """Two steps of training and two of the final pass: whatever crafting n images ever holds at a time."""
+    with suppress(Interrupted):
+        craft(_images(n, size), _set_recipe(2, batch), engine=engine, on_step=lambda step, *_: step == 4)
+
+
+def _memory(n: int, size: int, batch: int, device: str, precision: str) -> int:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the first process's
+    engine = Engine(device, precision)
+    _craft_a_little(4, 32, 2, engine)  # torch's own: what it loads and keeps
+    before = peak_memory(device)
+    _craft_a_little(n, size, batch, engine)
+    return peak_memory(device) - before
+
+
+def set_memory(n: int, size: int, batch: int, engine: Engine) -> int:
+    """Bytes above torch's own that crafting n images of `size` pixels holds at most, images and noise included.
+
+    Asked of a fresh process, since a process's peak never falls.
+    """
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(_memory, n, size, batch, engine.device, engine.precision).result()
+
+
+# -- rows --------------------------------------------------------------------------------------------------------------
+
+
+def _measured(name: str, values: Sequence[float]) -> dict:
+    return {name: median(values), f"{name}_low": min(values), f"{name}_high": max(values)}
+
+
+def _over(a: Sequence[float], b: Sequence[float]) -> list[float]:
+    return [p / q for p, q in zip(a, b, strict=True)]
+
+
+def time_rows(net: str, seconds: dict[tuple[str, str], list[float]]) -> list[dict]:
+    """A row a run: seconds, and how many times the engine's that is, by rounds: median, smallest (low), largest (high)."""
+    return [
+        {"kind": "time", "net": net, "work": work, "path": path, **_measured("seconds", values),
+         **_measured("ratio", _over(values, seconds[work, "engine"]))}
+        for (work, path), values in seconds.items()
+        if work != "matrix product"
+    ]  # fmt: skip
+
+
+def rate_row(net: str, batch: int, engine: Engine, seconds: dict[tuple[str, str], list[float]]) -> dict:
+    """The input gradient's operations per second, and which share that is of a matrix product's, in one precision."""
+    matmul = [2 * _matrix_side(engine) ** 3 / s for s in seconds["matrix product", engine.precision]]
+    gradient = [gradient_flops(net, batch) / s for s in seconds["input gradient", "engine"]]
+    return {
+        "kind": "rate", "net": net, "precision": engine.precision, **_measured("matmul_flops", matmul),
+        **_measured("gradient_flops", gradient), **_measured("share", _over(gradient, matmul)),
+    }  # fmt: skip
+
+
+def set_rows(seconds: dict[int, list[float]]) -> list[dict]:
+    """A row a set's size: seconds per image, and how many times the smallest set's that is, by rounds."""
+    smallest = seconds[min(seconds)]
+    return [
+        {"kind": "set", "net": NET, "images": n, **_measured("seconds", values),
+         **_measured("ratio", _over(values, smallest))}
+        for n, values in seconds.items()
+    ]  # fmt: skip
+
+
+def expected_seconds(plan: Plan, engine: Engine) -> float:
+    """About how long `bench` takes, from a few timed calls and the number of passes."""
+    once, total = replace(plan, samples=1), 0.0
+    passes = 3 * plan.samples + (plan.samples + 1) * plan.attack_steps + 3  # EM, SEM, REM; AT, its training step as 3
+    for net in dict.fromkeys((*plan.nets, NET)):
+        paths = _plain_works(once, net, engine.device), _engine_works(once, net, engine)
+        plainly, ours = (min(clock(works["EM noise step"], 1, engine.device) for _ in range(2)) for works in paths)
+        if net in plan.nets:
+            total += (plan.rounds + 1) * (passes * (plainly + ours) + plainly + 14 * SHORTEST)
+        if net == NET:
+            total += plan.rounds * 1.4 * sum(plan.sets) * ours
+    return total
+
+
+def bench(plan: Plan, engine: Engine, *, on_step: Callable | None = None, say: Callable[[str], object] = print) -> dict:
+    """{"hardware", "plan", "rows"}: every row a dict of numbers, its "kind" time, rate, set or memory.
+
+    on_step(what, step, total, metrics) is told of every timing; when it returns True Interrupted is raised.
+    """
+    minutes = expected_seconds(plan, engine) / 60
+    say(f"{' and '.join(plan.nets)}, {plan.rounds} rounds on {engine.device} in {engine.precision}: about {minutes:.1f} min")
+
+    def telling(what: str, total: int) -> Run:
+        done = count(1)
+
+        def tell():
+            if on_step and on_step(what, next(done), total, {}):
+                raise Interrupted("stopped")
+
+        return tell
+
+    rows = []
+    for net in plan.nets:
+        timed = runs(plan, net, engine)
+        seconds = in_turn(timed, plan.rounds, engine.device, telling(net, len(timed) * (plan.rounds + 1)))
+        rows += [*time_rows(net, seconds), rate_row(net, plan.batch, engine, seconds)]
+    tell = telling("sets", plan.rounds * sum(batches + batches // 8 for batches in plan.sets))
+    crafted = [{b * plan.batch: set_seconds(b, plan, engine, tell) for b in plan.sets} for _ in range(plan.rounds)]
+    rows += set_rows({n: [seconds[n] for seconds in crafted] for n in crafted[0]})
+    tell = telling("memory", len(plan.memory))
+    for n, size in plan.memory:
+        used = set_memory(n, size, plan.batch, engine)
+        rows.append({"kind": "memory", "net": NET, "images": n, "size": size, "batch": plan.batch, "bytes": used})
+        tell()
+    return {"hardware": hardware(engine), "plan": asdict(plan), "rows": rows}
+

@@ -1,0 +1,191 @@
+"""The run behind the craft panel, without its widgets: its settings, what it will cost, the run, what it shows."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import product
+from pathlib import Path
+
+import torch
+
+from semkit import figures
+from semkit.craft import CraftRecipe
+from semkit.engine import Engine, Passes, predict_seconds
+from semkit.imageset import ImageSet, Split
+from semkit.learn import LearnRecipe
+from semkit.measure import LABEL
+from semkit.models import build
+from semkit.noise import Noise
+from semkit.perturb import Clean
+from semkit.plots import learner
+from semkit.presets import craft_recipe, learn_recipe
+from semkit.study import OnStep, crafted_noise, learned_row
+
+TRAINING_RADII = (0, 4)  # of the learners: ERM and AT
+_speeds: dict[tuple, tuple[float, float]] = {}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run does: noise by `recipe`, and `learners`, if any, by training radius."""
+
+    method: str
+    recipe: CraftRecipe
+    learners: dict[int, LearnRecipe]
+
+    def __str__(self) -> str:
+        recipe = self.recipe
+        return (
+            f"{LABEL[self.method]}, radius {recipe.radius:g}, noise side {recipe.noise_side}, surrogate side "
+            f"{recipe.surrogate_side}, surrogate steps {recipe.sgd.steps}, noise steps {recipe.steps}, EOT samples "
+            f"{recipe.samples}"
+        )
+
+    def costs(self, n: int) -> Iterator[tuple[str, int, Passes]]:
+        """(net, batch, passes) of every training for n images; learners see clean and protected ones."""
+        yield self.recipe.surrogate, self.recipe.sgd.batch, self.recipe.cost(n)
+        for recipe in 2 * list(self.learners.values()):
+            yield recipe.model, recipe.sgd.batch, recipe.cost(n)
+
+    def passes(self, n: int) -> int:
+        """The passes of the whole run for n images."""
+        return sum(cost.total for _, _, cost in self.costs(n))
+
+
+def settings(
+    method: str,
+    preset: str,
+    *,
+    radius: float = 8,
+    perturbation_radius: float = 4,
+    surrogate_steps: int | None = None,
+    noise_steps: int | None = None,
+    samples: int | None = None,
+    learners: bool = False,
+    size: int = 32,
+) -> Settings:
+    """The Settings of a method at a preset, with another budget where one is given.
+
+    At perturbation_radius 0 both sides are Clean(), whatever the method. Milestones move with the surrogate steps.
+    """
+    recipe = craft_recipe(method, preset, radius=radius, perturbation_radius=perturbation_radius or 1, size=size)
+    if not perturbation_radius:
+        recipe = replace(recipe, noise_side=Clean(), surrogate_side=Clean())
+    sgd, steps = recipe.sgd, surrogate_steps or recipe.sgd.steps
+    sgd = replace(sgd, steps=steps, milestones=tuple(m * steps // sgd.steps for m in sgd.milestones))
+    budget = dict(steps=noise_steps or recipe.steps, samples=samples or recipe.samples)
+    radii = TRAINING_RADII if learners else ()
+    return Settings(
+        method, replace(recipe, sgd=sgd, **budget),
+        {r: learn_recipe(preset, perturbation_radius=r, size=size) for r in radii},
+    )  # fmt: skip
+
+
+def seconds(run: Settings, split: Split, engine: Engine, *, measure: bool = False) -> float | None:
+    """The seconds that the run will take at most; None where a net's speed is not known yet and not to be measured."""
+    total, size = 0.0, split.train.images.shape[-1]
+    seen = run.recipe.augment.output_size(size)
+    for net, batch, cost in run.costs(len(split.train)):
+        key = net, len(split.train.classes), seen, batch, engine
+        if key not in _speeds and not measure:
+            return None
+        if key not in _speeds:
+            _speeds[key] = _measured(*key)
+        gradient, training = _speeds[key]
+        total += cost.input_gradient * gradient + cost.training * training
+    return total
+
+
+def _measured(net: str, classes: int, size: int, batch: int, engine: Engine) -> tuple[float, float]:
+    """Seconds of an input-gradient pass and of a training pass."""
+    images = torch.zeros((batch, 3, size, size), dtype=torch.uint8)
+    each = Passes(input_gradient=1), Passes(training=1)
+    return tuple(predict_seconds(build(net, classes, size=size), images, one, engine) for one in each)
+
+
+def _trained_on(method: str) -> str:
+    return LABEL[method] if method == "clean" else f"{LABEL[method]}-protected images"
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a run has made so far: its noise, and the learners' rows on clean and on protected images."""
+
+    settings: Settings
+    noise: Noise
+    rows: tuple[dict, ...] = ()
+
+
+def run(
+    split: Split,
+    what: Settings,
+    *,
+    seed: int = 0,
+    engine: Engine | None = None,
+    cache: Path | None = None,
+    on_step: OnStep | None = None,
+    on_made: Callable[[Made], object] = lambda made: None,
+) -> Made:
+    """All that `what` says; on_made is told after the noise and after every learner.
+
+    on_step(job, step, total, metrics) has in metrics "done", the passes of the whole run so far, and stops the run by
+    returning True: then craft.Interrupted is raised, and the same call goes on from there if there is a cache.
+    """
+    how = dict(seed=seed, engine=engine, cache=cache)
+    n, done = len(split.train), 0
+
+    def told(job: str, step: int, total: int, metrics: dict):
+        return on_step and on_step(job, step, total, {**metrics, "done": done + metrics["passes"]})
+
+    name = LABEL[what.method]
+    noise, _ = crafted_noise(split.train, what.recipe, on_step=partial(told, f"{name} noise"), **how)
+    made, done = Made(what, noise), what.recipe.cost(n).total
+    on_made(made)
+    sets = {what.method: split.train.with_noise(noise.levels), "clean": split.train}
+    for (radius, recipe), (method, train) in product(what.learners.items(), sets.items()):
+        job = partial(told, f"{learner(radius)} on {_trained_on(method)}")
+        row = learned_row(train, split.test, recipe, on_step=job, **how)
+        made = replace(made, rows=(*made.rows, {"method": method, "training_radius": radius, "seed": seed, **row}))
+        done += recipe.cost(n).total
+        on_made(made)
+    return made
+
+
+def strip_html(images: ImageSet, noise: torch.Tensor, what: Settings, caption: str) -> str:
+    """The first image of up to 8 classes, protected and not, and the noise int8 [N,3,H,W] between them."""
+    labels = images.labels.tolist()
+    place = [labels.index(label) for label in dict.fromkeys(labels)][:8]
+    radius, name = what.recipe.radius, LABEL[what.method]
+    figure = figures.strip_figure(images.images[place].cpu(), {what.method: noise[place].cpu()}, radius=radius)
+    alt = f"{len(place)} images, the same with {name} noise, and the noise: ±{radius:g} levels as black and white"
+    return figures.as_html(figure, alt, caption)
+
+
+def losses_html(losses: Sequence[tuple[int, float]], total: int) -> str:
+    """The surrogate's loss so far over the `total` steps, from pairs (step, loss)."""
+    figure = figures.new_figure(8.4, 2)
+    axes = figure.subplots()
+    axes.plot(*zip(*losses, strict=True), color="#0072B2", lw=1)
+    top = 1.1 * max(loss for _, loss in losses)
+    axes.set(xlim=(0, total), ylim=(0, top), xlabel="step", ylabel="surrogate's loss")
+    axes.grid(alpha=0.3)
+    return figures.as_html(figure, f"the surrogate's loss, {losses[-1][1]:.2f} at step {losses[-1][0]} of {total}")
+
+
+def table_html(made: Made) -> str:
+    """What learners reach and the protection, clean less protected accuracy, as far as they are there."""
+    found = {(row["method"], row["training_radius"]): 100 * row["last"] for row in made.rows}
+    radii, method = made.settings.learners, made.settings.method
+
+    def line(head: str, values: Sequence[float | None]) -> str:
+        cells = "".join(f"<td>{'…' if value is None else f'{value:.1f}'}</td>" for value in values)
+        return f'<tr align="right"><th scope="row" align="left">{head}</th>{cells}</tr>'
+
+    clean, mine = ([found.get((of, r)) for r in radii] for of in ("clean", method))
+    lost = [None if None in pair else pair[0] - pair[1] for pair in zip(clean, mine, strict=True)]
+    heads = "".join(f'<th scope="col">{learner(r)}</th>' for r in radii)
+    return (
+        '<table cellpadding="6"><caption style="white-space:nowrap">clean test accuracy (%), one seed</caption>'
+        f'<tr><th scope="col" align="left">trained on</th>{heads}</tr>{line(_trained_on("clean"), clean)}'
+        f"{line(_trained_on(method), mine)}{line('protection (points)', lost)}</table>"
+    )

@@ -1,0 +1,76 @@
+"""The images that are to be protected, at the size that nets see and at their own."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from PIL import Image
+
+from semkit.craft import Interrupted
+from semkit.data import NAMES, find_folder, load, load_files
+from semkit.files import output_names
+from semkit.image import read_image, working_image
+from semkit.imageset import ImageSet, stratified_limit
+
+OnStep = Callable[[str, int, int, dict], bool | None]  # on_step(what, step, total, metrics)
+NATIVE = 32  # the side of every named set's images
+
+
+def job(on_step: OnStep | None, what: str) -> Callable[[int, int], None] | None:
+    """on_step for a job without metrics, as on_step(done, total); asked to stop, it raises Interrupted."""
+
+    def told(done: int, total: int) -> None:
+        if on_step(what, done, total, {}):
+            raise Interrupted(f"stopped while {what}, {done} of {total}")
+
+    return told if on_step else None
+
+
+@dataclass(frozen=True, eq=False)
+class Originals:
+    """The images to protect: at working size in `images`, at native size by read(i); outputs: relative PNG names."""
+
+    images: ImageSet
+    outputs: tuple[str, ...]
+    read: Callable[[int], Image.Image]
+    skipped: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
+
+
+def named_outputs(images: ImageSet) -> tuple[str, ...]:
+    """The names of a named set's files: class/00000.png."""
+    return tuple(f"{images.classes[label]}/{i:05d}.png" for i, label in enumerate(images.labels.tolist()))
+
+
+def originals(
+    source: str,
+    *,
+    size: int = 32,
+    limit: int | None = None,
+    root: str | None = None,
+    download: bool = False,
+    skip_unreadable: bool = False,
+    on_step: OnStep | None = None,
+) -> Originals:
+    """The images of `source` that protection covers: a named set's training images, or all of a folder (its train/).
+
+    A named set's images get the names class/00000.png. Raises DataError for what cannot be read.
+    """
+    if source in NAMES:
+        native = load(source, size=NATIVE, limit=limit, root=root, download=download).train
+        read = lambda i: Image.fromarray(native.images[i].permute(1, 2, 0).contiguous().numpy())  # noqa: E731
+        images = native
+        if size != NATIVE:
+            resized = [torch.from_numpy(working_image(read(i), size)) for i in range(len(native))]
+            images = replace(native, images=torch.stack(resized))
+        return Originals(images, named_outputs(images), read)
+    folder = find_folder(source)
+    names, part = output_names(folder.train.names), folder.train
+    if limit is not None:
+        part = part.take(stratified_limit(torch.tensor(part.labels), limit))
+    images, skipped = load_files(
+        folder.root, part.names, part.labels, folder.classes, size=size, skip_unreadable=skip_unreadable,
+        on_step=job(on_step, "reading images"),
+    )  # fmt: skip
+    outputs = tuple(names[name] for name in images.files)
+    return Originals(images, outputs, lambda i: read_image(folder.root / images.files[i]), skipped, folder.ignored)

@@ -1,0 +1,80 @@
+"""Seconds that calls take, all in turn in one process, and the hardware they were taken on."""
+
+import math
+import os
+import platform
+import re
+import sys
+import time
+from collections.abc import Callable, Hashable
+from pathlib import Path
+
+import torch
+
+from semkit import __version__
+from semkit.engine import Engine
+
+SHORTEST = 0.2  # seconds that a timing lasts at least, by calling again
+
+Run = Callable[[], object]
+
+
+def hardware(engine: Engine) -> dict:
+    """What numbers are taken on: processor, cores, threads, GPU, precision, versions."""
+    info = Path("/proc/cpuinfo")
+    named = re.search(r"model name\s*: (.+)", info.read_text()) if info.exists() else None
+    gpu = torch.cuda.get_device_name(engine.device) if engine.device.startswith("cuda") else None
+    return {
+        "processor": named[1] if named else platform.processor() or platform.machine(), "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(), "gpu": gpu, "precision": engine.precision, "system": platform.system(),
+        "python": platform.python_version(), "torch": torch.__version__, "semkit": __version__,
+    }  # fmt: skip
+
+
+def clock(run: Run, calls: int, device: str) -> float:
+    """Seconds that a call of `run` takes, the mean of `calls` of them; on a GPU between two of its own events."""
+    if device.startswith("cuda"):
+        with torch.cuda.device(device):
+            began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            torch.cuda.synchronize()
+            began.record()
+            for _ in range(calls):
+                run()
+            ended.record()
+            torch.cuda.synchronize()
+            return began.elapsed_time(ended) / 1000 / calls
+    start = time.perf_counter()
+    for _ in range(calls):
+        run()
+    return (time.perf_counter() - start) / calls
+
+
+def in_turn(runs: dict[Hashable, Run], rounds: int, device: str, tell: Run) -> dict[Hashable, list[float]]:
+    """Seconds of a call of each run, once a round: all runs one after another, so that they share the machine's moods.
+
+    A round before, which does not count, warms up and finds how many calls last SHORTEST. tell() is called after each.
+    """
+    calls, seconds = {}, {name: [] for name in runs}
+    for name, run in runs.items():
+        warm = clock(run, 1, device)
+        if warm < 1:  # longer ones are not slower for being first
+            warm = clock(run, 1, device)
+        calls[name] = math.ceil(SHORTEST / max(warm, 1e-5))
+        tell()
+    for _ in range(rounds):
+        for name, run in runs.items():
+            seconds[name].append(clock(run, calls[name], device))
+            tell()
+    return seconds
+
+
+def peak_memory(device: str) -> int:
+    """The most bytes that this process has held so far, on its GPU if it uses one."""
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    if status.exists() and (found := re.search(r"VmHWM:\s+(\d+) kB", status.read_text())):
+        return 1024 * int(found[1])
+    import resource  # second choice: on Linux a process begins with the peak of the one that started it
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

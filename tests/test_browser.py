@@ -1,0 +1,274 @@
+"""The lesson's panel in headless Chromium, under JupyterLab and under Voilà, on this machine's loopback only.
+
+Needs the extra `browser` and a Chromium: on PATH, at $CHROMIUM, or fetched by `playwright install chromium`.
+$SEMKIT_SHOTS: a folder for screenshots, to be looked at.
+"""
+
+import importlib.util
+import json
+import os
+import re
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from contextlib import contextmanager
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from semkit.study import runs_folder
+
+pytestmark = pytest.mark.browser
+api = pytest.importorskip("playwright.sync_api", reason="playwright is missing: pip install 'semkit[browser]'")
+
+NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "05_sem.ipynb"
+SLIDER = "radius ρu"
+MINUTES = 5 * 60_000  # milliseconds: for all cells with nothing kept from earlier runs, on a busy machine
+SECONDS = 60_000
+STAND_IN = """\
+import semkit as sk
+from semkit.panels import craft_panel
+panel = craft_panel(sk.load("shapes"))
+panel"""
+SETTINGS = {
+    # All cells are in the page, those out of sight too.
+    "notebook-extension/tracker": {"windowingMode": "none"},
+    "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
+}
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    """A running browser; skips where there is none."""
+    names = (os.environ.get("CHROMIUM"), "chromium", "chromium-browser", "google-chrome")
+    path = next(filter(None, (shutil.which(name) for name in names if name)), None)
+    with api.sync_playwright() as playwright:
+        if path is None and not Path(playwright.chromium.executable_path).exists():
+            pytest.skip("no Chromium: install one, or run playwright install chromium")
+        arguments = ["--no-sandbox"] if os.geteuid() == 0 else []  # Chromium refuses to sandbox for root
+        browser = playwright.chromium.launch(executable_path=path, args=arguments)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder with a copy of the notebook, for JupyterLab saves what it runs, and the runs kept so far beside it."""
+    book = tmp_path / "notebooks" / NOTEBOOK.name
+    book.parent.mkdir()
+    if NOTEBOOK.exists():
+        shutil.copy(NOTEBOOK, book)
+    else:
+        kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+        nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(STAND_IN)], metadata=kernel), book)
+    if (results := NOTEBOOK.parents[1] / "results").exists():
+        (tmp_path / "results").symlink_to(results)
+    runs = tmp_path / "runs"
+    if runs_folder().exists():  # as links: what this test makes must not make the next one too quick to watch
+        shutil.copytree(runs_folder(), runs, copy_function=os.symlink)
+    for name, values in SETTINGS.items():
+        path = tmp_path / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(values))
+    return tmp_path
+
+
+def shot(page, folder, name):
+    where = Path(os.environ.get("SEMKIT_SHOTS") or folder)
+    where.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=where / f"{name}.png", timeout=SECONDS)
+
+
+@contextmanager
+def server(folder, module, *arguments, ready):
+    """`python -m module` at a free port of the loopback; the address, once address + ready answers."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    places = {
+        name: str(folder / part)
+        for name, part in {
+            "SEMKIT_RUNS": "runs", "JUPYTERLAB_SETTINGS_DIR": "settings", "JUPYTERLAB_WORKSPACES_DIR": "workspaces",
+            "JUPYTER_CONFIG_DIR": "config", "JUPYTER_RUNTIME_DIR": "runtime", "IPYTHONDIR": "ipython",
+        }.items()
+    }  # fmt: skip
+    log, address = folder / f"{module}.log", f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-m", module, "--no-browser", *(a.format(port=port) for a in arguments)]
+    with open(log, "w") as out:
+        process = subprocess.Popen(
+            command, cwd=folder, env={**os.environ, **places}, stdout=out, stderr=out, start_new_session=True
+        )
+    try:
+        deadline = time.monotonic() + 120
+        while not answers(address + ready):
+            assert process.poll() is None and time.monotonic() < deadline, f"no {module}: {log.read_text()[-2000:]}"
+            time.sleep(0.2)
+        yield address
+    finally:
+        process.terminate()  # it ends its kernels itself
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def answers(address):
+    try:
+        urllib.request.urlopen(address, timeout=5).close()
+        return True
+    except urllib.error.HTTPError as error:
+        error.close()
+        return True
+    except OSError:
+        return False
+
+
+@contextmanager
+def opened(chromium, address, path):
+    """A page that reaches nothing but the server."""
+    with chromium.new_context(viewport={"width": 1280, "height": 1500}) as context:
+        context.route(lambda url: not url.startswith(address), lambda route: route.abort())
+        page = context.new_page()
+        page.goto(address + path, wait_until="commit", timeout=MINUTES)
+        yield page
+
+
+def run_all(page, book):
+    """Runs all cells of the notebook in JupyterLab; asserts that none fails."""
+    page.locator(".jp-NotebookPanel").wait_for(timeout=MINUTES)
+    page.locator("#jupyterlab-splash").wait_for(state="detached", timeout=MINUTES)
+    api.expect(page.locator("#jp-main-statusbar")).to_contain_text("| Idle", timeout=MINUTES)
+    command(page, "Run", "runmenu:run-all")
+    prompts = page.locator(".jp-CodeCell .jp-InputPrompt")
+    api.expect(prompts.last).to_have_text(re.compile(r"\[\d+\]"), timeout=MINUTES)
+    api.expect(prompts.filter(has_text="*")).to_have_count(0, timeout=MINUTES)
+    before = book.read_text()
+    command(page, "File", "docmanager:save")
+    wait_until(page, lambda: book.read_text() != before and whole(book), "the notebook is saved")
+    cells = [cell for cell in whole(book).cells if "raises-exception" not in cell.metadata.get("tags", ())]
+    assert [out for cell in cells for out in cell.get("outputs", ()) if out.output_type == "error"] == []
+
+
+def whole(book):
+    """The notebook, or None while it is being written."""
+    try:
+        return nbformat.read(book, 4)
+    except nbformat.reader.NotJSONError:
+        return None
+
+
+def command(page, menu, name):
+    page.get_by_role("menuitem", name=menu, exact=True).click()
+    page.locator(f'.lm-Menu-item[data-command="{name}"]').click()
+
+
+def wait_until(page, holds, what, timeout=SECONDS):
+    deadline = time.monotonic() + timeout / 1000
+    while not holds():
+        assert time.monotonic() < deadline, f"not within {timeout / 1000:.0f} s: {what}"
+        page.wait_for_timeout(50)
+
+
+class Panel:
+    """The craft panel as it stands in a page."""
+
+    def __init__(self, page):
+        self.within = within = page.locator(".semkit-craft").first
+        self.status, self.cost, self.stale = (within.locator(f".semkit-{of}") for of in ("status", "cost", "stale"))
+        self.pictures = within.locator(".semkit-losses img, .semkit-strip img")
+        self.handle = within.locator(".widget-slider", has_text=SLIDER).locator(".noUi-handle")
+
+    def button(self, text):
+        return self.within.locator("button.widget-button", has_text=re.compile(f"^{text}$"))
+
+    def width(self):
+        """How far the progress bar is, in pixels."""
+        return self.within.locator(".widget-hprogress .progress-bar").bounding_box()["width"]
+
+    def radius(self):
+        return float(self.handle.get_attribute("aria-valuenow"))
+
+    def source(self):
+        return self.pictures.first.get_attribute("src")
+
+    def step(self):
+        found = re.search(r"step (\d+) of", self.status.inner_text())
+        return int(found[1]) if found else 0
+
+
+def drive(page, folder, name):
+    """What a student does: a slider by keyboard, Run, a look at the progress, Stop, and Run again."""
+    panel = Panel(page)
+    panel.status.wait_for(timeout=MINUTES)
+    panel.handle.scroll_into_view_if_needed()
+    api.expect(panel.cost).to_contain_text(re.compile(r"passes, about \d"), timeout=MINUTES)
+    assert panel.status.inner_text() == "not run yet" and panel.pictures.count() == 0
+    before = panel.radius()
+    panel.handle.focus()
+    for _ in range(3):
+        page.keyboard.press("ArrowRight")
+    wait_until(page, lambda: panel.radius() == before + 3, "the slider moves by keyboard")
+    page.wait_for_timeout(1000)
+    assert panel.status.inner_text() == "not run yet", "a slider must not start a run"
+    shot(page, folder, f"{name}-1-before")
+    panel.button("Run").focus()
+    page.keyboard.press("Enter")
+    api.expect(panel.status).to_contain_text("step", timeout=SECONDS)
+    first = panel.width()
+    wait_until(page, lambda: panel.width() > first, "the progress bar moves")
+    panel.pictures.first.wait_for(timeout=SECONDS)
+    source = panel.source()
+    wait_until(page, lambda: panel.source() != source, "the figure changes")
+    shot(page, folder, f"{name}-2-running")
+    api.expect(panel.button("Run")).to_be_disabled()
+    panel.button("Stop").click()
+    api.expect(panel.status).to_contain_text(re.compile(r"stopped at step \d+ of \d+ .*Run resumes"), timeout=SECONDS)
+    stopped = panel.step()
+    page.keyboard.press("Home")  # not on the slider: the knobs stay
+    shot(page, folder, f"{name}-3-stopped")
+    panel.button("Run").click()
+    api.expect(panel.status).to_contain_text(re.compile(r": step \d+ of"), timeout=SECONDS)
+    assert panel.step() > stopped > 1, "the run must go on where it was stopped"
+    panel.handle.focus()
+    page.keyboard.press("ArrowRight")
+    api.expect(panel.stale).to_contain_text("have changed", timeout=SECONDS)
+    return panel
+
+
+def test_the_panel_in_jupyterlab(chromium, folder):
+    token = secrets.token_hex(16)
+    root = ["--allow-root"] if os.geteuid() == 0 else []
+    start = (
+        "--ip=127.0.0.1", "--port={port}", "--ServerApp.port_retries=0", f"--IdentityProvider.token={token}",
+        f"--ServerApp.root_dir={folder}", *root,
+    )  # fmt: skip
+    with server(folder, "jupyterlab", *start, ready=f"/api/status?token={token}") as address:
+        path = f"/doc/tree/notebooks/{NOTEBOOK.name}?token={token}&reset"
+        with opened(chromium, address, path) as page:
+            run_all(page, folder / "notebooks" / NOTEBOOK.name)
+            panel = drive(page, folder, "lab")
+            page.evaluate("document.activeElement.blur()")
+            page.get_by_role("menuitem", name="Settings", exact=True).click()
+            page.locator(".lm-Menu-item", has_text=re.compile("^Theme$")).click()
+            page.locator(".lm-Menu-item", has_text=re.compile("^JupyterLab Dark$")).click()
+            dark = api.expect(page.locator("body"))
+            dark.to_have_attribute("data-jp-theme-name", "JupyterLab Dark", timeout=SECONDS)
+            page.wait_for_timeout(1000)
+            panel.button("Stop").click()
+            api.expect(panel.status).to_contain_text("stopped", timeout=SECONDS)
+            shot(page, folder, "lab-4-dark")
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("voila"), reason="voila is missing: pip install 'semkit[browser]'")
+def test_the_panel_in_voila(chromium, folder):
+    book = folder / "notebooks" / NOTEBOOK.name
+    start = (str(book), "--port={port}", "--Voila.ip=127.0.0.1", "--Voila.port_retries=0")
+    with server(folder, "voila", *start, ready="/voila/static/") as address, opened(chromium, address, "") as page:
+        drive(page, folder, "voila").button("Stop").click()

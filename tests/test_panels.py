@@ -1,0 +1,476 @@
+"""Panels driven as a reader drives them, without a browser: knobs are set, buttons clicked, workers waited for."""
+
+import re
+import threading
+import time
+from dataclasses import replace
+
+import ipywidgets as widgets
+import nbformat
+import pytest
+import torch
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+from photos import image_split
+
+from semkit import crafting, figures
+from semkit.craft import Interrupted
+from semkit.data import load
+from semkit.engine import Engine
+from semkit.imageset import Split
+from semkit.jobs import Job
+from semkit.noise import load as load_noise
+from semkit.panels import craft_panel, figure_panel, sweep_panel
+from semkit.perturb import Clean
+from semkit.presets import METHODS, craft_recipe, learn_recipe
+from semkit.study import crafted_noise
+
+ENGINE = Engine("cpu", "float64")
+SPLIT = image_split(20)
+ROWS = [
+    {"method": method, "training_radius": radius, "seed": seed, "last": last + 0.01 * seed}
+    for method, at in {"clean": (0.9, 0.7, 0.6), "em": (0.2, 0.6, 0.5), "sem": (0.3, 0.3, 0.4)}.items()
+    for radius, last in zip((0, 2, 4), at, strict=True)
+    for seed in (0, 1)
+]
+
+
+@pytest.fixture
+def panel(tmp_path):
+    made = craft_panel(SPLIT, cache=tmp_path / "runs", preset="quick", engine=ENGINE)
+    yield made
+    made.cancel()
+    made.measuring.wait(60)
+
+
+def workers():
+    return [thread for thread in threading.enumerate() if thread.name == "semkit craft"]
+
+
+def alt(panel):
+    return re.search('alt="(.*?)"', panel.figure.value)[1]
+
+
+def stopped_at(panel, step):
+    """Runs the panel up to a step of the crafting, as if Stop were clicked there."""
+    tell = panel._tell
+
+    def click_stop(metrics):
+        tell(metrics)
+        if panel._at[0].startswith(f"step {step} "):
+            panel.stop.click()
+
+    panel._tell = click_stop
+    panel.start()
+    found = panel.wait(60)
+    panel._tell = tell
+    return found
+
+
+# --- the worker
+
+
+def test_a_second_start_is_ignored_while_the_worker_runs():
+    go, runs = threading.Event(), []
+    job = Job("two starts")
+    assert job.start(lambda cancelled: runs.append(go.wait(10)))
+    assert not job.start(lambda cancelled: runs.append("second"))
+    go.set()
+    job.wait(10)
+    assert runs == [True]
+    assert job.start(lambda cancelled: "again") and job.wait(10) == "again"
+
+
+def test_wait_raises_the_error_of_the_worker_until_the_next_start():
+    job = Job("error")
+    job.start(lambda cancelled: 1 / 0)
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError):
+            job.wait(10)
+    job.start(lambda cancelled: "fine")
+    assert job.wait(10) == "fine"
+
+
+def test_wait_says_that_the_worker_is_not_done():
+    go = threading.Event()
+    job = Job("slow")
+    job.start(lambda cancelled: go.wait(10))
+    with pytest.raises(TimeoutError, match=r"0\.01 s"):
+        job.wait(0.01)
+    go.set()
+    assert job.wait(10)
+
+
+def test_a_new_job_of_a_name_stops_the_old_worker_and_starts_after_it():
+    events = []
+
+    def until_cancelled(cancelled):
+        while not cancelled():
+            time.sleep(0.01)
+        time.sleep(0.1)
+        events.append("old ended")
+        raise Interrupted
+
+    old = Job("name")
+    old.start(until_cancelled)
+    other = Job("other name")
+    assert old.running and not old._cancel.is_set()
+    new = Job("name")
+    new.start(lambda cancelled: events.append("new ran"))
+    new.wait(10)
+    assert events == ["old ended", "new ran"] and old.wait(10) is None and not old.running
+    assert other.wait() is None
+
+
+def test_the_old_job_stops_the_new_one_when_it_is_started_again():
+    old, new = Job("back"), Job("back")
+    new.start(lambda cancelled: [time.sleep(0.01) for _ in iter(cancelled, True)] and "stopped")
+    old.start(lambda cancelled: "old again")
+    assert old.wait(10) == "old again" and new.wait(10) == "stopped"
+
+
+# --- what a run costs
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("preset", ["quick", "demo", "lesson", "paper"])
+def test_settings_of_a_preset_are_its_recipe(method, preset):
+    made = crafting.settings(method, preset, learners=True, radius=6, perturbation_radius=3)
+    assert made.recipe == craft_recipe(method, preset, radius=6, perturbation_radius=3)
+    assert made.learners == {r: learn_recipe(preset, perturbation_radius=r) for r in (0, 4)}
+    expected = made.recipe.cost(50).total + 2 * sum(recipe.cost(50).total for recipe in made.learners.values())
+    assert made.passes(50) == expected
+    assert crafting.settings(method, preset).passes(50) == craft_recipe(method, preset).cost(50).total
+
+
+def test_the_budget_goes_into_the_recipe_and_milestones_move_with_the_steps():
+    made = crafting.settings("sem", "paper", surrogate_steps=500, noise_steps=3, samples=2).recipe
+    assert (made.sgd.steps, made.sgd.milestones, made.steps, made.samples) == (500, (200, 400), 3, 2)
+    assert replace(made, sgd=(base := craft_recipe("sem", "paper")).sgd, steps=base.steps, samples=base.samples) == base
+
+
+def test_perturbation_radius_zero_is_no_perturbation():
+    recipe = crafting.settings("rem", "quick", perturbation_radius=0).recipe
+    assert (recipe.noise_side, recipe.surrogate_side) == (Clean(), Clean())
+
+
+def test_a_run_counts_the_passes_that_were_predicted():
+    what, told, made = crafting.settings("sem", "quick", learners=True), [], []
+    found = crafting.run(SPLIT, what, engine=ENGINE, on_step=lambda *a: told.append(a) and False, on_made=made.append)
+    done = [metrics["done"] for *_, metrics in told]
+    assert done == sorted(done) and done[-1] == what.passes(20)
+    assert [len(m.rows) for m in made] == [0, 1, 2, 3, 4] and made[-1] == found
+    assert [(row["method"], row["training_radius"]) for row in found.rows] == [
+        ("sem", 0), ("clean", 0), ("sem", 4), ("clean", 4),
+    ]  # fmt: skip
+
+
+def test_seconds_are_measured_once_and_only_when_asked(monkeypatch):
+    monkeypatch.setattr(crafting, "_speeds", {})
+    what = crafting.settings("sem", "quick")
+    assert crafting.seconds(what, SPLIT, ENGINE) is None
+    first = crafting.seconds(what, SPLIT, ENGINE, measure=True)
+    assert first > 0 and crafting.seconds(what, SPLIT, ENGINE) == first
+    twice = crafting.settings("sem", "quick", surrogate_steps=60)
+    ratio = crafting.seconds(twice, SPLIT, ENGINE) / first
+    assert 1.3 < ratio < 2.1  # all but the last pass over the images is doubled
+
+
+# --- the craft panel
+
+
+def test_a_run_shows_its_cost_first_and_its_result_after(panel, tmp_path):
+    passes = craft_recipe("sem", "quick").cost(20).total
+    panel.measuring.wait(60)
+    assert re.fullmatch(rf"cost: {passes:,} passes, about \d+ s on cpu in float64", panel.cost.value)
+    panel.start()
+    made = panel.wait(60)
+    noise, _ = crafted_noise(SPLIT.train, craft_recipe("sem", "quick"), engine=ENGINE)
+    assert (made.noise.levels == noise.levels).all() and panel.made is made
+    assert panel.progress.value == panel.progress.max == passes
+    assert panel.status.value.startswith("<b>done</b>") and "<img alt=" in panel.strip.value
+    assert (panel.run.disabled, panel.stop.disabled, panel.keep.disabled) == (False, True, False)
+
+
+def test_two_clicks_on_run_start_one_worker(panel):
+    go, tell = threading.Event(), panel._tell
+    panel._tell = lambda metrics: (go.wait(60), tell(metrics))
+    panel.run.click()
+    panel.run.click()
+    assert not panel.start() and len(workers()) == 1
+    go.set()
+    assert panel.wait(60) and workers() == []
+
+
+def test_a_changed_knob_starts_nothing_and_marks_what_is_shown(panel):
+    panel.measuring.wait(60)
+    threads = threading.active_count()
+    panel.radius.value = 16
+    assert threading.active_count() == threads and panel._job._thread is None and panel.stale.value == ""
+    panel.start()
+    assert panel.wait(60).noise.radius == 16
+    shown = panel.strip.value
+    panel.radius.value = 12
+    assert "have changed" in panel.stale.value and panel.strip.value == shown and panel.made.noise.radius == 16
+    panel.radius.value = 16
+    assert panel.stale.value == ""
+    panel.learners.value = True  # more work, but the noise on show is theirs
+    assert panel.stale.value == ""
+    panel.method.value = "rem"
+    assert panel.stale.value
+
+
+@pytest.mark.parametrize("knob", ["radius", "perturbation_radius", "surrogate_steps", "noise_steps", "samples"])
+def test_every_knob_reaches_the_recipe_and_the_cost(panel, knob):
+    def passes():
+        return int(re.match("cost: ([0-9,]+) passes", panel.cost.value)[1].replace(",", ""))
+
+    recipe, before = panel.settings().recipe, passes()
+    slider = getattr(panel, knob)
+    slider.value += 1
+    assert panel.settings().recipe != recipe and not slider.continuous_update
+    assert passes() == panel.settings().recipe.cost(20).total
+    assert (passes() != before) == (knob not in ("radius", "perturbation_radius"))
+
+
+def test_the_settings_are_those_of_the_click_on_run(panel):
+    panel.start()
+    panel.radius.value = 31
+    assert panel.wait(60).noise.radius == 8 and "have changed" in panel.stale.value
+
+
+def test_choosing_a_method_sets_its_own_budget(tmp_path):
+    panel = craft_panel(SPLIT, cache=tmp_path, preset="demo", engine=ENGINE)
+    for method in ("em", "rem", "sem"):
+        panel.method.value = method
+        assert panel.settings().recipe == craft_recipe(method, "demo")
+        assert panel.perturbation_radius.disabled == (method == "em")
+    panel.measuring.wait(60)
+
+
+def test_a_stopped_run_goes_on_to_the_same_bytes(panel, tmp_path):
+    whole, _ = crafted_noise(SPLIT.train, craft_recipe("sem", "quick"), engine=ENGINE)
+    steps = []
+    assert stopped_at(panel, 1) is None
+    assert panel.status.value == "<b>stopped</b> at step 1 of 31 (SEM noise); Run resumes"
+    assert (panel.run.disabled, panel.stop.disabled, panel.keep.disabled) == (False, True, True)
+    assert [path.suffix for path in (tmp_path / "runs").iterdir()] == [".state"]
+    tell = panel._tell
+    panel._tell = lambda metrics: (steps.append(panel._at[0]), tell(metrics))
+    panel.start()
+    assert (panel.wait(60).noise.levels == whole.levels).all()
+    assert steps[0] == "step 2 of 31"
+    other, _ = crafted_noise(SPLIT.train, craft_recipe("sem", "quick"), engine=ENGINE, seed=1)
+    assert (other.levels != whole.levels).any()
+    assert not list((tmp_path / "runs").glob("*.state"))
+
+
+def test_a_run_stopped_among_the_learners_keeps_its_noise(panel):
+    panel.learners.value = True
+    real = crafting.table_html
+    made = []
+
+    def stop_after_a_learner(so_far):
+        made.append(len(so_far.rows))
+        if len(so_far.rows) == 1:
+            panel.cancel()
+        return real(so_far)
+
+    crafting.table_html = stop_after_a_learner
+    try:
+        panel.start()
+        assert panel.wait(60) is None
+    finally:
+        crafting.table_html = real
+    assert made == [0, 1] and len(panel.made.rows) == 1 and not panel.keep.disabled
+    assert re.fullmatch(r"<b>stopped</b> at step 1 of 30 \(ERM on clean images\); Run resumes", panel.status.value)
+    panel.start()
+    found = panel.wait(60)
+    by = {(row["method"], row["training_radius"]): 100 * row["last"] for row in found.rows}
+    cells = [float(cell) for cell in re.findall(r"<td>(.*?)</td>", panel.table.value)]
+    clean, mine = [by["clean", r] for r in (0, 4)], [by["sem", r] for r in (0, 4)]
+    lost = [a - b for a, b in zip(clean, mine, strict=True)]
+    assert cells == pytest.approx([*clean, *mine, *lost], abs=0.06)
+
+
+def test_a_finished_run_is_instant_the_second_time(panel):
+    panel.start()
+    first = panel.wait(60)
+    panel.start()
+    again = panel.wait(60)
+    assert (again.noise.levels == first.noise.levels).all() and "kept runs" in panel.status.value
+    assert panel.progress.value == panel.progress.max
+
+
+def test_an_error_of_the_worker_is_shown_escaped_and_raised(panel, tmp_path):
+    (tmp_path / "runs").write_text("a file where the folder should be")
+    panel._how["cache"] = tmp_path / "runs" / "<b>"
+    panel.start()
+    with pytest.raises(OSError):
+        panel.wait(60)
+    assert panel.status.value.startswith("<b>failed:</b> NotADirectoryError") and "\n" not in panel.status.value
+    assert "&lt;b&gt;" in panel.status.value and "<b>'" not in panel.status.value
+    assert not panel.run.disabled and panel.stop.disabled and panel.made is None
+
+
+def test_a_panel_made_again_stops_the_worker_of_the_old_one(tmp_path):
+    how = dict(cache=tmp_path, preset="quick", engine=ENGINE)
+    old = craft_panel(SPLIT, **how)
+    old.surrogate_steps.value = old.surrogate_steps.max
+    began, tell = threading.Event(), old._tell
+    old._tell = lambda metrics: (began.set(), tell(metrics))
+    old.start()
+    assert began.wait(60)
+    new = craft_panel(SPLIT, **how)
+    assert old.wait(60) is None and old.status.value.startswith("<b>stopped</b>")
+    new.start()
+    assert new.wait(60) and not old._job.running
+
+
+def test_save_writes_the_noise_that_is_shown(panel, tmp_path):
+    panel.folder.value = str(tmp_path / "saved")
+    with pytest.raises(ValueError, match="press Run"):
+        panel.save()
+    assert "press Run" in panel.status.value and not (tmp_path / "saved").exists()
+    panel.start()
+    made = panel.wait(60)
+    panel.radius.value = 30  # not what was made
+    path = panel.save()
+    saved = load_noise(path, images=SPLIT.train)
+    assert (saved.levels == made.noise.levels).all() and saved.radius == 8 and str(path) in panel.status.value
+    panel.folder.value = str(path)
+    with pytest.raises(OSError):
+        panel.save()
+    assert "failed" in panel.status.value and load_noise(path, images=SPLIT.train).radius == 8
+
+
+def test_several_sets_are_chosen_by_name(tmp_path):
+    sets = {"small": SPLIT, "large": image_split(30, size=12)}
+    panel = craft_panel(sets, cache=tmp_path, preset="quick", engine=ENGINE)
+    panel.data.value = "large"
+    panel.start()
+    assert panel.wait(60).noise.levels.shape == (30, 3, 12, 12)
+    panel.data.value = "small"
+    assert panel.stale.value and panel.data in panel.view.children
+
+
+def test_the_embedded_images_are_protected_by_the_panel(tmp_path):
+    whole = load("shapes")
+    split = Split(whole.train.limit(60), whole.test.limit(40))
+    panel = craft_panel(split, cache=tmp_path, preset="quick", engine=Engine("cpu", "float32"))
+    panel.start()
+    made = panel.wait(120)
+    assert made.noise.levels.shape == (60, 3, 32, 32) and int(made.noise.levels.abs().max()) == 8
+    assert "shapes, 60 images, quick preset: SEM, radius 8" in panel.strip.value and panel.table.value == ""
+
+
+def test_pictures_of_an_unfinished_run_say_so(panel):
+    panel._at, panel._losses = ("step 2 of 31", "SEM noise"), [(1, 2.3), (2, 2.1)]
+    metrics = {"noise": SPLIT.train.images.to(torch.int8) % 8}
+    panel._draw_unfinished(panel.settings(), SPLIT, 31, metrics)
+    assert "unfinished: step 2 of 31</figcaption>" in panel.strip.value
+    assert "2.10 at step 2 of 31" in panel.losses.value
+
+
+# --- figures with knobs
+
+
+def test_a_figure_panel_draws_with_the_values_of_its_knobs():
+    seen = []
+
+    def draw(training_radius, kind):
+        seen.append((training_radius, kind))
+        return figures.new_figure(1, 1), f"alt {training_radius} {kind}", "caption"
+
+    kind = widgets.Dropdown(options=["a", "b"])
+    panel = figure_panel(draw, training_radius=(0, 8, 4), kind=kind)
+    slider = panel.knobs["training_radius"]
+    assert (slider.min, slider.max, slider.value, slider.continuous_update) == (0, 8, 4, False)
+    assert slider.description == "training radius (levels of 255)"
+    slider.value, kind.value = 6, "b"
+    assert seen == [(4, "a"), (6, "a"), (6, "b")]
+    assert 'alt="alt 6 b"' in panel.figure.value and "caption</figcaption>" in panel.figure.value
+
+
+def test_an_error_of_a_drawing_is_shown_and_raised():
+    def draw(n):
+        if n > 1:
+            raise ValueError("n <must>\nbe 1")
+        return figures.new_figure(1, 1), "fine"
+
+    panel = figure_panel(draw, n=(0, 2, 1))
+    with pytest.raises(ValueError):
+        panel.knobs["n"].value = 2
+    assert panel.status.value == "<b>failed:</b> ValueError: n &lt;must&gt; be 1" and panel.figure.value == ""
+    panel.knobs["n"].value = 0
+    assert panel.status.value == "" and "fine" in panel.figure.value
+    with pytest.raises(ValueError):
+        figure_panel(draw, n=(0, 2, 2))
+
+
+def test_the_last_drawing_is_that_of_the_last_values_though_callbacks_come_on_two_threads():
+    slow = threading.Event()
+
+    def draw(n):
+        if n == 1:
+            slow.set()
+            time.sleep(0.2)
+        return figures.new_figure(1, 1), f"n is {n}"
+
+    panel = figure_panel(draw, n=(0, 5, 0))
+    first = threading.Thread(target=setattr, args=(panel.knobs["n"], "value", 1))
+    first.start()
+    slow.wait(10)
+    panel.knobs["n"].value = 2
+    first.join()
+    assert 'alt="n is 2"' in panel.figure.value
+
+
+def test_a_sweep_panel_shows_the_methods_and_radii_that_are_chosen():
+    panel = sweep_panel(ROWS, title="rows", chance=0.1, caption="made by hand")
+    assert "made by hand" in panel.figure.value and "EM ERM 20 %" in alt(panel)
+    before = panel.figure.value
+    panel.knobs["methods"].value = ("clean", "sem")
+    assert panel.figure.value != before and ", EM" not in alt(panel) and "SEM ERM" in alt(panel)
+    panel.knobs["radii"].value = (2, 4)
+    assert "ERM" not in alt(panel) and "SEM AT 2" in alt(panel) and "SEM AT 4" in alt(panel)
+    with pytest.raises(ValueError, match="choose one method"):
+        panel.knobs["methods"].value = ()
+    assert "choose one method" in panel.status.value
+    with pytest.raises(ValueError, match="no rows"):
+        sweep_panel([], title="")
+
+
+# --- in a notebook
+
+PANEL_CELL = """\
+import semkit as sk
+from semkit import panels
+from semkit.imageset import Split
+shapes = sk.load("shapes")
+split = Split(shapes.train.limit(60), shapes.test.limit(20))
+panel = panels.craft_panel(split, cache=CACHE, preset="quick", engine=sk.Engine("cpu", "float32"))
+panel"""
+
+
+def notebook(tmp_path, *cells):
+    """The outputs of the cells, run in a kernel of their own."""
+    cells = (PANEL_CELL.replace("CACHE", repr(str(tmp_path / "runs"))), *cells)
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+    NotebookClient(book, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}).execute()
+    return [cell.outputs for cell in book.cells]
+
+
+def test_a_panel_works_in_a_notebook(tmp_path):
+    shown, nothing, done, status = notebook(
+        tmp_path, "panel.wait()", "panel.radius.value = 4\npanel.start()\n_ = panel.wait()", "print(panel.status.value)"
+    )
+    assert "application/vnd.jupyter.widget-view+json" in shown[0].data
+    assert "run this cell" in shown[0].data["text/plain"]
+    assert nothing == [] and done == [] and status[0].text.startswith("<b>done</b>")
+
+
+def test_an_error_of_the_worker_fails_the_notebook(tmp_path):
+    (tmp_path / "runs").write_text("a file where the folder should be")
+    with pytest.raises(CellExecutionError, match="runs"):
+        notebook(tmp_path, "panel.start()\npanel.wait()")
