@@ -57,15 +57,21 @@ def correlation(x: Sequence[float], y: Sequence[float], *, seed: int = 0, draws:
     if np.ptp(x) == 0 or np.ptp(y) == 0:
         raise ValueError("a correlation needs values that differ")
 
-    def with_interval(coefficient: Callable) -> tuple[float, float, float]:
-        rng, found = np.random.default_rng(seed), []
-        while len(found) < draws:
-            i = rng.integers(0, len(x), len(x))
-            if np.ptp(x[i]) and np.ptp(y[i]):  # a resample of one pair repeated has no correlation
-                found.append(coefficient(x[i], y[i]).statistic)
-        return float(coefficient(x, y).statistic), *(float(q) for q in np.quantile(found, (0.025, 0.975)))
+    picked = np.random.default_rng(seed).integers(0, len(x), (draws, len(x)))
+    picked = picked[(np.ptp(x[picked], 1) > 0) & (np.ptp(y[picked], 1) > 0)]  # one pair repeated has no correlation
 
-    return Correlation(with_interval(stats.pearsonr), with_interval(stats.spearmanr), len(x))
+    def pearson(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        x, y = x - x.mean(-1, keepdims=True), y - y.mean(-1, keepdims=True)
+        return (x * y).sum(-1) / np.sqrt((x * x).sum(-1) * (y * y).sum(-1))
+
+    def spearman(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        return pearson(stats.rankdata(x, axis=-1), stats.rankdata(y, axis=-1))
+
+    def with_interval(coefficient: Callable) -> tuple[float, float, float]:
+        bounds = np.quantile(coefficient(x[picked], y[picked]), (0.025, 0.975))
+        return float(coefficient(x, y)), *(float(bound) for bound in bounds)
+
+    return Correlation(with_interval(pearson), with_interval(spearman), len(x))
 
 
 def losses(

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from semkit import __version__
+from semkit import __version__, parallel
 from semkit.craft import CraftRecipe
 from semkit.data import NAMES
 from semkit.engine import Engine
@@ -103,6 +103,7 @@ def protect(
         "semkit": __version__, "torch": torch.__version__, "source": str(source),
         "fingerprint": key(found.images.fingerprint, found.outputs), "recipe": as_dict(recipe), "seed": seed,
         "fraction": fraction, **how, "device": torch.device(engine.device).type, "precision": engine.precision,
+        "folded": engine.fold, "processes": parallel.processes(),
     }  # fmt: skip
     _check_request(out, request, resume)
     if not (out / "report.json").exists():

@@ -31,11 +31,6 @@ NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "05_sem.ipynb"
 SLIDER = "radius ρu"
 MINUTES = 5 * 60_000  # milliseconds: for all cells with nothing kept from earlier runs, on a busy machine
 SECONDS = 60_000
-STAND_IN = """\
-import semkit as sk
-from semkit.panels import craft_panel
-panel = craft_panel(sk.load("shapes"))
-panel"""
 SETTINGS = {
     # All cells are in the page, those out of sight too.
     "notebook-extension/tracker": {"windowingMode": "none"},
@@ -57,26 +52,27 @@ def chromium():
         browser.close()
 
 
-@pytest.fixture
-def folder(tmp_path):
-    """A folder with a copy of the notebook, for JupyterLab saves what it runs, and the runs kept so far beside it."""
-    book = tmp_path / "notebooks" / NOTEBOOK.name
-    book.parent.mkdir()
-    if NOTEBOOK.exists():
-        shutil.copy(NOTEBOOK, book)
-    else:
-        kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-        nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(STAND_IN)], metadata=kernel), book)
-    if (results := NOTEBOOK.parents[1] / "results").exists():
-        (tmp_path / "results").symlink_to(results)
-    runs = tmp_path / "runs"
-    if runs_folder().exists():  # as links: what this test makes must not make the next one too quick to watch
-        shutil.copytree(runs_folder(), runs, copy_function=os.symlink)
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with a copy of the notebook, not run yet, for JupyterLab saves what it runs; the runs kept so far."""
+    place = tmp_path_factory.mktemp("browser")
+    book = nbformat.read(NOTEBOOK, 4)
+    for cell in code(book):
+        cell.execution_count, cell.outputs = None, []
+    (place / "notebooks").mkdir()
+    nbformat.write(book, place / "notebooks" / NOTEBOOK.name)
+    (place / "results").symlink_to(NOTEBOOK.parents[1] / "results")
+    if runs_folder().exists():  # as links: what is made here must not make the next time too quick to watch
+        shutil.copytree(runs_folder(), place / "runs", copy_function=os.symlink)
     for name, values in SETTINGS.items():
-        path = tmp_path / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
+        path = place / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(values))
-    return tmp_path
+    return place
+
+
+def code(book):
+    return [cell for cell in book.cells if cell.cell_type == "code"]
 
 
 def shot(page, folder, name):
@@ -146,22 +142,21 @@ def run_all(page, book):
     page.locator("#jupyterlab-splash").wait_for(state="detached", timeout=MINUTES)
     api.expect(page.locator("#jp-main-statusbar")).to_contain_text("| Idle", timeout=MINUTES)
     command(page, "Run", "runmenu:run-all")
-    prompts = page.locator(".jp-CodeCell .jp-InputPrompt")
-    api.expect(prompts.last).to_have_text(re.compile(r"\[\d+\]"), timeout=MINUTES)
-    api.expect(prompts.filter(has_text="*")).to_have_count(0, timeout=MINUTES)
-    before = book.read_text()
-    command(page, "File", "docmanager:save")
-    wait_until(page, lambda: book.read_text() != before and whole(book), "the notebook is saved")
-    cells = [cell for cell in whole(book).cells if "raises-exception" not in cell.metadata.get("tags", ())]
-    assert [out for cell in cells for out in cell.get("outputs", ()) if out.output_type == "error"] == []
+    stars = page.locator(".jp-CodeCell .jp-InputPrompt", has_text="*")
 
+    def finished():
+        api.expect(stars).to_have_count(0, timeout=MINUTES)
+        command(page, "File", "docmanager:save")
+        page.wait_for_timeout(1000)
+        try:
+            cells = code(nbformat.read(book, 4))
+        except nbformat.reader.NotJSONError:  # it is being written
+            return False
+        quiet = [cell for cell in cells if "raises-exception" not in cell.metadata.get("tags", ())]
+        assert [out for cell in quiet for out in cell.outputs if out.output_type == "error"] == []
+        return all(cell.execution_count for cell in cells)
 
-def whole(book):
-    """The notebook, or None while it is being written."""
-    try:
-        return nbformat.read(book, 4)
-    except nbformat.reader.NotJSONError:
-        return None
+    wait_until(page, finished, "all cells have run", MINUTES)
 
 
 def command(page, menu, name):
@@ -195,8 +190,8 @@ class Panel:
     def radius(self):
         return float(self.handle.get_attribute("aria-valuenow"))
 
-    def source(self):
-        return self.pictures.first.get_attribute("src")
+    def sources(self):
+        return self.pictures.evaluate_all("all => all.map(one => one.src)")
 
     def step(self):
         found = re.search(r"step (\d+) of", self.status.inner_text())
@@ -207,31 +202,30 @@ def drive(page, folder, name):
     """What a student does: a slider by keyboard, Run, a look at the progress, Stop, and Run again."""
     panel = Panel(page)
     panel.status.wait_for(timeout=MINUTES)
-    panel.handle.scroll_into_view_if_needed()
+    panel.within.evaluate("element => element.scrollIntoView({block: 'start'})")
     api.expect(panel.cost).to_contain_text(re.compile(r"passes, about \d"), timeout=MINUTES)
-    assert panel.status.inner_text() == "not run yet" and panel.pictures.count() == 0
-    before = panel.radius()
+    status, pictures, before = panel.status.inner_text(), panel.sources(), panel.radius()
+    assert "step" not in status
     panel.handle.focus()
     for _ in range(3):
         page.keyboard.press("ArrowRight")
     wait_until(page, lambda: panel.radius() == before + 3, "the slider moves by keyboard")
     page.wait_for_timeout(1000)
-    assert panel.status.inner_text() == "not run yet", "a slider must not start a run"
+    assert (panel.status.inner_text(), panel.sources()) == (status, pictures), "a slider must not start a run"
     shot(page, folder, f"{name}-1-before")
     panel.button("Run").focus()
     page.keyboard.press("Enter")
     api.expect(panel.status).to_contain_text("step", timeout=SECONDS)
     first = panel.width()
     wait_until(page, lambda: panel.width() > first, "the progress bar moves")
-    panel.pictures.first.wait_for(timeout=SECONDS)
-    source = panel.source()
-    wait_until(page, lambda: panel.source() != source, "the figure changes")
+    wait_until(page, lambda: panel.sources() not in ([], pictures), "a figure of the new run is there")
+    pictures = panel.sources()
+    wait_until(page, lambda: panel.sources() != pictures, "the figure changes")
     shot(page, folder, f"{name}-2-running")
     api.expect(panel.button("Run")).to_be_disabled()
     panel.button("Stop").click()
     api.expect(panel.status).to_contain_text(re.compile(r"stopped at step \d+ of \d+ .*Run resumes"), timeout=SECONDS)
     stopped = panel.step()
-    page.keyboard.press("Home")  # not on the slider: the knobs stay
     shot(page, folder, f"{name}-3-stopped")
     panel.button("Run").click()
     api.expect(panel.status).to_contain_text(re.compile(r": step \d+ of"), timeout=SECONDS)

@@ -28,14 +28,14 @@ def test_accuracy_is_monte_carlos(model):
 
 
 def test_the_attack_is_the_worst_of_its_length(model):
-    """No move of length epsilon makes theta'x worse than the one that is sampled, and shorter ones do less."""
+    """No common move of length epsilon does as much as the one against each image's label."""
     theta, rng = rule(model, 0.1), np.random.default_rng(0)
     x, y = model.draw(2000)
     moves = rng.standard_normal((50, 9))
     moves *= 0.7 / np.linalg.norm(moves, axis=1)[:, None]
     reached = min(((x + move) @ theta * y > 0).mean() for move in moves)
     worst = ((x - y[:, None] * 0.7 * theta / np.linalg.norm(theta)) @ theta * y > 0).mean()
-    assert worst < reached and np.allclose((moves @ theta).min(), -0.7 * np.linalg.norm(theta), atol=0.7)
+    assert worst < reached < accuracy(model, theta) + 0.03
 
 
 def test_probit_accuracy_is_an_integral_over_the_score():

@@ -443,34 +443,34 @@ def test_a_sweep_panel_shows_the_methods_and_radii_that_are_chosen():
 
 # --- in a notebook
 
-PANEL_CELL = """\
+CELLS = """\
 import semkit as sk
-from semkit import panels
-from semkit.imageset import Split
-shapes = sk.load("shapes")
-split = Split(shapes.train.limit(60), shapes.test.limit(20))
-panel = panels.craft_panel(split, cache=CACHE, preset="quick", engine=sk.Engine("cpu", "float32"))
-panel"""
+from semkit.panels import craft_panel
+split = sk.Split(*(part.limit(60) for part in (sk.load("shapes").train, sk.load("shapes").test)))
+panel = craft_panel(split, cache="runs", preset="quick", engine=sk.Engine("cpu", "float32"))
+panel
+---
+panel.wait()
+---
+panel.radius.value = 4
+panel.start()
+_ = panel.wait()
+---
+print(panel.status.value)
+---
+panel = craft_panel(split, cache="a file", preset="quick", engine=sk.Engine("cpu", "float32"))
+panel.start()
+panel.wait()"""
 
 
-def notebook(tmp_path, *cells):
-    """The outputs of the cells, run in a kernel of their own."""
-    cells = (PANEL_CELL.replace("CACHE", repr(str(tmp_path / "runs"))), *cells)
-    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
-    NotebookClient(book, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}).execute()
-    return [cell.outputs for cell in book.cells]
-
-
-def test_a_panel_works_in_a_notebook(tmp_path):
-    shown, nothing, done, status = notebook(
-        tmp_path, "panel.wait()", "panel.radius.value = 4\npanel.start()\n_ = panel.wait()", "print(panel.status.value)"
-    )
+def test_a_panel_works_in_a_notebook_and_its_error_fails_it(tmp_path):
+    (tmp_path / "a file").touch()
+    cells = [nbformat.v4.new_code_cell(cell) for cell in CELLS.split("---\n")]
+    book = nbformat.v4.new_notebook(cells=cells)
+    where = {"metadata": {"path": str(tmp_path)}}
+    with pytest.raises(CellExecutionError, match="FileExistsError"):
+        NotebookClient(book, timeout=300, kernel_name="python3", resources=where).execute()
+    shown, nothing, done, status, _ = (cell.outputs for cell in book.cells)
     assert "application/vnd.jupyter.widget-view+json" in shown[0].data
     assert "run this cell" in shown[0].data["text/plain"]
     assert nothing == [] and done == [] and status[0].text.startswith("<b>done</b>")
-
-
-def test_an_error_of_the_worker_fails_the_notebook(tmp_path):
-    (tmp_path / "runs").write_text("a file where the folder should be")
-    with pytest.raises(CellExecutionError, match="runs"):
-        notebook(tmp_path, "panel.start()\npanel.wait()")

@@ -334,6 +334,8 @@ def test_asked_to_stop_every_job_stops_at_once_and_the_run_goes_on_to_the_same_b
     with pytest.raises(Interrupted, match=r"stopped"):
         protect(str(photos), tmp_path / "out", quick(), size=8, on_step=stop)
     assert told[-1] == (job, 3) and not (tmp_path / "out/report.json").exists()
+    (tmp_path / "out").mkdir(exist_ok=True)
+    (tmp_path / "out/.semkit-0.tmp").write_bytes(b"what a kill would have left")
     protect(str(photos), tmp_path / "out", quick(), size=8, resume=True)
     ours, theirs = contents(tmp_path / "out"), contents(out)
     assert ours.pop("report.json") and theirs.pop("report.json")
