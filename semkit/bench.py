@@ -33,7 +33,7 @@ class Plan:
 
     samples: EOT samples of a noise step; attack_steps: ascent steps inside REM and AT. The published recipes have 5 and
     10: the same work repeated, which here only costs time. sets: sizes of image sets in batches, for the cost of an
-    image; memory: (images, side) of the sets whose peak memory is asked. Raises ValueError for what cannot be.
+    image; memory: (images, side, batch) of the sets whose peak memory is asked. Raises ValueError for what cannot be.
     """
 
     nets: tuple[str, ...] = ("tiny", "resnet18")
@@ -42,7 +42,7 @@ class Plan:
     samples: int = 1
     attack_steps: int = 2
     sets: tuple[int, ...] = (16, 80, 392)
-    memory: tuple[tuple[int, int], ...] = ((50_000, 32), (1_000, 224))
+    memory: tuple[tuple[int, int, int], ...] = ((50_000, 32, 128), (1_000, 224, 64))
 
     def __post_init__(self):
         object.__setattr__(self, "nets", tuple(models.check_model(name) for name in self.nets))
@@ -57,10 +57,10 @@ class Plan:
         return {method: CraftRecipe(noise_side=side, **how) for method, side in sides.items()}
 
 
-QUICK = Plan(nets=("tiny",), batch=16, rounds=2, sets=(8, 16), memory=((64, 32),))
+QUICK = Plan(nets=("tiny",), batch=16, rounds=2, sets=(8, 16), memory=((64, 32, 16),))
 
 
-def plan(*, quick: bool = False, **given) -> Plan:
+def planned(*, quick: bool = False, **given) -> Plan:
     """Plan(), or QUICK, with what is given and not None; names that a Plan does not have are left out."""
     names = {field.name for field in fields(Plan)}
     chosen = {name: value for name, value in given.items() if name in names and value is not None}
@@ -211,7 +211,7 @@ def _over(a: Sequence[float], b: Sequence[float]) -> list[float]:
 
 
 def time_rows(net: str, seconds: dict[tuple[str, str], list[float]]) -> list[dict]:
-    """A row a run: seconds, and how many times the engine's that is, by rounds: median, smallest (low), largest (high)."""
+    """A row a run: seconds, and how many times the engine's that is, round by round: median, smallest and largest."""
     return [
         {"kind": "time", "net": net, "work": work, "path": path, **_measured("seconds", values),
          **_measured("ratio", _over(values, seconds[work, "engine"]))}
@@ -259,8 +259,8 @@ def bench(plan: Plan, engine: Engine, *, on_step: Callable | None = None, say: C
 
     on_step(what, step, total, metrics) is told of every timing; when it returns True Interrupted is raised.
     """
-    minutes = expected_seconds(plan, engine) / 60
-    say(f"{' and '.join(plan.nets)}, {plan.rounds} rounds on {engine.device} in {engine.precision}: about {minutes:.1f} min")
+    where, minutes = f"{engine.device} in {engine.precision}", expected_seconds(plan, engine) / 60
+    say(f"{' and '.join(plan.nets)}, {plan.rounds} rounds on {where}: about {minutes:.1f} min")
 
     def telling(what: str, total: int) -> Run:
         done = count(1)
@@ -280,9 +280,8 @@ def bench(plan: Plan, engine: Engine, *, on_step: Callable | None = None, say: C
     crafted = [{b * plan.batch: set_seconds(b, plan, engine, tell) for b in plan.sets} for _ in range(plan.rounds)]
     rows += set_rows({n: [seconds[n] for seconds in crafted] for n in crafted[0]})
     tell = telling("memory", len(plan.memory))
-    for n, size in plan.memory:
-        used = set_memory(n, size, plan.batch, engine)
-        rows.append({"kind": "memory", "net": NET, "images": n, "size": size, "batch": plan.batch, "bytes": used})
+    for n, size, batch in plan.memory:
+        used = set_memory(n, size, batch, engine)
+        rows.append({"kind": "memory", "net": NET, "images": n, "size": size, "batch": batch, "bytes": used})
         tell()
     return {"hardware": hardware(engine), "plan": asdict(plan), "rows": rows}
-

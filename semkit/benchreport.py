@@ -57,11 +57,11 @@ def _sentences(result: dict) -> list[str]:
     said = []
     for row in _of(result, "rate"):
         gradient, matmul = (f"{row[name] / 1e9:,.0f} GFLOP/s" for name in ("gradient_flops", "matmul_flops"))
-        share = _range(row, "share")
+        share = _range(row, "share", "{:.0f} % ({:.0f} to {:.0f})", 100)
         said.append(f"{row['net']}: input gradients reach {gradient}, {share} of a matrix product's {matmul}")
     for row in _of(result, "set"):
-        times = _range(row, "ratio")
-        said.append(f"{row['net']}, {row['images']:,} images: {_milliseconds(row)} an image, {times} of the smallest set's")
+        cost = f"{_milliseconds(row)} an image, {_range(row, 'ratio')} of the smallest set's"
+        said.append(f"{row['net']}, {row['images']:,} images: {cost}")
     for row in _of(result, "memory"):
         images = f"{row['images']:,} images of {row['size']} px, batch {row['batch']}"
         said.append(f"{row['net']}, {images}: peak memory {row['bytes'] / 2**30:.2f} GiB above torch's own")
@@ -89,7 +89,8 @@ def _bars(axes, rows: Sequence[dict], names: Sequence[str]) -> None:
     for place, row in enumerate(rows):
         ends = [[row["ratio"] - row["ratio_low"]], [row["ratio_high"] - row["ratio"]]]
         axes.barh(place, row["ratio"], color=colours[row["net"]], xerr=ends, capsize=3)
-        axes.annotate(f"{row['ratio']:.1f}", (row["ratio_high"], place), (5, 0), textcoords="offset points", va="center")
+        end = (row["ratio_high"], place)
+        axes.annotate(f"{row['ratio']:.1f}", end, (5, 0), textcoords="offset points", va="center")
     axes.axvline(1, color="0.4", lw=1, ls=":")
     axes.set(yticks=range(len(rows)), yticklabels=names, xlabel="engine is faster, times")
     axes.set_xlim(0, 1.15 * max((row["ratio_high"] for row in rows), default=1))
@@ -105,14 +106,15 @@ def draw(panels: Sequence, result: dict) -> None:
     panels[1].set_title("input gradient: engine against itself", fontsize="medium")
     cost, low, high = ([1000 * row[name] for row in sets] for name in ("seconds", "seconds_low", "seconds_high"))
     ends = [[c - a for c, a in zip(cost, low, strict=True)], [b - c for c, b in zip(cost, high, strict=True)]]
-    panels[2].errorbar([row["images"] for row in sets], cost, ends, color=COLOURS[0], marker="o", capsize=3)
-    panels[2].set(xscale="log", xlabel="images in the set", ylabel="milliseconds an image", ylim=(0, 1.2 * max(high)))
+    panels[2].errorbar(range(len(sets)), cost, ends, color=COLOURS[0], marker="o", ls=":", capsize=3)
+    panels[2].set(xticks=range(len(sets)), xticklabels=[f"{row['images']:,}" for row in sets], ylim=(0, 1.2 * max(high)))
+    panels[2].set(xlabel="images in the set", ylabel="milliseconds an image", xlim=(-0.5, len(sets) - 0.5))
     panels[2].set_title("cost of crafting against the number of images", fontsize="medium")
     panels[2].grid(axis="y", alpha=0.3)
 
 
 def write_bench(result: dict, out: Path) -> None:
-    """bench.json, table.md and figure.png in the folder `out`."""
+    """Writes bench.json, table.md and figure.png to the folder `out`."""
     from semkit import figures  # matplotlib takes a second that the other commands need not pay
 
     figure = figures.new_figure(14, 1.6 + 0.3 * len(pairs(result)))

@@ -240,13 +240,13 @@ def _convert(options) -> int:
 
 
 def _bench(options) -> int:
-    from semkit.bench import bench, plan
+    from semkit.bench import bench, planned
     from semkit.benchreport import markdown, write_bench
 
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)  # what cannot be written is said before minutes of work
     with _progress() as on_step:
-        result = bench(plan(**vars(options)), _engine(options), on_step=on_step, say=_announce)
+        result = bench(planned(**vars(options)), _engine(options), on_step=on_step, say=_announce)
     if options.out:
         write_bench(result, options.out)
     _print_json(options, result)

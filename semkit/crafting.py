@@ -151,6 +151,27 @@ def run(
     return made
 
 
+def duration(seconds: float) -> str:
+    """The seconds as people read them: "12 s", "3.4 min"."""
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.1f} min"
+
+
+def numbers(metrics: dict, passes: int, seconds: float) -> str:
+    """How far a run of `passes` is after `seconds`, by the metrics that it told."""
+    accuracy = metrics.get("accuracy")
+    reached = "" if accuracy is None else f", accuracy {100 * accuracy:.1f} %"
+    return f"loss {metrics['loss']:.2f}{reached}; {metrics['done']:,} of {passes:,} passes after {duration(seconds)}"
+
+
+def accuracies(rows: Sequence[dict]) -> str:
+    """Rows of a grid as a sentence, means over seeds: the alternative text of their figure."""
+    found = []
+    for method, radius in dict.fromkeys((row["method"], row["training_radius"]) for row in rows):
+        mine = [row["last"] for row in rows if (row["method"], row["training_radius"]) == (method, radius)]
+        found.append(f"{LABEL.get(method, method)} {learner(radius)} {100 * sum(mine) / len(mine):.0f} %")
+    return f"Accuracy on clean test images: {', '.join(found)}"
+
+
 def strip_html(images: ImageSet, noise: torch.Tensor, what: Settings, caption: str) -> str:
     """The first image of up to 8 classes, protected and not, and the noise int8 [N,3,H,W] between them."""
     labels = images.labels.tolist()
@@ -185,7 +206,8 @@ def table_html(made: Made) -> str:
     lost = [None if None in pair else pair[0] - pair[1] for pair in zip(clean, mine, strict=True)]
     heads = "".join(f'<th scope="col">{learner(r)}</th>' for r in radii)
     return (
-        '<table cellpadding="6"><caption style="white-space:nowrap">clean test accuracy (%), one seed</caption>'
+        '<table cellpadding="4" style="line-height:1.3"><caption style="white-space:nowrap">'
+        "accuracy on clean test images (%), one seed</caption>"
         f'<tr><th scope="col" align="left">trained on</th>{heads}</tr>{line(_trained_on("clean"), clean)}'
         f"{line(_trained_on(method), mine)}{line('protection (points)', lost)}</table>"
     )

@@ -18,7 +18,7 @@ from semkit.engine import Engine
 from semkit.files import shown
 from semkit.imageset import Split
 from semkit.jobs import Job
-from semkit.measure import LABEL, interval
+from semkit.measure import LABEL
 from semkit.noise import one_line
 from semkit.noise import save as save_noise
 from semkit.plots import learner
@@ -49,11 +49,9 @@ def _failure(error: BaseException) -> str:
     return f"<b>failed:</b> {html.escape(f'{type(error).__name__}: {one_line(error)}')}"
 
 
-def _display(view: widgets.Widget, kind: str, **how) -> dict:
+def _display(view: widgets.Widget, **how) -> dict:
     """What a notebook shows of a panel; a page without a kernel has only its text/plain."""
-    found = view._repr_mimebundle_(**how)
-    data = found[0] if isinstance(found, tuple) else found
-    return {**data, "text/plain": f"{kind}: run this cell to use it"}
+    return {**view._repr_mimebundle_(**how), "text/plain": "a panel: run this cell to use it"}
 
 
 class FigurePanel:
@@ -81,7 +79,7 @@ class FigurePanel:
                 raise
 
     def _repr_mimebundle_(self, **how):
-        return _display(self.view, "a figure with knobs", **how)
+        return _display(self.view, **how)
 
 
 def figure_panel(draw: Callable, **knobs) -> FigurePanel:
@@ -101,15 +99,6 @@ def figure_panel(draw: Callable, **knobs) -> FigurePanel:
     return FigurePanel(draw, {name: knob(name, given) for name, given in knobs.items()})
 
 
-def _accuracies(rows: Sequence[dict]) -> str:
-    """The rows as a sentence: the alternative text of their figure."""
-    found = []
-    for method, radius in dict.fromkeys((row["method"], row["training_radius"]) for row in rows):
-        mine = [row["last"] for row in rows if (row["method"], row["training_radius"]) == (method, radius)]
-        found.append(f"{LABEL.get(method, method)} {learner(radius)} {100 * interval(mine)[0]:.0f} %")
-    return f"Accuracy on clean test images: {', '.join(found)}"
-
-
 def sweep_panel(rows: Sequence[dict], *, title: str, chance: float | None = None, caption: str = "") -> FigurePanel:
     """A panel over the rows of a grid: which methods and training radii the accuracy figure shows.
 
@@ -125,7 +114,7 @@ def sweep_panel(rows: Sequence[dict], *, title: str, chance: float | None = None
         chosen = [row for row in rows if row["method"] in methods and low <= row["training_radius"] <= high]
         if not chosen:
             raise ValueError("choose one method or more")
-        return figures.accuracy_figure(chosen, chance=chance, title=title), _accuracies(chosen), caption
+        return figures.accuracy_figure(chosen, chance=chance, title=title), crafting.accuracies(chosen), caption
 
     names = [(LABEL.get(method, method), method) for method in methods]
     which = _choice(widgets.SelectMultiple, "methods", options=names, value=methods, rows=min(len(methods), 9) + 1)
@@ -135,10 +124,6 @@ def sweep_panel(rows: Sequence[dict], *, title: str, chance: float | None = None
     )  # fmt: skip
     of.layout.width = "40em"
     return FigurePanel(draw, {"methods": which, "radii": of})
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.1f} min"
 
 
 class CraftPanel:
@@ -202,7 +187,8 @@ class CraftPanel:
         return crafting.settings(self.method.value, self._preset, size=size, **knobs)
 
     def _default_budget(self) -> None:
-        recipe = craft_recipe(self.method.value, self._preset)
+        size = self._splits[self.data.value].train.images.shape[-1]
+        recipe = craft_recipe(self.method.value, self._preset, size=size)
         self.surrogate_steps.value, self.noise_steps.value = recipe.sgd.steps, recipe.steps
         self.samples.value = recipe.samples
         self.perturbation_radius.disabled = self.method.value == "em"
@@ -211,7 +197,7 @@ class CraftPanel:
         """What a change of a knob does: the cost anew, and the result marked if it is not that of these knobs."""
         now, split, engine = self.settings(), self._splits[self.data.value], self._how["engine"]
         passes, seconds = now.passes(len(split.train)), crafting.seconds(now, split, engine)
-        took = "time not measured yet" if seconds is None else f"about {_duration(seconds)}"
+        took = "time not measured yet" if seconds is None else f"about {crafting.duration(seconds)}"
         self.cost.value = f"cost: {passes:,} passes, {took} on {engine.device} in {engine.precision}"
         same = self._made_of in (None, (self.data.value, now.recipe))
         self.stale.value = "" if same else "<b>The knobs have changed:</b> what is below is not theirs until Run."
@@ -266,11 +252,8 @@ class CraftPanel:
 
     def _tell(self, metrics: dict) -> None:
         self.progress.value = metrics["done"]
-        accuracy = metrics.get("accuracy")
-        numbers = f"loss {metrics['loss']:.2f}" + ("" if accuracy is None else f", accuracy {100 * accuracy:.1f} %")
-        passes = f"{metrics['done']:,} of {self.progress.max:,} passes"
-        took = _duration(time.monotonic() - self._began)
-        self.status.value = f"<b>{self._at[1]}</b>: {self._at[0]}, {numbers}; {passes} after {took}"
+        numbers = crafting.numbers(metrics, self.progress.max, time.monotonic() - self._began)
+        self.status.value = f"<b>{self._at[1]}</b>: {self._at[0]}, {numbers}"
 
     def _draw_unfinished(self, now: Settings, split: Split, total: int, metrics: dict) -> None:
         self.losses.value = crafting.losses_html(self._losses, total)
@@ -289,7 +272,7 @@ class CraftPanel:
 
     def _end(self) -> None:
         self.run.disabled, self.stop.disabled = False, True
-        took = _duration(time.monotonic() - self._began)
+        took = crafting.duration(time.monotonic() - self._began)
         step, job = self._at or ("the start", "nothing is lost")
         if self._job.error:
             self.status.value, self.progress.bar_style = _failure(self._job.error), "danger"
@@ -310,11 +293,12 @@ class CraftPanel:
         except (OSError, ValueError) as error:
             self.status.value = _failure(error)
             raise
-        self.status.value = f"<b>saved</b> {html.escape(shown(path))}: {html.escape(str(self.made.settings))}"
+        what = f"{LABEL[self.made.settings.method]} noise of radius {self.made.noise.radius:g}"
+        self.status.value = f"<b>saved</b> {html.escape(shown(path))}: {what}"
         return path
 
     def _repr_mimebundle_(self, **how):
-        return _display(self.view, "the craft panel", **how)
+        return _display(self.view, **how)
 
 
 def craft_panel(

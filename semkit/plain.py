@@ -1,8 +1,8 @@
 """The noise step and adversarial training the obvious way: what the engine is held against, in results and in time.
 
 float32 as torch makes it, contiguous memory, the model as it is, every image augmented by itself in Python, one sample
-after another. Same mathematics as `craft` and `learn`, for the max-norm, random starts and FlipCrop. Random draws come from
-outside, so that both can be given the same ones.
+after another. Same mathematics as `craft` and `learn`, for the max-norm, random starts and FlipCrop. Random draws come
+from outside, so that both can be given the same ones.
 """
 
 from collections.abc import Iterable, Iterator
