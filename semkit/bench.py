@@ -139,8 +139,11 @@ def switches(engine: Engine) -> dict[str, Engine]:
 def runs(plan: Plan, net: str, engine: Engine) -> dict[tuple[str, str], Run]:
     """(work, path) -> what is to be timed: each work in plain and on the engine, its switches, a matrix product."""
     ours, plainly = _engine_works(plan, net, engine), _plain_works(plan, net, engine.device)
-    made = {(work, path): run for work in ours for path, works in (("plain", plainly), ("engine", ours))
-            if (run := works.get(work))}  # fmt: skip
+    made = {}
+    for work, run in ours.items():
+        if work in plainly:
+            made[work, "plain"] = plainly[work]
+        made[work, "engine"] = run
     for path, other in switches(engine).items():
         made["input gradient", path] = _engine_works(plan, net, other)["input gradient"]
     side = _matrix_side(engine)
@@ -260,7 +263,7 @@ def bench(plan: Plan, engine: Engine, *, on_step: Callable | None = None, say: C
     on_step(what, step, total, metrics) is told of every timing; when it returns True Interrupted is raised.
     """
     where, minutes = f"{engine.device} in {engine.precision}", expected_seconds(plan, engine) / 60
-    say(f"{' and '.join(plan.nets)}, {plan.rounds} rounds on {where}: about {minutes:.1f} min")
+    say(f"{' and '.join(plan.nets)} on {where}, rounds: {plan.rounds}; about {minutes:.1f} min")
 
     def telling(what: str, total: int) -> Run:
         done = count(1)

@@ -107,8 +107,9 @@ def draw(panels: Sequence, result: dict) -> None:
     cost, low, high = ([1000 * row[name] for row in sets] for name in ("seconds", "seconds_low", "seconds_high"))
     ends = [[c - a for c, a in zip(cost, low, strict=True)], [b - c for c, b in zip(cost, high, strict=True)]]
     panels[2].errorbar(range(len(sets)), cost, ends, color=COLOURS[0], marker="o", ls=":", capsize=3)
-    panels[2].set(xticks=range(len(sets)), xticklabels=[f"{row['images']:,}" for row in sets], ylim=(0, 1.2 * max(high)))
-    panels[2].set(xlabel="images in the set", ylabel="milliseconds an image", xlim=(-0.5, len(sets) - 0.5))
+    panels[2].set(xticks=range(len(sets)), xticklabels=[f"{row['images']:,}" for row in sets])
+    panels[2].set(xlabel="images in the set", ylabel="milliseconds an image")
+    panels[2].set(xlim=(-0.5, len(sets) - 0.5), ylim=(0, 1.2 * max(high)))
     panels[2].set_title("cost of crafting against the number of images", fontsize="medium")
     panels[2].grid(axis="y", alpha=0.3)
 
