@@ -1,14 +1,13 @@
 """The kit's own speed: the engine against the plain reference, in turn in one process, medians with their spread."""
 
-import signal
+import sys
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from itertools import count
-from multiprocessing import get_context
 from statistics import median
+from subprocess import run
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -25,6 +24,7 @@ from semkit.stopwatch import SHORTEST, Run, clock, hardware, in_turn, peak_memor
 
 NET = "tiny"  # for what is about sets, not about nets
 PAD = 4
+PRODUCT = "matrix product"
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,8 @@ class Plan:
 
     samples: EOT samples of a noise step; attack_steps: ascent steps inside REM and AT. The published recipes have 5 and
     10: the same work repeated, which here only costs time. sets: sizes of image sets in batches, for the cost of an
-    image; memory: (images, side, batch) of the sets whose peak memory is asked. Raises ValueError for what cannot be.
+    image, in `set_rounds` rounds; memory: (images, side, batch) of the sets whose peak memory is asked.
+    Raises ValueError for what cannot be.
     """
 
     nets: tuple[str, ...] = ("tiny", "resnet18")
@@ -42,11 +43,12 @@ class Plan:
     samples: int = 1
     attack_steps: int = 2
     sets: tuple[int, ...] = (16, 80, 392)
+    set_rounds: int = 3
     memory: tuple[tuple[int, int, int], ...] = ((50_000, 32, 128), (1_000, 224, 64))
 
     def __post_init__(self):
         object.__setattr__(self, "nets", tuple(models.check_model(name) for name in self.nets))
-        for name, least in (("batch", 2), ("rounds", 1), ("samples", 1), ("attack_steps", 1)):
+        for name, least in (("batch", 2), ("rounds", 1), ("set_rounds", 1), ("samples", 1), ("attack_steps", 1)):
             check_count(getattr(self, name), name, least)
 
     @property
@@ -57,7 +59,7 @@ class Plan:
         return {method: CraftRecipe(noise_side=side, **how) for method, side in sides.items()}
 
 
-QUICK = Plan(nets=("tiny",), batch=16, rounds=2, sets=(8, 16), memory=((64, 32, 16),))
+QUICK = Plan(nets=("tiny",), batch=16, rounds=2, sets=(8, 16), set_rounds=2, memory=((64, 32, 16),))
 
 
 def planned(*, quick: bool = False, **given) -> Plan:
@@ -136,24 +138,20 @@ def switches(engine: Engine) -> dict[str, Engine]:
     return {f"engine without {name}": replace(engine, **changed) for name, changed in off.items()}
 
 
-def runs(plan: Plan, net: str, engine: Engine) -> dict[tuple[str, str], Run]:
-    """(work, path) -> what is to be timed: each work in plain and on the engine, its switches, a matrix product."""
+def timed_runs(plan: Plan, net: str, engine: Engine) -> dict[tuple[str, str], Run]:
+    """(work, path) -> what is to be timed: each work in plain and on the engine, its switches, matrix products."""
     ours, plainly = _engine_works(plan, net, engine), _plain_works(plan, net, engine.device)
     made = {}
-    for work, run in ours.items():
+    for work in ours:
         if work in plainly:
             made[work, "plain"] = plainly[work]
-        made[work, "engine"] = run
+        made[work, "engine"] = ours[work]
     for path, other in switches(engine).items():
         made["input gradient", path] = _engine_works(plan, net, other)["input gradient"]
-    side = _matrix_side(engine)
-    a, b = torch.rand(2, side, side, device=engine.device, dtype=getattr(torch, engine.precision))
-    made["matrix product", engine.precision] = partial(torch.mm, a, b)
+    for side in (4096, 8192) if engine.device.startswith("cuda") else (1024, 2048):
+        a, b = torch.rand(2, side, side, device=engine.device).to(getattr(torch, engine.precision))
+        made[PRODUCT, str(side)] = partial(torch.mm, a, b.t())  # as a linear layer multiplies
     return made
-
-
-def _matrix_side(engine: Engine) -> int:
-    return 8192 if engine.device.startswith("cuda") else 2048
 
 
 def gradient_flops(net: str, n: int) -> float:
@@ -172,10 +170,18 @@ def _set_recipe(steps: int, batch: int) -> CraftRecipe:
 
 
 def set_seconds(batches: int, plan: Plan, engine: Engine, tell: Run) -> float:
-    """Seconds per image of crafting noise for a set: its final visit, and a training visit for one image in eight."""
-    n = batches * plan.batch
-    made = craft(_images(n, 32), _set_recipe(batches // 8, plan.batch), engine=engine, on_step=lambda *_: tell())
-    return made.seconds / n
+    """Seconds per image of crafting noise for a set: its final visit, and a training visit for one image in eight.
+
+    The mean of several runs for small sets, so that a moment of the machine's weighs no more on them.
+    """
+    n, again = batches * plan.batch, _runs_of_set(batches, plan)
+    images, recipe = _images(n, 32), _set_recipe(batches // 8, plan.batch)
+    made = [craft(images, recipe, engine=engine, on_step=lambda *_: tell()) for _ in range(again)]
+    return sum(crafted.seconds for crafted in made) / again / n
+
+
+def _runs_of_set(batches: int, plan: Plan) -> int:
+    return max(1, max(plan.sets) // (8 * batches))
 
 
 def _craft_a_little(n: int, size: int, batch: int, engine: Engine) -> None:
@@ -184,22 +190,24 @@ def _craft_a_little(n: int, size: int, batch: int, engine: Engine) -> None:
         craft(_images(n, size), _set_recipe(2, batch), engine=engine, on_step=lambda step, *_: step == 4)
 
 
-def _memory(n: int, size: int, batch: int, device: str, precision: str) -> int:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the first process's
-    engine = Engine(device, precision)
+def memory_here(n: int, size: int, batch: int, engine: Engine) -> int:
+    """`set_memory` for a process that has done nothing yet."""
     _craft_a_little(4, 32, 2, engine)  # torch's own: what it loads and keeps
-    before = peak_memory(device)
+    before = peak_memory(engine.device)
     _craft_a_little(n, size, batch, engine)
-    return peak_memory(device) - before
+    return peak_memory(engine.device) - before
 
 
-def set_memory(n: int, size: int, batch: int, engine: Engine) -> int:
+def set_memory(n: int, size: int, batch: int, engine: Engine) -> int | None:
     """Bytes above torch's own that crafting n images of `size` pixels holds at most, images and noise included.
 
-    Asked of a fresh process, since a process's peak never falls.
+    Asked of a fresh process, since a process's peak never falls; None if that one failed, for want of memory perhaps.
     """
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(_memory, n, size, batch, engine.device, engine.precision).result()
+    where = f"engine.Engine({engine.device!r}, {engine.precision!r})"
+    code = f"from semkit import bench, engine; print(bench.memory_here({n}, {size}, {batch}, {where}))"
+    # A session of its own: Ctrl-C is for this process, and what was asked is not interrupted half-way.
+    asked = run([sys.executable, "-c", code], capture_output=True, text=True, start_new_session=True, check=False)
+    return None if asked.returncode else int(asked.stdout)
 
 
 # -- rows --------------------------------------------------------------------------------------------------------------
@@ -219,16 +227,17 @@ def time_rows(net: str, seconds: dict[tuple[str, str], list[float]]) -> list[dic
         {"kind": "time", "net": net, "work": work, "path": path, **_measured("seconds", values),
          **_measured("ratio", _over(values, seconds[work, "engine"]))}
         for (work, path), values in seconds.items()
-        if work != "matrix product"
+        if work != PRODUCT
     ]  # fmt: skip
 
 
-def rate_row(net: str, batch: int, engine: Engine, seconds: dict[tuple[str, str], list[float]]) -> dict:
-    """The input gradient's operations per second, and which share that is of a matrix product's, in one precision."""
-    matmul = [2 * _matrix_side(engine) ** 3 / s for s in seconds["matrix product", engine.precision]]
+def rate_row(net: str, batch: int, precision: str, seconds: dict[tuple[str, str], list[float]]) -> dict:
+    """The input gradient's operations per second, and their share of a round's fastest matrix product's."""
+    rates = [[2 * int(side) ** 3 / s for s in values] for (work, side), values in seconds.items() if work == PRODUCT]
+    matmul = [max(of_round) for of_round in zip(*rates, strict=True)]
     gradient = [gradient_flops(net, batch) / s for s in seconds["input gradient", "engine"]]
     return {
-        "kind": "rate", "net": net, "precision": engine.precision, **_measured("matmul_flops", matmul),
+        "kind": "rate", "net": net, "precision": precision, **_measured("matmul_flops", matmul),
         **_measured("gradient_flops", gradient), **_measured("share", _over(gradient, matmul)),
     }  # fmt: skip
 
@@ -253,8 +262,8 @@ def expected_seconds(plan: Plan, engine: Engine) -> float:
         if net in plan.nets:
             total += (plan.rounds + 1) * (passes * (plainly + ours) + plainly + 14 * SHORTEST)
         if net == NET:
-            total += plan.rounds * 1.4 * sum(plan.sets) * ours
-    return total
+            total += plan.set_rounds * 1.4 * sum(b * _runs_of_set(b, plan) for b in plan.sets) * ours
+    return total + 8 * len(plan.memory)
 
 
 def bench(plan: Plan, engine: Engine, *, on_step: Callable | None = None, say: Callable[[str], object] = print) -> dict:
@@ -276,11 +285,11 @@ def bench(plan: Plan, engine: Engine, *, on_step: Callable | None = None, say: C
 
     rows = []
     for net in plan.nets:
-        timed = runs(plan, net, engine)
+        timed = timed_runs(plan, net, engine)
         seconds = in_turn(timed, plan.rounds, engine.device, telling(net, len(timed) * (plan.rounds + 1)))
-        rows += [*time_rows(net, seconds), rate_row(net, plan.batch, engine, seconds)]
-    tell = telling("sets", plan.rounds * sum(batches + batches // 8 for batches in plan.sets))
-    crafted = [{b * plan.batch: set_seconds(b, plan, engine, tell) for b in plan.sets} for _ in range(plan.rounds)]
+        rows += [*time_rows(net, seconds), rate_row(net, plan.batch, engine.precision, seconds)]
+    tell = telling("sets", plan.set_rounds * sum((b + b // 8) * _runs_of_set(b, plan) for b in plan.sets))
+    crafted = [{b * plan.batch: set_seconds(b, plan, engine, tell) for b in plan.sets} for _ in range(plan.set_rounds)]
     rows += set_rows({n: [seconds[n] for seconds in crafted] for n in crafted[0]})
     tell = telling("memory", len(plan.memory))
     for n, size, batch in plan.memory:

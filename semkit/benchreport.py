@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from itertools import cycle
 from pathlib import Path
 
+from semkit.bench import Plan, bench
+from semkit.engine import Engine
 from semkit.files import atomic_write
 
 COLOURS = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"  # Okabe and Ito's
@@ -61,10 +63,11 @@ def _sentences(result: dict) -> list[str]:
         said.append(f"{row['net']}: input gradients reach {gradient}, {share} of a matrix product's {matmul}")
     for row in _of(result, "set"):
         cost = f"{_milliseconds(row)} an image, {_range(row, 'ratio')} of the smallest set's"
-        said.append(f"{row['net']}, {row['images']:,} images: {cost}")
+        said.append(f"{row['net']}, {row['images']:,} images: {cost} (rounds: {result['plan']['set_rounds']})")
     for row in _of(result, "memory"):
         images = f"{row['images']:,} images of {row['size']} px, batch {row['batch']}"
-        said.append(f"{row['net']}, {images}: peak memory {row['bytes'] / 2**30:.2f} GiB above torch's own")
+        peak = "not known, its process failed" if row["bytes"] is None else f"{row['bytes'] / 2**30:.2f} GiB"
+        said.append(f"{row['net']}, {images}: peak memory above torch's own {peak}")
     return said
 
 
@@ -110,17 +113,29 @@ def draw(panels: Sequence, result: dict) -> None:
     panels[2].set(xticks=range(len(sets)), xticklabels=[f"{row['images']:,}" for row in sets])
     panels[2].set(xlabel="images in the set", ylabel="milliseconds an image")
     panels[2].set(xlim=(-0.5, len(sets) - 0.5), ylim=(0, 1.2 * max(high)))
-    panels[2].set_title("cost of crafting against the number of images", fontsize="medium")
+    panels[2].set_title("cost of crafting an image", fontsize="medium")
     panels[2].grid(axis="y", alpha=0.3)
 
 
-def write_bench(result: dict, out: Path) -> None:
-    """Writes bench.json, table.md and figure.png to the folder `out`."""
+def run_bench(plan: Plan, engine: Engine, out: Path | None = None, **told) -> dict:
+    """bench(plan, engine, **told), written to the folder `out` as bench.json, table.md and figure.png.
+
+    Raises OSError before minutes of work where there can be no such folder.
+    """
+    if out:
+        out.mkdir(parents=True, exist_ok=True)
+    result = bench(plan, engine, **told)
+    if out:
+        atomic_write(out / "bench.json", json.dumps(result, indent=1, allow_nan=False).encode())
+        atomic_write(out / "table.md", (markdown(result) + "\n").encode())
+        _write_figure(result, out / "figure.png")
+    return result
+
+
+def _write_figure(result: dict, path: Path) -> None:
     from semkit import figures  # matplotlib takes a second that the other commands need not pay
 
     figure = figures.new_figure(14, 1.6 + 0.3 * len(pairs(result)))
     draw(figure.subplots(1, 3), result)
     figure.suptitle(f"{machine(result)}\n{conditions(result)}, bars: smallest to largest", fontsize="medium")
-    atomic_write(out / "bench.json", json.dumps(result, indent=1, allow_nan=False).encode())
-    atomic_write(out / "table.md", (markdown(result) + "\n").encode())
-    figures.save(figure, out / "figure.png")
+    figures.save(figure, path)

@@ -240,15 +240,11 @@ def _convert(options) -> int:
 
 
 def _bench(options) -> int:
-    from semkit.bench import bench, planned
-    from semkit.benchreport import markdown, write_bench
+    from semkit.bench import planned
+    from semkit.benchreport import markdown, run_bench
 
-    if options.out:
-        options.out.mkdir(parents=True, exist_ok=True)  # what cannot be written is said before minutes of work
     with _progress() as on_step:
-        result = bench(planned(**vars(options)), _engine(options), on_step=on_step, say=_announce)
-    if options.out:
-        write_bench(result, options.out)
+        result = run_bench(planned(**vars(options)), _engine(options), options.out, on_step=on_step, say=_announce)
     _print_json(options, result)
     _tell(options, markdown(result))
     return FINE

@@ -17,7 +17,7 @@ from semkit.craft import Interrupted
 from semkit.engine import Engine, count_passes, input_gradient
 
 CPU = Engine("cpu", "float32")
-PLAN = bench.Plan(nets=("tiny",), batch=4, rounds=2, samples=3, attack_steps=2, sets=(8, 16), memory=())
+PLAN = bench.Plan(nets=("tiny",), batch=4, rounds=2, samples=3, attack_steps=2, sets=(8, 16), set_rounds=2, memory=())
 
 
 # -- the stopwatch -----------------------------------------------------------------------------------------------------
@@ -87,7 +87,7 @@ PASSES = {"EM noise step": 3, "SEM noise step": 3, "REM noise step": 9, "AT trai
 
 
 def test_both_paths_make_the_passes_that_the_plan_says():
-    timed = bench.runs(PLAN, "tiny", CPU)
+    timed = bench.timed_runs(PLAN, "tiny", CPU)
     for (work, passes), path in itertools.product(PASSES.items(), ("plain", "engine")):
         with heads_called() as calls:
             timed[work, path]()
@@ -95,16 +95,17 @@ def test_both_paths_make_the_passes_that_the_plan_says():
 
 
 def test_every_path_of_the_input_gradient_is_one_pass_and_the_matrix_product_is_known():
-    timed = bench.runs(PLAN, "tiny", replace(CPU, precision="bfloat16"))
+    timed = bench.timed_runs(PLAN, "tiny", replace(CPU, precision="bfloat16"))
     paths = {path for work, path in timed if work == "input gradient"}
     assert paths == {"engine", *(f"engine without {name}" for name in ("bfloat16", "channels_last", "folding"))}
     for path in paths:
         with count_passes() as passes:
             timed["input gradient", path]()
         assert (passes.input_gradient, passes.training) == (4, 0)
-    product = timed["matrix product", "bfloat16"]
-    assert [(t.shape, t.dtype) for t in product.args] == [((2048, 2048), torch.bfloat16)] * 2
-    assert product.func is torch.mm
+    for side in (1024, 2048):
+        product = timed["matrix product", str(side)]
+        assert [(t.shape, t.dtype) for t in product.args] == [((side, side), torch.bfloat16)] * 2
+        assert product.func is torch.mm
 
 
 def test_a_switch_turns_one_thing_off_and_the_gradient_stays():
@@ -135,6 +136,8 @@ def test_the_cost_of_a_set_counts_every_image_and_can_be_stopped():
     told = []
     assert bench.set_seconds(8, PLAN, CPU, lambda: told.append(0)) > 0
     assert len(told) == 1 + 8  # a training step, and the final pass over 8 batches
+    bench.set_seconds(8, replace(PLAN, sets=(8, 128)), CPU, lambda: told.append(0))
+    assert len(told) == 3 * (1 + 8)  # twice, as the largest set has 16 times as many images
 
     def stop():
         raise Interrupted("stopped")
@@ -148,6 +151,10 @@ def test_the_memory_of_a_set_is_its_images_and_noise_and_not_what_this_process_h
     kept = 2 * 12_000 * 3 * 32 * 32
     used = bench.set_memory(12_000, 32, 4, CPU)
     assert kept <= used < kept + 2**27 and len(held)
+
+
+def test_the_memory_of_a_set_that_does_not_fit_is_not_known():
+    assert bench.set_memory(2**45, 32, 4, CPU) is None
 
 
 @pytest.mark.parametrize(
@@ -174,7 +181,8 @@ SECONDS = {
     ("SEM noise step", "engine"): [1.0, 3.0, 2.0],
     ("input gradient", "engine"): [0.5, 0.4, 0.8],
     ("input gradient", "engine without folding"): [0.5, 0.8, 0.8],
-    ("matrix product", "float32"): [1.0, 2.0, 4.0],
+    ("matrix product", "1024"): [1.0, 0.2, 4.0],
+    ("matrix product", "2048"): [1.0, 2.0, 8.0],
 }
 
 
@@ -193,10 +201,12 @@ def test_ratios_are_taken_round_by_round():
 
 
 def test_the_share_of_the_matmul_rate_is_taken_round_by_round():
-    rate = bench.rate_row("tiny", 64, CPU, SECONDS)
+    rate = bench.rate_row("tiny", 64, "float32", SECONDS)
     flops = bench.gradient_flops("tiny", 64)
-    assert rate["gradient_flops"] == flops / 0.5 and rate["matmul_flops"] == 2 * 2048**3 / 2
-    shares = sorted(flops / g / (2 * 2048**3 / m) for g, m in ((0.5, 1), (0.4, 2), (0.8, 4)))
+    # The larger product does 8 times as much: in the same time, in 10 times the time, in twice the time.
+    fastest = [2 * 2048**3, 2 * 1024**3 / 0.2, 2 * 2048**3 / 8]
+    assert rate["gradient_flops"] == flops / 0.5 and rate["matmul_flops"] == sorted(fastest)[1]
+    shares = sorted(flops / g / m for g, m in zip((0.5, 0.4, 0.8), fastest, strict=True))
     assert [rate[k] for k in ("share_low", "share", "share_high")] == pytest.approx(shares)
 
 
@@ -212,10 +222,10 @@ def test_sets_are_compared_with_the_smallest():
 
 @pytest.fixture
 def result():
-    rows = [*bench.time_rows("tiny", SECONDS), bench.rate_row("tiny", 64, CPU, SECONDS)]
+    rows = [*bench.time_rows("tiny", SECONDS), bench.rate_row("tiny", 64, "float32", SECONDS)]
     rows += bench.set_rows({100: [2e-3], 800: [3e-3]})
     rows.append({"kind": "memory", "net": "tiny", "images": 800, "size": 32, "batch": 4, "bytes": 2**29})
-    plan = {"batch": 4, "samples": 1, "attack_steps": 2, "rounds": 3}
+    plan = {"batch": 4, "samples": 1, "attack_steps": 2, "rounds": 3, "set_rounds": 1}
     return {"hardware": stopwatch.hardware(CPU), "plan": plan, "rows": rows}
 
 
@@ -226,7 +236,7 @@ def test_the_table_says_every_row_once(result):
         "| tiny | input gradient | engine without folding | 800 ms (500 to 800) | 1.00 (1.00 to 2.00) |",
         "tiny, 100 images: 2 ms (2 to 2) an image, 1.00",
         "tiny, 800 images: 3 ms (3 to 3) an image, 1.50 (1.50 to 1.50) of the smallest set's",
-        "tiny, 800 images of 32 px, batch 4: peak memory 0.50 GiB above torch's own",
+        "tiny, 800 images of 32 px, batch 4: peak memory above torch's own 0.50 GiB",
         "batch 4 of 32 px, samples a noise step: 1, ascent steps in REM and AT: 2; medians of 3 rounds",
     ):
         assert text.count(words) == 1, words
@@ -249,7 +259,7 @@ def test_the_figure_shows_the_ratios_with_their_range_and_the_cost_by_set(result
 
 
 def test_the_command_reports_and_writes_what_it_measured(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(bench, "QUICK", replace(PLAN, rounds=1, sets=(8,)))
+    monkeypatch.setattr(bench, "QUICK", replace(PLAN, rounds=1, sets=(8,), set_rounds=1))
     monkeypatch.setattr(stopwatch, "SHORTEST", 0.001)
     out = tmp_path / "out"
     assert main(["bench", "--quick", "--samples", "1", "--precision", "float32", "--json", "--out", str(out)]) == 0
@@ -275,7 +285,7 @@ def test_a_bench_that_is_stopped_returns_nothing():
 
     with pytest.raises(Interrupted):
         bench.bench(PLAN, CPU, on_step=on_step, say=lambda text: None)
-    total = 3 * len(bench.runs(PLAN, "tiny", CPU))
+    total = 3 * len(bench.timed_runs(PLAN, "tiny", CPU))
     assert steps == [("tiny", 1, total), ("tiny", 2, total)]
 
 
