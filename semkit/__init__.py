@@ -11,6 +11,7 @@ from semkit.imageset import ImageSet, Split
 from semkit.learn import LearnRecipe, accuracy, fit
 from semkit.measure import interval
 from semkit.noise import Noise
+from semkit.objectives import Mart, Plain, Trades
 from semkit.perturb import PGD, Clean, Uniform
 from semkit.presets import craft_recipe, learn_recipe, sweep_recipes
 from semkit.protect import protect
@@ -20,8 +21,8 @@ from semkit.schedule import SGD
 from semkit.study import crafted_noise, crafted_surrogate, grid, learned_row, runs_folder
 
 __all__ = [
-    "PGD", "SGD", "Clean", "CraftRecipe", "Engine", "FlipCrop", "Identity", "ImageSet", "LearnRecipe", "Noise",
-    "ResizedCrop", "Split", "Uniform", "accuracy", "check", "convert", "craft", "craft_recipe", "crafted_noise",
-    "crafted_surrogate", "fit", "grid", "interval", "learn_recipe", "learned_row", "load", "protect", "read_rows",
-    "runs_folder", "sweep_recipes",
+    "PGD", "SGD", "Clean", "CraftRecipe", "Engine", "FlipCrop", "Identity", "ImageSet", "LearnRecipe", "Mart",
+    "Noise", "Plain", "ResizedCrop", "Split", "Trades", "Uniform", "accuracy", "check", "convert", "craft",
+    "craft_recipe", "crafted_noise", "crafted_surrogate", "fit", "grid", "interval", "learn_recipe", "learned_row",
+    "load", "protect", "read_rows", "runs_folder", "sweep_recipes",
 ]  # fmt: skip

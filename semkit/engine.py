@@ -4,6 +4,7 @@ import contextlib
 import contextvars
 import hashlib
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -148,7 +149,10 @@ def predict(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 
 def input_gradient(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """d/dx of the summed cross-entropy of model(x) against y, in eval mode; weights get no gradient."""
+    """d/dx of the summed cross-entropy of model(x) against y, in eval mode; weights get no gradient.
+
+    y: labels [N], or class probabilities [N,classes]: the gradient is then that of KL(y || softmax(model(x))).
+    """
     _count("input_gradient", len(x))
     with evaluating(model), torch.enable_grad():
         x = x.detach().requires_grad_()
@@ -168,16 +172,27 @@ def all_passes(passes: Passes) -> Passes:
     return Passes(*(sum(getattr(p, kind) for p in counts) for kind in ("input_gradient", "training", "forward")))
 
 
-def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, x: torch.Tensor, y: torch.Tensor) -> float:
-    """One step of `optimizer` on the mean cross-entropy in train mode; returns the loss before it."""
+def training_logits(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """Train-mode logits [N,classes] with their graph on the weights; batch-norm takes and remembers the batch's own
+    statistics. Counted as one forward and backward pass an image: go back from them once.
+    """
     _count("training", len(x))
-    model.train()
+    return logits(model.train(), x)
+
+
+def step_down(model: nn.Module, optimizer: torch.optim.Optimizer, loss_of: Callable[[], torch.Tensor]) -> float:
+    """One step of `optimizer` on loss_of(), a scalar with its graph on the model's weights; the loss before it."""
     optimizer.zero_grad(set_to_none=True)
-    loss = F.cross_entropy(logits(model, x), y)
+    loss = loss_of()
     loss.backward()
     _agree(model)
     optimizer.step()
     return loss.item()
+
+
+def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, x: torch.Tensor, y: torch.Tensor) -> float:
+    """One step of `optimizer` on the mean cross-entropy in train mode; returns the loss before it."""
+    return step_down(model, optimizer, lambda: F.cross_entropy(training_logits(model, x), y))
 
 
 def predict_seconds(model: nn.Module, images: torch.Tensor, cost: Passes, engine: Engine) -> float:

@@ -1,16 +1,18 @@
-"""One training loop for learners: ERM and adversarial training, judged on clean test images."""
+"""One training loop for learners: ERM, adversarial training and its kin, judged on clean test images."""
 
 import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from torch import nn
 
 from semkit import models, parallel
 from semkit.augment import Augment, FlipCrop
-from semkit.engine import Engine, Passes, all_passes, count_passes, predict, train_step
+from semkit.engine import Engine, Passes, all_passes, count_passes, predict, step_down
 from semkit.imageset import ImageSet
+from semkit.objectives import Objective, Plain
 from semkit.perturb import Clean, Perturbation
 from semkit.pixels import check_count
 from semkit.schedule import SGD
@@ -23,6 +25,8 @@ class LearnRecipe:
     """How a learner is trained; the defaults are SEM's and REM's released protocol for ERM.
 
     perturbation: Clean() is empirical risk minimisation (ERM), PGD(r) adversarial training (AT) at radius r.
+    objective: what a step goes down on; Plain() is the cross-entropy on the perturbed images, Trades() and Mart() look
+    at the clean ones too.
     evaluations: how many times, evenly spread and at the end, the test accuracy is taken.
     """
 
@@ -31,6 +35,7 @@ class LearnRecipe:
     sgd: SGD = SGD(steps=40_000, batch=128, milestones=(16_000, 32_000))
     augment: Augment = FlipCrop()
     evaluations: int = 20
+    objective: Objective = Plain()
 
     def __post_init__(self):
         check_count(self.evaluations, "evaluations", 1)
@@ -38,7 +43,7 @@ class LearnRecipe:
     def cost(self, n: int) -> Passes:
         """The passes that training on n images takes."""
         visits = self.sgd.steps * min(self.sgd.batch, n)
-        return Passes(visits * self.perturbation.passes, visits)
+        return Passes(visits * self.perturbation.passes, visits * self.objective.passes)
 
 
 @dataclass
@@ -97,7 +102,7 @@ def fit(
 ) -> Learned:
     """A fresh learner trained on `train` and tested on the clean images of `test`.
 
-        x <- perturbation(t(x));  one step of SGD on CE(f(x), y)
+        one step of SGD on objective(f, t(x), y, perturbation);  by default on CE(f(perturbation(t(x))), y)
 
     The perturbation sees the model in eval mode, the step in train mode; under AT only perturbed images are trained on.
     on_step(step, total, metrics) is told of every step and stops the training by returning True.
@@ -129,9 +134,9 @@ def _fit_share(
             generator = engine.generator(seed, "learn", step, *parallel.stream())
             x, y = engine.images(train.images[index]), train.labels[index]
             x = recipe.augment.apply(x, recipe.augment.draw(len(x), x.shape[2:], generator))
-            x = recipe.perturbation(model, x, y, generator)
             sgd.set_rate(optimizer, step)
-            losses.append(train_step(model, optimizer, x, y))
+            loss = partial(recipe.objective, model, x, y, recipe.perturbation, generator)
+            losses.append(step_down(model, optimizer, loss))
             if (step + 1) % every == 0 or step + 1 == recipe.sgd.steps:
                 curve.append((step + 1, tested_accuracy()))
             metrics = {"loss": losses[-1], "accuracy": curve[-1][1] if curve else None, "passes": passes.total}

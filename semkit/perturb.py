@@ -1,6 +1,7 @@
 """How an image is changed before the loss: EM, REM, SEM, adversarial training and robust accuracy differ only in this.
 
 Every perturbation is called as perturbation(model, x, y, generator) -> x' for x [N,C,H,W] in [0,1] and y [N].
+With target=p, the model's own class probabilities [N,classes] at x, an ascent climbs KL(p || f(x')), not CE(f(x'), y).
 """
 
 from dataclasses import dataclass, replace
@@ -33,7 +34,9 @@ class Clean:
     radius = 0.0
     passes = 0
 
-    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, generator: Generator | None = None) -> Tensor:
+    def __call__(
+        self, model: nn.Module, x: Tensor, y: Tensor, generator: Generator | None = None, target: Tensor | None = None
+    ) -> Tensor:
         return x
 
 
@@ -52,7 +55,9 @@ class Uniform:
         object.__setattr__(self, "radius", check_radius(self.radius))
         _check_norm(self.norm)
 
-    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, generator: Generator | None = None) -> Tensor:
+    def __call__(
+        self, model: nn.Module, x: Tensor, y: Tensor, generator: Generator | None = None, target: Tensor | None = None
+    ) -> Tensor:
         return box(x + random_point(x, self.radius * LEVEL, self.norm, generator))
 
 
@@ -85,14 +90,16 @@ class PGD:
         """Input gradients per image."""
         return self.steps if self.radius else 0
 
-    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, generator: Generator | None = None) -> Tensor:
+    def __call__(
+        self, model: nn.Module, x: Tensor, y: Tensor, generator: Generator | None = None, target: Tensor | None = None
+    ) -> Tensor:
         if not self.radius:
             return x
         radius, step_size = self.radius * LEVEL, self.step_size * LEVEL
-        x = x.detach()
+        x, goal = x.detach(), y if target is None else target
         x_adv = box(x + random_point(x, radius, self.norm, generator)) if self.random_start else x
         for _ in range(self.steps):
-            step = step_size * ascent_direction(input_gradient(model, x_adv, y), self.norm)
+            step = step_size * ascent_direction(input_gradient(model, x_adv, goal), self.norm)
             x_adv = box(x + project(x_adv + step - x, radius, self.norm))
         return x_adv
 

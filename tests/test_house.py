@@ -11,6 +11,7 @@ FLOORS = (
     {"augment", "imageset", "folding", "models", "parallel"},
     {"engine", "shapes", "data", "noise", "quality", "convolve"},
     {"perturb", "schedule", "state", "foreign", "convert", "stopwatch"},
+    {"objectives"},
     {"craft", "learn", "measure", "patterns", "plain"},
     {"presets", "study", "designs", "cluster", "plots", "originals", "jobs", "bench"},
     {"benchreport", "crafting", "exercises", "figures", "pictures", "protect", "protected", "report"},

@@ -1,0 +1,102 @@
+"""What a learner's step goes down on: cross-entropy on the perturbed images alone, TRADES, MART.
+
+Every objective is called as objective(model, x, y, perturbation, generator) -> loss, a scalar with its graph on the
+weights. It applies the perturbation (which sees the model in eval mode) and takes the train-mode passes itself.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch.nn.functional as F
+from torch import Generator, Tensor, nn
+
+from semkit.engine import predict, training_logits
+from semkit.perturb import Perturbation
+
+
+class Objective(Protocol):
+    """passes: train-mode passes an image, the perturbation's not among them."""
+
+    passes: int
+
+    def __call__(
+        self, model: nn.Module, x: Tensor, y: Tensor, perturbation: Perturbation, generator: Generator | None = None
+    ) -> Tensor: ...
+
+
+def check_weight(value: float, name: str) -> float:
+    """value as a float if it is a finite number from 0 on; raises ValueError otherwise."""
+    if not 0 <= float(value) < float("inf"):
+        raise ValueError(f"{name} must be a finite number from 0 on, got {value!r}")
+    return float(value)
+
+
+def divergence(logits: Tensor, others: Tensor) -> Tensor:
+    """[N]: KL(softmax(logits) || softmax(others)) in nats, of logits [N,classes]; gradients flow into both."""
+    return F.kl_div(others.log_softmax(1), logits.log_softmax(1), reduction="none", log_target=True).sum(1)
+
+
+@dataclass(frozen=True)
+class Plain:
+    """Mean CE(f(a), y), a = perturbation(x): ERM with Clean(), adversarial training (Madry et al.) with PGD."""
+
+    passes = 1
+
+    def __call__(
+        self, model: nn.Module, x: Tensor, y: Tensor, perturbation: Perturbation, generator: Generator | None = None
+    ) -> Tensor:
+        return F.cross_entropy(training_logits(model, perturbation(model, x, y, generator)), y)
+
+
+@dataclass(frozen=True)
+class Trades:
+    """Accuracy on clean images, and the same answer at a perturbed image that is sought where the answer changes most.
+
+        mean CE(f(x), y) + beta KL(f(x) || f(a)),   a = perturbation climbing KL(f(x) || f(.)), not CE(f(.), y)
+
+    Two train-mode passes an image, clean and perturbed images as two batches (each with its own batch statistics), and
+    one forward pass in eval mode for the answers at x. Raises ValueError for a negative beta.
+    Source: Zhang et al., ICML 2019.
+    """
+
+    beta: float = 6
+    passes = 2
+
+    def __post_init__(self):
+        object.__setattr__(self, "beta", check_weight(self.beta, "beta"))
+
+    def __call__(
+        self, model: nn.Module, x: Tensor, y: Tensor, perturbation: Perturbation, generator: Generator | None = None
+    ) -> Tensor:
+        a = perturbation(model, x, y, generator, target=predict(model, x).softmax(1))
+        clean = training_logits(model, x)
+        return F.cross_entropy(clean, y) + self.beta * divergence(clean, training_logits(model, a)).mean()
+
+
+@dataclass(frozen=True)
+class Mart:
+    """Adversarial training that weighs images by how wrong the net is on them without perturbation.
+
+        mean -log q_y - log(1 - max over k != y of q_k) + beta (1 - p_y) KL(p || q)
+
+    p = softmax(f(x)), q = softmax(f(a)), a = perturbation(x). Two train-mode passes an image. Raises ValueError for a
+    negative beta. Source: Wang et al., ICLR 2020.
+    """
+
+    beta: float = 5
+    passes = 2
+
+    def __post_init__(self):
+        object.__setattr__(self, "beta", check_weight(self.beta, "beta"))
+
+    def __call__(
+        self, model: nn.Module, x: Tensor, y: Tensor, perturbation: Perturbation, generator: Generator | None = None
+    ) -> Tensor:
+        a = perturbation(model, x, y, generator)
+        clean, attacked = training_logits(model, x), training_logits(model, a)
+        own = F.one_hot(y, attacked.shape[1]).bool()
+        rival = attacked.softmax(1).masked_fill(own, 0).amax(1)
+        # log(1 - q) of a q that rounds to 1 would be minus infinity.
+        margin = F.cross_entropy(attacked, y, reduction="none") - (1 - rival).clamp(min=1e-6).log()
+        wrong = 1 - clean.softmax(1)[own]
+        return (margin + self.beta * wrong * divergence(clean, attacked)).mean()
