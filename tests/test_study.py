@@ -12,6 +12,7 @@ from semkit.craft import CraftRecipe, Interrupted, craft
 from semkit.engine import Engine, predict
 from semkit.learn import LearnRecipe, fit
 from semkit.noise import load
+from semkit.objectives import Trades
 from semkit.perturb import PGD, Clean, Uniform
 from semkit.presets import learn_recipe, sweep_recipes
 from semkit.schedule import SGD
@@ -88,7 +89,7 @@ CRAFT_CHANGES = {
 }  # fmt: skip
 LEARN_CHANGES = {
     "perturbation": PGD(4, 1), "model": "small", "sgd": SGD(steps=4, batch=8, lr=0.2), "augment": Identity(),
-    "evaluations": 3,
+    "evaluations": 3, "objective": Trades(),
 }  # fmt: skip
 
 
