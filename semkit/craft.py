@@ -208,15 +208,14 @@ def craft(
 ) -> Crafted:
     """Crafted noise for every image of the set.
 
-    The same call gives the same noise on one machine. on_step(step, total, metrics) is told of every step; when it
-    returns True crafting stops and raises Interrupted. With `checkpoint`, a path, the state is saved there every
-    `every` seconds and when stopped, and a state found there is continued as if it had never been interrupted.
+    The same call gives the same noise on one machine. on_step(step, total, metrics) is told of every step, with the
+    "loss" and "passes", and the "noise" and "surrogate" so far to look at; when it returns True crafting stops and
+    raises Interrupted. With `checkpoint`, a path, the state is saved there every `every` seconds and when stopped, and
+    a state found there is continued as if it had never been interrupted.
     Under torchrun every process makes the noise of its share of the images, and here the whole is returned.
     Raises ValueError if the state there belongs to another recipe, seed or image set.
     """
-    return parallel.together(
-        _craft_share, images, recipe, seed, engine or Engine(), checkpoint, every, on_step=on_step
-    )
+    return parallel.together(_craft_share, images, recipe, seed, engine or Engine(), checkpoint, every, on_step=on_step)
 
 
 def _craft_share(
@@ -249,7 +248,8 @@ def _craft_share(
         for _ in phases():
             state.step += 1
             state.seconds = time.monotonic() - began
-            stop = on_step and on_step(state.step, total, {"loss": state.losses[-1], "passes": state.passes.total})
+            metrics = {"loss": state.losses[-1], "passes": state.passes.total}
+            stop = on_step and on_step(state.step, total, {**metrics, "noise": state.noise, "surrogate": model})
             stop, save = parallel.first((bool(stop), time.monotonic() - saved > every))
             if files and (stop or save):
                 state.save(files[turn % len(files)], made_by)

@@ -1,18 +1,19 @@
 """The run behind the craft panel, without its widgets: its settings, what it will cost, the run, what it shows."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from semkit import figures
 from semkit.craft import CraftRecipe
-from semkit.engine import Engine, Passes, predict_seconds
-from semkit.imageset import ImageSet, Split
-from semkit.learn import LearnRecipe
+from semkit.engine import Engine, Passes, count_passes, predict_seconds
+from semkit.imageset import ImageSet, Split, stratified_limit
+from semkit.learn import LearnRecipe, accuracy
 from semkit.measure import LABEL
 from semkit.models import build
 from semkit.noise import Noise
@@ -182,15 +183,37 @@ def strip_html(images: ImageSet, noise: torch.Tensor, what: Settings, caption: s
     return figures.as_html(figure, alt, caption)
 
 
-def losses_html(losses: Sequence[tuple[int, float]], total: int) -> str:
-    """The surrogate's loss so far over the `total` steps, from pairs (step, loss)."""
-    figure = figures.new_figure(8.4, 2)
-    axes = figure.subplots()
-    axes.plot(*zip(*losses, strict=True), color="#0072B2", lw=1)
-    top = 1.1 * max(loss for _, loss in losses)
-    axes.set(xlim=(0, total), ylim=(0, top), xlabel="step", ylabel="surrogate's loss")
-    axes.grid(alpha=0.3)
-    return figures.as_html(figure, f"the surrogate's loss, {losses[-1][1]:.2f} at step {losses[-1][0]} of {total}")
+@dataclass
+class Progress:
+    """What is seen of a crafting under way, by step: the surrogate's loss, and now and then what it labels rightly.
+
+    That is two shares of 1, of training images with their noise and of the same images without. The surrogate is
+    trained on protected images only, so the difference is what it has from the noise: a hint at protection, for nearly
+    nothing. Protection itself is what fresh learners lose.
+    """
+
+    losses: dict[int, float] = field(default_factory=dict)
+    right: dict[int, tuple[float, float]] = field(default_factory=dict)
+
+    def look(self, step: int, surrogate: nn.Module, images: ImageSet, noise: torch.Tensor, engine: Engine) -> None:
+        """Tests the surrogate on some 200 of the images, with their noise int8 [N,C,H,W] and without."""
+        index = stratified_limit(images.labels, max(200, len(images.classes)))
+        clean = images.take(index)
+        with count_passes():  # a look is no part of the run
+            sets = clean.with_noise(noise[index].cpu()), clean
+            self.right[step] = tuple(accuracy(surrogate, one, engine=engine) for one in sets)
+
+    def html(self, total: int) -> str:
+        """Both as curves over the `total` steps."""
+        step, loss = list(self.losses.items())[-1]
+        alt, caption = f"The surrogate's loss, {loss:.2f} at step {step} of {total}", ""
+        if self.right:
+            protected, clean = (f"{100 * share:.0f} %" for share in list(self.right.values())[-1])
+            alt = f"{alt}; it labels {protected} of images with noise rightly, {clean} of the same without"
+            caption = (
+                "Trained on images with noise only: where the lines part, the surrogate has learned the noise."
+            )
+        return figures.as_html(figures.progress_figure(self.losses, self.right, total), alt, caption)
 
 
 def table_html(made: Made) -> str:

@@ -117,6 +117,16 @@ def losses_figure(rows: Sequence[dict], *, log: bool = False, title: str) -> Fig
     return _titled(figure, title)
 
 
+def progress_figure(losses: Mapping[int, float], right: Mapping[int, tuple[float, float]], total: int) -> Figure:
+    """A crafting of `total` steps so far: the surrogate's loss, and the shares it gets right (with noise, without)."""
+    figure = new_figure(8.4, 2.4)
+    plots.draw_progress(*figure.subplots(1, 2), losses, right)
+    for axes in figure.axes:
+        axes.set(xlim=(0, total), xlabel="step")
+        axes.grid(alpha=0.3)
+    return figure
+
+
 def spectrum_figure(noises: Mapping[str, torch.Tensor], *, title: str) -> Figure:
     """Power of each noise [N,C,H,W] over spatial frequency, against white noise of the same variance."""
     figure = new_figure(8, 4)

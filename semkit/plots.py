@@ -1,7 +1,7 @@
 """Rows drawn into axes that the caller made, with one look: colours, markers, intervals, legends."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import cycle, product
 
 import numpy as np
@@ -234,3 +234,15 @@ def draw_losses(axes, rows: Sequence[dict]) -> None:
     axes.set(xlabel="radius of the perturbation (levels of 255)", ylabel="cross-entropy loss (nats)")
     axes.grid(alpha=0.3)
     legend(axes)
+
+
+def draw_progress(left, right, losses: Mapping[int, float], shares: Mapping[int, tuple[float, float]]) -> None:
+    """The surrogate's loss by step on the left, and on the right the shares of images that it labels rightly."""
+    left.plot(losses.keys(), losses.values(), color="#0072B2", lw=1)
+    left.set(ylim=(0, 1.1 * max(losses.values())), ylabel="surrogate's loss (nats)")
+    for place, (name, method) in enumerate({"with their noise": "sem", "without": "clean"}.items()):
+        color, marker, ls = STYLE[method]
+        values = [100 * pair[place] for pair in shares.values()]
+        right.plot(list(shares), values, color=color, marker=marker, ls=ls, ms=4, label=name)
+    right.set(ylim=(0, 100), ylabel="surrogate right (%)")
+    right.legend(title="images", fontsize="small", title_fontsize="small", loc="best")

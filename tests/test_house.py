@@ -15,11 +15,11 @@ FLOORS = (
     {"craft", "learn", "measure", "patterns", "plain"},
     {"presets", "study", "designs", "cluster", "plots", "originals", "jobs", "bench"},
     {"benchreport", "crafting", "exercises", "figures", "pictures", "protect", "protected", "report"},
-    {"options", "cli", "panels"},
+    {"options", "cli", "panels", "craftpanel"},
 )
 ONLY = {
-    "matplotlib": {"figures"}, "distributed": {"cluster"}, "ipywidgets": {"panels"}, "argparse": {"options"},
-    "torchmetrics": {"quality"},
+    "matplotlib": {"figures"}, "distributed": {"cluster"}, "ipywidgets": {"panels", "craftpanel"},
+    "argparse": {"options"}, "torchmetrics": {"quality"},
 }  # fmt: skip
 MODULES = sorted(path.stem for path in PACKAGE.glob("[!_]*.py"))
 

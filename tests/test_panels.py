@@ -15,12 +15,15 @@ from photos import image_split
 
 from semkit import crafting, figures
 from semkit.craft import Interrupted
+from semkit.craftpanel import craft_panel
 from semkit.data import load
 from semkit.engine import Engine
 from semkit.imageset import Split
 from semkit.jobs import Job
+from semkit.learn import accuracy
+from semkit.models import build
 from semkit.noise import load as load_noise
-from semkit.panels import craft_panel, figure_panel, sweep_panel
+from semkit.panels import figure_panel, sweep_panel
 from semkit.perturb import Clean
 from semkit.presets import METHODS, craft_recipe, learn_recipe
 from semkit.study import crafted_noise
@@ -365,11 +368,16 @@ def test_the_embedded_images_are_protected_by_the_panel(tmp_path):
 
 
 def test_pictures_of_an_unfinished_run_say_so(panel):
-    panel._at, panel._losses = ("step 2 of 31", "SEM noise"), [(1, 2.3), (2, 2.1)]
-    metrics = {"noise": SPLIT.train.images.to(torch.int8) % 8}
-    panel._draw_unfinished(panel.settings(), SPLIT, 31, metrics)
+    surrogate = ENGINE.prepare(build("tiny", 2, 0, size=8)).train()
+    metrics = {"noise": SPLIT.train.images.to(torch.int8) % 8, "surrogate": surrogate}
+    panel._progress.losses.update({1: 2.3, 2: 2.1})
+    panel._draw_unfinished(panel.settings(), SPLIT, 2, 31, metrics)
     assert "unfinished: step 2 of 31</figcaption>" in panel.strip.value
     assert "2.10 at step 2 of 31" in panel.losses.value
+    protected = SPLIT.train.with_noise(metrics["noise"])
+    right = [accuracy(surrogate, images, engine=ENGINE) for images in (protected, SPLIT.train)]
+    assert panel._progress.right == {2: tuple(right)} and surrogate.training
+    assert f"labels {100 * right[0]:.0f} % of images with noise rightly, {100 * right[1]:.0f} %" in panel.losses.value
 
 
 # --- figures with knobs
@@ -445,7 +453,7 @@ def test_a_sweep_panel_shows_the_methods_and_radii_that_are_chosen():
 
 CELLS = """\
 import semkit as sk
-from semkit.panels import craft_panel
+from semkit.craftpanel import craft_panel
 split = sk.Split(*(part.limit(60) for part in (sk.load("shapes").train, sk.load("shapes").test)))
 panel = craft_panel(split, cache="runs", preset="quick", engine=sk.Engine("cpu", "float32"))
 panel
