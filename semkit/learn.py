@@ -12,6 +12,7 @@ from semkit import models, parallel
 from semkit.augment import Augment, FlipCrop
 from semkit.engine import Engine, Passes, all_passes, count_passes, predict, step_down
 from semkit.imageset import ImageSet
+from semkit.injection import drawing
 from semkit.objectives import Objective, Plain
 from semkit.perturb import Clean, Perturbation
 from semkit.pixels import check_count
@@ -83,11 +84,12 @@ def accuracy(
     engine = engine or Engine()
     images = images.to(engine.device)
     right = 0
-    for start in range(0, len(images), batch):
-        part = slice(start, start + batch)
-        x, y = engine.images(images.images[part]), images.labels[part]
-        x = perturbation(model, x, y, engine.generator(seed, "accuracy", start))
-        right += (predict(model, x).argmax(1) == y).sum().item()
+    with drawing(model, engine.generator(seed, "accuracy, injected noise")):
+        for start in range(0, len(images), batch):
+            part = slice(start, start + batch)
+            x, y = engine.images(images.images[part]), images.labels[part]
+            x = perturbation(model, x, y, engine.generator(seed, "accuracy", start))
+            right += (predict(model, x).argmax(1) == y).sum().item()
     return right / len(images)
 
 
@@ -99,6 +101,7 @@ def fit(
     seed: int = 0,
     engine: Engine | None = None,
     on_step: OnStep | None = None,
+    start: nn.Module | None = None,
 ) -> Learned:
     """A fresh learner trained on `train` and tested on the clean images of `test`.
 
@@ -106,13 +109,17 @@ def fit(
 
     The perturbation sees the model in eval mode, the step in train mode; under AT only perturbed images are trained on.
     on_step(step, total, metrics) is told of every step and stops the training by returning True.
+    start: a net to go on with instead, a pruned one say; it is trained in place, by one process only.
     """
-    return parallel.together(_fit_share, train, test, recipe, seed, engine or Engine(), on_step=on_step)
+    if start is not None and parallel.processes() > 1:
+        raise ValueError("a given net is trained by one process: run without torchrun")
+    return parallel.together(_fit_share, train, test, recipe, seed, engine or Engine(), on_step=on_step, start=start)
 
 
 def _fit_share(
-    train: ImageSet, test: ImageSet, recipe: LearnRecipe, seed: int, engine: Engine, on_step: OnStep | None = None
-) -> Learned:
+    train: ImageSet, test: ImageSet, recipe: LearnRecipe, seed: int, engine: Engine, on_step: OnStep | None = None,
+    start: nn.Module | None = None,
+) -> Learned:  # fmt: skip
     """`fit` in one process of a group, on its share of the images and of every batch."""
     tested = len(test)
     train, test = parallel.mine(train).to(engine.device), parallel.mine(test).to(engine.device)
@@ -124,7 +131,7 @@ def _fit_share(
     # Neither the surrogate's first weights nor its order of images: a learner has its own stream of the seed.
     seed = engine.generator(seed, "learner").initial_seed()
     seen = recipe.augment.output_size(train.images.shape[-1])
-    model = engine.prepare(models.build(recipe.model, len(train.classes), seed, size=seen))
+    model = engine.prepare(start or models.build(recipe.model, len(train.classes), seed, size=seen))
     optimizer = sgd.optimizer(model)
     curve, losses = [], []
     every = math.ceil(recipe.sgd.steps / recipe.evaluations)

@@ -13,6 +13,8 @@ protection measured with them is another number (a learner's stem moves it from 
 
 and from LARGE pixels on the original net. Dropout and stochastic depth are off: they draw from torch's global
 generator, so a resumed run would differ from an uninterrupted one. No net comes with trained weights.
+
+Every name may end in "+injected", "tiny+injected": the net with noise injected into its weights (semkit.injection).
 """
 
 import difflib
@@ -23,8 +25,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from semkit.injection import with_noise_injection
 from semkit.pixels import check_count
 
+INJECTED = "+injected"
 LARGE = 64  # pixels, from which an image is large enough for the ImageNet stem
 
 _seeding = threading.Lock()  # torch's default generator is shared by all threads
@@ -218,9 +222,10 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 
 
 def check_model(name: str) -> str:
-    """`name` if MODELS has it; raises ValueError with the nearest name otherwise."""
-    if name not in MODELS:
-        near = difflib.get_close_matches(str(name).lower().replace("-", "_"), MODELS, 1)
+    """`name` if MODELS has it, alone or with "+injected"; raises ValueError with the nearest name otherwise."""
+    base = str(name).removesuffix(INJECTED)
+    if base not in MODELS:
+        near = difflib.get_close_matches(base.lower().replace("-", "_"), MODELS, 1)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(MODELS)}"
         raise ValueError(f"unknown model {name!r}: {hint}")
     return name
@@ -233,10 +238,11 @@ def build(name: str, classes: int, seed: int = 0, size: int = 32) -> nn.Module:
     (below LARGE, or the original) and deit_tiny's position table; the convolutional nets then take images of any size.
     Raises ValueError for unknown names, for classes < 1, and for sizes that a net cannot take.
     """
-    make = MODELS[check_model(name)]
+    make = MODELS[check_model(name).removesuffix(INJECTED)]
     check_count(classes, "classes", 1)
     check_count(size, "size", 1)
     with _seeding, torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed, which would seed the GPUs' generators too and leave them so.
         torch.default_generator.manual_seed(seed)
-        return make(classes, size)
+        model = make(classes, size)
+    return with_noise_injection(model, seed) if name.endswith(INJECTED) else model

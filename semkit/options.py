@@ -9,7 +9,7 @@ from pathlib import Path
 from semkit import __version__
 from semkit.convert import UNITS
 from semkit.designs import DESIGNS
-from semkit.models import MODELS
+from semkit.models import MODELS, check_model
 from semkit.pixels import NORMS, check_radius
 from semkit.presets import METHODS, PRESETS, check_name
 
@@ -140,7 +140,7 @@ def _protect_options(parser) -> None:
     add("--method", type=_word(METHODS, "method"), default="sem", help="sem (the default), rem or em")
     add("--radius", type=_noise_radius, default=8, help="largest change of a value in levels of 255 (8)")
     add("--perturbation-radius", type=_radius, default=4, help="radius the noise is trained to stand, in levels (4)")
-    add("--surrogate", type=_word(tuple(MODELS), "net"), help=f"one of {', '.join(MODELS)}")
+    add("--surrogate", type=_checked(check_model), help=f"one of {', '.join(MODELS)}")
     add("--class-wise", action="store_true", help="one noise per class instead of one per image")
     add("--fraction", type=float, default=1.0, help="share of every class that is protected (1.0)")
     add("--resume", action="store_true", help="continue an interrupted run in OUT")
@@ -163,7 +163,7 @@ def _learn_options(parser) -> None:
     add("--protected", metavar="OUT", type=Path, help="what semkit protect wrote for these images")
     add("--perturbation-radius", type=_radius, default=0, help="adversarial training at this radius; 0 is ERM")
     add("--norm", type=_word(NORMS, "norm"), default="linf", help="linf (the default), l2 or l1")
-    add("--learner", type=_word(tuple(MODELS), "net"), help=f"one of {', '.join(MODELS)}")
+    add("--learner", type=_checked(check_model), help=f"one of {', '.join(MODELS)}")
     add("--seeds", type=_count(1), default=1, metavar="N", help="how many learners (1)")
     add("--split-seed", type=_count(0), default=0, help="of the division of a folder without train/ and test/ (0)")
     add("--cache", type=Path, metavar="DIR", help="keeps finished learners, so that a second call is instant")

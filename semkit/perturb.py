@@ -99,9 +99,39 @@ class PGD:
         x, goal = x.detach(), y if target is None else target
         x_adv = box(x + random_point(x, radius, self.norm, generator)) if self.random_start else x
         for _ in range(self.steps):
-            step = step_size * ascent_direction(input_gradient(model, x_adv, goal), self.norm)
+            step = step_size * ascent_direction(self.gradient(model, x_adv, goal), self.norm)
             x_adv = box(x + project(x_adv + step - x, radius, self.norm))
         return x_adv
+
+    def gradient(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """What a step follows: engine.input_gradient at x."""
+        return input_gradient(model, x, y)
+
+
+@dataclass(frozen=True)
+class EOT(PGD):
+    """PGD whose every step follows the mean gradient over `draws` passes: for nets that draw noise of their own.
+
+        x_adv <- box(x + project(x_adv + step_size * direction(mean of draws of grad CE(f(x_adv), y)) - x))
+
+    A single draw shows such a net more robust than it is: its gradient is noisy. Source: Athalye et al., ICML 2018
+    (expectation over transformation). Raises ValueError for draws < 1.
+    """
+
+    draws: int = 8
+
+    def __post_init__(self):
+        super().__post_init__()
+        object.__setattr__(self, "draws", check_count(self.draws, "draws", 1))
+
+    @property
+    def passes(self) -> int:
+        """Input gradients per image."""
+        return self.draws * super().passes
+
+    def gradient(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """The mean of `draws` gradients at x."""
+        return sum(super(EOT, self).gradient(model, x, y) for _ in range(self.draws)) / self.draws
 
 
 Perturbation = Clean | Uniform | PGD

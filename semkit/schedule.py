@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from semkit.engine import Engine
+from semkit.injection import alphas
 from semkit.pixels import check_count
 
 
@@ -41,7 +42,11 @@ class SGD:
         return self.lr * min(done / self.warmup, (1 - done) / (1 - self.warmup))
 
     def optimizer(self, model: nn.Module) -> torch.optim.SGD:
-        return torch.optim.SGD(model.parameters(), self.lr, self.momentum, weight_decay=self.weight_decay)
+        """The optimizer of all parameters; the strengths of injected noise (injection.alphas) do not decay."""
+        free = alphas(model)
+        decayed = [p for p in model.parameters() if not any(p is other for other in free)]
+        groups = [{"params": decayed}, {"params": free, "weight_decay": 0.0}] if free else decayed
+        return torch.optim.SGD(groups, self.lr, self.momentum, weight_decay=self.weight_decay)
 
     def set_rate(self, optimizer: torch.optim.Optimizer, step: int) -> None:
         for group in optimizer.param_groups:

@@ -7,10 +7,10 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "semkit"
 FLOORS = (
-    {"pixels", "files", "image", "mixtures", "latent"},
+    {"pixels", "files", "image", "mixtures", "latent", "injection"},
     {"augment", "imageset", "folding", "models", "parallel"},
     {"engine", "shapes", "data", "noise", "quality", "convolve"},
-    {"perturb", "schedule", "state", "foreign", "convert", "stopwatch"},
+    {"perturb", "schedule", "state", "foreign", "convert", "stopwatch", "sparse"},
     {"objectives"},
     {"craft", "learn", "measure", "patterns", "plain"},
     {"presets", "study", "designs", "cluster", "plots", "originals", "jobs", "bench"},

@@ -11,14 +11,14 @@ from scipy.special import softmax
 
 from semkit.engine import Engine, count_passes, evaluating, input_gradient, logits, predict, step_down, train_step
 from semkit.learn import LearnRecipe, fit
-from semkit.objectives import Mart, Plain, Trades, divergence
+from semkit.objectives import Mart, Plain, Rsr, Trades, divergence
 from semkit.perturb import PGD, Clean, Uniform
 from semkit.schedule import SGD
 from semkit.study import key
 
 EXACT = Engine("cpu", "float64")
 ENGINE = Engine("cpu", "float32")
-OBJECTIVES = [Plain(), Trades(), Mart()]
+OBJECTIVES = [Plain(), Trades(), Mart(), Rsr()]
 
 
 def setting():
@@ -61,6 +61,23 @@ def test_mart_is_the_sum_it_says():
     margin = -np.log(q[rows, y]) - np.log(1 - others.max(1))
     wanted = (margin + 5 * (1 - p[rows, y]) * (p * np.log(p / q)).sum(1)).mean()
     assert Mart()(*setting(), PGD(8, 2), generator()).item() == pytest.approx(wanted, rel=1e-12)
+
+
+def test_rsr_is_the_sum_it_says():
+    model, x, y = setting()
+    a = PGD(8, 2)(model, x, y, generator())
+    p, q = trained(model, x), trained(model, a)
+    size = sum(np.abs(w.detach().numpy()).sum() for w in model.parameters() if w.dim() > 1)
+    for lam in (0, 1e-3):
+        wanted = (-np.log(p[range(8), y]).mean() - np.log(q[range(8), y]).mean()) / 2 + lam * size
+        assert Rsr(lam)(*setting(), PGD(8, 2), generator()).item() == pytest.approx(wanted, rel=1e-12)
+
+
+def test_rsrs_lasso_pulls_every_weight_towards_zero_by_lam():
+    _, without = gradient(Rsr(0))
+    _, with_lasso = gradient(Rsr(1e-3))
+    signs = torch.cat([(w.sign() if w.dim() > 1 else w * 0).flatten() for w in setting()[0].parameters()])
+    torch.testing.assert_close(with_lasso - without, 1e-3 * signs.detach(), rtol=1e-9, atol=1e-12)
 
 
 def test_a_rival_that_is_certain_costs_much_but_not_everything():
@@ -155,11 +172,11 @@ def test_a_recipe_names_its_objective():
     assert recipe == replace(recipe, objective=Plain()) and "objective=Trades(beta=6.0)" in repr(
         replace(recipe, objective=Trades())
     )
-    assert len({key(replace(recipe, objective=o)) for o in (*OBJECTIVES, Trades(1), Mart(1))}) == 5
+    assert len({key(replace(recipe, objective=o)) for o in (*OBJECTIVES, Trades(1), Mart(1), Rsr(1))}) == 7
 
 
-@pytest.mark.parametrize("make", [Trades, Mart])
+@pytest.mark.parametrize("make", [Trades, Mart, Rsr])
 @pytest.mark.parametrize("bad", [-1, float("inf"), float("nan")])
 def test_a_weight_that_cannot_be_is_refused(make, bad):
-    with pytest.raises(ValueError, match="beta must be a finite number from 0 on"):
+    with pytest.raises(ValueError, match="(beta|lam) must be a finite number from 0 on"):
         make(bad)

@@ -1,0 +1,225 @@
+"""Injected noise: its law, its gradients, whose draws they are, and that a net without it is what it was."""
+
+import copy
+
+import nets
+import pytest
+import torch
+import torch.nn.functional as F
+from photos import image_set, image_split
+
+from semkit import models
+from semkit.craft import CraftRecipe, Interrupted, craft
+from semkit.engine import Engine, input_gradient, predict, train_step
+from semkit.injection import ChannelNoise, alphas, drawing, with_noise_injection
+from semkit.learn import LearnRecipe, accuracy, fit
+from semkit.perturb import EOT, PGD
+from semkit.pixels import LEVEL, box
+from semkit.schedule import SGD
+
+ENGINE = Engine("cpu", "float32")
+DOUBLE = Engine("cpu", "float64")
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def noisy(engine=ENGINE, seed=0, start=0.25):
+    return engine.prepare(with_noise_injection(nets.net(), seed, start)).eval()
+
+
+def draws_of(weight, alpha, n=2000, stream=5):
+    """[n, *weight.shape]: what is added to the weight in n passes."""
+    noise = ChannelNoise(weight, 0.0, stream)
+    noise.alpha.data = alpha
+    with torch.no_grad():
+        return torch.stack([noise(weight) - weight for _ in range(n)])
+
+
+def test_injected_noise_has_the_law_of_the_formula():
+    weight = torch.randn(4, 3, 3, 3, generator=generator(), dtype=torch.float64) + 2
+    alpha = torch.tensor([0.0, 0.1, 0.25, -1.0], dtype=torch.float64).view(4, 1, 1, 1)
+    found = draws_of(weight, alpha)
+    wanted = alpha.abs().flatten() * weight.std()  # of the whole layer, not of the channel
+    n = found[:, 0].numel()
+    assert found.std((0, 2, 3, 4)) == pytest.approx(wanted, rel=4 / (2 * n) ** 0.5)
+    assert (found.mean((0, 2, 3, 4)).abs() <= 4 * wanted / n**0.5).all()
+    assert abs(weight[1].std() / weight.std() - 1) > 0.05  # the comparison tells the two apart
+    pairs = found[:, 1:].flatten(1)
+    assert abs(torch.corrcoef(torch.stack([pairs[:-1].flatten(), pairs[1:].flatten()]))[0, 1]) < 0.01  # of two passes
+    assert torch.corrcoef(pairs.T[:20]).triu(1).abs().max() < 5 / 2000**0.5  # of two weights
+
+
+def test_alpha_and_weights_have_the_gradients_of_finite_differences():
+    model, (x, y) = noisy(DOUBLE), nets.batch(dtype=torch.float64)
+
+    def loss(step=0.0, at=None, along=None):
+        with torch.no_grad():
+            if at is not None:
+                at += step * along
+        with drawing(model, generator(7)):
+            return F.cross_entropy(model(x), y)
+
+    weight = model[1].parametrizations.weight.original
+    for parameter in (*alphas(model)[1:3], alphas(model)[-1], weight, model[2].weight):
+        (gradient,) = torch.autograd.grad(loss(), [parameter])
+        along = torch.randn(parameter.shape, generator=generator(3), dtype=torch.float64)
+        if parameter is weight:  # without a change of std(W), which gets no gradient
+            centred = weight.detach() - weight.detach().mean()
+            along -= along.mean()
+            along -= centred * (along * centred).sum() / centred.pow(2).sum()
+        h = 1e-6
+        numeric = (loss(h, parameter, along) - loss(-2 * h, parameter, along)).item() / (2 * h)
+        loss(h, parameter, along)
+        assert numeric == pytest.approx((gradient * along).sum().item(), rel=1e-5, abs=1e-9)
+
+
+def test_the_global_generator_is_left_alone_and_the_seed_decides():
+    before = torch.get_rng_state()
+    x, _ = nets.batch()
+    first, again, other = (predict(noisy(seed=seed), x) for seed in (1, 1, 2))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    built = [models.build("tiny+injected", 4, seed).state_dict() for seed in (1, 1, 2)]
+    same = [all(torch.equal(built[0][name], of[name]) for name in built[0]) for of in built]
+    assert same == [True, True, False]
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_every_pass_draws_anew_in_train_and_in_eval_mode():
+    model, (x, _) = noisy(), nets.batch()
+    assert not torch.equal(predict(model, x), predict(model, x))
+    model.train()
+    with torch.no_grad():
+        assert not torch.equal(model(x), model(x))
+
+
+def test_a_net_without_injection_or_with_alpha_0_is_unchanged():
+    x, _ = nets.batch()
+    plain, still = ENGINE.prepare(nets.net()).eval(), noisy(start=0.0)
+    torch.testing.assert_close(predict(still, x), predict(plain, x))
+    assert alphas(plain) == [] and len(alphas(still)) == 7  # a stem, 2 x 2 and a shortcut, the head
+    assert {"1.weight"} <= plain.state_dict().keys()
+    with drawing(plain, generator()):
+        pass
+    fresh, injected = models.build("tiny", 4, 3), models.build("tiny+injected", 4, 3)
+    assert torch.equal(fresh[1].weight, injected[1].parametrizations.weight.original)
+
+
+def test_the_folded_pass_makes_the_draws_of_the_model_itself():
+    model, (x, _) = noisy(), nets.batch()
+    assert model.folded.why_not is None and model.folded.pairs == []
+    nets.far_from_fresh(model)
+    with drawing(model, generator(1)), torch.no_grad():
+        expected = model(x), model(x)
+    with drawing(model, generator(1)):
+        got = predict(model, x), predict(model, x)
+    assert torch.equal(got[0], expected[0]) and torch.equal(got[1], expected[1])
+
+
+def test_drawing_from_a_generator_leaves_the_nets_own_stream_where_it_was():
+    model, twin, (x, _) = noisy(), noisy(), nets.batch()
+    predict(model, x), predict(twin, x)
+    with drawing(model, generator(1)):
+        first = predict(model, x)
+    with drawing(model, generator(1)):
+        assert torch.equal(predict(model, x), first)
+    assert torch.equal(predict(model, x), predict(twin, x))
+
+
+def test_a_saved_net_goes_on_with_the_draws_it_would_have_made():
+    model, (x, _) = noisy(), nets.batch()
+    predict(model, x)
+    saved = copy.deepcopy(model.state_dict())
+    expected = predict(model, x)
+    again = noisy(seed=9)
+    again.load_state_dict(saved)
+    assert torch.equal(predict(again, x), expected)
+
+
+def test_alpha_is_trained_and_does_not_decay():
+    model, (x, y) = noisy(), nets.batch()
+    decay = SGD(steps=10, batch=6, weight_decay=0.5)
+    optimizer = decay.optimizer(model)
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.5, 0.0]
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(model.parameters()))
+    assert len(decay.optimizer(nets.net()).param_groups) == 1
+    with torch.no_grad():  # no gradient but decay's
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+    weight = model[1].parametrizations.weight.original.clone()
+    optimizer.step()
+    assert all((alpha == 0.25).all() for alpha in alphas(model))
+    torch.testing.assert_close(model[1].parametrizations.weight.original, weight * (1 - 0.1 * 0.5))
+    train_step(model, optimizer, x, y)
+    assert all((alpha != 0.25).any() for alpha in alphas(model))
+
+
+RECIPE = LearnRecipe(model="tiny+injected", perturbation=PGD(4, 1), sgd=SGD(steps=4, batch=16), evaluations=2)
+
+
+def test_learners_with_injection_are_the_same_twice_and_judging_them_changes_nothing():
+    split = image_split()
+    state = torch.get_rng_state()
+    runs = [fit(split.train, split.test, LearnRecipe(**{**vars(RECIPE), "evaluations": e}), engine=ENGINE)
+            for e in (2, 2, 4)]  # fmt: skip
+    assert runs[0].losses == runs[1].losses == runs[2].losses and runs[0].curve == runs[1].curve
+    assert runs[0].curve[-1] == runs[2].curve[-1]
+    attacked = [accuracy(runs[0].model, split.test, EOT(8, 2, draws=2), engine=ENGINE) for _ in range(2)]
+    assert attacked[0] == attacked[1] and torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_crafting_with_an_injected_surrogate_resumes_to_the_same_bytes(tmp_path):
+    recipe = CraftRecipe(PGD(4, 1), PGD(4, 1), steps=1, samples=1, surrogate="tiny+injected", sgd=SGD(steps=4, batch=8))
+    images = image_set(16)
+    whole = craft(images, recipe, engine=ENGINE)
+    how = dict(engine=ENGINE, checkpoint=tmp_path / "state", every=0)
+    with pytest.raises(Interrupted):
+        craft(images, recipe, on_step=lambda step, *_: step == 2, **how)
+    assert torch.equal(craft(images, recipe, **how).noise, whole.noise)
+
+
+def test_an_eot_gradient_is_the_mean_of_single_ones():
+    model, (x, y) = noisy(DOUBLE), nets.batch(dtype=torch.float64)
+    eot = EOT(8, draws=5)
+    with drawing(model, generator(1)):
+        single = torch.stack([input_gradient(model, x, y) for _ in range(5)])
+    with drawing(model, generator(1)):
+        torch.testing.assert_close(eot.gradient(model, x, y), single.mean(0))
+    assert (single[0] - single[1]).abs().max() > 0.05 * single.abs().max()
+    assert eot.passes == 5 * 10 and EOT(0).passes == 0 and isinstance(eot, PGD)
+
+
+def test_eot_takes_the_steps_of_its_gradient():
+    model, (x, y) = noisy(), nets.batch()
+    with drawing(model, generator(1)):
+        mean = EOT(8, draws=3).gradient(model, x, y)
+    with drawing(model, generator(1)):
+        got = EOT(8, 1, 2, random_start=False, draws=3)(model, x, y)
+    torch.testing.assert_close(got, box(x + 2 * LEVEL * mean.sign()))
+    one, plain = EOT(8, 3, draws=1), PGD(8, 3)
+    with drawing(model, generator(1)):
+        expected = plain(model, x, y, generator())
+    with drawing(model, generator(1)):
+        assert torch.equal(one(model, x, y, generator()), expected)
+
+
+def test_the_mean_of_draws_points_where_the_expected_loss_grows():
+    model, (x, y) = noisy(DOUBLE), nets.batch(dtype=torch.float64)
+    truth, eight, one = (EOT(8, draws=draws).gradient(model, x, y).flatten() for draws in (400, 8, 1))
+    near = [float(F.cosine_similarity(found, truth, dim=0)) for found in (eight, one)]
+    assert near[0] > near[1] + 0.05
+
+
+def test_bad_input_is_refused():
+    for start in (-0.1, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="start must be a finite number >= 0"):
+            with_noise_injection(nets.net(), start=start)
+    with pytest.raises(ValueError, match="noise is injected once"):
+        with_noise_injection(noisy())
+    with pytest.raises(ValueError, match="draws must be a whole number >= 1, got 0"):
+        EOT(8, draws=0)
+    with pytest.raises(ValueError, match=r"unknown model 'tinny\+injected': did you mean tiny"):
+        models.build("tinny+injected", 10)
+    with pytest.raises(ValueError, match="looks like a fraction"):
+        EOT(8 / 255)
