@@ -117,9 +117,14 @@ def fit(
 
 
 def _fit_share(
-    train: ImageSet, test: ImageSet, recipe: LearnRecipe, seed: int, engine: Engine, on_step: OnStep | None = None,
+    train: ImageSet,
+    test: ImageSet,
+    recipe: LearnRecipe,
+    seed: int,
+    engine: Engine,
+    on_step: OnStep | None = None,
     start: nn.Module | None = None,
-) -> Learned:  # fmt: skip
+) -> Learned:
     """`fit` in one process of a group, on its share of the images and of every batch."""
     tested = len(test)
     train, test = parallel.mine(train).to(engine.device), parallel.mine(test).to(engine.device)

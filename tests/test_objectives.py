@@ -178,5 +178,5 @@ def test_a_recipe_names_its_objective():
 @pytest.mark.parametrize("make", [Trades, Mart, Rsr])
 @pytest.mark.parametrize("bad", [-1, float("inf"), float("nan")])
 def test_a_weight_that_cannot_be_is_refused(make, bad):
-    with pytest.raises(ValueError, match="(beta|lam) must be a finite number from 0 on"):
+    with pytest.raises(ValueError, match=r"(beta|lam) must be a finite number from 0 on"):
         make(bad)
