@@ -210,8 +210,9 @@ def craft(
 
     The same call gives the same noise on one machine. on_step(step, total, metrics) is told of every step, with the
     "loss" and "passes", and the "noise" and "surrogate" so far to look at; when it returns True crafting stops and
-    raises Interrupted. With `checkpoint`, a path, the state is saved there every `every` seconds and when stopped, and
-    a state found there is continued as if it had never been interrupted.
+    raises Interrupted. With `checkpoint`, a path, the state is saved there every `every` seconds (times the seconds a
+    save takes, if more than one) and when stopped, and a state found there is continued as if it had never been
+    interrupted.
     Under torchrun every process makes the noise of its share of the images, and here the whole is returned.
     Raises ValueError if the state there belongs to another recipe, seed or image set.
     """
@@ -233,7 +234,7 @@ def _craft_share(
     state = State(model, recipe.sgd.optimizer(model), noise, [], Passes())
     made_by = repr((recipe, seed, engine.precision, everyone.fingerprint))
     files = [] if checkpoint is None else state_files(checkpoint)
-    if saved := newest(files, made_by, engine.device):
+    if saved := newest(files, made_by):
         state.load(saved)
     total = recipe.sgd.steps + (0 if recipe.class_wise else math.ceil(len(images) / recipe.sgd.batch))
 
@@ -243,16 +244,16 @@ def _craft_share(
         if not recipe.class_wise:
             yield from _remake(images, recipe, seed, engine, state)
 
-    began, saved, turn = time.monotonic() - state.seconds, time.monotonic(), 0
+    began, saved, turn, pause = time.monotonic() - state.seconds, time.monotonic(), 0, every
     with count_passes(state.passes):
         for _ in phases():
             state.step += 1
             state.seconds = time.monotonic() - began
             metrics = {"loss": state.losses[-1], "passes": state.passes.total}
             stop = on_step and on_step(state.step, total, {**metrics, "noise": state.noise, "surrogate": model})
-            stop, save = parallel.first((bool(stop), time.monotonic() - saved > every))
+            stop, save = parallel.first((bool(stop), time.monotonic() - saved > pause))
             if files and (stop or save):
-                state.save(files[turn % len(files)], made_by)
+                pause = every * max(1, state.save(files[turn % len(files)], made_by))
                 saved, turn = time.monotonic(), turn + 1
             if stop:
                 raise Interrupted(f"stopped after step {state.step} of {total}")

@@ -1,9 +1,11 @@
 """The state of a crafting: all that its next step depends on, saved and found again."""
 
-import io
 import os
+import time
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from torch import nn
@@ -13,10 +15,36 @@ from semkit.engine import Passes
 from semkit.files import atomic_write
 
 
-def _read_state(path: Path, made_by: str, device: str) -> dict:
-    """The state at `path`; raises ValueError if another recipe, seed or image set made it."""
+class _Told:
+    """A file for torch.save, which makes something else of a full disk: the first OSError is kept for later."""
+
+    def __init__(self, file: BinaryIO):
+        self.file, self.error = file, None
+
+    def write(self, content) -> int:
+        if self.error is None:
+            try:
+                self.file.write(content)
+            except OSError as error:
+                self.error = error
+        return len(content)
+
+    def flush(self) -> None:
+        """Nothing: who opened the file closes it."""
+
+
+def _save(state: dict, file: BinaryIO) -> None:
+    """torch.save straight to the file, so that the noise is not held a second time."""
+    told = _Told(file)
+    torch.save(state, told)
+    if told.error:
+        raise told.error
+
+
+def _read_state(path: Path, made_by: str) -> dict:
+    """The state at `path`, mapped; raises ValueError if another recipe, seed or image set made it."""
     try:
-        state = torch.load(path, map_location=device, weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:
         raise ValueError(f"{path} is no crafting state ({error}); delete it to start afresh") from error
     if state["made_by"] != made_by:
@@ -35,9 +63,9 @@ def state_files(checkpoint: str | os.PathLike) -> list[Path]:
     return [Path(f"{checkpoint}.{rank}of{size}{turn}") for turn in "ab"]
 
 
-def newest(files: list[Path], made_by: str, device: str) -> dict | None:
+def newest(files: list[Path], made_by: str) -> dict | None:
     """The newest state that every process has, None if there is none."""
-    found = {state["step"]: state for path in files if path.exists() for state in [_read_state(path, made_by, device)]}
+    found = {state["step"]: state for path in files if path.exists() for state in [_read_state(path, made_by)]}
     common = set.intersection(*map(set, parallel.every(list(found))))
     return found[max(common)] if common else None
 
@@ -54,18 +82,19 @@ class State:
     step: int = 0
     seconds: float = 0.0
 
-    def save(self, path: Path, made_by: str) -> None:
+    def save(self, path: Path, made_by: str) -> float:
+        """Writes the state to `path`, whole or not at all; returns the seconds that took."""
+        began = time.monotonic()
         state = dict(
             made_by=made_by, step=self.step, seconds=self.seconds, losses=self.losses, passes=vars(self.passes),
             noise=self.noise, model=self.model.state_dict(), optimizer=self.optimizer.state_dict(),
         )  # fmt: skip
-        content = io.BytesIO()  # what torch.save makes of a full disk is no OSError
-        torch.save(state, content)
-        atomic_write(path, content.getvalue())
+        atomic_write(path, lambda file: _save(state, file))
+        return time.monotonic() - began
 
     def load(self, state: dict) -> None:
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.optimizer.load_state_dict(deepcopy(state["optimizer"]))  # no part of the mapped file
         self.noise.copy_(state["noise"])
         self.step, self.seconds, self.losses = state["step"], state["seconds"], state["losses"]
         self.passes = Passes(**state["passes"])

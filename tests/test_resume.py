@@ -5,6 +5,7 @@ import os
 import random
 import signal
 import time
+import tracemalloc
 from dataclasses import replace
 
 import pytest
@@ -12,10 +13,12 @@ import torch
 from forked import finish, start
 from photos import contents, image_set, make_photos
 
+from semkit import models
 from semkit.craft import CraftRecipe, Interrupted, craft
-from semkit.engine import Engine
+from semkit.engine import Engine, Passes
 from semkit.perturb import PGD, Uniform
 from semkit.schedule import SGD
+from semkit.state import State, newest
 
 ENGINE = Engine("cpu", "float32")
 KILLS = 5
@@ -147,6 +150,19 @@ def test_a_state_saved_on_the_way_is_taken_up(tmp_path):
     pieced = craft(images, recipe, engine=ENGINE, on_step=watch, checkpoint=state)
     assert taken[0] == 4  # the state of step 3
     assert trace(pieced) == trace(craft(images, recipe, engine=ENGINE))
+
+
+def test_a_state_goes_to_its_file_without_a_copy_in_memory(tmp_path):
+    recipe, noise = replace(RECIPE, sgd=SCHEDULES["ramp"]), torch.ones(4000, 3, 32, 32, dtype=torch.int8)
+    model = ENGINE.prepare(models.build("tiny", 2))
+    state = State(model, recipe.sgd.optimizer(model), noise, [0.5], Passes(), step=3)
+    tracemalloc.start()
+    state.save(tmp_path / "state", "me")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < noise.nbytes / 10
+    found = newest([tmp_path / "state"], "me")
+    assert found["step"] == 3 and found["losses"] == [0.5] and found["noise"].equal(noise)
 
 
 @pytest.mark.parametrize("other", ["recipe", "seed", "images"])
