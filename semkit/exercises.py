@@ -21,8 +21,8 @@ class NotYet(AssertionError):
         return [f"not yet: {self}"]
 
 
-def _checker(check: Callable[[Callable], None]) -> Callable[[Callable], None]:
-    """The checker, with NotYet in place of a bare AssertionError."""
+def checker(check: Callable[[Callable], None]) -> Callable[[Callable], None]:
+    """The check, with NotYet in place of a bare AssertionError."""
 
     @functools.wraps(check)
     def told(answer: Callable) -> None:
@@ -34,7 +34,7 @@ def _checker(check: Callable[[Callable], None]) -> Callable[[Callable], None]:
     return told
 
 
-@_checker
+@checker
 def check_protected(protected: Callable) -> None:
     """Tells whether protected(images, delta) is uint8 round(clip(images + 255 * delta, 0, 255)).
 
@@ -59,7 +59,7 @@ def check_protected(protected: Callable) -> None:
     print("right: nothing but the box takes noise away")
 
 
-@_checker
+@checker
 def check_stability(stability: Callable) -> None:
     """Tells whether stability(loss, x, radius, draws) is minus the mean of loss(box(x + u)) over draws of u.
 
@@ -88,7 +88,7 @@ def check_stability(stability: Callable) -> None:
     print("right: as defined here, with a fresh draw each time")
 
 
-@_checker
+@checker
 def check_step_passes(step_passes: Callable) -> None:
     """Tells whether step_passes(recipe) is the passes that one training step of crafting takes for an image.
 
@@ -111,7 +111,7 @@ def check_step_passes(step_passes: Callable) -> None:
     print("right: EM with random crops takes 51, SEM 61, REM 561 in the published recipe")
 
 
-@_checker
+@checker
 def check_partial(partial: Callable) -> None:
     """Tells whether partial(x, y, z) is Pearson's correlation of x and y with z held, three arrays of one length.
 
@@ -132,7 +132,7 @@ def check_partial(partial: Callable) -> None:
     print(f"right: the plain correlation is {xy:.2f}, with z held {wanted:.2f}")
 
 
-@_checker
+@checker
 def check_moved(moved: Callable) -> None:
     """Tells whether moved(before, after) is the largest |after - before| of two uint8 images, in levels, as a number.
 
@@ -152,7 +152,7 @@ def check_moved(moved: Callable) -> None:
     print("right: this is what `semkit check` holds against the radius")
 
 
-@_checker
+@checker
 def check_sem_step(sem_step: Callable) -> None:
     """Tells whether sem_step(gradient, x, delta, recipe) is delta after one noise step of SEM, without augmentation.
 

@@ -17,6 +17,7 @@ from semkit.pixels import check_count
 
 LABELS = ("mixture", "probit")
 CONTRASTS = ("pixel", "factor")
+RATIOS = (1, 1 / 4, 1 / 16, 1 / 64)
 DECADES, GRID = 6, 241  # of the ridges that are tried, to both sides of the singular values
 
 
@@ -79,8 +80,7 @@ def latent(
     pixel, the gap depends on k alone.
     Raises ValueError unless 1 <= k <= d and norm > 0.
     """
-    check_count(k, "the latent dimension k", 1)
-    check_count(d, "the dimension d", 1)
+    k, d = check_count(k, "the latent dimension k", 1), check_count(d, "the dimension d", 1)
     if not 0 < norm < math.inf:
         raise ValueError(f"norm must be a finite number > 0, got {norm:g}")
     if contrast not in CONTRASTS:
@@ -174,7 +174,7 @@ def trade_off(model: Latent, epsilon: float, points: int = 61) -> list[dict]:
 
 
 def sampled(
-    model: Latent, theta: np.ndarray, epsilon: float = 0.0, *, samples: int = 20_000, seed: int = 0
+    model: Latent, theta: np.ndarray, epsilon: float = 0.0, *, samples: int = 20_000, seed: int | Sequence[int] = 0
 ) -> tuple[float, float]:
     """(accuracy, its standard error) of sign(theta'x) by Monte-Carlo on images moved by -y epsilon theta / |theta|.
 
@@ -191,27 +191,47 @@ def sampled(
     return hits / samples, math.sqrt(share * (1 - share) / samples)
 
 
-def gap(d: int, k: int, epsilon: float, *, samples: int = 0, seed: int = 0, **how) -> dict:
-    """A row: d, k, ratio k/d, epsilon, and the accuracies of the best rules of latent(d, k, seed=seed, **how)
+def gap(
+    d: int,
+    k: int,
+    epsilon: float,
+    *,
+    norm: float = 2.0,
+    labels: str = "mixture",
+    contrast: str = "pixel",
+    samples: int = 0,
+    seed: int = 0,
+) -> dict:
+    """A row: labels, contrast, d, k, ratio k/d, epsilon, norm, seed, and the accuracies of the best rules of `latent`
 
         standard: of the best one without attack        robust: of the best one under attack, attacked
         cautious: of that one without attack            gap: standard - robust
 
     With samples > 0 also Monte-Carlo estimates and standard errors, as standard_sampled, standard_error, and so on.
     """
-    model = latent(d, k, seed=seed, **how)
+    model = latent(d, k, norm=norm, labels=labels, contrast=contrast, seed=seed)
+    d, k = model.W.shape
     (plain, standard), (guarded, robust) = best(model), best(model, epsilon)
     row = {
-        "d": d, "k": k, "ratio": k / d, "epsilon": epsilon, "standard": standard, "robust": robust,
-        "cautious": accuracy(model, guarded), "gap": standard - robust,
+        "labels": labels, "contrast": contrast, "d": d, "k": k, "ratio": k / d, "epsilon": epsilon,
+        "norm": norm, "seed": seed, "standard": standard, "robust": robust, "cautious": accuracy(model, guarded),
+        "gap": standard - robust,
     }  # fmt: skip
     if samples:
         of = {"standard": (plain, 0), "robust": (guarded, epsilon), "cautious": (guarded, 0)}
         for i, (name, what) in enumerate(of.items()):
-            row[f"{name}_sampled"], row[f"{name}_error"] = sampled(model, *what, samples=samples, seed=seed + 1 + i)
+            row[f"{name}_sampled"], row[f"{name}_error"] = sampled(model, *what, samples=samples, seed=(seed, k, i))
         row["gap_sampled"] = row["standard_sampled"] - row["robust_sampled"]
         row["gap_error"] = math.hypot(row["standard_error"], row["robust_error"])
     return row
+
+
+def gaps(d: int, epsilon: float, *, ratios: Sequence[float] = RATIOS, seeds: Sequence[int] = (0,), **how) -> list[dict]:
+    """gap(d, ratio * d, epsilon, seed=seed, **how) of every ratio k / d and seed; a seed draws W anew.
+
+    Raises ValueError where ratio * d is not a whole number from 1 to d.
+    """
+    return [gap(d, ratio * d, epsilon, seed=seed, **how) for ratio in ratios for seed in seeds]
 
 
 def _principal(images: np.ndarray, labels: Sequence[int] | None):

@@ -13,8 +13,8 @@ FLOORS = (
     {"perturb", "schedule", "state", "foreign", "convert", "stopwatch", "sparse"},
     {"objectives"},
     {"craft", "learn", "measure", "patterns", "plain"},
-    {"presets", "study", "designs", "cluster", "plots", "originals", "jobs", "bench"},
-    {"benchreport", "crafting", "exercises", "figures", "pictures", "protect", "protected", "report"},
+    {"presets", "study", "designs", "cluster", "plots", "originals", "jobs", "bench", "exercises"},
+    {"benchreport", "crafting", "exercises_extensions", "figures", "pictures", "protect", "protected", "report"},
     {"options", "cli", "panels", "craftpanel"},
 )
 ONLY = {
