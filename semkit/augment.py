@@ -94,4 +94,38 @@ class ResizedCrop:
         return F.grid_sample(x, grid, padding_mode="border", align_corners=False)
 
 
-Augment = Identity | FlipCrop | ResizedCrop
+@dataclass(frozen=True)
+class Cutout:
+    """The augmentation `first`, then a grey square around a random pixel of every image, cut at the border.
+
+    side: of the square, in pixels. Grey is 1/2, which the nets see as 0. Source: DeVries & Taylor, 2017.
+    """
+
+    side: int = 16
+    first: Identity | FlipCrop | ResizedCrop = FlipCrop()
+
+    def __post_init__(self):
+        object.__setattr__(self, "side", check_count(self.side, "side", 1))
+
+    def output_size(self, size: int) -> int:
+        return self.first.output_size(size)
+
+    def draw(self, n: int, size: tuple[int, int], generator: torch.Generator) -> tuple:
+        drawn = self.first.draw(n, size, generator)
+        seen = [self.output_size(side) for side in size]
+        corners = (torch.randint(0, side, (n,), generator=generator, device=generator.device) for side in seen)
+        return drawn, *(corner - self.side // 2 for corner in corners)
+
+    def apply(self, x: torch.Tensor, drawn: tuple) -> torch.Tensor:
+        before, top, left = drawn
+        x = self.first.apply(x, before)
+
+        def within(start: torch.Tensor, side: int) -> torch.Tensor:
+            place = torch.arange(side, device=x.device) - start[:, None]
+            return (place >= 0) & (place < self.side)
+
+        rows, columns = (within(start, side) for start, side in zip((top, left), x.shape[2:], strict=True))
+        return x.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None], 0.5)
+
+
+Augment = Identity | FlipCrop | ResizedCrop | Cutout

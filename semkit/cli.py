@@ -1,56 +1,19 @@
 """The command line: semkit demo, sweep, protect, check, learn, convert, bench, lab."""
 
 import json
-import signal
 import sys
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 from tqdm import tqdm
 
 from semkit.files import shown
 from semkit.options import complain, parse
+from semkit.progress import progress
 
 FINE, FAILED, STOPPED = 0, 1, 130  # and options.BAD_INPUT, 2
 MOST_SHOWN = 10
-
-
-@contextmanager
-def _progress():
-    """An on_step(what, step, total, metrics) that draws a bar per job and returns True after Ctrl-C.
-
-    The first Ctrl-C lets the step finish, so that the saved state is whole; the second one ends at once.
-    Bars are drawn on a terminal only.
-    """
-    bars, stop = {}, []
-
-    def interrupt(*_):
-        if stop:
-            raise KeyboardInterrupt
-        stop.append(True)
-
-    def close():
-        for bar in bars.values():
-            bar.close()
-        bars.clear()
-
-    def on_step(what, step, total, metrics):
-        if what not in bars:
-            close()
-            bars[what] = tqdm(total=total, desc=what, file=sys.stderr, leave=False, disable=None)
-        bar = bars[what]
-        numbers = {k: f"{v:.3f}" for k, v in metrics.items() if isinstance(v, float)}
-        if numbers:
-            bar.set_postfix(numbers, refresh=False)
-        bar.update(step - bar.n)
-        return bool(stop)
-
-    before = signal.signal(signal.SIGINT, interrupt)
-    try:
-        yield on_step
-    finally:
-        signal.signal(signal.SIGINT, before)
-        close()
 
 
 def _announce(text: str) -> None:
@@ -92,7 +55,7 @@ def _protect(options) -> int:
         options.method, options.preset, radius=options.radius, perturbation_radius=options.perturbation_radius,
         surrogate=options.surrogate, size=options.size, class_wise=options.class_wise,
     )  # fmt: skip
-    with _progress() as on_step:
+    with progress() as on_step:
         report = protect(
             options.images, options.out, recipe, seed=options.seed, fraction=options.fraction, resume=options.resume,
             engine=engine, on_step=on_step, on_start=lambda images: _announce_cost(options, recipe, images, engine),
@@ -128,7 +91,7 @@ def _announce_cost(options, recipe, images, engine) -> None:
 def _check(options) -> int:
     from semkit.protected import check
 
-    with _progress() as on_step:
+    with progress() as on_step:
         found = check(options.images, options.out, radius=options.radius, root=options.data, on_step=on_step)
     _print_json(options, found)
     problems = found["problems"]
@@ -143,14 +106,17 @@ def _check(options) -> int:
 
 
 def _learn(options) -> int:
+    from semkit.countermeasures import counter
     from semkit.presets import learn_recipe
 
     engine, radius = _engine(options), options.perturbation_radius
     recipe = learn_recipe(
         options.preset, perturbation_radius=radius, norm=options.norm, learner=options.learner, size=options.size
     )
-    with _progress() as on_step:
+    with progress() as on_step:
         split = _split(options, on_step)
+        train, recipe = counter(split.train, recipe, options.countermeasure)
+        split = replace(split, train=train)
         cost = recipe.cost(len(split.train)).total * options.seeds
         kind = f"AT {radius:g} ({options.norm})" if radius else "ERM"
         _announce(f"{options.seeds} x {kind}: {recipe.model} on {split.train!r}, {cost:,} passes on {engine.device}")
@@ -187,7 +153,7 @@ def _report_learners(options, split, recipe, rows) -> int:
     last = {"mean": mean, "low": low, "high": high} if len(rows) > 1 else {"mean": mean}
     _print_json(options, {
         "images": repr(split.train), "test_images": len(split.test), "recipe": repr(recipe), "last": last, "rows": rows,
-        "skipped": list(split.skipped),
+        "countermeasures": list(options.countermeasure), "skipped": list(split.skipped),
     })  # fmt: skip
     if len(rows) > 1:
         _tell(options, f"last, mean of {len(rows)} seeds: {mean:.3f}, 95 % interval {low:.3f} to {high:.3f}")
@@ -212,14 +178,14 @@ def _sweep(options) -> int:
     crafts, learners = sweep_recipes(options.methods, options.radii, options.preset, size=options.size)
     if options.design:
         crafts = DESIGNS[options.design](options.preset, options.size)
-    with _progress() as on_step, _cluster(options) as client:
+    with progress() as on_step, _cluster(options) as client:
         split = _split(options, on_step)
         if options.test_limit:
-            split = type(split)(split.train, split.test.limit(options.test_limit), split.skipped)
+            split = replace(split, test=split.test.limit(options.test_limit))
         table, rows = write_sweep(
             split, options.out, crafts, learners, preset=options.preset, engine=engine,
             seeds=range(options.seed, options.seed + options.seeds), measure_noise=options.measure_noise,
-            client=client, on_step=on_step, say=_announce,
+            countermeasures=options.countermeasures, client=client, on_step=on_step, say=_announce,
         )  # fmt: skip
     _print_json(options, rows)
     _tell(options, table)
@@ -243,7 +209,7 @@ def _bench(options) -> int:
     from semkit.bench import planned
     from semkit.benchreport import markdown, run_bench
 
-    with _progress() as on_step:
+    with progress() as on_step:
         result = run_bench(planned(**vars(options)), _engine(options), options.out, on_step=on_step, say=_announce)
     _print_json(options, result)
     _tell(options, markdown(result))

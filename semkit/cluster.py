@@ -46,13 +46,13 @@ def _craft(split: Split, recipe: CraftRecipe, seed: int, engine: Engine, cache: 
 
 
 def _learn(
-    split: Split, crafted: None, craft_by: CraftRecipe | None, learn_by: LearnRecipe, seed: int, engine: Engine,
-    cache: Path,
+    split: Split, crafted: None, craft_by: CraftRecipe | None, learn_by: LearnRecipe, countermeasures: Sequence[str],
+    seed: int, engine: Engine, cache: Path,
 ) -> None:  # fmt: skip
     train, how = split.train, dict(seed=seed, engine=engine, cache=cache)
     if craft_by:
         train = train.with_noise(crafted_noise(train, craft_by, **how)[0].levels)
-    learned_row(train, split.test, learn_by, **how)
+    learned_row(train, split.test, learn_by, countermeasures=countermeasures, **how)
 
 
 def run_grid(
@@ -61,6 +61,7 @@ def run_grid(
     crafts: Mapping[str, CraftRecipe | None],
     learners: Mapping[float, LearnRecipe],
     *,
+    countermeasures: Sequence[str] = (),
     seeds: Sequence[int] = (0,),
     engine: Engine | None = None,
     cache: Path,
@@ -80,8 +81,8 @@ def run_grid(
         crafted = client.submit(_craft, images, craft_by, seed, engine, cache, pure=False) if craft_by else None
         runs += [crafted] if crafted else []
         runs += [
-            client.submit(_learn, images, crafted, craft_by, learn_by, seed, engine, cache, pure=False)
-            for learn_by in learners.values()
+            client.submit(_learn, images, crafted, craft_by, learn_by, first, seed, engine, cache, pure=False)
+            for first, learn_by in product([(name,) for name in countermeasures] or [()], learners.values())
         ]
     what = f"runs on {len(client.scheduler_info(n_workers=-1)['workers'])} workers"
     try:

@@ -87,6 +87,14 @@ def grid_figure(rows: Sequence[dict], *, title: str) -> Figure:
     return _titled(figure, title)
 
 
+def countermeasures_figure(rows: Sequence[dict], *, chance: float | None = None, title: str) -> Figure:
+    """Clean test accuracy after each countermeasure, a line of points a method, a panel a training radius."""
+    count = _radii(rows)
+    figure = new_figure(2.5 + 5.5 * count, 1.6 + 0.42 * len({row["countermeasure"] for row in rows}))
+    plots.draw_countermeasures(figure.subplots(1, count, sharey=True, squeeze=False)[0], rows, chance)
+    return _titled(figure, title)
+
+
 def scatter_figure(
     rows: Sequence[dict],
     *,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from semkit import __version__
 from semkit.convert import UNITS
+from semkit.countermeasures import COUNTERMEASURES
 from semkit.designs import DESIGNS
 from semkit.models import MODELS, check_model
 from semkit.pixels import NORMS, check_radius
@@ -55,6 +56,7 @@ def _count(least: int):
 
 
 _radius = _checked(check_radius)
+_countermeasure = _word(COUNTERMEASURES, "countermeasure")
 
 
 @_checked
@@ -111,7 +113,7 @@ def _demo_options(parser) -> None:
     parser.set_defaults(
         images="shapes", data=None, download=False, limit=None, size=32, skip_unreadable=False, split_seed=0,
         protected=None, test_limit=None, preset="demo", methods=("clean", "em", "sem"), radii=(0, 4),
-        design=None, measure_noise=False, workers=None, scheduler=None,
+        design=None, measure_noise=False, countermeasures=(), workers=None, scheduler=None,
     )  # fmt: skip
 
 
@@ -126,6 +128,8 @@ def _sweep_options(parser) -> None:
     add("--design", type=designs, metavar="NAME", help=f"instead of methods a lesson's set: {', '.join(DESIGNS)}")
     add("--measure-noise", action="store_true", help="robustness and stability of every noise, in noise.csv")
     add("--radii", nargs="+", type=_radius, default=(0, 4), help="training radii in levels, 0 is ERM")
+    help_ = "learners after each of these, none to compare with: " + ", ".join(COUNTERMEASURES)
+    add("--countermeasures", nargs="+", type=_countermeasure, default=(), metavar="NAME", help=help_)
     add("--test-limit", type=_count(2), metavar="N", help="N test images only")
     add("--workers", type=_count(1), metavar="N", help="make the runs in N processes of one thread each (needs Dask)")
     add("--scheduler", metavar="ADDRESS", help="make the runs on the workers of a Dask scheduler, tcp://HOST:PORT")
@@ -164,6 +168,8 @@ def _learn_options(parser) -> None:
     add("--perturbation-radius", type=_radius, default=0, help="adversarial training at this radius; 0 is ERM")
     add("--norm", type=_word(NORMS, "norm"), default="linf", help="linf (the default), l2 or l1")
     add("--learner", type=_checked(check_model), help=f"one of {', '.join(MODELS)}")
+    help_ = f"what is done to the training images first, in this order: {', '.join(COUNTERMEASURES)}"
+    add("--countermeasure", nargs="+", type=_countermeasure, default=(), metavar="NAME", help=help_)
     add("--seeds", type=_count(1), default=1, metavar="N", help="how many learners (1)")
     add("--split-seed", type=_count(0), default=0, help="of the division of a folder without train/ and test/ (0)")
     add("--cache", type=Path, metavar="DIR", help="keeps finished learners, so that a second call is instant")

@@ -26,19 +26,20 @@ def _cell(values: Sequence[float]) -> str:
 
 
 def table(rows: Sequence[dict]) -> str:
-    """Rows of a sweep in Markdown: a line a method, a column a training radius, accuracy in % (± 95 % interval).
+    """Rows of a sweep in Markdown: a line a method (and countermeasure), a column a training radius, accuracy in %.
 
-    Rows that tell noise_seconds get a column of them.
+    ± half the 95 % interval over seeds. Rows that tell noise_seconds get a column of them.
     """
     timed = all("noise_seconds" in row for row in rows)
     radii = sorted({row["training_radius"] for row in rows})
     heads = ["trained on", *("ERM" if r == 0 else f"AT {r:g}/255" for r in radii), *["noise made in"] * timed]
     lines = [heads]
-    for method in dict.fromkeys(row["method"] for row in rows):
-        mine = [row for row in rows if row["method"] == method]
+    for method, first in dict.fromkeys((row["method"], row.get("countermeasure")) for row in rows):
+        mine = [row for row in rows if (row["method"], row.get("countermeasure")) == (method, first)]
         cells = [_cell([row["last"] for row in mine if row["training_radius"] == r]) for r in radii]
         seconds = max(row.get("noise_seconds", 0) for row in mine)
-        lines.append([LABEL.get(method, method), *cells, *[f"{seconds:.0f} s" if seconds else "-"] * timed])
+        name = ", ".join((LABEL.get(method, method), *[first] * (first not in (None, "none"))))
+        lines.append([name, *cells, *[f"{seconds:.0f} s" if seconds else "-"] * timed])
     widths = [max(len(line[i]) for line in lines) for i in range(len(heads))]
     padded = [[cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines]
     text = ["| " + " | ".join(line) + " |" for line in padded]
@@ -82,6 +83,7 @@ def write_sweep(
     preset: str,
     engine: Engine,
     measure_noise: bool = False,
+    countermeasures: Sequence[str] = (),
     client=None,
     on_step: Callable | None = None,
     say: Callable[[str], object] = print,
@@ -89,19 +91,22 @@ def write_sweep(
     """(table, rows) of a grid: rows.csv, table.md and, for methods that have a style, figure.png are written to `out`.
 
     measure_noise: noise.csv and losses.csv too, of designs.noise_rows and loss_rows. client: of cluster.connected, to
-    make the runs there. Finished runs are kept in out/runs.
+    make the runs there. countermeasures: as of study.grid, drawn instead of the images. Finished runs are kept in
+    out/runs.
     """
     how = dict(seeds=seeds, engine=engine, cache=out / "runs", on_step=on_step)
-    cost = grid_cost(len(split.train), crafts, learners, len(seeds))
+    cost = grid_cost(len(split.train), crafts, learners, len(seeds), countermeasures)
     net = build(next(iter(learners.values())).model, len(split.train.classes), size=split.train.images.shape[-1])
     seconds = predict_seconds(net, split.train.images[:64], cost, engine)
+    times = f"{len(countermeasures)} countermeasures x " if countermeasures else ""
     say(
-        f"{split.train!r}, {len(split.test)} test images: {len(crafts)} methods x {len(learners)} radii x {len(seeds)} "
-        f"seeds, {cost.total:,} passes, at most about {seconds / 60:.1f} min on {engine.device} in {engine.precision}"
+        f"{split.train!r}, {len(split.test)} test images: {len(crafts)} methods x {times}{len(learners)} radii x "
+        f"{len(seeds)} seeds, {cost.total:,} passes, at most about {seconds / 60:.1f} min on {engine.device} in "
+        f"{engine.precision}"
     )
     if client:
-        run_grid(client, split, crafts, learners, **how)
-    rows = [{"preset": preset, **row} for row in grid(split, crafts, learners, **how)]
+        run_grid(client, split, crafts, learners, countermeasures=countermeasures, **how)
+    rows = [{"preset": preset, **row} for row in grid(split, crafts, learners, countermeasures=countermeasures, **how)]
     text = table(rows)
     write_rows(rows, out / "rows.csv")
     atomic_write(out / "table.md", (text + "\n").encode())
@@ -110,9 +115,24 @@ def write_sweep(
         measured = noise_rows(split, crafts, reference=reference, **how)
         write_rows([{"preset": preset, **row} for row in measured], out / "noise.csv")
         write_rows([{"preset": preset, **row} for row in loss_rows(split, crafts, **how)], out / "losses.csv")
-    if crafts.keys() <= LABEL.keys():
+    if countermeasures:
+        _write_countermeasures(split, out, rows)
+    elif crafts.keys() <= LABEL.keys():
         _write_figure(split, out, crafts, rows, how)
     return text, rows
+
+
+def _title(split: Split, rows: Sequence[dict]) -> str:
+    seeds = len({row["seed"] for row in rows})
+    title = f"{split.train.name}: {len(split.train)} training images, {rows[0]['preset']} preset, {seeds} seed"
+    return title + "s" * (seeds > 1)
+
+
+def _write_countermeasures(split: Split, out: Path, rows: Sequence[dict]) -> None:
+    from semkit import figures
+
+    chance = 1 / len(split.train.classes)
+    figures.save(figures.countermeasures_figure(rows, chance=chance, title=_title(split, rows)), out / "figure.png")
 
 
 def _write_figure(split: Split, out: Path, crafts, rows: Sequence[dict], how: dict) -> None:
@@ -124,10 +144,7 @@ def _write_figure(split: Split, out: Path, crafts, rows: Sequence[dict], how: di
         method: crafted_noise(split.train, recipe, seed=seed, engine=engine, cache=cache)[0].levels[place]
         for method, recipe in crafts.items() if recipe
     }  # fmt: skip
-    plural = "s" * (len(how["seeds"]) > 1)
-    preset = rows[0]["preset"]
-    title = f"{split.train.name}: {len(split.train)} training images, {preset} preset, {len(how['seeds'])} seed{plural}"
     figure = figures.protection_figure(
-        rows, split.train.images[place], made, radius=8, title=title, chance=1 / len(split.train.classes)
+        rows, split.train.images[place], made, radius=8, title=_title(split, rows), chance=1 / len(split.train.classes)
     )
     figures.save(figure, out / "figure.png")

@@ -4,7 +4,7 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from semkit import __version__, models, parallel
+from semkit.countermeasures import counter
 from semkit.craft import CraftRecipe, Interrupted, craft
 from semkit.engine import Engine, Passes
 from semkit.files import atomic_write, shown
@@ -124,6 +125,7 @@ def learned_row(
     test: ImageSet,
     recipe: LearnRecipe,
     *,
+    countermeasures: Sequence[str] = (),
     seed: int = 0,
     engine: Engine | None = None,
     cache: Path | None = None,
@@ -131,9 +133,11 @@ def learned_row(
 ) -> dict:
     """A learner's row: last and best test accuracy, the curve [[step, accuracy]], passes, seconds.
 
+    countermeasures: names in countermeasures.COUNTERMEASURES, applied to `train` first, in this order.
     With a cache folder, taken from there if it is there, and kept. Raises ValueError for a damaged file in the cache.
     """
     engine = engine or Engine()
+    train, recipe = counter(train, recipe, countermeasures)
     name = key(train.fingerprint, test.fingerprint, recipe, seed, _how(engine))
     path = None if cache is None else Path(cache) / f"learner-{name}.json"
     if path and path.exists():
@@ -158,11 +162,15 @@ def learned_row(
 
 
 def grid_cost(
-    n: int, crafts: Mapping[str, CraftRecipe | None], learners: Mapping[float, LearnRecipe], seeds: int
+    n: int,
+    crafts: Mapping[str, CraftRecipe | None],
+    learners: Mapping[float, LearnRecipe],
+    seeds: int,
+    countermeasures: Sequence[str] = (),
 ) -> Passes:
     """The passes of a grid over n images, if nothing of it is in the cache."""
     costs = [recipe.cost(n) for recipe in crafts.values() if recipe]
-    costs += [recipe.cost(n) for recipe in learners.values()] * len(crafts)
+    costs += [recipe.cost(n) for recipe in learners.values()] * len(crafts) * max(1, len(countermeasures))
     return Passes(seeds * sum(c.input_gradient for c in costs), seeds * sum(c.training for c in costs))
 
 
@@ -171,6 +179,7 @@ def grid(
     crafts: Mapping[str, CraftRecipe | None],
     learners: Mapping[float, LearnRecipe],
     *,
+    countermeasures: Sequence[str] = (),
     seeds: Iterable[int] = (0,),
     engine: Engine | None = None,
     cache: Path | None = None,
@@ -179,7 +188,7 @@ def grid(
     """Rows of learners: every way to craft x learner x seed, the noise of a seed crafted with that seed.
 
     crafts: the name of a row's method -> its recipe, None for unprotected images. learners: a row's training radius ->
-    its recipe.
+    its recipe. countermeasures: where given, every learner after each of them, which a row's `countermeasure` names.
     """
     engine, rows = engine or Engine(), []
     for seed, (method, craft_by) in itertools.product(seeds, crafts.items()):
@@ -188,11 +197,13 @@ def grid(
             told = on_step and partial(on_step, f"{method} noise, seed {seed}")
             noise, noise_cost = crafted_noise(train, craft_by, seed=seed, engine=engine, cache=cache, on_step=told)
             train = train.with_noise(noise.levels)
-        for r, learn_by in learners.items():
-            told = on_step and partial(on_step, f"{method}, {f'AT {r:g}' if r else 'ERM'}, seed {seed}")
-            row = learned_row(train, split.test, learn_by, seed=seed, engine=engine, cache=cache, on_step=told)
+        firsts = [{"countermeasure": name} for name in countermeasures] or [{}]
+        for first, (r, learn_by) in itertools.product(firsts, learners.items()):
+            job = ", ".join((method, *first.values(), f"AT {r:g}" if r else "ERM", f"seed {seed}"))
+            how = dict(seed=seed, engine=engine, cache=cache, on_step=on_step and partial(on_step, job))
+            row = learned_row(train, split.test, learn_by, countermeasures=tuple(first.values()), **how)
             rows.append({
-                "method": method, "training_radius": r, "seed": seed, **row,
+                "method": method, **first, "training_radius": r, "seed": seed, **row,
                 "noise_passes": noise_cost["passes"], "noise_seconds": noise_cost["seconds"],
             })  # fmt: skip
     return rows

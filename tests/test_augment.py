@@ -5,7 +5,7 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional as v2
 
-from semkit.augment import FlipCrop, Identity, ResizedCrop
+from semkit.augment import Cutout, FlipCrop, Identity, ResizedCrop
 
 
 def generator(seed=0):
@@ -155,3 +155,22 @@ def test_gradients_of_a_resized_crop_agree_with_differences():
     t = ResizedCrop(4)
     drawn = t.draw(2, (6, 5), generator(3))
     assert torch.autograd.gradcheck(lambda v: t.apply(v, drawn), (x,))
+
+
+def test_cutout_greys_a_square_after_the_first_augmentation():
+    x, augment = floats(40, 3, 12, 10), Cutout(5, FlipCrop(2))
+    drawn = augment.draw(40, (12, 10), generator(3))
+    expected = FlipCrop(2).apply(x, drawn[0]).clone()
+    for image, top, left in zip(expected, *drawn[1:], strict=True):
+        image[:, max(0, top) : top + 5, max(0, left) : left + 5] = 0.5
+    assert torch.equal(augment.apply(x, drawn), expected)
+    centres = torch.stack(drawn[1:]) + 2
+    assert centres.min() == 0 and centres[0].max() == 11 and centres[1].max() == 9
+    assert augment.output_size(12) == 12 and Cutout(5, ResizedCrop(8)).output_size(12) == 8
+
+
+def test_the_gradient_does_not_pass_the_square():
+    x, augment = floats(4, 3, 8, 8).requires_grad_(), Cutout(8, Identity())
+    drawn = augment.draw(4, (8, 8), generator())
+    (g,) = torch.autograd.grad(augment.apply(x, drawn).sum(), x)
+    assert torch.equal(g, (augment.apply(x, drawn) != 0.5).float())

@@ -326,3 +326,28 @@ def test_sweep_writes_rows_table_and_figure_and_a_second_call_finds_its_runs(her
     assert run(*sweep) == 0
     assert capsys.readouterr().out.startswith("| trained on")
     assert contents(here / "out/runs") == runs
+
+
+def test_learn_reports_its_countermeasures_and_changes_the_training_images_only(here, capsys):
+    assert run("learn", "photos", "--countermeasure", "grayscale", "jpeg", "--json", *QUICK) == 0
+    said = capsys.readouterr()
+    report = json.loads(said.out)
+    assert report["countermeasures"] == ["grayscale", "jpeg"] and "photos, grayscale, jpeg" in report["images"]
+    assert "did you mean jpeg?" in complaint(capsys, "learn", "photos", "--countermeasure", "jpg")
+
+
+def test_a_sweep_with_countermeasures_names_them_and_without_them_has_no_such_column(here, capsys):
+    sweep = ["sweep", "photos", "--out", "out", "--methods", "clean", "em", "--radii", "0", "--seeds", "1", *QUICK]
+    assert run(*sweep, "--countermeasures", "none", "jpeg", "cutout", "--json") == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["countermeasure"] for row in rows] == 2 * ["none", "jpeg", "cutout"]
+    assert Image.open(here / "out/figure.png").convert("L")
+    lines = [line.split("|")[1].strip() for line in (here / "out/table.md").read_text().splitlines()]
+    assert lines[2:] == ["clean images", "clean images, jpeg", "clean images, cutout", "EM", "EM, jpeg", "EM, cutout"]
+    runs = contents(here / "out/runs")
+    assert run(*sweep, "--json") == 0
+    plain = json.loads(capsys.readouterr().out)
+    strip = lambda row: {name: value for name, value in row.items() if name != "countermeasure"}  # noqa: E731
+    assert plain == [strip(row) for row in rows if row["countermeasure"] == "none"]
+    assert contents(here / "out/runs") == runs
+    assert "did you mean median?" in complaint(capsys, *sweep, "--countermeasures", "medain")

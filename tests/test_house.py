@@ -13,9 +13,9 @@ FLOORS = (
     {"perturb", "schedule", "state", "foreign", "convert", "stopwatch", "sparse"},
     {"objectives"},
     {"craft", "learn", "measure", "patterns", "plain"},
-    {"presets", "study", "designs", "cluster", "plots", "originals", "jobs", "bench", "exercises"},
+    {"presets", "countermeasures", "study", "designs", "cluster", "plots", "originals", "jobs", "bench", "exercises"},
     {"benchreport", "crafting", "exercises_extensions", "figures", "pictures", "protect", "protected", "report"},
-    {"options", "cli", "panels", "craftpanel"},
+    {"options", "progress", "cli", "panels", "craftpanel"},
 )
 ONLY = {
     "matplotlib": {"figures"}, "distributed": {"cluster"}, "ipywidgets": {"panels", "craftpanel"},

@@ -1,0 +1,179 @@
+"""What a trainer does to the training images first, to be rid of the protection; test images stay as they are.
+
+By image: a function of uint8 images [N,3,H,W] that looks at nothing else. By set: one that needs the labels too. By
+batch: an augmentation of the learner. All values are rounded, none is cut off.
+"""
+
+import io
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from semkit.augment import Augment, Cutout
+from semkit.imageset import ImageSet
+from semkit.learn import LearnRecipe
+from semkit.pixels import check_count, to_float
+from semkit.presets import check_name
+
+BATCH = 1000  # images that a bilateral blur holds as floats
+
+
+def none(images: Tensor) -> Tensor:
+    """The images as they are, to compare with."""
+    return images
+
+
+def _pillow(image: Tensor) -> Image.Image:
+    return Image.fromarray(image.permute(1, 2, 0).cpu().contiguous().numpy())
+
+
+def jpeg(images: Tensor, quality: int = 10) -> Tensor:
+    """Each image as JPEG of the given quality (1 to 95, colour at half resolution), and back.
+
+    Source: Liu et al., Image Shortcut Squeezing, ICML 2023.
+    """
+    if check_count(quality, "quality", 1) > 95:
+        raise ValueError(f"quality must be 1 to 95, got {quality}")
+    done = torch.empty_like(images)
+    for i, image in enumerate(images):
+        _pillow(image).save(file := io.BytesIO(), "JPEG", quality=quality)
+        done[i] = torch.from_numpy(np.array(Image.open(file))).permute(2, 0, 1)
+    return done
+
+
+def grayscale(images: Tensor) -> Tensor:
+    """All three channels the luma .299 R + .587 G + .114 B. Source: Liu et al., ICML 2023."""
+    red, green, blue = images.to(torch.int32).unbind(1)
+    luma = (19595 * red + 38470 * green + 7471 * blue + 2**15) >> 16  # Pillow's fixed point
+    return luma.to(torch.uint8)[:, None].expand_as(images).contiguous()
+
+
+def bitdepth(images: Tensor, bits: int = 2) -> Tensor:
+    """Each value the nearest of 2^bits evenly spaced ones from 0 to 255. Source: Liu et al., ICML 2023."""
+    if not 1 <= check_count(bits, "bits") <= 8:
+        raise ValueError(f"bits must be 1 to 8, got {bits}")
+    step = 255 / (2**bits - 1)
+    return ((images / step).round() * step).round().to(torch.uint8)
+
+
+def _smooth(images: Tensor, weights: Sequence[int]) -> Tensor:
+    """The images filtered by whole `weights` down and across, divided by their sum; mirrored at the border."""
+    from scipy import ndimage  # half a second that importing semkit need not pay
+
+    total, area = images.cpu().numpy().astype(np.int32), sum(weights) ** 2
+    for axis in (2, 3):
+        total = ndimage.correlate1d(total, weights, axis, mode="mirror")
+    return torch.from_numpy(((total + area // 2) // area).astype(np.uint8)).to(images.device)
+
+
+def mean(images: Tensor) -> Tensor:
+    """The mean of 3 x 3 pixels, as REM's and SEM's code filters."""
+    return _smooth(images, (1, 1, 1))
+
+
+def gaussian(images: Tensor) -> Tensor:
+    """The Gaussian of 3 x 3 pixels, 1/4 1/2 1/4 down and across: sigma .85. (With sigma .1 it would do nothing.)"""
+    return _smooth(images, (1, 2, 1))
+
+
+def median(images: Tensor) -> Tensor:
+    """The median of 3 x 3 pixels, the border's pixels repeated outside."""
+    from scipy import ndimage
+
+    done = ndimage.median_filter(images.cpu().numpy(), (1, 1, 3, 3), mode="nearest")
+    return torch.from_numpy(done).to(images.device)
+
+
+def _neighbours(x: Tensor, radius: int) -> Iterator[tuple[int, Tensor]]:
+    """(squared distance, the pixel there) for all offsets within the circle; mirrored at the border."""
+    (height, width), padded = x.shape[2:], F.pad(x, [radius] * 4, mode="reflect")
+    for down in range(-radius, radius + 1):
+        reach = math.isqrt(radius**2 - down**2)
+        for right in range(-reach, reach + 1):
+            top, left = radius + down, radius + right
+            yield down**2 + right**2, padded[..., top : top + height, left : left + width]
+
+
+def bilateral(images: Tensor, diameter: int = 9, sigma_colour: float = 75, sigma_space: float = 75) -> Tensor:
+    """The mean of the pixels in a circle, those alike counting most: edges stay. As REM's and SEM's code filters.
+
+        weight = exp(-distance^2 / 2 sigma_space^2 - (|R - R'| + |G - G'| + |B - B'|)^2 / 2 sigma_colour^2)
+
+    Distances in pixels, colours in levels. Source: Tomasi & Manduchi, ICCV 1998.
+    """
+
+    def blurred(part: Tensor) -> Tensor:
+        x = part.float()
+        total, weights = torch.zeros_like(x), torch.zeros_like(x[:, :1])
+        for squared, there in _neighbours(x, diameter // 2):
+            apart = (there - x).abs().sum(1, keepdim=True)
+            weight = (-squared / (2 * sigma_space**2) - apart**2 / (2 * sigma_colour**2)).exp()
+            total, weights = total + weight * there, weights + weight
+        return (total / weights).round().to(torch.uint8)
+
+    return torch.cat([blurred(part) for part in images.split(BATCH)])
+
+
+def linear_softmax(x: Tensor, labels: Tensor, steps: int = 100) -> Tensor:
+    """[K,D]: weights of the bias-free linear classifier of x [N,D] with the least cross-entropy, by L-BFGS from 0.
+
+    Less their mean over the classes, which a softmax does not see: of rank K - 1.
+    """
+    weights = torch.zeros(int(labels.max()) + 1, x.shape[1], dtype=x.dtype, device=x.device, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weights], max_iter=steps, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        value = F.cross_entropy(x @ weights.T, labels)
+        value.backward()
+        return value
+
+    with torch.enable_grad():
+        optimizer.step(loss)
+    return weights.detach() - weights.detach().mean(0)
+
+
+def projection(images: Tensor, labels: Tensor, steps: int = 100) -> Tensor:
+    """Orthogonal projection: what a linear classifier of these images looks at, taken out of them.
+
+        W = linear_softmax(pixels, labels),   x <- x - Q Q' (x - mean),   Q an orthonormal base of W's rows
+
+    Removes linearly separable noise, and of the content what is linear too. The mean image keeps its place (our choice:
+    without it the images are the same but for a constant one, which leaves many values below 0, where they are lost).
+    Source: Sandoval-Segura et al., NeurIPS 2023.
+    """
+    x = to_float(images).flatten(1)
+    _, sizes, rows = torch.linalg.svd(linear_softmax(x, labels, steps), full_matrices=False)
+    base = rows[sizes > 1e-5 * sizes[0]]
+    projected = x - (x - x.mean(0)) @ base.T @ base
+    return (projected * 255).round().clamp(0, 255).to(torch.uint8).view_as(images)
+
+
+BY_IMAGE: dict[str, Callable[[Tensor], Tensor]] = {
+    f.__name__: f for f in (none, jpeg, grayscale, bitdepth, mean, gaussian, median, bilateral)
+}
+BY_SET: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"projection": projection}
+BY_BATCH: dict[str, Callable[[Augment], Augment]] = {"cutout": lambda augment: Cutout(first=augment)}
+COUNTERMEASURES = (*BY_IMAGE, *BY_SET, *BY_BATCH)
+
+
+def counter(train: ImageSet, recipe: LearnRecipe, names: Sequence[str]) -> tuple[ImageSet, LearnRecipe]:
+    """The training images and the learner's recipe after the countermeasures, applied in the order given.
+
+    Only training images come in here. Raises ValueError for an unknown name.
+    """
+    for name in names:
+        check_name(name, COUNTERMEASURES, "countermeasure")
+        if name in BY_BATCH:
+            recipe = replace(recipe, augment=BY_BATCH[name](recipe.augment))
+        else:
+            labels = (train.labels,) if name in BY_SET else ()
+            images = (BY_SET | BY_IMAGE)[name](train.images, *labels)
+            train = replace(train, images=images, name=train.name if name == "none" else f"{train.name}, {name}")
+    return train, recipe

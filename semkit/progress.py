@@ -1,0 +1,45 @@
+"""The command line's bars, and what Ctrl-C does to a run."""
+
+import signal
+import sys
+from contextlib import contextmanager
+
+from tqdm import tqdm
+
+
+@contextmanager
+def progress():
+    """An on_step(what, step, total, metrics) that draws a bar per job and returns True after Ctrl-C.
+
+    The first Ctrl-C lets the step finish, so that the saved state is whole; the second one ends at once.
+    Bars are drawn on a terminal only.
+    """
+    bars, stop = {}, []
+
+    def interrupt(*_):
+        if stop:
+            raise KeyboardInterrupt
+        stop.append(True)
+
+    def close():
+        for bar in bars.values():
+            bar.close()
+        bars.clear()
+
+    def on_step(what, step, total, metrics):
+        if what not in bars:
+            close()
+            bars[what] = tqdm(total=total, desc=what, file=sys.stderr, leave=False, disable=None)
+        bar = bars[what]
+        numbers = {k: f"{v:.3f}" for k, v in metrics.items() if isinstance(v, float)}
+        if numbers:
+            bar.set_postfix(numbers, refresh=False)
+        bar.update(step - bar.n)
+        return bool(stop)
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield on_step
+    finally:
+        signal.signal(signal.SIGINT, before)
+        close()

@@ -1,0 +1,204 @@
+"""What a trainer does first: against loops, Pillow, scipy and scikit-learn; and never to test images."""
+
+import io
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from photos import image_set, image_split
+from PIL import Image
+from scipy import ndimage
+
+from semkit.augment import Cutout, FlipCrop
+from semkit.countermeasures import (
+    BY_IMAGE,
+    COUNTERMEASURES,
+    bilateral,
+    bitdepth,
+    counter,
+    gaussian,
+    jpeg,
+    linear_softmax,
+    projection,
+)
+from semkit.engine import Engine
+from semkit.learn import LearnRecipe
+from semkit.schedule import SGD
+from semkit.study import learned_row
+
+ENGINE = Engine("cpu", "float32")
+LEARN = LearnRecipe(model="tiny", sgd=SGD(steps=3, batch=8), evaluations=1)
+IMAGES = image_set(12, 16).images
+
+
+def each(images, change):
+    """change(an image [H,W,3] as numpy), image after image, back as a tensor."""
+    done = [change(image) for image in images.permute(0, 2, 3, 1).numpy()]
+    return torch.from_numpy(np.stack(done)).permute(0, 3, 1, 2)
+
+
+def by_pillow_jpeg(image):
+    Image.fromarray(image).save(file := io.BytesIO(), "JPEG", quality=10)
+    return np.array(Image.open(file))
+
+
+def windows(image, pad):
+    """[H,W,9,3]: the 3 x 3 pixels around every pixel, padded as numpy names it."""
+    padded = np.pad(image.astype(float), ((1, 1), (1, 1), (0, 0)), pad)
+    height, width = image.shape[:2]
+    return np.stack([padded[i : i + height, j : j + width] for i in range(3) for j in range(3)], 2)
+
+
+def weighted(image, weights):
+    return np.floor(windows(image, "reflect").transpose(0, 1, 3, 2) @ (np.array(weights) / sum(weights)) + 0.5)
+
+
+def bilateral_loop(image, reach=4, sigma=75):
+    height, width, _ = image.shape
+    padded = np.pad(image.astype(float), ((reach, reach), (reach, reach), (0, 0)), "reflect")
+    done = np.empty(image.shape)
+    offsets = [(i, j) for i in range(-reach, reach + 1) for j in range(-reach, reach + 1) if i * i + j * j <= reach**2]
+    for y in range(height):
+        for x in range(width):
+            there = np.array([padded[y + reach + i, x + reach + j] for i, j in offsets])
+            distance = np.array([i * i + j * j for i, j in offsets])
+            apart = np.abs(there - image[y, x].astype(float)).sum(1)
+            weight = np.exp(-(distance + apart**2) / (2 * sigma**2))
+            done[y, x] = (weight[:, None] * there).sum(0) / weight.sum()
+    return done
+
+
+ORACLES = {
+    "none": lambda image: image,
+    "jpeg": by_pillow_jpeg,
+    "grayscale": lambda image: np.array(Image.fromarray(image).convert("L").convert("RGB")),
+    "bitdepth": lambda image: np.array([0, 85, 170, 255])[np.abs(image[..., None] - np.arange(0, 256, 85)).argmin(-1)],
+    "mean": lambda image: weighted(image, [1] * 9),
+    "gaussian": lambda image: weighted(image, [1, 2, 1, 2, 4, 2, 1, 2, 1]),
+    "median": lambda image: np.median(windows(image, "edge"), 2),
+    "bilateral": lambda image: bilateral_loop(image).round(),
+}
+
+
+@pytest.mark.parametrize("name", BY_IMAGE)
+def test_a_countermeasure_is_what_a_loop_or_pillow_makes(name):
+    images = IMAGES[:2] if name == "bilateral" else IMAGES
+    before = images.clone()
+    done = BY_IMAGE[name](images)
+    apart = (done.double() - each(images, ORACLES[name]).double()).abs()
+    assert done.dtype == torch.uint8 and done.shape == images.shape and torch.equal(images, before)
+    assert apart.max() <= (1 if name == "bilateral" else 0) and (apart > 0).float().mean() < 1e-3
+
+
+@pytest.mark.parametrize("name", sorted(BY_IMAGE.keys() - {"none"}))
+def test_a_countermeasure_does_something(name):
+    assert (BY_IMAGE[name](IMAGES) != IMAGES).float().mean() > 0.3
+
+
+def test_a_gaussian_of_sigma_a_tenth_would_do_nothing():
+    twin = ndimage.gaussian_filter(IMAGES.numpy().astype(float), (0, 0, 0.1, 0.1)).round().astype(np.uint8)
+    assert np.array_equal(twin, IMAGES.numpy()) and not torch.equal(gaussian(IMAGES), IMAGES)
+
+
+@pytest.mark.parametrize("name", ["none", "mean", "gaussian", "median", "bilateral"])
+def test_an_even_image_stays_as_it_is(name):
+    even = torch.arange(6, dtype=torch.uint8)[:, None, None, None].expand(6, 3, 12, 12) * 51
+    assert torch.equal(BY_IMAGE[name](even.contiguous()), even)
+
+
+def test_the_parameters_have_their_limits():
+    assert torch.equal(bitdepth(IMAGES, 8), IMAGES)
+    assert torch.equal(bitdepth(IMAGES, 1).unique(), torch.tensor([0, 255], dtype=torch.uint8))
+    fine = bilateral(IMAGES[:2], sigma_colour=0.1)
+    assert torch.equal(fine, IMAGES[:2])  # nothing else has the same colour
+    apart = [(jpeg(IMAGES, quality).float() - IMAGES.float()).abs().mean() for quality in (5, 10, 50, 95)]
+    assert apart == sorted(apart, reverse=True)
+    with pytest.raises(ValueError, match="bits must be 1 to 8, got 9"):
+        bitdepth(IMAGES, 9)
+    with pytest.raises(ValueError, match="quality must be 1 to 95, got 100"):
+        jpeg(IMAGES, 100)
+
+
+def test_values_are_rounded_not_cut_off():
+    """Cut-off values would be darker by half a level on average."""
+    for name in ("mean", "gaussian", "bilateral"):
+        assert abs((BY_IMAGE[name](IMAGES).float() - IMAGES.float()).mean()) < 0.35, name
+
+
+def separable(strength=8, seed=0):
+    """60 random images with a fixed pattern of +-strength levels for each of 3 classes, and their labels."""
+    rng = np.random.default_rng(seed)
+    labels = torch.arange(60) % 3
+    content = rng.integers(30, 220, (60, 3, 6, 6))
+    pattern = rng.choice([-strength, strength], (3, 3, 6, 6))
+    return torch.from_numpy((content + pattern[labels]).astype(np.uint8)), labels
+
+
+def test_the_linear_classifier_spans_what_scikit_learns_spans():
+    from sklearn.linear_model import LogisticRegression
+
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(400, 5))
+    labels = (x @ rng.normal(size=(5, 3)) + 2 * rng.gumbel(size=(400, 3))).argmax(1)
+    theirs = LogisticRegression(fit_intercept=False, C=1e8, tol=1e-10, max_iter=1000).fit(x, labels).coef_
+    ours = linear_softmax(torch.from_numpy(x), torch.from_numpy(labels)).numpy()
+    assert np.allclose(ours - ours.mean(0), theirs - theirs.mean(0), atol=1e-3)
+
+
+def test_the_projection_takes_the_classes_patterns_and_leaves_the_rest():
+    protected, labels = separable()
+    classes = torch.nn.functional.one_hot(labels).double()
+    means = classes.T / classes.sum(0)[:, None]  # [3,60]: averages the images of a class
+
+    def between(images):
+        of_class = means @ images.double().flatten(1)
+        return (of_class - of_class.mean(0)).norm()
+
+    done = projection(protected, labels)
+    assert done.dtype == torch.uint8 and between(done) < 0.3 * between(protected)
+    x = protected.double().flatten(1) / 255
+    weights = linear_softmax(x.float(), labels).double()
+    looked_at = lambda images: (weights @ (images.double().flatten(1) / 255 - x.mean(0)).T).std()  # noqa: E731
+    assert looked_at(done) < 0.02 * looked_at(protected)
+    inside = torch.linalg.qr(weights.T).Q[:, :2]
+    left = lambda images: images - images @ inside @ inside.T  # noqa: E731
+    assert (left(done.double().flatten(1)) - left(protected.double().flatten(1))).abs().mean() < 0.6  # rounding
+
+
+def test_a_projection_fitted_to_other_labels_leaves_the_patterns():
+    protected, labels = separable()
+    twin = projection(protected, labels[torch.randperm(60, generator=torch.Generator().manual_seed(0))])
+    apart = lambda images: (images[labels == 0].double().mean(0) - images[labels == 1].double().mean(0)).norm()  # noqa: E731
+    assert apart(twin) > 2 * apart(projection(protected, labels))
+
+
+def test_several_are_applied_in_the_order_given():
+    train = image_set(10, 16)
+    both, _ = counter(train, LEARN, ["bitdepth", "jpeg"])
+    assert torch.equal(both.images, jpeg(bitdepth(train.images))) and both.name == "photos, bitdepth, jpeg"
+    assert not torch.equal(both.images, counter(train, LEARN, ["jpeg", "bitdepth"])[0].images)
+    same, recipe = counter(train, LEARN, ["none"])
+    assert same.fingerprint == train.fingerprint and same.name == train.name and recipe == LEARN
+
+
+def test_cutout_is_the_learners_augmentation():
+    train = image_set(10, 16)
+    same, recipe = counter(train, LEARN, ["cutout"])
+    assert same is train and recipe == replace(LEARN, augment=Cutout(first=FlipCrop()))
+
+
+def test_labels_are_kept_and_a_changed_set_is_another_run(tmp_path):
+    split, fingerprints = image_split(20), set()
+    for name in COUNTERMEASURES:
+        train, recipe = counter(split.train, LEARN, [name])
+        learned_row(train, split.test, recipe, engine=ENGINE, cache=tmp_path)
+        assert torch.equal(train.labels, split.train.labels) and train.files == split.train.files
+        fingerprints.add(train.fingerprint)
+    assert len(fingerprints) == len(COUNTERMEASURES) - 1  # cutout's images are those of none
+    assert len(list(tmp_path.glob("learner-*"))) == len(COUNTERMEASURES)
+
+
+def test_an_unknown_name_gets_the_nearest():
+    with pytest.raises(ValueError, match=r"unknown countermeasure 'greyscale'; did you mean grayscale\?"):
+        counter(image_set(4), LEARN, ["greyscale"])
