@@ -11,7 +11,7 @@ from torch import nn
 
 from semkit import models, parallel
 from semkit.augment import Augment, FlipCrop
-from semkit.engine import Engine, Passes, all_passes, count_passes, input_gradient, train_step
+from semkit.engine import Engine, Passes, all_passes, count_passes, input_gradient, together, train_step
 from semkit.imageset import ImageSet
 from semkit.perturb import PGD, Perturbation, Uniform, shrunk
 from semkit.pixels import LEVEL, box, check_count, check_radius, check_step_size, to_levels, uniform
@@ -123,16 +123,29 @@ def noise_step(
     x [N,C,H,W] in [0,1], y [N], delta [N,C,H,W] with |delta| <= radius/255 -> the same. Class-wise: delta [M,C,H,W]
     and rows [N], the delta of each image. Source: Liu et al., AAAI 2024; EM: Huang et al., ICLR 2021.
     """
-    gradient = torch.zeros_like(delta)
-    for _ in range(recipe.samples):
-        leaf = delta.detach().requires_grad_()
-        drawn = recipe.augment.draw(len(x), x.shape[2:], generator)
-        with torch.enable_grad():
-            z = recipe.augment.apply(box(x + (leaf if rows is None else leaf[rows])), drawn)
-        a = recipe.noise_side(model, z.detach(), y, generator)
-        gradient += torch.autograd.grad(z, leaf, input_gradient(model, a, y))[0]
+    gradient, at_once = torch.zeros_like(delta), together(model, x)
+    for done in range(0, recipe.samples, at_once):
+        samples = min(at_once, recipe.samples - done)
+        gradient += _straight_through(model, x, y, delta, recipe, generator, rows, samples)
     radius = recipe.radius * LEVEL
     return (delta - recipe.step_size * LEVEL * gradient.sign()).clamp(-radius, radius)
+
+
+def _straight_through(model, x, y, delta, recipe: CraftRecipe, generator, rows, samples: int) -> torch.Tensor:
+    """The gradient of noise_step for some of the samples, which the net sees as one batch of samples * N images.
+
+    Their draws are those of one sample after the other.
+    """
+    leaf, views, drawn = delta.detach().requires_grad_(), [], []
+    with torch.enable_grad():
+        protected = box(x + (leaf if rows is None else leaf[rows]))
+        for _ in range(samples):
+            views.append(recipe.augment.apply(protected, recipe.augment.draw(len(x), x.shape[2:], generator)))
+            drawn.append(recipe.noise_side.draw(views[-1], generator))
+        z = torch.cat(views)
+    y = y.repeat(samples)
+    a = recipe.noise_side.apply(model, z.detach(), y, torch.cat(drawn))
+    return torch.autograd.grad(z, leaf, input_gradient(model, a, y))[0]
 
 
 def noise_of_batch(

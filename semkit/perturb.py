@@ -1,11 +1,13 @@
 """How an image is changed before the loss: EM, REM, SEM, adversarial training and robust accuracy differ only in this.
 
-Every perturbation is called as perturbation(model, x, y, generator) -> x' for x [N,C,H,W] in [0,1] and y [N].
+Every perturbation is called as perturbation(model, x, y, generator) -> x' for x [N,C,H,W] in [0,1] and y [N]. That is
+perturbation.apply(model, x, y, drawn) with all its randomness in drawn = perturbation.draw(x, generator).
 With target=p, the model's own class probabilities [N,classes] at x, an ascent climbs KL(p || f(x')), not CE(f(x'), y).
 """
 
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Generator, Tensor, nn
 
 from semkit.engine import input_gradient
@@ -34,6 +36,13 @@ class Clean:
     radius = 0.0
     passes = 0
 
+    def draw(self, x: Tensor, generator: Generator | None = None) -> Tensor:
+        """Nothing for each image: [N,C,H,0]."""
+        return x[..., :0]
+
+    def apply(self, model: nn.Module, x: Tensor, y: Tensor, drawn: Tensor, target: Tensor | None = None) -> Tensor:
+        return x
+
     def __call__(
         self, model: nn.Module, x: Tensor, y: Tensor, generator: Generator | None = None, target: Tensor | None = None
     ) -> Tensor:
@@ -55,10 +64,17 @@ class Uniform:
         object.__setattr__(self, "radius", check_radius(self.radius))
         _check_norm(self.norm)
 
+    def draw(self, x: Tensor, generator: Generator | None = None) -> Tensor:
+        """u, shaped x."""
+        return random_point(x, self.radius * LEVEL, self.norm, generator)
+
+    def apply(self, model: nn.Module, x: Tensor, y: Tensor, drawn: Tensor, target: Tensor | None = None) -> Tensor:
+        return box(x + drawn)
+
     def __call__(
         self, model: nn.Module, x: Tensor, y: Tensor, generator: Generator | None = None, target: Tensor | None = None
     ) -> Tensor:
-        return box(x + random_point(x, self.radius * LEVEL, self.norm, generator))
+        return self.apply(model, x, y, self.draw(x, generator), target)
 
 
 @dataclass(frozen=True)
@@ -90,18 +106,27 @@ class PGD:
         """Input gradients per image."""
         return self.steps if self.radius else 0
 
-    def __call__(
-        self, model: nn.Module, x: Tensor, y: Tensor, generator: Generator | None = None, target: Tensor | None = None
-    ) -> Tensor:
+    def draw(self, x: Tensor, generator: Generator | None = None) -> Tensor:
+        """Where the ascent starts, as an offset from x."""
+        if not (self.radius and self.random_start):
+            return torch.zeros_like(x)
+        return random_point(x, self.radius * LEVEL, self.norm, generator)
+
+    def apply(self, model: nn.Module, x: Tensor, y: Tensor, drawn: Tensor, target: Tensor | None = None) -> Tensor:
         if not self.radius:
             return x
         radius, step_size = self.radius * LEVEL, self.step_size * LEVEL
         x, goal = x.detach(), y if target is None else target
-        x_adv = box(x + random_point(x, radius, self.norm, generator)) if self.random_start else x
+        x_adv = box(x + drawn)
         for _ in range(self.steps):
             step = step_size * ascent_direction(self.gradient(model, x_adv, goal), self.norm)
             x_adv = box(x + project(x_adv + step - x, radius, self.norm))
         return x_adv
+
+    def __call__(
+        self, model: nn.Module, x: Tensor, y: Tensor, generator: Generator | None = None, target: Tensor | None = None
+    ) -> Tensor:
+        return self.apply(model, x, y, self.draw(x, generator), target)
 
     def gradient(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """What a step follows: engine.input_gradient at x."""
