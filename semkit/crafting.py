@@ -210,9 +210,7 @@ class Progress:
         if self.right:
             protected, clean = (f"{100 * share:.0f} %" for share in list(self.right.values())[-1])
             alt = f"{alt}; it labels {protected} of images with noise rightly, {clean} of the same without"
-            caption = (
-                "Trained on images with noise only: where the lines part, the surrogate has learned the noise."
-            )
+            caption = "Trained on images with noise only: where the lines part, the surrogate has learned the noise."
         return figures.as_html(figures.progress_figure(self.losses, self.right, total), alt, caption)
 
 

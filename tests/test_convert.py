@@ -355,7 +355,7 @@ RAW = {
     "old and new names": b"cposix\nsystem\n(S'touch MARKER'\ntR.",
     "inst": b"(S'touch MARKER'\niposix\nsystem\n.",
     "obj": b"(cposix\nsystem\nS'touch MARKER'\no.",
-    "python 2": b"c__builtin__\neval\n(S'open(\"MARKER\", \"w\")'\ntR.",
+    "python 2": b'c__builtin__\neval\n(S\'open("MARKER", "w")\'\ntR.',
     "dotted": b"\x80\x04\x8c\x05numpy\x8c\x0dndarray.dumps\x93.",
     "dotted module": b"\x80\x04\x8c\x05numpy\x8c\x10_core.os.system_\x93.",
     "persistent id": b"Px\n.",
@@ -553,8 +553,11 @@ def test_a_folder_of_anything_else_is_never_replaced(tmp_path):
 
 def test_unknown_suffixes_get_a_suggestion(tmp_path):
     save(noise_of(EVERY_LEVEL), tmp_path / "noise.safetensors")
-    for name, says in (("a.pth", r"\(did you mean .pt\?\)"), ("a.safetensor", "did you mean .safetensors"),
-                       ("a.mat", "known: .safetensors, .pkl, .pickle, .pt, .npy, .npz, a folder of PNGs")):
+    for name, says in (
+        ("a.pth", r"\(did you mean .pt\?\)"),
+        ("a.safetensor", "did you mean .safetensors"),
+        ("a.mat", "known: .safetensors, .pkl, .pickle, .pt, .npy, .npz, a folder of PNGs"),
+    ):
         for src, dst in (("noise.safetensors", name), (name, "new.safetensors")):
             with pytest.raises(NoiseError, match=says):
                 convert(tmp_path / src, tmp_path / dst)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from semkit import models
+from semkit import engine, models
 from semkit.augment import FlipCrop
 from semkit.craft import CraftRecipe
 from semkit.engine import Engine
@@ -235,6 +235,21 @@ def test_the_noise_of_a_batch_agrees_with_the_loop(side):
     ours = crafting.noise_of_batch(surrogate(), x, y, stored, recipe, ENGINE.generator(5))
     reference = reference_noise(surrogate(), x, y, recipe, side, ENGINE.generator(5))
     torch.testing.assert_close(ours, reference, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("pixels, wanted", [(0, 1), (2 * 6 * 64, 2), (10**6, 3)], ids=["one", "two", "all"])
+def test_samples_in_one_pass_of_the_net_are_the_samples_one_by_one(pixels, wanted, monkeypatch):
+    monkeypatch.setitem(engine.PIXELS_AT_ONCE, "cpu", pixels)
+    data, model = images(6), surrogate()
+    x, y, delta = ENGINE.images(data.images), data.labels, frame(data.images.shape).zero_()
+    for side in SIDES:
+        recipe = recipe_of(side, "none")
+        ours = crafting.noise_step(model, x, y, delta, recipe, ENGINE.generator(5))
+        monkeypatch.setitem(vars(model), "engine", replace(ENGINE, batch_samples=False))
+        one_by_one = crafting.noise_step(model, x, y, delta, recipe, ENGINE.generator(5))
+        monkeypatch.setitem(vars(model), "engine", ENGINE)
+        torch.testing.assert_close(ours, one_by_one, rtol=0, atol=1e-12)
+    assert min(3, engine.together(model, x)) == wanted
 
 
 def test_a_warm_start_begins_at_the_stored_noise_and_zero_at_none():

@@ -31,15 +31,18 @@ def folder_of(root, *classes, n=5, size=(40, 30)):
     return root
 
 
-@pytest.mark.parametrize("change, message", [
-    ({"images": torch.zeros(12, 3, 8, 8)}, r"images must be uint8 \[N,3,H,W\], got torch.float32 \[12, 3, 8, 8\]"),
-    ({"images": torch.zeros(12, 1, 8, 8, dtype=torch.uint8)}, r"images must be uint8 \[N,3,H,W\]"),
-    ({"labels": torch.zeros(12)}, r"labels must be int64 \[12\], got torch.float32 \[12\]"),
-    ({"labels": torch.zeros(11, dtype=torch.int64)}, r"labels must be int64 \[12\], got torch.int64 \[11\]"),
-    ({"classes": ("a", "b")}, "labels must be 0 to 1, got 0 to 2"),
-    ({"labels": torch.full((12,), -1)}, "labels must be 0 to 2, got -1 to -1"),
-    ({"files": ("a.png",)}, "12 images, but 1 file names"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"images": torch.zeros(12, 3, 8, 8)}, r"images must be uint8 \[N,3,H,W\], got torch.float32 \[12, 3, 8, 8\]"),
+        ({"images": torch.zeros(12, 1, 8, 8, dtype=torch.uint8)}, r"images must be uint8 \[N,3,H,W\]"),
+        ({"labels": torch.zeros(12)}, r"labels must be int64 \[12\], got torch.float32 \[12\]"),
+        ({"labels": torch.zeros(11, dtype=torch.int64)}, r"labels must be int64 \[12\], got torch.int64 \[11\]"),
+        ({"classes": ("a", "b")}, "labels must be 0 to 1, got 0 to 2"),
+        ({"labels": torch.full((12,), -1)}, "labels must be 0 to 2, got -1 to -1"),
+        ({"files": ("a.png",)}, "12 images, but 1 file names"),
+    ],
+)
 def test_an_image_set_checks_itself(change, message):
     whole = images()
     fields = {name: getattr(whole, name) for name in ("images", "labels", "classes", "name", "files")}
@@ -269,9 +272,14 @@ def test_svhn_is_read_by_torchvision(tmp_path, monkeypatch):
     assert parts.train.labels.tolist() == [1, 0, 9, 2, 1] and parts.train.classes == tuple("0123456789")
 
 
-@pytest.mark.parametrize("name, files", [
-    ("cifar10", "cifar-10-batches-py/"), ("cifar100", "cifar-100-python/"), ("svhn", "train_32x32.mat"),
-])
+@pytest.mark.parametrize(
+    "name, files",
+    [
+        ("cifar10", "cifar-10-batches-py/"),
+        ("cifar100", "cifar-100-python/"),
+        ("svhn", "train_32x32.mat"),
+    ],
+)
 def test_sets_that_are_not_there_say_how_to_get_them(tmp_path, monkeypatch, name, files):
     monkeypatch.setenv("SEMKIT_DATA", str(tmp_path / "none"))
     hint = f"add --download, or put {files} there, or point SEMKIT_DATA at it"
