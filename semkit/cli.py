@@ -170,7 +170,8 @@ def _cluster(options):
 
 
 def _sweep(options) -> int:
-    from semkit.designs import DESIGNS
+    from semkit.designs import DESIGNS, LEARNERS
+    from semkit.imageset import limit_test
     from semkit.presets import sweep_recipes
     from semkit.report import write_sweep
 
@@ -179,9 +180,9 @@ def _sweep(options) -> int:
     if options.design:
         crafts = DESIGNS[options.design](options.preset, options.size)
     with progress() as on_step, _cluster(options) as client:
-        split = _split(options, on_step)
-        if options.test_limit:
-            split = replace(split, test=split.test.limit(options.test_limit))
+        split, spare = limit_test(_split(options, on_step), options.test_limit)
+        if options.design in LEARNERS:
+            learners = LEARNERS[options.design](options.preset, options.size, spare)
         table, rows = write_sweep(
             split, options.out, crafts, learners, preset=options.preset, engine=engine,
             seeds=range(options.seed, options.seed + options.seeds), measure_noise=options.measure_noise,

@@ -10,11 +10,12 @@ from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
 
+from semkit.convolve import filtered_tests
 from semkit.craft import CraftRecipe, Interrupted
 from semkit.engine import Engine
 from semkit.imageset import Split
 from semkit.learn import LearnRecipe
-from semkit.study import crafted_noise, learned_row
+from semkit.study import MadeBy, crafted_noise, learned_row, training_set
 
 
 @contextmanager
@@ -46,20 +47,20 @@ def _craft(split: Split, recipe: CraftRecipe, seed: int, engine: Engine, cache: 
 
 
 def _learn(
-    split: Split, crafted: None, craft_by: CraftRecipe | None, learn_by: LearnRecipe, countermeasures: Sequence[str],
-    seed: int, engine: Engine, cache: Path,
+    split: Split, crafted: None, made_by: MadeBy, learn_by: LearnRecipe, countermeasures: Sequence[str], seed: int,
+    engine: Engine, cache: Path,
 ) -> None:  # fmt: skip
-    train, how = split.train, dict(seed=seed, engine=engine, cache=cache)
-    if craft_by:
-        train = train.with_noise(crafted_noise(train, craft_by, **how)[0].levels)
-    learned_row(train, split.test, learn_by, countermeasures=countermeasures, **how)
+    how = dict(seed=seed, engine=engine, cache=cache)
+    train, _ = training_set(split.train, made_by, **how)
+    also = filtered_tests(split.test, made_by, seed)
+    learned_row(train, split.test, learn_by, countermeasures=countermeasures, also=also, **how)
 
 
 def run_grid(
     client,
     split: Split,
-    crafts: Mapping[str, CraftRecipe | None],
-    learners: Mapping[float, LearnRecipe],
+    crafts: Mapping[str, MadeBy],
+    learners: Mapping[float | str, LearnRecipe],
     *,
     countermeasures: Sequence[str] = (),
     seeds: Sequence[int] = (0,),
@@ -77,11 +78,12 @@ def run_grid(
     engine, cache = engine or Engine(), Path(cache).resolve()
     images = client.scatter(split, broadcast=True)
     runs = []
-    for seed, craft_by in product(seeds, crafts.values()):
-        crafted = client.submit(_craft, images, craft_by, seed, engine, cache, pure=False) if craft_by else None
+    for seed, made_by in product(seeds, crafts.values()):
+        noisy = isinstance(made_by, CraftRecipe)
+        crafted = client.submit(_craft, images, made_by, seed, engine, cache, pure=False) if noisy else None
         runs += [crafted] if crafted else []
         runs += [
-            client.submit(_learn, images, crafted, craft_by, learn_by, first, seed, engine, cache, pure=False)
+            client.submit(_learn, images, crafted, made_by, learn_by, first, seed, engine, cache, pure=False)
             for first, learn_by in product([(name,) for name in countermeasures] or [()], learners.values())
         ]
     what = f"runs on {len(client.scheduler_info(n_workers=-1)['workers'])} workers"

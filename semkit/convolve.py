@@ -5,14 +5,15 @@ Source: Sadasivan et al., CUDA, CVPR 2023.
 """
 
 import hashlib
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import product
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from semkit.imageset import ImageSet, stratified_limit
+from semkit.imageset import ImageSet, check_fraction, stratified_share
 from semkit.pixels import check_count, to_float
 
 KEY_LENGTH = 8  # characters, at least
@@ -57,29 +58,45 @@ def class_filters(
     return torch.from_numpy(filters.reshape(-1, size, size)[whose[assignment]])
 
 
-def convolve(x: torch.Tensor, filters: torch.Tensor) -> torch.Tensor:
-    """x [N,C,H,W] >= 0, filtered by filters [N,k,k], all channels of an image alike, and divided by its maximum.
+def check_kernel(k: int, width: int, height: int) -> None:
+    """Raises ValueError for a kernel larger than the image."""
+    if k > min(height, width):
+        raise ValueError(f"a kernel of {k} x {k} is larger than the image, {width} x {height}")
+
+
+def blur(x: torch.Tensor, filters: torch.Tensor) -> torch.Tensor:
+    """x [N,C,H,W] filtered by filters [N,k,k], all channels of an image alike; the same shape.
 
         full[n, c, i, j] = sum over a, b of filters[n, a, b] x[n, c, i - a, j - b],   x = 0 outside the image
-        blurred = the central H x W of full,   result = blurred / max over c, i, j of blurred
+        result = the central H x W of full
 
     A true convolution, not the cross-correlation that nets call one; with zeros outside it is a Toeplitz matrix, as in
-    the theory (semkit.mixtures). An even k reaches one pixel further up and left. Black images stay black.
+    the theory (semkit.mixtures). An even k reaches one pixel further up and left.
     Raises ValueError for a kernel larger than the image.
     """
     (height, width), k = x.shape[-2:], filters.shape[-1]
-    if k > min(height, width):
-        raise ValueError(f"a kernel of {k} x {k} is larger than the image, {width} x {height}")
-    padded = F.pad(x, (k // 2, (k - 1) // 2) * 2).transpose(0, 1)
-    # Images as channels of one depthwise convolution; flipped, for conv2d correlates.
-    weight = filters.to(x).flip(-2, -1)[:, None]
-    blurred = F.conv2d(padded, weight, groups=len(x)).transpose(0, 1)
+    check_kernel(k, width, height)
+    padded, weights = F.pad(x, (k // 2, (k - 1) // 2) * 2), filters.to(x)[:, None, None, None]
+    # k * k products of whole batches: as quick as torch's convolution, whose copies in float64 take k * k the memory.
+    blurred = torch.zeros_like(x)
+    for a, b in product(range(k), range(k)):
+        top, left = k - 1 - a, k - 1 - b
+        blurred = blurred.addcmul_(weights[..., a, b], padded[..., top : top + height, left : left + width])
+    return blurred
+
+
+def convolve(x: torch.Tensor, filters: torch.Tensor) -> torch.Tensor:
+    """blur(x, filters) of x >= 0 divided by its maximum over channels and pixels; black images stay black."""
+    blurred = blur(x, filters)
     return blurred / blurred.amax((1, 2, 3), keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
 
 
 def _filtered(images: torch.Tensor, filters: torch.Tensor) -> torch.Tensor:
-    """round(255 convolve(images / 255)) of uint8 images [N,C,H,W]."""
-    return (255 * convolve(to_float(images), filters)).round().to(torch.uint8)
+    """round(255 convolve(images / 255)) of uint8 images [N,C,H,W].
+
+    In float64: with the 8 digits of float32 one value in 100,000 hangs on the order in which a processor sums.
+    """
+    return (255 * convolve(to_float(images, torch.float64), filters)).round().to(torch.uint8)
 
 
 def convolve_set(images: ImageSet, filters: torch.Tensor, *, fraction: float = 1.0, seed: int = 0) -> ImageSet:
@@ -91,13 +108,70 @@ def convolve_set(images: ImageSet, filters: torch.Tensor, *, fraction: float = 1
     """
     if len(filters) < len(images.classes):
         raise ValueError(f"{len(images.classes)} classes need as many filters, got {len(filters)}")
-    if not 0 < fraction <= 1:
-        raise ValueError(f"fraction must be above 0 and at most 1, got {fraction:g}")
     labels, pixels = images.labels.cpu(), images.images.cpu().clone()
-    n = max(len(labels.unique()), round(fraction * len(labels)))
-    for part in stratified_limit(labels, n, seed).split(BATCH):
+    for part in stratified_share(labels, fraction, seed).split(BATCH):
         pixels[part] = _filtered(pixels[part], filters[labels[part]])
     return replace(images, images=pixels.to(images.images.device))
+
+
+@dataclass(frozen=True)
+class ClassFilters:
+    """CUDA as a recipe: the filters of class_filters, for a share of every class. The key is no part of it.
+
+    Called as recipe(images, seed) it protects for a measurement, with a key that anyone can make from the seed.
+    Raises ValueError as class_filters does, and for a fraction outside (0, 1].
+    """
+
+    kernel: int = 3
+    strength: float = 0.3
+    assignment: str = "own"
+    fraction: float = 1.0
+
+    def __post_init__(self):
+        self.filters("only to check", 2)
+        check_fraction(self.fraction)
+
+    def filters(self, key: str, classes: int) -> torch.Tensor:
+        """[classes,k,k]: the filter of every class."""
+        how = dict(size=self.kernel, strength=self.strength, assignment=self.assignment)
+        return class_filters(key, classes, **how)
+
+    def protected(self, images: ImageSet, key: str, seed: int = 0) -> ImageSet:
+        """The set with the chosen images filtered: convolve_set."""
+        return convolve_set(images, self.filters(key, len(images.classes)), fraction=self.fraction, seed=seed)
+
+    def __call__(self, images: ImageSet, seed: int) -> ImageSet:
+        return self.protected(images, f"semkit seed {seed}", seed)
+
+
+def filtered_tests(images: ImageSet, made_by, seed: int) -> dict[str, ImageSet]:
+    """{"own": ..., "permuted": ...}: test images filtered as their class was by ClassFilters, or the next class.
+
+    Nothing for whatever else made the training images, and where one filter is for all.
+    """
+    if not isinstance(made_by, ClassFilters) or made_by.assignment != "own":
+        return {}
+    how = {name: replace(made_by, assignment=name, fraction=1.0) for name in ("own", "permuted")}
+    return {name: recipe(images, seed) for name, recipe in how.items()}
+
+
+@dataclass(frozen=True)
+class CleanPart:
+    """To compare with a share of protected images: recipe(images, seed) is what ClassFilters leaves, without the rest.
+
+    Raises ValueError for a fraction outside (0, 1).
+    """
+
+    fraction: float
+
+    def __post_init__(self):
+        if check_fraction(self.fraction) == 1:
+            raise ValueError("nothing is left clean where all is protected")
+
+    def __call__(self, images: ImageSet, seed: int) -> ImageSet:
+        left = torch.ones(len(images), dtype=torch.bool)
+        left[stratified_share(images.labels.cpu(), self.fraction, seed)] = False
+        return images.take(left)
 
 
 def convolve_picture(image: Image.Image, kernel: torch.Tensor) -> Image.Image:

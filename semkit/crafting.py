@@ -14,11 +14,10 @@ from semkit.craft import CraftRecipe
 from semkit.engine import Engine, Passes, count_passes, predict_seconds
 from semkit.imageset import ImageSet, Split, stratified_limit
 from semkit.learn import LearnRecipe, accuracy
-from semkit.measure import LABEL
+from semkit.measure import LABEL, learner
 from semkit.models import build
 from semkit.noise import Noise
 from semkit.perturb import Clean
-from semkit.plots import learner
 from semkit.presets import craft_recipe, learn_recipe
 from semkit.study import OnStep, crafted_noise, learned_row
 

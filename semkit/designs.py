@@ -6,15 +6,18 @@ from functools import partial
 from itertools import product
 from pathlib import Path
 
+from semkit.convolve import ClassFilters, CleanPart
 from semkit.craft import CraftRecipe
+from semkit.defences import ClassBlur, RandomBlur
 from semkit.engine import Engine
-from semkit.imageset import Split
+from semkit.imageset import ImageSet, Split
+from semkit.learn import LearnRecipe, Pretrained
 from semkit.measure import cosine, losses_along, robustness, stability
 from semkit.perturb import PGD, Clean, Perturbation, Uniform
-from semkit.presets import craft_recipe
-from semkit.study import crafted_surrogate
+from semkit.presets import craft_recipe, learn_recipe
+from semkit.study import MadeBy, crafted_surrogate
 
-Crafts = Mapping[str, CraftRecipe | None]
+Crafts = Mapping[str, MadeBy]
 RADIUS = 4  # levels, at which robustness and stability are measured
 ALONG, LOOKED_AT = (0, 1, 2, 4, 6, 8), 200  # radii in levels, and protected images, of loss_rows
 
@@ -47,7 +50,50 @@ def noise_sides(preset: str, size: int) -> Crafts:
     return {"clean": None, **{name(side): replace(base, noise_side=side) for side in sides}}
 
 
-DESIGNS: dict[str, Callable[[str, int], Crafts]] = {"pairs": pairs, "noise-sides": noise_sides}
+def cuda(preset: str, size: int) -> Crafts:
+    """Class-wise filters of two strengths."""
+    return {"clean": None, "cuda .3": ClassFilters(), "cuda .5": ClassFilters(strength=0.5)}
+
+
+def cuda_controls(preset: str, size: int) -> Crafts:
+    """Class-wise filters, and one filter for all classes."""
+    return {"clean": None, "cuda .3": ClassFilters(), "one filter": ClassFilters(assignment="one")}
+
+
+def cuda_parts(preset: str, size: int) -> Crafts:
+    """Four images in five of every class filtered, the fifth clean; and those fifths alone."""
+    return {"clean": None, "80% filtered": ClassFilters(fraction=0.8), "the other 20% alone": CleanPart(0.8)}
+
+
+def cuda_defences(preset: str, size: int) -> Crafts:
+    """Clean and filtered images, for the learners of defence_learners."""
+    return {"clean": None, "cuda .3": ClassFilters()}
+
+
+DESIGNS: dict[str, Callable[[str, int], Crafts]] = {
+    "pairs": pairs, "noise-sides": noise_sides, "cuda": cuda, "cuda-controls": cuda_controls, "cuda-parts": cuda_parts,
+    "cuda-defences": cuda_defences,
+}  # fmt: skip
+
+
+def defence_learners(preset: str, size: int, spare: ImageSet | None = None) -> dict[str, LearnRecipe]:
+    """What trainers do against filters: AT in L2, random blur, DAT, and fine-tuning a net that knows `spare` images.
+
+    DAT (ClassBlur) takes as many steps as AT. Fine-tuning: all layers, as many steps, a tenth of the learning rate.
+    """
+    erm, at = (learn_recipe(preset, perturbation_radius=r, size=size) for r in (0, 4))
+    learners = {
+        "AT L2 0.5": learn_recipe(preset, perturbation_radius=127.5, norm="l2", size=size),
+        "random blur": replace(erm, perturbation=RandomBlur()),
+        "DAT": replace(at, perturbation=ClassBlur()),
+    }
+    if spare:
+        tuned = replace(at, perturbation=Clean(), sgd=replace(at.sgd, lr=at.sgd.lr / 10))
+        learners["fine-tuned"] = replace(tuned, pretrained=Pretrained(spare, erm))
+    return learners
+
+
+LEARNERS: dict[str, Callable[..., dict[str, LearnRecipe]]] = {"cuda-defences": defence_learners}  # else --radii
 
 
 def noise_rows(
@@ -70,7 +116,7 @@ def noise_rows(
     how = dict(engine=engine, cache=cache)
     rows, noises = [], {}
     for seed, (method, recipe) in product(seeds, crafts.items()):
-        if recipe is None:
+        if not isinstance(recipe, CraftRecipe):
             continue
         told = on_step and partial(on_step, f"{method} noise, seed {seed}")
         noise, surrogate = crafted_surrogate(split.train, recipe, seed=seed, on_step=told, **how)
@@ -108,7 +154,7 @@ def loss_rows(
     """
     rows = []
     for seed, (method, recipe) in product(seeds, crafts.items()):
-        if recipe is None:
+        if not isinstance(recipe, CraftRecipe):
             continue
         told = on_step and partial(on_step, f"{method} noise, seed {seed}")
         how = dict(seed=seed, engine=engine, cache=cache, on_step=told)

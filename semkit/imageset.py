@@ -34,6 +34,22 @@ def stratified_limit(labels: torch.Tensor, n: int, seed: int = 0) -> torch.Tenso
     return (ranks / sizes.double()).argsort(stable=True)[:n].sort().values
 
 
+def check_fraction(fraction: float) -> float:
+    """`fraction` if it is above 0 and at most 1; raises ValueError otherwise."""
+    if not 0 < fraction <= 1:
+        raise ValueError(f"fraction must be above 0 and at most 1, got {fraction:g}")
+    return fraction
+
+
+def stratified_share(labels: torch.Tensor, fraction: float, seed: int = 0) -> torch.Tensor:
+    """Indices of `fraction` of every class, an image at least, in their old order.
+
+    Raises ValueError for a fraction outside (0, 1].
+    """
+    n = round(check_fraction(fraction) * len(labels))
+    return stratified_limit(labels, max(len(labels.unique()), n), seed)
+
+
 def stratified_split(labels: torch.Tensor, test_share: float = 0.2, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     """Indices of the train and of the test part: round(test_share * size) of every class, at least one in each part.
 
@@ -126,3 +142,16 @@ def split(image_set: ImageSet, test_share: float = 0.2, seed: int = 0) -> Split:
     """The set in two seeded parts, every class divided alike; raises ValueError if a class has a single image."""
     train, test = stratified_split(image_set.labels, test_share, seed)
     return Split(image_set.take(train), image_set.take(test))
+
+
+def limit_test(split: Split, n: int | None) -> tuple[Split, ImageSet | None]:
+    """The split with n test images, and of the other ones as many as there are training images, None if none are left.
+
+    With n None, or as many as there are, the split as it is.
+    """
+    if n is None or n >= len(split.test):
+        return split, None
+    kept = stratified_limit(split.test.labels, n)
+    others = torch.ones(len(split.test), dtype=torch.bool)
+    others[kept] = False
+    return replace(split, test=split.test.take(kept)), split.test.take(others).limit(len(split.train))

@@ -3,10 +3,10 @@
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 
-from torch import nn
+from torch import Tensor, nn
 
 from semkit import models, parallel
 from semkit.augment import Augment, FlipCrop
@@ -29,6 +29,7 @@ class LearnRecipe:
     objective: what a step goes down on; Plain() is the cross-entropy on the perturbed images, Trades() and Mart() look
     at the clean ones too.
     evaluations: how many times, evenly spread and at the end, the test accuracy is taken.
+    pretrained: whose weights are the first ones, None for fresh ones.
     """
 
     perturbation: Perturbation = Clean()
@@ -37,6 +38,7 @@ class LearnRecipe:
     augment: Augment = FlipCrop()
     evaluations: int = 20
     objective: Objective = Plain()
+    pretrained: "Pretrained | None" = None
 
     def __post_init__(self):
         check_count(self.evaluations, "evaluations", 1)
@@ -45,6 +47,25 @@ class LearnRecipe:
         """The passes that training on n images takes."""
         visits = self.sgd.steps * min(self.sgd.batch, n)
         return Passes(visits * self.perturbation.passes, visits * self.objective.passes)
+
+
+@dataclass(frozen=True, eq=False)
+class Pretrained:
+    """Weights to begin with: those of a learner that `recipe` trained on `images`; trained once, when first asked."""
+
+    images: ImageSet
+    recipe: LearnRecipe
+    seed: int = 0
+    engine: Engine = field(default_factory=Engine)
+
+    def __repr__(self) -> str:
+        return f"Pretrained({self.images.fingerprint[:24]}, {self.recipe}, seed={self.seed}, engine={self.engine})"
+
+    @cached_property
+    def weights(self) -> dict[str, Tensor]:
+        """What load_state_dict takes."""
+        tested = self.images.limit(len(self.images.labels.unique()))
+        return fit(self.images, tested, self.recipe, seed=self.seed, engine=self.engine).model.state_dict()
 
 
 @dataclass
@@ -113,6 +134,8 @@ def fit(
     """
     if start is not None and parallel.processes() > 1:
         raise ValueError("a given net is trained by one process: run without torchrun")
+    if recipe.pretrained:
+        recipe.pretrained.weights  # noqa: B018  made here, so that all processes of a group get them with the recipe
     return parallel.together(_fit_share, train, test, recipe, seed, engine or Engine(), on_step=on_step, start=start)
 
 
@@ -136,7 +159,10 @@ def _fit_share(
     # Neither the surrogate's first weights nor its order of images: a learner has its own stream of the seed.
     seed = engine.generator(seed, "learner").initial_seed()
     seen = recipe.augment.output_size(train.images.shape[-1])
-    model = engine.prepare(start or models.build(recipe.model, len(train.classes), seed, size=seen))
+    model = start or models.build(recipe.model, len(train.classes), seed, size=seen)
+    if recipe.pretrained and not start:
+        model.load_state_dict(recipe.pretrained.weights)
+    model = engine.prepare(model)
     optimizer = sgd.optimizer(model)
     curve, losses = [], []
     every = math.ceil(recipe.sgd.steps / recipe.evaluations)

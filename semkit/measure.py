@@ -17,7 +17,17 @@ from semkit.engine import Engine, predict
 from semkit.imageset import ImageSet
 from semkit.perturb import PGD, Clean, Perturbation, Uniform
 
-LABEL = {"clean": "clean images", "em": "EM", "sem": "SEM", "rem": "REM"}
+LABEL = {"clean": "clean images", "em": "EM", "sem": "SEM", "rem": "REM", "cuda": "CUDA"}
+
+
+def learner(radius: float) -> str:
+    """ERM, or AT with its training radius in levels."""
+    return f"AT {radius:g}/255" if radius else "ERM"
+
+
+def trained_by(row: dict) -> str:
+    """How a row's learner was trained: its column `learner`, else by its training radius."""
+    return row.get("learner") or learner(row["training_radius"])
 
 
 def interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float, float]:

@@ -122,8 +122,8 @@ def _sweep_options(parser) -> None:
     _add_run(parser)
     _add_sweep_out(parser, 3, required=True)
     add = parser.add_argument
-    methods = _word(("clean", *METHODS), "method")
-    add("--methods", nargs="+", type=methods, default=("clean", "em", "sem"), help="clean, em, rem, sem")
+    methods = _word(("clean", *METHODS, "cuda"), "method")
+    add("--methods", nargs="+", type=methods, default=("clean", "em", "sem"), help="clean, em, rem, sem, cuda")
     designs = _word(tuple(DESIGNS), "design")
     add("--design", type=designs, metavar="NAME", help=f"instead of methods a lesson's set: {', '.join(DESIGNS)}")
     add("--measure-noise", action="store_true", help="robustness and stability of every noise, in noise.csv")

@@ -10,9 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 import ipywidgets as widgets
 
 from semkit import crafting, figures
-from semkit.measure import LABEL
+from semkit.measure import LABEL, learner
 from semkit.noise import one_line
-from semkit.plots import learner
 
 UNIT = "levels of 255"
 WIDE = {"width": "40em", "max_width": "98%"}

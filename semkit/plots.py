@@ -6,7 +6,7 @@ from itertools import cycle, product
 
 import numpy as np
 
-from semkit.measure import LABEL, Correlation, interval, protection
+from semkit.measure import LABEL, Correlation, interval, learner, protection
 
 # Okabe and Ito's colours, told apart by colour-blind readers; markers and lines say it again.
 STYLE = {
@@ -61,11 +61,6 @@ def summary(rows: Sequence[dict], by: str, value: str) -> np.ndarray:
     """[4,K]: the K values of column `by`; the mean of column `value` over the rows of each, and its 95 % interval."""
     keys = sorted({row[by] for row in rows})
     return np.array([(key, *interval([row[value] for row in rows if row[by] == key])) for key in keys]).T
-
-
-def learner(radius: float) -> str:
-    """ERM, or AT with its training radius in levels."""
-    return f"AT {radius:g}/255" if radius else "ERM"
 
 
 def reference(axes, height: float, label: str) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from semkit.augment import ResizedCrop
+from semkit.convolve import ClassFilters
 from semkit.craft import CraftRecipe
 from semkit.learn import LearnRecipe
 from semkit.models import LARGE
@@ -139,7 +140,8 @@ def learn_recipe(
 
 def sweep_recipes(
     methods: Iterable[str], radii: Iterable[float], preset: str = "lesson", *, size: int = 32
-) -> tuple[dict[str, CraftRecipe | None], dict[float, LearnRecipe]]:
+) -> tuple[dict[str, CraftRecipe | ClassFilters | None], dict[float, LearnRecipe]]:
     """(crafts, learners) for study.grid: methods by name, "clean" for unprotected images, and training radii."""
-    crafts = {name: None if name == "clean" else craft_recipe(name, preset, size=size) for name in methods}
+    other = {"clean": None, "cuda": ClassFilters()}
+    crafts = {name: other[name] if name in other else craft_recipe(name, preset, size=size) for name in methods}
     return crafts, {r: learn_recipe(preset, perturbation_radius=r, size=size) for r in radii}

@@ -15,7 +15,7 @@ from semkit.data import NAMES
 from semkit.engine import Engine
 from semkit.files import atomic_write, remove_leftovers, shown
 from semkit.image import apply_noise, write_png
-from semkit.imageset import ImageSet, stratified_limit
+from semkit.imageset import ImageSet, check_fraction, stratified_share
 from semkit.models import check_model
 from semkit.noise import Noise, clipped_fraction, effective, save
 from semkit.originals import OnStep, Originals, job, originals
@@ -55,17 +55,10 @@ def _check_request(out: Path, request: dict, resume: bool) -> None:
 
 
 def _check_recipe(recipe: CraftRecipe, fraction: float) -> None:
-    if not 0 < fraction <= 1:
-        raise ValueError(f"fraction must be above 0 and at most 1, got {fraction:g}")
+    check_fraction(fraction)
     if recipe.radius < 1:
         raise ValueError(f"radius must be 1 level at least to protect 8-bit images, got {recipe.radius:g}")
     check_model(recipe.surrogate)
-
-
-def _chosen(images: ImageSet, fraction: float, seed: int) -> torch.Tensor:
-    """Indices of `fraction` of every class, an image at least."""
-    least = len(images.labels.unique())
-    return stratified_limit(images.labels, max(least, round(fraction * len(images))), seed)
 
 
 def protect(
@@ -107,7 +100,7 @@ def protect(
     }  # fmt: skip
     _check_request(out, request, resume)
     if not (out / "report.json").exists():
-        chosen = _chosen(found.images, fraction, seed)
+        chosen = stratified_share(found.images.labels, fraction, seed)
         subset = found.images.take(chosen)
         if on_start:
             on_start(subset)

@@ -14,29 +14,31 @@ from semkit.engine import Engine, predict_seconds
 from semkit.files import atomic_write, shown
 from semkit.imageset import Split
 from semkit.learn import LearnRecipe
-from semkit.measure import LABEL, interval
+from semkit.measure import LABEL, interval, trained_by
 from semkit.models import build
 from semkit.presets import craft_recipe
-from semkit.study import crafted_noise, grid, grid_cost
+from semkit.study import MadeBy, crafted_noise, grid, grid_cost
 
 
 def _cell(values: Sequence[float]) -> str:
+    if not values:
+        return "-"
     mean, _, high = interval(values)
     return f"{100 * mean:.1f}" + (f" ± {100 * (high - mean):.1f}" if len(values) > 1 else "")
 
 
 def table(rows: Sequence[dict]) -> str:
-    """Rows of a sweep in Markdown: a line a method (and countermeasure), a column a training radius, accuracy in %.
+    """Rows of a sweep in Markdown: a line a method (and countermeasure), a column a way to train, accuracy in %.
 
     ± half the 95 % interval over seeds. Rows that tell noise_seconds get a column of them.
     """
     timed = all("noise_seconds" in row for row in rows)
-    radii = sorted({row["training_radius"] for row in rows})
-    heads = ["trained on", *("ERM" if r == 0 else f"AT {r:g}/255" for r in radii), *["noise made in"] * timed]
+    ways = list(dict.fromkeys(map(trained_by, sorted(rows, key=lambda row: row["training_radius"]))))
+    heads = ["trained on", *ways, *["noise made in"] * timed]
     lines = [heads]
     for method, first in dict.fromkeys((row["method"], row.get("countermeasure")) for row in rows):
         mine = [row for row in rows if (row["method"], row.get("countermeasure")) == (method, first)]
-        cells = [_cell([row["last"] for row in mine if row["training_radius"] == r]) for r in radii]
+        cells = [_cell([row["last"] for row in mine if trained_by(row) == way]) for way in ways]
         seconds = max(row.get("noise_seconds", 0) for row in mine)
         name = ", ".join((LABEL.get(method, method), *[first] * (first not in (None, "none"))))
         lines.append([name, *cells, *[f"{seconds:.0f} s" if seconds else "-"] * timed])
@@ -47,9 +49,10 @@ def table(rows: Sequence[dict]) -> str:
 
 
 def write_rows(rows: Sequence[dict], path: Path) -> None:
-    """The rows as CSV, a line a learner."""
+    """The rows as CSV, a line a learner; what a row lacks is empty."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    writer = csv.DictWriter(text, fieldnames=columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     atomic_write(path, text.getvalue().encode())
@@ -76,8 +79,8 @@ def read_rows(path: str | os.PathLike) -> list[dict]:
 def write_sweep(
     split: Split,
     out: Path,
-    crafts: Mapping[str, CraftRecipe | None],
-    learners: Mapping[float, LearnRecipe],
+    crafts: Mapping[str, MadeBy],
+    learners: Mapping[float | str, LearnRecipe],
     *,
     seeds: Sequence[int],
     preset: str,
@@ -88,7 +91,7 @@ def write_sweep(
     on_step: Callable | None = None,
     say: Callable[[str], object] = print,
 ) -> tuple[str, list[dict]]:
-    """(table, rows) of a grid: rows.csv, table.md and, for methods that have a style, figure.png are written to `out`.
+    """(table, rows) of a grid: rows.csv, table.md and, for named methods that add noise, figure.png go to `out`.
 
     measure_noise: noise.csv and losses.csv too, of designs.noise_rows and loss_rows. client: of cluster.connected, to
     make the runs there. countermeasures: as of study.grid, drawn instead of the images. Finished runs are kept in
@@ -100,7 +103,7 @@ def write_sweep(
     seconds = predict_seconds(net, split.train.images[:64], cost, engine)
     times = f"{len(countermeasures)} countermeasures x " if countermeasures else ""
     say(
-        f"{split.train!r}, {len(split.test)} test images: {len(crafts)} methods x {times}{len(learners)} radii x "
+        f"{split.train!r}, {len(split.test)} test images: {len(crafts)} methods x {times}{len(learners)} ways x "
         f"{len(seeds)} seeds, {cost.total:,} passes, at most about {seconds / 60:.1f} min on {engine.device} in "
         f"{engine.precision}"
     )
@@ -110,14 +113,14 @@ def write_sweep(
     text = table(rows)
     write_rows(rows, out / "rows.csv")
     atomic_write(out / "table.md", (text + "\n").encode())
-    if measure_noise:
+    if measure_noise and any(isinstance(recipe, CraftRecipe) for recipe in crafts.values()):
         reference = craft_recipe("sem", preset, size=split.train.images.shape[-1])
         measured = noise_rows(split, crafts, reference=reference, **how)
         write_rows([{"preset": preset, **row} for row in measured], out / "noise.csv")
         write_rows([{"preset": preset, **row} for row in loss_rows(split, crafts, **how)], out / "losses.csv")
     if countermeasures:
         _write_countermeasures(split, out, rows)
-    elif crafts.keys() <= LABEL.keys():
+    elif crafts.keys() <= LABEL.keys() and all(isinstance(recipe, CraftRecipe | None) for recipe in crafts.values()):
         _write_figure(split, out, crafts, rows, how)
     return text, rows
 

@@ -14,15 +14,18 @@ import torch
 from torch import nn
 
 from semkit import __version__, models, parallel
+from semkit.convolve import filtered_tests
 from semkit.countermeasures import counter
 from semkit.craft import CraftRecipe, Interrupted, craft
 from semkit.engine import Engine, Passes
 from semkit.files import atomic_write, shown
 from semkit.imageset import ImageSet, Split
-from semkit.learn import LearnRecipe, fit
+from semkit.learn import LearnRecipe, accuracy, fit
+from semkit.measure import trained_by
 from semkit.noise import Noise, load, one_line, save
 
 OnStep = Callable[[str, int, int, dict], bool | None]  # on_step(what, step, total, metrics)
+MadeBy = CraftRecipe | Callable[[ImageSet, int], ImageSet] | None  # noise, another protection, or none
 
 
 def runs_folder() -> Path:
@@ -120,12 +123,33 @@ def crafted_surrogate(
     return noise, engine.prepare(model).eval()
 
 
+def training_set(
+    train: ImageSet,
+    made_by: MadeBy,
+    *,
+    seed: int = 0,
+    engine: Engine | None = None,
+    cache: Path | None = None,
+    on_step: Callable | None = None,
+) -> tuple[ImageSet, dict]:
+    """The images that a learner is given, and what they cost: {"passes": ..., "seconds": ...}.
+
+    made_by: a CraftRecipe adds its noise; anything else, such as ClassFilters, is called as made_by(train, seed); None
+    leaves the images as they are.
+    """
+    if isinstance(made_by, CraftRecipe):
+        noise, cost = crafted_noise(train, made_by, seed=seed, engine=engine, cache=cache, on_step=on_step)
+        return train.with_noise(noise.levels), cost
+    return made_by(train, seed) if made_by else train, {"passes": 0, "seconds": 0.0}
+
+
 def learned_row(
     train: ImageSet,
     test: ImageSet,
     recipe: LearnRecipe,
     *,
     countermeasures: Sequence[str] = (),
+    also: Mapping[str, ImageSet] | None = None,
     seed: int = 0,
     engine: Engine | None = None,
     cache: Path | None = None,
@@ -133,12 +157,14 @@ def learned_row(
 ) -> dict:
     """A learner's row: last and best test accuracy, the curve [[step, accuracy]], passes, seconds.
 
-    countermeasures: names in countermeasures.COUNTERMEASURES, applied to `train` first, in this order.
+    countermeasures: names in countermeasures.COUNTERMEASURES, applied to `train` first, in this order. also: further
+    test sets by name; the final model's accuracy on each is in the row as on_NAME.
     With a cache folder, taken from there if it is there, and kept. Raises ValueError for a damaged file in the cache.
     """
-    engine = engine or Engine()
+    engine, also = engine or Engine(), also or {}
     train, recipe = counter(train, recipe, countermeasures)
-    name = key(train.fingerprint, test.fingerprint, recipe, seed, _how(engine))
+    others = [(name, images.fingerprint) for name, images in also.items()]
+    name = key(train.fingerprint, test.fingerprint, recipe, seed, _how(engine), *others)
     path = None if cache is None else Path(cache) / f"learner-{name}.json"
     if path and path.exists():
         return _kept(path, _read_json)
@@ -155,6 +181,7 @@ def learned_row(
     row = {
         "last": done.last, "best": done.best, "curve": [list(point) for point in done.curve],
         "passes": done.passes.total, "learner_seconds": round(done.seconds, 1),
+        **{f"on_{name}": accuracy(done.model, images, engine=engine) for name, images in also.items()},
     }  # fmt: skip
     if path:
         atomic_write(path, json.dumps(row).encode())
@@ -163,21 +190,21 @@ def learned_row(
 
 def grid_cost(
     n: int,
-    crafts: Mapping[str, CraftRecipe | None],
-    learners: Mapping[float, LearnRecipe],
+    crafts: Mapping[str, MadeBy],
+    learners: Mapping[float | str, LearnRecipe],
     seeds: int,
     countermeasures: Sequence[str] = (),
 ) -> Passes:
     """The passes of a grid over n images, if nothing of it is in the cache."""
-    costs = [recipe.cost(n) for recipe in crafts.values() if recipe]
+    costs = [recipe.cost(n) for recipe in crafts.values() if isinstance(recipe, CraftRecipe)]
     costs += [recipe.cost(n) for recipe in learners.values()] * len(crafts) * max(1, len(countermeasures))
     return Passes(seeds * sum(c.input_gradient for c in costs), seeds * sum(c.training for c in costs))
 
 
 def grid(
     split: Split,
-    crafts: Mapping[str, CraftRecipe | None],
-    learners: Mapping[float, LearnRecipe],
+    crafts: Mapping[str, MadeBy],
+    learners: Mapping[float | str, LearnRecipe],
     *,
     countermeasures: Sequence[str] = (),
     seeds: Iterable[int] = (0,),
@@ -185,25 +212,25 @@ def grid(
     cache: Path | None = None,
     on_step: OnStep | None = None,
 ) -> list[dict]:
-    """Rows of learners: every way to craft x learner x seed, the noise of a seed crafted with that seed.
+    """Rows of learners: every way to make the images x learner x seed, the images of a seed made with that seed.
 
-    crafts: the name of a row's method -> its recipe, None for unprotected images. learners: a row's training radius ->
-    its recipe. countermeasures: where given, every learner after each of them, which a row's `countermeasure` names.
+    crafts: the name of a row's method -> what makes its images. learners: a row's training radius, or the name in its
+    column `learner`, -> its recipe. countermeasures: where given, every learner after each of them, which a row's
+    `countermeasure` names. Rows of ClassFilters have accuracies on filtered test images too.
     """
     engine, rows = engine or Engine(), []
-    for seed, (method, craft_by) in itertools.product(seeds, crafts.items()):
-        train, noise_cost = split.train, {"passes": 0, "seconds": 0.0}
-        if craft_by:
-            told = on_step and partial(on_step, f"{method} noise, seed {seed}")
-            noise, noise_cost = crafted_noise(train, craft_by, seed=seed, engine=engine, cache=cache, on_step=told)
-            train = train.with_noise(noise.levels)
+    for seed, (method, made_by) in itertools.product(seeds, crafts.items()):
+        how = dict(seed=seed, engine=engine, cache=cache)
+        told = on_step and partial(on_step, f"{method} noise, seed {seed}")
+        train, noise_cost = training_set(split.train, made_by, on_step=told, **how)
+        also = filtered_tests(split.test, made_by, seed)
         firsts = [{"countermeasure": name} for name in countermeasures] or [{}]
-        for first, (r, learn_by) in itertools.product(firsts, learners.items()):
-            job = ", ".join((method, *first.values(), f"AT {r:g}" if r else "ERM", f"seed {seed}"))
-            how = dict(seed=seed, engine=engine, cache=cache, on_step=on_step and partial(on_step, job))
-            row = learned_row(train, split.test, learn_by, countermeasures=tuple(first.values()), **how)
-            rows.append({
-                "method": method, **first, "training_radius": r, "seed": seed, **row,
-                "noise_passes": noise_cost["passes"], "noise_seconds": noise_cost["seconds"],
-            })  # fmt: skip
+        for first, (name, learn_by) in itertools.product(firsts, learners.items()):
+            named = {"learner": name} if isinstance(name, str) else {}
+            row = {"method": method, **first, "training_radius": learn_by.perturbation.radius, "seed": seed, **named}
+            told = on_step and partial(on_step, ", ".join((method, *first.values(), trained_by(row), f"seed {seed}")))
+            row |= learned_row(
+                train, split.test, learn_by, countermeasures=tuple(first.values()), also=also, on_step=told, **how
+            )
+            rows.append(row | {"noise_passes": noise_cost["passes"], "noise_seconds": noise_cost["seconds"]})
     return rows

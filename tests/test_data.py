@@ -8,11 +8,13 @@ import scipy.io
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from photos import image_split
 from PIL import Image
 from torchvision import datasets
 
 from semkit import data
 from semkit.data import DataError, ImageSet, load, load_files, scan
+from semkit.imageset import limit_test
 
 
 def images(n=12, classes=3, size=8, seed=0):
@@ -294,3 +296,13 @@ def test_data_root(monkeypatch, tmp_path):
     assert data.data_root() == tmp_path / ".cache" / "semkit"
     monkeypatch.setenv("SEMKIT_DATA", "~/sets")
     assert data.data_root() == tmp_path / "sets" and str(data.data_root("here")) == "here"
+
+
+def test_limiting_the_test_images_spares_some_that_are_in_neither_part():
+    split = image_split(20)
+    limited, spare = limit_test(split, 12)
+    assert torch.equal(limited.test.images, split.test.limit(12).images) and limited.train is split.train
+    seen = {image.numpy().tobytes() for image in limited.test.images}
+    assert len(spare) == 20 and spare.labels.bincount().tolist() == [10, 10]
+    assert not seen & {image.numpy().tobytes() for image in spare.images}
+    assert limit_test(split, None) == (split, None) == limit_test(split, 40)

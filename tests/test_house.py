@@ -12,7 +12,7 @@ FLOORS = (
     {"engine", "shapes", "data", "noise", "quality", "convolve"},
     {"perturb", "schedule", "state", "foreign", "convert", "stopwatch", "sparse"},
     {"objectives"},
-    {"craft", "learn", "measure", "patterns", "plain"},
+    {"craft", "defences", "learn", "measure", "patterns", "plain"},
     {"presets", "countermeasures", "study", "designs", "cluster", "plots", "originals", "jobs", "bench", "exercises"},
     {"benchreport", "crafting", "exercises_extensions", "figures", "pictures", "protect", "protected", "report"},
     {"options", "progress", "cli", "panels", "craftpanel"},

@@ -11,7 +11,7 @@ from semkit.augment import Identity
 from semkit.craft import CraftRecipe, craft
 from semkit.engine import Engine
 from semkit.imageset import Split
-from semkit.learn import LearnRecipe, accuracy, fit
+from semkit.learn import LearnRecipe, Pretrained, accuracy, fit
 from semkit.models import build
 from semkit.perturb import PGD, Clean, Uniform
 from semkit.schedule import SGD
@@ -117,3 +117,13 @@ def test_learning_costs_what_the_recipe_says(n, perturbation):
     cost = recipe.cost(n)
     assert (made.input_gradient, made.training) == (cost.input_gradient, cost.training)
     assert made.forward == 10 * 3  # evaluations are forward only and no part of the cost
+
+
+def test_a_pretrained_learner_starts_where_another_ended():
+    before = image_set(40, seed=7)
+    start, still = Pretrained(before, RECIPE, seed=5, engine=ENGINE), SGD(steps=1, batch=8, lr=0.0)
+    ended = fit(before, before, RECIPE, seed=5, engine=ENGINE).model.state_dict()
+    assert all(torch.equal(value, ended[name]) for name, value in start.weights.items())
+    begun = learn(replace(RECIPE, pretrained=start, sgd=still)).model
+    assert all(torch.equal(value, ended[name]) for name, value in begun.named_parameters())
+    assert before.fingerprint[:24] in repr(start) and "seed=5" in repr(start)

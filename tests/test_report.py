@@ -38,3 +38,16 @@ def test_the_table_has_no_seconds_where_the_rows_have_none():
     untimed = [{name: value for name, value in row.items() if name != "noise_seconds"} for row in ROWS]
     cut = [line.rsplit("|", 2)[0] + "|" for line in table(ROWS).splitlines()]
     assert table(untimed).splitlines() == cut
+
+
+def test_named_learners_have_a_column_each_and_what_a_row_lacks_is_empty(tmp_path):
+    rows = [
+        {"method": m, "training_radius": 0, "learner": way, "last": 0.5}
+        for m, way in (("cuda", "blur"), ("em", "jpeg"))
+    ]
+    rows += [{"method": "cuda", "training_radius": 4, "learner": None, "last": 0.25, "on_own": 1.0}]
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table(rows).splitlines()]
+    assert lines[0] == ["trained on", "blur", "jpeg", "AT 4/255"]
+    assert lines[2:] == [["CUDA", "50.0", "-", "25.0"], ["EM", "-", "50.0", "-"]]
+    write_rows(rows, tmp_path / "rows.csv")
+    assert [row["on_own"] for row in read_rows(tmp_path / "rows.csv")] == [None, None, 1.0]

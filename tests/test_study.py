@@ -8,15 +8,16 @@ import torch
 from photos import image_set, image_split
 
 from semkit.augment import Identity
+from semkit.convolve import ClassFilters, CleanPart, class_filters, convolve_set
 from semkit.craft import CraftRecipe, Interrupted, craft
 from semkit.engine import Engine, predict
-from semkit.learn import LearnRecipe, fit
+from semkit.learn import LearnRecipe, Pretrained, accuracy, fit
 from semkit.noise import load
 from semkit.objectives import Trades
 from semkit.perturb import PGD, Clean, Uniform
 from semkit.presets import learn_recipe, sweep_recipes
 from semkit.schedule import SGD
-from semkit.study import crafted_noise, crafted_surrogate, grid, grid_cost, key, learned_row
+from semkit.study import crafted_noise, crafted_surrogate, grid, grid_cost, key, learned_row, training_set
 
 ENGINE = Engine("cpu", "float32")
 CRAFT = CraftRecipe(Uniform(4), PGD(4, 1), steps=1, samples=1, surrogate="tiny", sgd=SGD(steps=4, batch=8))
@@ -89,7 +90,7 @@ CRAFT_CHANGES = {
 }  # fmt: skip
 LEARN_CHANGES = {
     "perturbation": PGD(4, 1), "model": "small", "sgd": SGD(steps=4, batch=8, lr=0.2), "augment": Identity(),
-    "evaluations": 3, "objective": Trades(),
+    "evaluations": 3, "objective": Trades(), "pretrained": Pretrained(image_set(8), LEARN),
 }  # fmt: skip
 
 
@@ -148,7 +149,7 @@ def test_a_grid_has_a_row_for_every_method_radius_and_seed_made_as_it_says(tmp_p
         assert row["passes"] == learn_recipe("quick", perturbation_radius=row["training_radius"]).cost(20).total
     spent = sum(row["passes"] for row in rows) + sum(row["noise_passes"] for row in rows[::2])
     assert grid_cost(20, *recipes, 2).total == spent
-    jobs = ("sem noise", *(f"{method}, {kind}" for method in ("clean", "sem") for kind in ("ERM", "AT 4")))
+    jobs = ("sem noise", *(f"{method}, {kind}" for method in ("clean", "sem") for kind in ("ERM", "AT 4/255")))
     assert told == {f"{job}, seed {seed}" for job in jobs for seed in (0, 1)}
     before = stamps(tmp_path)
     assert grid(split, *recipes, **{**how, "on_step": never}) == rows
@@ -163,3 +164,22 @@ def test_a_row_of_a_grid_is_the_learner_on_noisy_training_and_clean_test_images(
     assert noise.recipe["noise_side"] == repr(Clean())
     done = fit(split.train.with_noise(noise.levels), split.test, learn_recipe("quick"), seed=3, engine=ENGINE)
     assert row["curve"] == [list(point) for point in done.curve]
+
+
+def test_a_grid_of_filters_is_learners_on_filtered_images_tested_on_filtered_ones_too(tmp_path):
+    split, how = image_split(20), {"engine": ENGINE, "cache": tmp_path}
+    crafts = {"clean": None, "cuda": ClassFilters(), "one": ClassFilters(assignment="one"), "rest": CleanPart(0.5)}
+    rows = {row["method"]: row for row in grid(split, crafts, {"ours": LEARN}, seeds=[3], **how)}
+    filters = class_filters("semkit seed 3", 2)
+    done = fit(convolve_set(split.train, filters), split.test, LEARN, seed=3, engine=ENGINE)
+    assert rows["cuda"]["curve"] == [list(point) for point in done.curve] and rows["cuda"]["learner"] == "ours"
+    for name, tested in (("own", filters), ("permuted", filters.roll(-1, 0))):
+        filtered = convolve_set(split.test, tested)
+        assert rows["cuda"][f"on_{name}"] == accuracy(done.model, filtered, engine=ENGINE)
+    assert all("on_own" not in rows[method] for method in ("clean", "one", "rest"))
+    rest, _ = training_set(split.train, CleanPart(0.5), seed=3)
+    half, _ = training_set(split.train, ClassFilters(fraction=0.5), seed=3)
+    untouched = (half.images == split.train.images).flatten(1).all(1)
+    assert torch.equal(rest.images, split.train.images[untouched]) and len(rest) == 10
+    assert grid(split, crafts, {"ours": LEARN}, seeds=[3], on_step=never, **how) == list(rows.values())
+    assert grid_cost(20, crafts, {"ours": LEARN}, 1).total == sum(row["passes"] for row in rows.values())

@@ -1,0 +1,88 @@
+"""What a trainer may do against class-wise filters: perturbations that blur, at random or as the learner likes least.
+
+Source: Sadasivan et al., CUDA, CVPR 2023, whose authors try their protection against both.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor, nn
+
+from semkit.convolve import blur, convolve
+from semkit.engine import input_gradient
+from semkit.pixels import check_count
+
+LARGEST = 5.0  # entry of a filter under ascent, in size
+
+
+def rescaled(x: Tensor) -> Tensor:
+    """x [N,C,H,W] moved and stretched so that every image reaches from 0 to 1; an image of one value becomes 0."""
+    low = x.amin((1, 2, 3), keepdim=True)
+    span = x.amax((1, 2, 3), keepdim=True) - low
+    return (x - low) / span.clamp_min(torch.finfo(x.dtype).eps)
+
+
+@dataclass(frozen=True)
+class RandomBlur:
+    """Every image filtered by a filter of its own, drawn as a protector draws those of classes: augmentation.
+
+        entries ~ U(0, strength), one of them, at random, 1;  the result divided by its maximum
+
+    As the family holds the protector's filters, this is a trainer who knows the method and lacks the key only.
+    """
+
+    kernel: int = 3
+    strength: float = 0.3
+    radius = 0.0
+    passes = 0
+
+    def __post_init__(self):
+        check_count(self.kernel, "kernel", 2)
+        if not 0 < self.strength <= 1:
+            raise ValueError(f"strength must be above 0 and at most 1, got {self.strength:g}")
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, generator: Generator | None = None) -> Tensor:
+        n, k, how = len(x), self.kernel, dict(generator=generator, device=x.device)
+        filters = self.strength * torch.rand(n, k * k, **how)
+        filters.scatter_(1, torch.randint(0, k * k, (n, 1), **how), 1.0)
+        return convolve(x, filters.view(n, k, k))
+
+
+@dataclass(frozen=True)
+class ClassBlur:
+    """DAT: for every class in the batch the filter under which the learner's loss is large, found by ascent.
+
+        w_c <- clip(w_c + rate * d/dw_c mean over the batch of CE(f(rescaled(blur(x, w_y))), y), -5, 5)
+
+    `steps` times, in eval mode; then the step is on rescaled(blur(x, w_y)). A transposed convolution of stride 1 is the
+    convolution of `blur`. Published are the size of the filters, the 10 steps, the rate .1 and the clip at 5. Chosen
+    here: w_c starts as the identity in every batch, and there is no bias, which rescaling would take away.
+    """
+
+    kernel: int = 5
+    steps: int = 10
+    rate: float = 0.1
+    radius = 0.0
+
+    def __post_init__(self):
+        check_count(self.kernel, "kernel", 2)
+        check_count(self.steps, "steps")
+
+    @property
+    def passes(self) -> int:
+        """Input gradients per image."""
+        return self.steps
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, generator: Generator | None = None) -> Tensor:
+        x, k = x.detach(), self.kernel
+        _, which = y.unique(return_inverse=True)
+        filters = x.new_zeros(int(which.max()) + 1, k, k)
+        filters[:, k // 2, k // 2] = 1
+        for _ in range(self.steps):
+            with torch.enable_grad():
+                filters.requires_grad_()
+                blurred = rescaled(blur(x, filters[which]))
+                slope = input_gradient(model, blurred, y) / len(x)
+                (uphill,) = torch.autograd.grad(blurred, filters, slope)
+            filters = (filters.detach() + self.rate * uphill).clamp(-LARGEST, LARGEST)
+        return rescaled(blur(x, filters[which]))

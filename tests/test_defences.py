@@ -1,0 +1,105 @@
+"""Blurring against filters: the ascent ascends, its gradient is that of a loop, and random filters are the family's."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from nets import batch, net
+
+from semkit.convolve import blur, convolve
+from semkit.defences import LARGEST, ClassBlur, RandomBlur, rescaled
+from semkit.engine import count_passes, logits
+
+
+def loss(model, x, y):
+    return float(F.cross_entropy(logits(model.eval(), x), y).detach())
+
+
+def test_rescaling_reaches_from_0_to_1_and_keeps_the_order():
+    x = torch.tensor([[[[2.0, 5, 3]]], [[[-1, -1, -1]]]])
+    assert torch.allclose(rescaled(x), torch.tensor([[[[0, 1, 1 / 3]]], [[[0, 0, 0]]]]))
+
+
+def by_hand(model, x, y, how):
+    """ClassBlur as a loop over classes, with torch's own transposed convolution."""
+    k, filters = how.kernel, {}
+    for label in y.tolist():
+        filters[label] = torch.zeros(1, 1, k, k, dtype=x.dtype)
+        filters[label][..., k // 2, k // 2] = 1
+
+    def filtered():
+        each = [F.conv_transpose2d(image[:, None], filters[int(label)], padding=k // 2)[:, 0]
+                for image, label in zip(x, y, strict=True)]  # fmt: skip
+        return rescaled(torch.stack(each))
+
+    for _ in range(how.steps):
+        for weight in filters.values():
+            weight.requires_grad_()
+        F.cross_entropy(logits(model, filtered()), y).backward()
+        filters = {c: (w + how.rate * w.grad).detach().clamp(-LARGEST, LARGEST) for c, w in filters.items()}
+    return filtered().detach()
+
+
+@pytest.mark.parametrize("how", [ClassBlur(3, 3, 5.0), ClassBlur(5, 2, 2.0)], ids=repr)
+def test_the_ascent_is_that_of_a_loop_with_a_transposed_convolution_per_class(how):
+    model, (x, y) = net(torch.float64, opinion=5).eval(), batch(dtype=torch.float64)
+    assert torch.allclose(how(model, x, y), by_hand(model, x, y, how), atol=1e-9)
+
+
+def test_the_ascent_ascends_and_images_of_a_class_share_a_filter():
+    model, (x, y) = net(opinion=5), batch(12)
+    x[4], y[4] = x[0], y[0]
+    before, after = rescaled(x), ClassBlur(3, 10, 1.0)(model, x, y)
+    assert loss(model, after, y) > loss(model, before, y) + 0.05
+    assert torch.allclose(after[0], after[4], atol=1e-6) and not torch.allclose(after[0], before[0], atol=1e-2)
+    assert after.shape == x.shape and 0 <= after.min() and after.max() <= 1
+
+
+def test_no_step_is_rescaling_alone_and_every_step_is_a_pass():
+    model, (x, y) = net(), batch()
+    assert torch.equal(ClassBlur(5, 0)(model, x, y), rescaled(x))
+    with count_passes() as passes:
+        ClassBlur(3, 4)(model, x, y)
+    assert passes.input_gradient == 4 * len(x) == ClassBlur(3, 4).passes * len(x)
+
+
+def test_a_steep_ascent_stays_within_its_clip_and_weights_get_no_gradient():
+    model, (x, y) = net(opinion=50), batch()
+    found = ClassBlur(3, 5, 1e6)(model, x, y)
+    assert torch.isfinite(found).all() and not found.requires_grad
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_random_blur_draws_a_filter_of_the_family_for_every_image():
+    x = torch.zeros(400, 3, 9, 9)
+    x[:, :, 4, 4] = 1  # a point alone shows its filter
+    found = RandomBlur(3, 0.4)(None, x, None, torch.Generator().manual_seed(0))[:, 0, 3:6, 3:6]
+    ones = found == 1
+    assert (ones.sum((1, 2)) == 1).all() and set(ones.flatten(1).int().argmax(1).tolist()) == set(range(9))
+    rest = found[~ones]
+    assert rest.max() < 0.4 and rest.min() >= 0 and abs(rest.mean() - 0.2) < 0.01
+    assert len({image.numpy().tobytes() for image in found}) == 400
+
+
+def test_random_blur_is_seeded_and_convolves():
+    x = batch(5)[0]
+    draws = [RandomBlur()(None, x, None, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)]
+    assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
+    point = torch.zeros_like(x)
+    point[:, :, 4, 4] = 1
+    filters = RandomBlur()(None, point, None, torch.Generator().manual_seed(1))[:, 0, 3:6, 3:6]
+    assert torch.allclose(draws[0], convolve(x, filters), atol=1e-6)
+    assert not torch.allclose(draws[0], blur(x, filters), atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda: ClassBlur(1), "kernel must be a whole number >= 2"),
+        (lambda: ClassBlur(3, -1), "steps must be a whole number"),
+        (lambda: RandomBlur(1), "kernel must be"),
+        (lambda: RandomBlur(3, 0), "strength must be above 0 and at most 1, got 0"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(make, reason):
+    with pytest.raises(ValueError, match=reason):
+        make()
