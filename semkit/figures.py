@@ -135,6 +135,30 @@ def progress_figure(losses: Mapping[int, float], right: Mapping[int, tuple[float
     return figure
 
 
+def lines_figure(
+    rows: Sequence[dict],
+    *,
+    x: str,
+    y: str,
+    xlabel: str,
+    ylabel: str,
+    points: tuple[str, str] | None = None,
+    log: bool = False,
+    title: str,
+) -> Figure:
+    """Column y over column x, a line a method, 95 % bands over the rows of the same x; log: of the axis x, base 2.
+
+    points: the columns of an estimate of the same quantity and of its standard error, drawn beside the lines.
+    """
+    figure = new_figure(8, 4)
+    axes = figure.subplots()
+    plots.draw_lines(axes, rows, x, y, points)
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    if log:
+        axes.set_xscale("log", base=2)
+    return _titled(figure, title)
+
+
 def spectrum_figure(noises: Mapping[str, torch.Tensor], *, title: str) -> Figure:
     """Power of each noise [N,C,H,W] over spatial frequency, against white noise of the same variance."""
     figure = new_figure(8, 4)

@@ -173,12 +173,18 @@ def trade_off(model: Latent, epsilon: float, points: int = 61) -> list[dict]:
     return [dict(zip(names, map(float, row), strict=True)) for row in zip(ridges, standard, robust, strict=True)]
 
 
+def share_of(hits: int, n: int) -> tuple[float, float]:
+    """(hits / n, its standard error), the error of a share to which a hit and a miss are added: it is never 0."""
+    share = (hits + 1) / (n + 2)
+    return hits / n, math.sqrt(share * (1 - share) / n)
+
+
 def sampled(
     model: Latent, theta: np.ndarray, epsilon: float = 0.0, *, samples: int = 20_000, seed: int | Sequence[int] = 0
 ) -> tuple[float, float]:
     """(accuracy, its standard error) of sign(theta'x) by Monte-Carlo on images moved by -y epsilon theta / |theta|.
 
-    theta = 0 answers +1. The error is that of a share to which one hit and one miss are added, so it is never 0.
+    theta = 0 answers +1.
     """
     check_count(samples, "samples", 1)
     rng, hits = np.random.default_rng(seed), 0
@@ -187,8 +193,7 @@ def sampled(
     for start in range(0, samples, batch):
         x, y = model.draw(min(batch, samples - start), rng)
         hits += int((np.where((x - y[:, None] * against) @ theta >= 0, 1, -1) == y).sum())
-    share = (hits + 1) / (samples + 2)
-    return hits / samples, math.sqrt(share * (1 - share) / samples)
+    return share_of(hits, samples)
 
 
 def gap(
@@ -232,60 +237,3 @@ def gaps(d: int, epsilon: float, *, ratios: Sequence[float] = RATIOS, seeds: Seq
     Raises ValueError where ratio * d is not a whole number from 1 to d.
     """
     return [gap(d, ratio * d, epsilon, seed=seed, **how) for ratio in ratios for seed in seeds]
-
-
-def _principal(images: np.ndarray, labels: Sequence[int] | None):
-    """scikit-learn's PCA of the images [N,...] about their mean, or about those of their classes."""
-    from sklearn.decomposition import PCA  # half a second that importing semkit need not pay
-
-    x = np.array(images, float).reshape(len(images), -1)  # a copy, to be centred
-    labels = np.zeros(len(x), int) if labels is None else np.asarray(labels)
-    if len(x) < 2 or labels.shape != (len(x),):
-        raise ValueError(f"2 images or more and a label each are needed, got {len(x)} and {labels.shape}")
-    for label in np.unique(labels):
-        x[labels == label] -= x[labels == label].mean(0)
-    if not x.any():
-        raise ValueError("images that do not vary have no dimension")
-    return PCA(svd_solver="covariance_eigh" if len(x) >= x.shape[1] else "full").fit(x)
-
-
-def dimensions(
-    images: np.ndarray, labels: Sequence[int] | None = None, *, shares: Sequence[float] = (0.9, 0.95, 0.99)
-) -> dict:
-    """A row: n, d, how many principal components hold each share of the images' variance, and their participation.
-
-        participation = (sum_i v_i)^2 / sum_i v_i^2 of the components' variances v: d if all are alike, 1 if one is all
-
-    images: an array [N,...]. With labels the variance is that within classes, as a mixture's latent z has it. The n
-    images hold n - 1 components at most.
-    Raises ValueError for fewer than 2 images, for labels that do not fit them, and where nothing varies.
-    """
-    principal = _principal(images, labels)
-    v = principal.explained_variance_
-    held = np.cumsum(v) / v.sum()
-    counts = {f"components_{100 * share:g}%": int(np.searchsorted(held, share - 1e-12) + 1) for share in shares}
-    return {"n": len(images), "d": principal.n_features_in_, **counts, "participation": float(v.sum() ** 2 / (v @ v))}
-
-
-def fitted(images: np.ndarray, y: Sequence[int], k: int) -> tuple[Latent, np.ndarray]:
-    """(model, centre [d]): the mixture x = image - centre with the images' class means and k main components.
-
-        W = components * sqrt(variances) within classes, centre = (m_+ + m_-) / 2, W mu = the part of (m_+ - m_-) / 2
-        that lies in the components
-
-    images [N,...], y of +1 and -1. What best(model) promises holds as far as images are such a mixture and N is large
-    against k: hold its rule sign(theta'(image - centre)) against images that were not fitted.
-    Raises ValueError unless both classes are there and 1 <= k <= the components that vary.
-    """
-    y = np.asarray(y)
-    if set(np.unique(y)) != {-1, 1}:
-        raise ValueError("y must be +1 or -1, and both must occur")
-    principal = _principal(images, y)
-    check_count(k, "the latent dimension k", 1)
-    v = principal.explained_variance_
-    if k > (vary := int((v > 1e-9 * v[0]).sum())):
-        raise ValueError(f"k must be at most the {vary} components that vary, got {k}")
-    x = np.asarray(images, float).reshape(len(y), -1)
-    plus, minus = x[y > 0].mean(0), x[y < 0].mean(0)
-    components, scale = principal.components_[:k], np.sqrt(v[:k])
-    return Latent(components.T * scale, components @ (plus - minus) / 2 / scale), (plus + minus) / 2

@@ -252,6 +252,25 @@ def draw_losses(axes, rows: Sequence[dict]) -> None:
     legend(axes)
 
 
+def draw_lines(axes, rows: Sequence[dict], x: str, y: str, points: tuple[str, str] | None = None) -> None:
+    """Column y over column x, a line a method in the band of its 95 % interval over the rows of the same x.
+
+    points: the columns of an estimate of the same quantity and of its standard error; where rows have them, their mean
+    is drawn as a point a method and x with two standard errors to both sides.
+    """
+    look = styles(by_method(rows))
+    for method, mine in by_method(rows).items():
+        style = look[method]
+        line(axes, *summary(mine, x, y), **style | {"marker": "" if points else style["marker"]}, label=method)
+        estimated = [row for row in mine if points and row.get(points[0]) is not None]
+        for value in sorted({row[x] for row in estimated}):
+            found = np.array([(row[points[0]], row[points[1]]) for row in estimated if row[x] == value])
+            bar = 2 * np.linalg.norm(found[:, 1]) / len(found)
+            axes.errorbar(value, found[:, 0].mean(), bar, capsize=3, ms=5, **style | {"ls": ""})
+    axes.grid(alpha=0.3)
+    legend(axes)
+
+
 def draw_progress(left, right, losses: Mapping[int, float], shares: Mapping[int, tuple[float, float]]) -> None:
     """The surrogate's loss by step on the left, and on the right the shares of images that it labels rightly."""
     left.plot(losses.keys(), losses.values(), color="#0072B2", lw=1)

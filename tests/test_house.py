@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parents[1] / "semkit"
 FLOORS = (
     {"pixels", "files", "image", "mixtures", "latent", "injection"},
     {"augment", "imageset", "folding", "models", "parallel"},
-    {"engine", "shapes", "data", "noise", "quality", "convolve"},
+    {"engine", "shapes", "data", "noise", "quality", "convolve", "factors"},
     {"perturb", "schedule", "state", "foreign", "convert", "stopwatch", "sparse"},
     {"objectives"},
     {"craft", "defences", "learn", "measure", "patterns", "plain"},

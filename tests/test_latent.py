@@ -7,9 +7,7 @@ import numpy as np
 import pytest
 from scipy import integrate, optimize, stats
 
-from semkit.latent import LABELS, Latent, accuracy, best, dimensions, fitted, gap, latent, rule, sampled, trade_off
-
-RATIOS = (1, 1 / 4, 1 / 16, 1 / 64)
+from semkit.latent import LABELS, RATIOS, Latent, accuracy, best, gap, gaps, latent, rule, sampled, trade_off
 
 
 @pytest.fixture(scope="module", params=LABELS)
@@ -123,10 +121,10 @@ def test_the_trade_off_runs_from_the_best_standard_rule_past_the_best_robust_one
 
 @pytest.mark.parametrize("labels", LABELS)
 def test_the_gap_falls_with_the_latent_dimension_and_monte_carlo_agrees(labels):
-    rows = [gap(256, round(256 * ratio), 0.5, labels=labels, samples=4000) for ratio in RATIOS]
-    gaps = [row["gap"] for row in rows]
-    assert [row["ratio"] for row in rows] == list(RATIOS) and sorted(gaps, reverse=True) == gaps
-    assert gaps[-1] < gaps[0] / 8
+    rows = gaps(256, 0.5, labels=labels, samples=4000)
+    found = [row["gap"] for row in rows]
+    assert [row["ratio"] for row in rows] == list(RATIOS) == [1, 1 / 4, 1 / 16, 1 / 64]
+    assert sorted(found, reverse=True) == found and found[-1] < found[0] / 8
     assert np.ptp([row["standard"] for row in rows]) < 1e-9
     for row in rows:
         assert row["gap"] == row["standard"] - row["robust"] and row["robust"] <= row["cautious"] <= row["standard"]
@@ -149,43 +147,14 @@ def test_contrast_is_what_is_held_fixed():
         assert lengths == pytest.approx(1, abs=0.25) and lengths.mean() == pytest.approx(1, rel=0.1)
 
 
-def test_dimensions_of_images_with_known_factors():
-    rng = np.random.default_rng(0)
-    images = rng.standard_normal((400, 5)) @ rng.standard_normal((5, 48)) + 1e-4 * rng.standard_normal((400, 48))
-    row = dimensions(images.reshape(400, 3, 4, 4))
-    assert (row["n"], row["d"], row["components_99%"]) == (400, 48, 5) and 3 < row["participation"] <= 5
-    even = np.vstack([np.eye(8), -np.eye(8)])
-    assert dimensions(even, shares=(0.5, 1)) == {
-        "n": 16, "d": 8, "components_50%": 4, "components_100%": 8, "participation": pytest.approx(8),
-    }  # fmt: skip
-    labels = rng.integers(0, 2, 400)
-    apart = images + 100 * np.outer(labels, np.ones(48))
-    assert dimensions(apart)["components_90%"] == 1
-    before = apart.copy()
-    assert dimensions(apart, labels)["participation"] == pytest.approx(row["participation"], rel=0.05)
-    assert np.array_equal(apart, before)
-    few = dimensions(rng.standard_normal((10, 48)))
-    assert few["components_99%"] <= 9
-
-
-def test_a_fitted_mixture_keeps_its_promise_on_new_images():
-    made, place = latent(40, 6, norm=1.5, seed=4), np.linspace(0, 1, 40)
-    (x, y), (new, labels) = made.draw(4000, seed=1), made.draw(4000, seed=2)
-    model, centre = fitted((x + place).reshape(-1, 2, 4, 5), y, 6)
-    for epsilon in (0, 0.8):
-        theta, promised = best(model, epsilon)
-        held = (labels * ((new + place - centre) @ theta) > epsilon * np.linalg.norm(theta)).mean()
-        assert held == pytest.approx(promised, abs=0.02) and promised == pytest.approx(best(made, epsilon)[1], abs=0.02)
-    poor, _ = fitted(x, y, 2)
-    assert best(poor)[1] < best(model)[1] - 0.03
-
-
 @pytest.mark.parametrize(
     ("call", "reason"),
     [
         (lambda: latent(8, 0), "the latent dimension k must be a whole number >= 1, got 0"),
         (lambda: latent(0, 1), "the dimension d must be a whole number >= 1, got 0"),
         (lambda: latent(4, 5), "1 <= k <= d"),
+        (lambda: gaps(10, 0.5), "the latent dimension k must be a whole number >= 1, got 2.5"),
+        (lambda: gap(8, 2, 0.5, samples=1.5), "samples must be a whole number >= 1, got 1.5"),
         (lambda: latent(4, 2, norm=0), "norm must be a finite number > 0, got 0"),
         (lambda: latent(4, 2, contrast="eye"), "contrast must be one of pixel, factor, got 'eye'"),
         (lambda: latent(4, 2, labels="logit"), "labels must be one of mixture, probit, got 'logit'"),
@@ -193,11 +162,6 @@ def test_a_fitted_mixture_keeps_its_promise_on_new_images():
         (lambda: best(Latent(np.ones((3, 2)), np.ones(2))), "W must have full rank"),
         (lambda: best(latent(4, 2), -1), "epsilon must be a finite number >= 0, got -1"),
         (lambda: accuracy(Latent(np.eye(3)[:, :2], np.ones(2)), np.eye(3)[2]), "theta'x is 0 for every x"),
-        (lambda: dimensions(np.ones((5, 3))), "images that do not vary have no dimension"),
-        (lambda: dimensions(np.ones((1, 3))), "2 images or more"),
-        (lambda: dimensions(np.ones((3, 3)), [0, 1]), "a label each"),
-        (lambda: fitted(np.eye(4), [1, 1, 1, 1], 1), r"y must be \+1 or -1, and both must occur"),
-        (lambda: fitted(np.eye(4), [1, 1, -1, -1], 3), "k must be at most the 2 components that vary, got 3"),
     ],
 )
 def test_what_has_no_meaning_is_refused(call, reason):

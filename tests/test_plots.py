@@ -62,6 +62,14 @@ def scatter():
     return figures.scatter_figure(POINTS, x="x", y="y", correlation=FOUND, title="Scatter", **labels)
 
 
+def lines(**how):
+    """Two methods over x = 1, 2, 4, two rows each; the second method has an estimate in its rows of x = 2."""
+    rows = [{"method": m, "x": x, "y": x * (i + 1) + s} for i, m in enumerate("ab") for x in (1, 2, 4) for s in (0, 1)]
+    rows[-3] |= {"guess": 6, "error": 4}
+    rows[-4] |= {"guess": 4, "error": 3}
+    return figures.lines_figure(rows, x="x", y="y", xlabel="x", ylabel="y", title="Lines", **how)
+
+
 FIGURES = {
     "accuracy": lambda: figures.accuracy_figure(FOUR, chance=0.1, title="Accuracy"),
     "accuracy of pairs": lambda: figures.accuracy_figure(PAIRS, chance=0.1, title="Accuracy"),
@@ -70,6 +78,8 @@ FIGURES = {
     "scatter": scatter,
     "losses": lambda: figures.losses_figure(LOSSES, title="Losses"),
     "losses, log": lambda: figures.losses_figure(LOSSES, log=True, title="Losses"),
+    "lines": lambda: lines(points=("guess", "error")),
+    "lines, log": lambda: lines(log=True),
     "spectrum": lambda: figures.spectrum_figure(NOISES, title="Spectrum"),
     "class means": lambda: figures.class_means_figure(NOISES["em"], IMAGES.labels, IMAGES.classes, radius=8),
     "embedding": lambda: figures.embedding_figure({"PCA": PLANE, "t-SNE": -PLANE}, GROUPS, title="Embedding"),
@@ -254,6 +264,20 @@ def test_losses_are_solid_along_adversarial_and_dashed_along_random_directions()
     assert axes.lines[0].get_xydata()[-1] == pytest.approx((8, mean))
     band = axes.collections[0].get_paths()[0].vertices
     assert sorted({*band[band[:, 0] == 8][:, 1].round(9)}) == pytest.approx([low, high])
+
+
+def test_lines_are_means_in_bands_with_estimates_beside_them():
+    (axes,) = lines().axes
+    assert texts(axes) == ["a", "b"]
+    assert axes.lines[1].get_xydata() == pytest.approx(np.array([(1, 2.5), (2, 4.5), (4, 8.5)]))
+    _, low, high = interval([8, 9])
+    band = axes.collections[1].get_paths()[0].vertices
+    assert sorted({*band[band[:, 0] == 4][:, 1].round(9)}) == pytest.approx([low, high])
+    (axes,) = lines(points=("guess", "error"), log=True).axes
+    assert axes.get_xscale() == "log" and len(axes.containers) == 1
+    point, _, (bar,) = axes.containers[0]
+    assert point.get_xydata().tolist() == [[2, 5]]  # the standard error of the mean is hypot(3, 4) / 2
+    assert bar.get_segments()[0][:, 1].tolist() == [0, 10] and point.get_color() == axes.lines[1].get_color()
 
 
 def test_spectra_are_in_units_of_white_noise():
