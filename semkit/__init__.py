@@ -3,6 +3,8 @@
 __version__ = "0.1.0"  # before the imports: the modules record it
 
 from semkit.augment import FlipCrop, Identity, ResizedCrop
+from semkit.augmix import AugMix
+from semkit.bullettrain import BulletTrain
 from semkit.convert import convert
 from semkit.craft import CraftRecipe, craft
 from semkit.data import load
@@ -21,8 +23,8 @@ from semkit.schedule import SGD
 from semkit.study import crafted_noise, crafted_surrogate, grid, learned_row, runs_folder
 
 __all__ = [
-    "PGD", "SGD", "Clean", "CraftRecipe", "Engine", "FlipCrop", "Identity", "ImageSet", "LearnRecipe", "Mart",
-    "Noise", "Plain", "ResizedCrop", "Split", "Trades", "Uniform", "accuracy", "check", "convert", "craft",
-    "craft_recipe", "crafted_noise", "crafted_surrogate", "fit", "grid", "interval", "learn_recipe", "learned_row",
-    "load", "protect", "read_rows", "runs_folder", "sweep_recipes",
+    "PGD", "SGD", "AugMix", "BulletTrain", "Clean", "CraftRecipe", "Engine", "FlipCrop", "Identity", "ImageSet",
+    "LearnRecipe", "Mart", "Noise", "Plain", "ResizedCrop", "Split", "Trades", "Uniform", "accuracy", "check",
+    "convert", "craft", "craft_recipe", "crafted_noise", "crafted_surrogate", "fit", "grid", "interval",
+    "learn_recipe", "learned_row", "load", "protect", "read_rows", "runs_folder", "sweep_recipes",
 ]  # fmt: skip

@@ -11,6 +11,7 @@ from torch import nn
 
 from semkit import models, parallel
 from semkit.augment import Augment, FlipCrop
+from semkit.bullettrain import mining
 from semkit.engine import Engine, Passes, all_passes, count_passes, input_gradient, together, train_step
 from semkit.imageset import ImageSet
 from semkit.perturb import PGD, Perturbation, Uniform, shrunk
@@ -258,11 +259,11 @@ def _craft_share(
             yield from _remake(images, recipe, seed, engine, state)
 
     began, saved, turn, pause = time.monotonic() - state.seconds, time.monotonic(), 0, every
-    with count_passes(state.passes):
+    with count_passes(state.passes), mining(state.mined):
         for _ in phases():
             state.step += 1
             state.seconds = time.monotonic() - began
-            metrics = {"loss": state.losses[-1], "passes": state.passes.total}
+            metrics = {"loss": state.losses[-1], "passes": state.passes.total, **state.mined.now}
             stop = on_step and on_step(state.step, total, {**metrics, "noise": state.noise, "surrogate": model})
             stop, save = parallel.first((bool(stop), time.monotonic() - saved > pause))
             if files and (stop or save):

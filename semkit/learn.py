@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from semkit import models, parallel
 from semkit.augment import Augment, FlipCrop
+from semkit.bullettrain import Mined, mining
 from semkit.engine import Engine, Passes, all_passes, count_passes, predict, step_down
 from semkit.imageset import ImageSet
 from semkit.injection import drawing
@@ -70,13 +71,14 @@ class Pretrained:
 
 @dataclass
 class Learned:
-    """A trained learner: its test accuracy over the steps, and what it cost."""
+    """A trained learner: its test accuracy over the steps, its cost, and what BulletTrain has learned."""
 
     model: nn.Module
     curve: tuple[tuple[int, float], ...]
     losses: list[float]
     passes: Passes
     seconds: float
+    mined: Mined
 
     @property
     def last(self) -> float:
@@ -129,7 +131,8 @@ def fit(
         one step of SGD on objective(f, t(x), y, perturbation);  by default on CE(f(perturbation(t(x))), y)
 
     The perturbation sees the model in eval mode, the step in train mode; under AT only perturbed images are trained on.
-    on_step(step, total, metrics) is told of every step and stops the training by returning True.
+    on_step(step, total, metrics) is told of every step and stops the training by returning True. With BulletTrain the
+    metrics have the shares of outliers, boundary and robust images in the batch.
     start: a net to go on with instead, a pruned one say; it is trained in place, by one process only.
     """
     if start is not None and parallel.processes() > 1:
@@ -167,7 +170,7 @@ def _fit_share(
     curve, losses = [], []
     every = math.ceil(recipe.sgd.steps / recipe.evaluations)
     began = time.monotonic()
-    with count_passes() as passes:
+    with count_passes() as passes, mining() as mined:
         for step, index in sgd.batches(len(train), seed, engine):
             generator = engine.generator(seed, "learn", step, *parallel.stream())
             x, y = engine.images(train.images[index]), train.labels[index]
@@ -178,8 +181,9 @@ def _fit_share(
             if (step + 1) % every == 0 or step + 1 == recipe.sgd.steps:
                 curve.append((step + 1, tested_accuracy()))
             metrics = {"loss": losses[-1], "accuracy": curve[-1][1] if curve else None, "passes": passes.total}
+            metrics |= mined.now
             if parallel.first(bool(on_step and on_step(step + 1, sgd.steps, metrics))):
                 break
         if not curve or curve[-1][0] != step + 1:
             curve.append((step + 1, tested_accuracy()))
-    return Learned(model, tuple(curve), losses, all_passes(passes), time.monotonic() - began)
+    return Learned(model, tuple(curve), losses, all_passes(passes), time.monotonic() - began, mined)

@@ -29,8 +29,32 @@ def _check_norm(norm: str) -> None:
         raise ValueError(f"norm must be one of {', '.join(NORMS)}, got {norm!r}")
 
 
+class Perturbation:
+    """What every perturbation has: a radius in pixel levels, input gradients per image, its draws, itself weaker."""
+
+    radius: float
+    passes: int
+
+    def draw(self, x: Tensor, generator: Generator | None = None) -> Tensor:
+        """What `apply` needs of chance, a row for each image of x."""
+        raise NotImplementedError
+
+    def apply(self, model: nn.Module, x: Tensor, y: Tensor, drawn: Tensor, target: Tensor | None = None) -> Tensor:
+        """x' with the draws of these images."""
+        raise NotImplementedError
+
+    def scaled(self, share: float) -> "Perturbation":
+        """The same at a share of its radius and step size."""
+        return replace(self, radius=self.radius * share)
+
+    def __call__(
+        self, model: nn.Module, x: Tensor, y: Tensor, generator: Generator | None = None, target: Tensor | None = None
+    ) -> Tensor:
+        return self.apply(model, x, y, self.draw(x, generator), target)
+
+
 @dataclass(frozen=True)
-class Clean:
+class Clean(Perturbation):
     """x itself."""
 
     radius = 0.0
@@ -43,14 +67,12 @@ class Clean:
     def apply(self, model: nn.Module, x: Tensor, y: Tensor, drawn: Tensor, target: Tensor | None = None) -> Tensor:
         return x
 
-    def __call__(
-        self, model: nn.Module, x: Tensor, y: Tensor, generator: Generator | None = None, target: Tensor | None = None
-    ) -> Tensor:
-        return x
+    def scaled(self, share: float) -> "Clean":
+        return self
 
 
 @dataclass(frozen=True)
-class Uniform:
+class Uniform(Perturbation):
     """box(x + u), u uniform in the ball of `radius` levels: random perturbation, one draw, no gradient.
 
     Source: Liu et al., AAAI 2024 (SEM).
@@ -71,14 +93,9 @@ class Uniform:
     def apply(self, model: nn.Module, x: Tensor, y: Tensor, drawn: Tensor, target: Tensor | None = None) -> Tensor:
         return box(x + drawn)
 
-    def __call__(
-        self, model: nn.Module, x: Tensor, y: Tensor, generator: Generator | None = None, target: Tensor | None = None
-    ) -> Tensor:
-        return self.apply(model, x, y, self.draw(x, generator), target)
-
 
 @dataclass(frozen=True)
-class PGD:
+class PGD(Perturbation):
     """Projected gradient ascent on the cross-entropy, in eval mode, inside the ball and the box.
 
         x_adv <- box(x + project(x_adv + step_size * direction(grad CE(f(x_adv), y)) - x))
@@ -123,10 +140,8 @@ class PGD:
             x_adv = box(x + project(x_adv + step - x, radius, self.norm))
         return x_adv
 
-    def __call__(
-        self, model: nn.Module, x: Tensor, y: Tensor, generator: Generator | None = None, target: Tensor | None = None
-    ) -> Tensor:
-        return self.apply(model, x, y, self.draw(x, generator), target)
+    def scaled(self, share: float) -> "PGD":
+        return replace(self, radius=self.radius * share, step_size=self.step_size * share)
 
     def gradient(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """What a step follows: engine.input_gradient at x."""
@@ -159,16 +174,8 @@ class EOT(PGD):
         return sum(super(EOT, self).gradient(model, x, y) for _ in range(self.draws)) / self.draws
 
 
-Perturbation = Clean | Uniform | PGD
-
-
 def shrunk(perturbation: Perturbation, share: float) -> Perturbation:
     """The perturbation with `share` of its radius and step size; Clean() where less than half a level is left."""
-    radius = perturbation.radius * share
     if share >= 1 or not perturbation.radius:
         return perturbation
-    if radius < 0.5:
-        return Clean()
-    if isinstance(perturbation, PGD):
-        return replace(perturbation, radius=radius, step_size=perturbation.step_size * share)
-    return replace(perturbation, radius=radius)
+    return Clean() if perturbation.radius * share < 0.5 else perturbation.scaled(share)

@@ -48,6 +48,13 @@ def check_count(value: int, name: str, least: int = 0) -> int:
     return whole
 
 
+def check_share(value: float, name: str) -> float:
+    """`value` as a float if it is a share, 0 to 1; raises ValueError otherwise."""
+    if not 0 <= float(value) <= 1:
+        raise ValueError(f"{name} is a share, 0 to 1, got {value!r}")
+    return float(value)
+
+
 def box(x: torch.Tensor) -> torch.Tensor:
     """x clipped to [0, 1], where images live; the gradient is 1 inside and at the ends, 0 outside.
 

@@ -3,7 +3,7 @@
 import os
 import time
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from semkit import parallel
+from semkit.bullettrain import Mined
 from semkit.engine import Passes
 from semkit.files import atomic_write
 
@@ -72,7 +73,9 @@ def newest(files: list[Path], made_by: str) -> dict | None:
 
 @dataclass
 class State:
-    """All that the next step depends on, besides the images: the surrogate, its optimizer, the noise, the step."""
+    """All that the next step depends on, besides the images: the surrogate, its optimizer, the noise, the step,
+    and what mining has learned.
+    """
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
@@ -81,13 +84,15 @@ class State:
     passes: Passes
     step: int = 0
     seconds: float = 0.0
+    mined: Mined = field(default_factory=Mined)
 
     def save(self, path: Path, made_by: str) -> float:
         """Writes the state to `path`, whole or not at all; returns the seconds that took."""
         began = time.monotonic()
         state = dict(
             made_by=made_by, step=self.step, seconds=self.seconds, losses=self.losses, passes=vars(self.passes),
-            noise=self.noise, model=self.model.state_dict(), optimizer=self.optimizer.state_dict(),
+            mined=vars(self.mined), noise=self.noise, model=self.model.state_dict(),
+            optimizer=self.optimizer.state_dict(),
         )  # fmt: skip
         atomic_write(path, lambda file: _save(state, file))
         return time.monotonic() - began
@@ -97,4 +102,4 @@ class State:
         self.optimizer.load_state_dict(deepcopy(state["optimizer"]))  # no part of the mapped file
         self.noise.copy_(state["noise"])
         self.step, self.seconds, self.losses = state["step"], state["seconds"], state["losses"]
-        self.passes = Passes(**state["passes"])
+        self.passes, self.mined = Passes(**state["passes"]), Mined(**state["mined"])
