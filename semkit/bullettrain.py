@@ -61,12 +61,23 @@ def spread(p: Tensor, y: Tensor) -> Tensor:
     return torch.where(p.argmax(1) == y, 1.0, -1.0).to(p) * p.std(1, correction=0)
 
 
+def threshold(v: Tensor, average: float) -> Tensor:
+    """max(0, quantile of the spreads v at 1 - average): above it is about the share `average` of the images."""
+    return v.float().quantile(1 - average).clamp(min=0)
+
+
+def groups(v: Tensor, limit: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The indices of the outliers, v < 0, of the boundary images and of the robust ones, v > limit >= 0."""
+    outlier, robust = v < 0, v > limit
+    return tuple(mask.nonzero().flatten() for mask in (outlier, ~(outlier | robust), robust))
+
+
 @dataclass(frozen=True)
 class Mining:
     """Which images of a batch are worth steps, by the net's answers p at the unperturbed images.
 
-        v = spread(p, y);  threshold = max(0, quantile of v at 1 - average)
-        outlier: v < 0;  boundary: 0 <= v <= threshold;  robust: v > threshold
+        v = spread(p, y);  limit = max(0, quantile of v at 1 - average)
+        outlier: v < 0;  boundary: 0 <= v <= limit;  robust: v > limit
         average <- memory * average + (1 - memory) * gamma * adversarial accuracy of the batch
 
     So about as many are called robust as lately proved to be, times gamma. Where the published text is silent, this
@@ -84,12 +95,10 @@ class Mining:
     def sort(self, p: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The indices of the outliers, of the boundary images and of the robust ones; noted in the run's Mined."""
         mined, v = _mined.get() or Mined(), spread(p, y)
-        threshold = v.float().quantile(1 - mined.average).clamp(min=0)
-        outlier, robust = v < 0, v > threshold
-        sorted_ = tuple(mask.nonzero().flatten() for mask in (outlier, ~(outlier | robust), robust))
-        mined.last = tuple(len(index) for index in sorted_)
+        found = groups(v, threshold(v, mined.average))
+        mined.last = tuple(len(index) for index in found)
         mined.all = tuple(a + b for a, b in zip(mined.all, mined.last, strict=True))
-        return sorted_
+        return found
 
     def learn(self, right: float, of: int) -> None:
         """Takes in that `right` of the batch's `of` images were answered rightly after the perturbation."""
@@ -137,13 +146,13 @@ class BulletTrain(Perturbation):
 
     def apply(self, model: nn.Module, x: Tensor, y: Tensor, drawn: Tensor, target: Tensor | None = None) -> Tensor:
         p = predict(model, x).softmax(1) if target is None else target
-        groups = self.mining.sort(p, y)
+        found = self.mining.sort(p, y)
         x_adv = x.detach().clone()
-        for part, chosen in zip((self.outlier, self.boundary, self.robust), groups, strict=True):
+        for part, chosen in zip((self.outlier, self.boundary, self.robust), found, strict=True):
             if part.radius and len(chosen):
                 goal = None if target is None else target[chosen]
                 x_adv[chosen] = part.apply(model, x[chosen], y[chosen], drawn[chosen], goal)
-        tried = torch.cat(groups[1:])
+        tried = torch.cat(found[1:])
         right = (predict(model, x_adv[tried]).argmax(1) == y[tried]).sum().item() if len(tried) else 0
         self.mining.learn(right, len(x))
         return x_adv

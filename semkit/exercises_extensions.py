@@ -3,8 +3,10 @@
 from collections.abc import Callable
 
 import numpy as np
+import torch
 from scipy.special import ndtr
 
+from semkit.bullettrain import groups, spread, threshold
 from semkit.exercises import checker
 from semkit.latent import accuracy, latent, rule
 
@@ -38,3 +40,31 @@ def check_robust_accuracy(robust_accuracy: Callable) -> None:
     assert abs(mine[0.8] - wanted[0.8]) < 1e-6, f"with epsilon 0.8 it is {wanted[0.8]:.3f}, not {mine[0.8]:.3f}"
     assert abs(mine[9] - wanted[9]) < 1e-6, "a long attack turns nearly every answer round: below 1/2 is no mistake"
     print("right: what the factors add up to, less what the attack reaches, both in units of the spread")
+
+
+@checker
+def check_kinds(kinds: Callable) -> None:
+    """Tells whether kinds(p, y, average) sorts as BulletTrain does: 0 outlier, 1 boundary, 2 robust, for each image.
+
+        v = std of p over the classes, negative where the likeliest class is not y
+        0 where v < 0, 2 where v > max(0, quantile of v at 1 - average), 1 elsewhere
+
+    p [N,classes], y [N] -> [N] whole numbers. Raises AssertionError if not.
+    """
+    generator = torch.Generator().manual_seed(3)
+    p, y = torch.randn(200, 5, generator=generator).mul(2).softmax(1), torch.arange(200) % 5
+    p = (p + 1.5 * torch.nn.functional.one_hot(y, 5) * torch.rand(200, 1, generator=generator)).softmax(1)
+    v = spread(p, y)
+    for average in (0.2, 0.0, 0.99):
+        wanted = torch.empty(200, dtype=torch.int64)
+        for kind, index in enumerate(groups(v, threshold(v, average))):
+            wanted[index] = kind
+        mine = torch.as_tensor(kinds(p.clone(), y.clone(), average))
+        assert mine.shape == y.shape, f"one kind for each of the {len(y)} images, not {list(mine.shape)}"
+        assert set(mine.tolist()) <= {0, 1, 2}, "a kind is 0 (outlier), 1 (boundary) or 2 (robust)"
+        assert (mine[v < 0] == 0).all(), "an image whose likeliest class is not its label is an outlier, however sure"
+        assert (mine[v >= 0] != 0).all(), "an image that is labelled rightly is no outlier"
+        found = (mine == 2).float().mean().item()
+        told = f"with an average of {average:g}, {found:.0%} of the images are robust"
+        assert torch.equal(mine, wanted), f"{told}: those above the quantile of v at 1 - average, v of all images"
+    print("right: steps go to the images that are right, but not by far")

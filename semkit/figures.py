@@ -13,7 +13,7 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from semkit import pictures, plots
+from semkit import pictures, plots, spareplots
 from semkit.files import atomic_write
 from semkit.measure import Correlation
 from semkit.patterns import class_means
@@ -156,6 +156,33 @@ def lines_figure(
     axes.set(xlabel=xlabel, ylabel=ylabel)
     if log:
         axes.set_xscale("log", base=2)
+    return _titled(figure, title)
+
+
+def spreads_figure(v: torch.Tensor, limit: float, *, title: str) -> Figure:
+    """The signed spreads v [N] of a net's answers by kind: outlier, boundary, robust (above the limit)."""
+    figure = new_figure(8, 3.4)
+    spareplots.draw_spreads(figure.subplots(), v, limit)
+    return _titled(figure, title)
+
+
+def reached_figure(rows: Sequence[dict], *, x: str, xlabel: str, columns: Mapping[str, str], title: str) -> Figure:
+    """A point a method: mean of a column over that of x, 95 % intervals over rows; a panel a column, with its label."""
+    figure = new_figure(2.4 + 3.4 * len(columns), 3.8)
+    panels = figure.subplots(1, len(columns), squeeze=False)[0]
+    spareplots.draw_panels(panels, rows, x, columns)
+    figure.supxlabel(xlabel, fontsize="medium")
+    return _titled(figure, title)
+
+
+def gallery_figure(pictures: Mapping[str, torch.Tensor], *, columns: int = 8, title: str) -> Figure:
+    """Named uint8 pictures [3,H,W] in rows of `columns`."""
+    lines = math.ceil(len(pictures) / columns)
+    figure = new_figure(1.25 * columns, 0.5 + 1.5 * lines)
+    panels = figure.subplots(lines, columns, squeeze=False).ravel()
+    for empty in panels[len(pictures) :]:
+        empty.set_axis_off()
+    spareplots.draw_gallery(panels[: len(pictures)], pictures)
     return _titled(figure, title)
 
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from checks import names_what_is_wrong, passes, twins
 from scipy.special import ndtr
 
@@ -29,7 +30,33 @@ BROKEN_ROBUST_ACCURACY = {
     "below 1/2": robust_accuracy_with(end=lambda share: max(0.5, ndtr(share))),
 }
 
-CASES = [(exercises_extensions.check_robust_accuracy, right_robust_accuracy, BROKEN_ROBUST_ACCURACY)]
+
+def kinds_with(
+    sign=lambda p, y: torch.where(p.argmax(1) == y, 1.0, -1.0), of=lambda v: v, at=lambda average: 1 - average, axis=1
+):
+    """The solution, or a twin of it with one part replaced."""
+
+    def kinds(p, y, average):
+        v = sign(p, y) * p.std(axis, correction=0)
+        return torch.where(v < 0, 0, torch.where(v > of(v).quantile(at(average)).clamp(min=0), 2, 1))
+
+    return kinds
+
+
+right_kinds = kinds_with()
+BROKEN_KINDS = {
+    "one kind for each": lambda p, y, average: right_kinds(p, y, average)[:, None],
+    "a kind is 0": lambda p, y, average: right_kinds(p, y, average) + 1,
+    "is an outlier, however sure": kinds_with(sign=lambda p, y: 1.0),
+    "is no outlier": kinds_with(sign=lambda p, y: torch.where(p[torch.arange(len(y)), y] > 0.5, 1.0, -1.0)),
+    "of the images are robust": kinds_with(at=lambda average: average),
+    "v of all images": kinds_with(of=lambda v: v[v >= 0]),
+}
+
+CASES = [
+    (exercises_extensions.check_robust_accuracy, right_robust_accuracy, BROKEN_ROBUST_ACCURACY),
+    (exercises_extensions.check_kinds, right_kinds, BROKEN_KINDS),
+]
 
 
 @pytest.mark.parametrize("check, solution", [case[:2] for case in CASES])

@@ -15,7 +15,10 @@ FLOORS = (
     {"augmix"},
     {"craft", "defences", "learn", "measure", "patterns", "plain"},
     {"presets", "countermeasures", "study", "designs", "cluster", "plots", "originals", "jobs", "bench", "exercises"},
-    {"benchreport", "crafting", "exercises_extensions", "figures", "pictures", "protect", "protected", "report"},
+    {
+        "spared", "spareplots", "benchreport", "crafting", "exercises_extensions", "figures", "pictures", "protect",
+        "protected", "report",
+    },
     {"options", "progress", "cli", "panels", "craftpanel"},
 )
 ONLY = {

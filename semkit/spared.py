@@ -1,0 +1,160 @@
+"""What BulletTrain spares and what that costs: plain and BulletTrain forms of TRADES, MART and AugMix side by side."""
+
+import itertools
+import json
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from semkit import models
+from semkit.augmix import AugMix
+from semkit.bullettrain import KINDS as SORTED
+from semkit.bullettrain import BulletTrain, Mined, Mining, mining
+from semkit.corruptions import KINDS, corrupted
+from semkit.engine import Engine, step_down
+from semkit.files import atomic_write
+from semkit.imageset import ImageSet, Split
+from semkit.learn import Learned, LearnRecipe, accuracy, fit
+from semkit.objectives import Mart, Trades
+from semkit.perturb import PGD, Clean
+from semkit.schedule import SGD
+from semkit.study import key
+
+ATTACK = PGD(8, 10, 2)
+SGD_OF_ROWS = SGD(steps=150, batch=128)
+TESTED, CORRUPTED = 1000, 300  # test images: clean and attacked; of each corruption at each severity
+# Forward alone counts as half a pass: an input gradient is about one forward and one backward of equal cost.
+FORWARD = 0.5
+ONE_STEP = BulletTrain(outlier=PGD(8, 1, 10))
+
+
+def recipes(sgd: SGD, model: str = "tiny") -> dict[tuple[str, str], LearnRecipe]:
+    """(objective, form) -> how it is trained, alike in all else. "plain": PGD-10 of radius 8, or two mixtures of every
+    image; "bullettrain": as published; "one step": outliers get one step of 10 levels instead of none.
+    """
+    base = LearnRecipe(model=model, sgd=sgd, evaluations=1)
+    made = {}
+    for name, objective in (("trades", Trades()), ("mart", Mart())):
+        made[name, "plain"] = replace(base, perturbation=ATTACK, objective=objective)
+        made[name, "bullettrain"] = replace(base, perturbation=BulletTrain(), objective=objective)
+    made["augmix", "plain"] = replace(base, objective=AugMix())
+    made["augmix", "bullettrain"] = replace(base, objective=AugMix(mining=Mining()))
+    made["mart", "one step"] = replace(base, perturbation=ONE_STEP, objective=Mart())
+    made["cross-entropy", "plain"] = base
+    return made
+
+
+def every_corruption(images: ImageSet, *, seed: int = 0) -> list[ImageSet]:
+    """The images fifteen times at severities 1 to 5."""
+    return [corrupted(images, kind, severity, seed=seed) for kind, severity in itertools.product(KINDS, range(1, 6))]
+
+
+def _row(done: Learned, recipe: LearnRecipe, test: ImageSet, worse: list[ImageSet], engine: Engine) -> dict:
+    attacked = recipe.perturbation != Clean()
+    found = [] if attacked else [accuracy(done.model, images, engine=engine) for images in worse]
+    return {
+        "clean": done.last, "attacked": accuracy(done.model, test, ATTACK, engine=engine) if attacked else None,
+        "corrupted": sum(found) / len(found) if found else None, "passes": done.passes.total,
+        "forward": done.passes.forward - len(test), "average": done.mined.average,
+        **{kind: done.mined.shares.get(kind) for kind in SORTED},
+    }  # fmt: skip
+
+
+def _path(cache: Path, split: Split, recipe: LearnRecipe, seed: int, engine: Engine) -> Path:
+    name = key(split.train.fingerprint, split.test.fingerprint, recipe, seed, engine.precision)
+    return Path(cache) / f"spared-{name}"
+
+
+def training_rows(
+    split: Split,
+    *,
+    seeds: Sequence[int] = (0, 1, 2),
+    sgd: SGD = SGD_OF_ROWS,
+    engine: Engine | None = None,
+    cache: Path,
+    on_row: Callable[[dict], object] = lambda row: None,
+) -> list[dict]:
+    """Rows of every objective x form x seed, each kept in the cache folder with its net.
+
+    clean, attacked: accuracy on test images, after ATTACK; corrupted: mean over corruptions (without PGD in training).
+    passes: forward and backward; forward: forward alone, the final test not among them; cpu_seconds: of the process
+    in training, to be read where it has one thread; outlier, boundary, robust: shares of all images over the training.
+    """
+    engine, rows, test = engine or Engine(), [], split.test.limit(TESTED)
+    worse = every_corruption(split.test.limit(CORRUPTED))
+    for ((objective, form), recipe), seed in itertools.product(recipes(sgd).items(), seeds):
+        path = _path(cache, split, recipe, seed, engine)
+        if not path.with_suffix(".json").exists():
+            began = time.process_time()
+            done = fit(split.train, test, recipe, seed=seed, engine=engine)
+            seconds = time.process_time() - began
+            made = {**_row(done, recipe, test, worse, engine), "cpu_seconds": round(seconds, 1)}
+            atomic_write(path.with_suffix(".pt"), partial(torch.save, done.model.state_dict()))
+            atomic_write(path.with_suffix(".json"), json.dumps(made).encode())
+        made = json.loads(path.with_suffix(".json").read_text())
+        rows.append({"objective": objective, "form": form, "seed": seed, **made})
+        on_row(rows[-1])
+    return rows
+
+
+def _seconds(train: ImageSet, recipe: LearnRecipe, state: dict, average: float, steps: int, engine: Engine) -> float:
+    """Wall seconds of a step: the mean of `steps` steps of the recipe on a net with these weights."""
+    net = models.build(recipe.model, len(train.classes))
+    net.load_state_dict(state)
+    net = engine.prepare(net)
+    optimizer = recipe.sgd.optimizer(net)
+    recipe.sgd.set_rate(optimizer, recipe.sgd.steps - 1)  # the net is to stay what it is
+    batches = itertools.islice(recipe.sgd.batches(len(train), 0, engine), steps)
+    with mining(Mined(average)):
+        began = time.perf_counter()
+        for step, index in batches:
+            x, y, generator = engine.images(train.images[index]), train.labels[index], engine.generator(0, step)
+            x = recipe.augment.apply(x, recipe.augment.draw(len(x), x.shape[2:], generator))
+            step_down(net, optimizer, partial(recipe.objective, net, x, y, recipe.perturbation, generator))
+        return (time.perf_counter() - began) / steps
+
+
+def seconds_rows(
+    split: Split,
+    *,
+    sgd: SGD = SGD_OF_ROWS,
+    rounds: int = 5,
+    steps: int = 3,
+    engine: Engine | None = None,
+    cache: Path,
+) -> list[dict]:
+    """Rows of wall seconds a step: the forms of an objective in turn, `rounds` times, after one round that warms up.
+
+    All forms go on from the net that "bullettrain" ended with in training_rows, of seed 0: at the end of a training the
+    fewest images are outliers and the most are worth steps, so nothing is flattered. Raises FileNotFoundError without.
+    """
+    engine, rows, every = engine or Engine(), [], recipes(sgd)
+    for objective in ("trades", "mart", "augmix"):
+        path = _path(cache, split, every[objective, "bullettrain"], 0, engine)
+        average = json.loads(path.with_suffix(".json").read_text())["average"]
+        state = torch.load(path.with_suffix(".pt"), map_location=engine.device, weights_only=True)
+        mine = {form: recipe for (of, form), recipe in every.items() if of == objective}
+        for turn, (form, recipe) in itertools.product(range(-1, rounds), mine.items()):
+            seconds = _seconds(split.train, recipe, state, average, steps, engine)
+            if turn >= 0:
+                rows.append({"objective": objective, "form": form, "round": turn, "seconds": seconds})
+    return rows
+
+
+def cost(row: dict) -> float:
+    """The passes of a row, a forward alone counted as FORWARD."""
+    return row["passes"] + FORWARD * row["forward"]
+
+
+def faster(rows: Sequence[dict], objective: str, form: str = "bullettrain") -> float:
+    """How many times faster a form's step is than the plain one's: the ratio of the medians over the rounds."""
+    plain, mine = (
+        statistics.median(row["seconds"] for row in rows if (row["objective"], row["form"]) == (objective, of))
+        for of in ("plain", form)
+    )
+    return plain / mine

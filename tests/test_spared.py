@@ -1,0 +1,103 @@
+"""The rows of BulletTrain: passes against the shares they report, kept runs, times in turn; and how they are drawn."""
+
+import statistics
+
+import pytest
+import torch
+from photos import image_split
+
+from semkit import figures, spared
+from semkit.bullettrain import groups
+from semkit.engine import Engine
+from semkit.schedule import SGD
+
+ENGINE = Engine("cpu", "float32")
+FEW = SGD(steps=3, batch=8)
+N = 3 * 8
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """(the cache folder, the rows of one seed)."""
+    cache = tmp_path_factory.mktemp("spared")
+    return cache, spared.training_rows(image_split(classes=3), seeds=[4], sgd=FEW, engine=ENGINE, cache=cache)
+
+
+def test_every_row_cost_what_its_shares_say(made):
+    steps = {"plain": (10, 10, 10), "bullettrain": (0, 10, 2), "one step": (1, 10, 2)}
+    for row in made[1]:
+        shares = [row[kind] or 0 for kind in ("outlier", "boundary", "robust")]
+        if row["attacked"] is None:
+            views = {"cross-entropy": 0, "augmix": 2}[row["objective"]]
+            wanted = N * (1 + views * (1 if row["form"] == "plain" else shares[1]))
+        else:
+            shares = [1, 0, 0] if row["form"] == "plain" else shares
+            wanted = N * (2 + sum(a * b for a, b in zip(steps[row["form"]], shares, strict=True)))
+        assert row["passes"] == pytest.approx(wanted)
+        sorted_ = row["form"] != "plain"
+        asked = (row["objective"] == "trades" or sorted_) + (sorted_ and row["attacked"] is not None) * sum(shares[1:])
+        assert row["forward"] == pytest.approx(N * asked)
+        assert spared.cost(row) == pytest.approx(wanted + N * asked / 2)
+
+
+def test_a_row_has_the_accuracy_that_its_training_is_about(made):
+    for row in made[1]:
+        assert (row["attacked"] is None) == (row["corrupted"] is not None) == (row["objective"][0] not in "tm")
+        assert all(0 <= row[name] <= 1 for name in ("clean", "attacked", "corrupted") if row[name] is not None)
+    assert [(row["objective"], row["form"]) for row in made[1]] == list(spared.recipes(FEW))
+
+
+def test_a_second_call_takes_what_was_kept(made):
+    cache, rows = made
+    files = {path: path.stat().st_mtime_ns for path in cache.iterdir()}
+    told = []
+    again = spared.training_rows(
+        image_split(classes=3), seeds=[4], sgd=FEW, engine=ENGINE, cache=cache, on_row=told.append
+    )
+    assert again == rows == told and {path: path.stat().st_mtime_ns for path in cache.iterdir()} == files
+
+
+def test_times_are_taken_in_turn_and_of_nets_that_are_there(made):
+    cache, _ = made
+    how = dict(sgd=FEW, rounds=2, steps=1, engine=ENGINE, cache=cache)
+    with pytest.raises(FileNotFoundError):
+        spared.seconds_rows(image_split(classes=3), **how)  # seed 0 is not there
+    spared.training_rows(image_split(classes=3), seeds=[0], sgd=FEW, engine=ENGINE, cache=cache)
+    rows = spared.seconds_rows(image_split(classes=3), **how)
+    assert [row["form"] for row in rows if row["objective"] == "mart"] == ["plain", "bullettrain", "one step"] * 2
+    assert len(rows) == 2 * (2 + 3 + 2) and all(row["seconds"] > 0 for row in rows)
+
+
+def test_the_ratio_is_of_medians():
+    seconds = {"plain": [4.0, 8.0, 6.0], "bullettrain": [2.0, 100.0, 1.0]}
+    rows = [{"objective": "mart", "form": f, "seconds": s} for f, every in seconds.items() for s in every]
+    assert spared.faster(rows, "mart") == statistics.median([4, 8, 6]) / 2
+
+
+# -- figures -----------------------------------------------------------------------------------------------------------
+
+
+def test_spreads_are_drawn_by_kind_and_all_of_them():
+    v = torch.linspace(-0.2, 0.4, 61)
+    axes = figures.spreads_figure(v, 0.25, title="spreads").axes[0]
+    counts = [sum(bar.get_height() for bar in bars) for bars in axes.containers]
+    assert counts == [len(index) for index in groups(v, 0.25)]
+    named = {label.split(":")[0] for label in axes.get_legend_handles_labels()[1]}
+    assert named == {"outlier", "boundary", "robust", "limit"}
+
+
+def test_what_is_reached_is_drawn_at_its_means():
+    rows = [
+        {"method": m, "cost": c, "good": g}
+        for m, c, g in (("a", 1, 5), ("a", 3, 7), ("b", 10, 1), ("b", 10, 1))
+    ]  # fmt: skip
+    axes = figures.reached_figure(rows, x="cost", xlabel="cost", columns={"good": "good"}, title="reached").axes[0]
+    points = {bars.get_label(): tuple(float(v[0]) for v in bars.lines[0].get_data()) for bars in axes.containers}
+    assert points == {"a": (2, 6), "b": (10, 1)}
+
+
+def test_a_gallery_has_a_place_for_every_picture():
+    pictures = {name: torch.full((3, 8, 8), 20 * i, dtype=torch.uint8) for i, name in enumerate("abcde")}
+    axes = figures.gallery_figure(pictures, columns=3, title="five").axes
+    assert [place.get_xlabel() for place in axes if place.axison] == list("abcde") and len(axes) == 6
+    assert all(int(axes[i].images[0].get_array().max()) == 20 * i for i in range(5))
