@@ -59,14 +59,14 @@ def _protect(options) -> int:
         report = protect(
             options.images, options.out, recipe, seed=options.seed, fraction=options.fraction, resume=options.resume,
             engine=engine, on_step=on_step, on_start=lambda images: _announce_cost(options, recipe, images, engine),
-            checkpoint_every=options.checkpoint_every, **_where(options),
+            checkpoint_every=options.checkpoint_every, hold=options.hold, **_where(options),
         )  # fmt: skip
     _print_json(options, report)
     _tell(
         options,
         f"{report['protected']} of {report['images']} images protected in {shown(options.out / 'images')} "
         f"(radius {report['radius']:g}, PSNR {report['psnr_db']} dB, SSIM {report['ssim']}); "
-        f"crafting took {_seconds(report['seconds'])}",
+        f"crafting took {_seconds(report['seconds'])}, images {report['held']}",
     )
     for name in report["skipped"]:
         _tell(options, f"skipped, unreadable: {shown(name)}")
@@ -128,9 +128,11 @@ def _split(options, on_step):
     from semkit.data import load
     from semkit.originals import job
     from semkit.protected import protected_split
+    from semkit.storage import Storage
 
-    told = job(on_step, "reading images")
-    split = load(options.images, seed=options.split_seed, on_step=told, **_where(options))
+    told, where = job(on_step, "reading images"), vars(options).get("out") or options.cache
+    how = dict(seed=options.split_seed, storage=Storage(options.hold, where), on_step=told)
+    split = load(options.images, **how, **_where(options))
     for name in split.skipped:
         _tell(options, f"skipped, unreadable: {shown(name)}")
     return protected_split(split, options.images, options.protected) if options.protected else split
@@ -246,18 +248,22 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _main(arguments: list[str]) -> int:
     from semkit.craft import Interrupted
+    from semkit.noise import one_line
     from semkit.parallel import LostProcess
+    from semkit.storage import out_of_memory
 
     options = parse(arguments)
     hint = f"; {options.again}" if options.again else ""
     try:
         return RUN[options.command](options)
-    except (Interrupted, KeyboardInterrupt) as stop:
-        print(f"semkit: {str(stop) or 'stopped'}{hint}", file=sys.stderr)
-        return STOPPED
-    except LostProcess as error:
-        print(f"semkit: {error}{hint}", file=sys.stderr)
-        return FAILED
+    except (Interrupted, KeyboardInterrupt, LostProcess) as end:
+        complain(f"{str(end) or 'stopped'}{hint}")
+        return FAILED if isinstance(end, LostProcess) else STOPPED
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        needs_less = "--hold disk, a smaller --size or another --device needs less"
+        return complain(f"out of memory ({one_line(error)}); {needs_less}{hint}")
     except ValueError as error:
         return complain(error)
     except OSError as error:

@@ -17,7 +17,8 @@ import torch
 
 from semkit import foreign
 from semkit.files import atomic_write, shown
-from semkit.noise import BLOCK, Noise, NoiseError, load, one_line, save
+from semkit.noise import Noise, NoiseError, load, one_line, save
+from semkit.storage import blocks
 
 UNITS = ("auto", "levels", "fraction")
 LARGEST = 128.5 / 255  # what rounds to int8's last level, as a fraction of 1
@@ -55,12 +56,12 @@ def from_array(array: np.ndarray, *, unit: str = "auto", class_wise: bool = Fals
     layout = "NHWC" if array.shape[3] == 3 and array.shape[1] not in (1, 3) else "NCHW"
     array = array.transpose(0, 3, 1, 2) if layout == "NHWC" else array
     levels = np.empty(array.shape, np.int8)
-    for start in range(0, len(array), BLOCK):
-        block = array[start : start + BLOCK].astype(np.float64) * (255 if unit == "fraction" else 1)
+    for part in blocks(array):
+        block = array[part].astype(np.float64) * (255 if unit == "fraction" else 1)
         block = np.rint(block)  # to the nearest level: a cast alone would pull every value towards 0
         if block.min() < -128 or block.max() > 127:
             raise NoiseError(f"values from {block.min():g} to {block.max():g} levels go beyond -128 to 127")
-        levels[start : start + BLOCK] = block
+        levels[part] = block
     radius = max(-int(levels.min()), int(levels.max()))
     recipe = {"imported": {"file": source, "layout": layout, "unit": unit}}
     return Noise(torch.from_numpy(levels), radius, recipe, class_wise=class_wise)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from semkit import models, parallel
+from semkit import models, parallel, storage
 from semkit.augment import Augment, FlipCrop
 from semkit.bullettrain import mining
 from semkit.engine import Engine, Passes, all_passes, count_passes, input_gradient, together, train_step
@@ -184,11 +184,13 @@ def _train(images: ImageSet, recipe: CraftRecipe, seed: int, engine: Engine, sta
     """The alternation: noise for a batch, then one step of the surrogate on it. Yields after every step."""
     for step, index in recipe.sgd.batches(len(images), seed, engine, start=state.step):
         generator = engine.generator(seed, "step", step, *parallel.stream())
-        x, y = _faded(engine.images(images.images[index]), recipe.contrast(step)), images.labels[index]
+        x, y = images.batch(index)
+        x = _faded(engine.images(x), recipe.contrast(step))
         now = recipe.at(step)
         kept, rows = y.unique(return_inverse=True) if recipe.class_wise else (index, None)
+        kept = kept.to(state.noise.device)
         delta = noise_of_batch(state.model, x, y, engine.images(state.noise[kept]), now, generator, rows)
-        state.noise[kept] = _rounded(delta, recipe)
+        state.noise[kept] = _rounded(delta, recipe).to(state.noise.device)
         delta = engine.images(state.noise[kept])
         drawn = recipe.augment.draw(len(x), x.shape[2:], generator)
         z = recipe.augment.apply(box(x + (delta if rows is None else delta[rows])), drawn)
@@ -204,7 +206,8 @@ def _remake(images: ImageSet, recipe: CraftRecipe, seed: int, engine: Engine, st
     for part in range(first, math.ceil(len(images) / recipe.sgd.batch)):
         index = slice(part * recipe.sgd.batch, (part + 1) * recipe.sgd.batch)
         generator = engine.generator(seed, "remake", part, *parallel.stream())
-        x, y = engine.images(images.images[index]), images.labels[index]
+        x, y = images.batch(index)
+        x = engine.images(x)
         delta = noise_of_batch(state.model, x, y, engine.images(state.noise[index]), recipe, generator)
         state.noise[index] = _rounded(delta, recipe)
         yield
@@ -244,7 +247,7 @@ def _craft_share(
     seen = recipe.augment.output_size(images.images.shape[-1])
     model = engine.prepare(models.build(recipe.surrogate, len(images.classes), seed, size=seen))
     shape = (len(images.classes) if recipe.class_wise else len(images), *images.images.shape[1:])
-    noise = torch.zeros(shape, dtype=torch.int8, device=engine.device)
+    noise = storage.zeros(shape, torch.int8, images.scratch, images.images.device)
     state = State(model, recipe.sgd.optimizer(model), noise, [], Passes())
     made_by = repr((recipe, seed, engine.precision, everyone.fingerprint))
     files = [] if checkpoint is None else state_files(checkpoint)
@@ -272,7 +275,7 @@ def _craft_share(
             if stop:
                 raise Interrupted(f"stopped after step {state.step} of {total}")
     if recipe.class_wise:
-        noise = state.noise[images.labels]
+        noise = storage.rows(state.noise, images.labels, images.scratch)
     else:
         noise = parallel.whole(state.noise, len(everyone))
     return Crafted(noise.cpu(), model, state.losses, all_passes(state.passes), state.seconds)

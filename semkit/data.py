@@ -16,6 +16,7 @@ from semkit.image import UnreadableImage, read_image, working_image
 from semkit.imageset import ImageSet, Split, stratified_limit, stratified_split
 from semkit.imageset import split as split
 from semkit.pixels import check_count
+from semkit.storage import AUTO, Storage, zeros
 
 NAMES = ("shapes", "cifar10", "cifar100", "svhn")
 OnStep = Callable[[int, int], object]  # on_step(done, total)
@@ -111,18 +112,20 @@ def load_files(
     *,
     size: int = 32,
     skip_unreadable: bool = False,
+    storage: Storage = AUTO,
     on_step: OnStep | None = None,
 ) -> tuple[ImageSet, tuple[str, ...]]:
-    """The files below root, resized to size x size, as an ImageSet; and the names that were skipped.
+    """The files below root, resized to size x size, as an ImageSet held by `storage`; and the names that were skipped.
 
     Raises DataError for a file that cannot be read (unless skip_unreadable), and if no file of a class can be.
     """
     check_count(size, "size", 1)
     root = Path(root)
-    images, kept, skipped = np.empty((len(names), 3, size, size), np.uint8), [], []
+    scratch = storage.scratch(len(names) * 3 * size**2)
+    images, kept, skipped = zeros((len(names), 3, size, size), torch.uint8, scratch), [], []
     for i, name in enumerate(names):
         try:
-            images[len(kept)] = working_image(read_image(root / name), size)
+            images[len(kept)] = torch.from_numpy(working_image(read_image(root / name), size))
             kept.append(i)
         except UnreadableImage as error:
             if not skip_unreadable:
@@ -134,8 +137,7 @@ def load_files(
     for label in sorted(set(labels) - set(found.tolist())):
         raise DataError(f"{shown(root)}: class {shown(classes[label])!r} has no images that can be read")
     files = tuple(names[i] for i in kept)
-    pixels = torch.from_numpy(images[: len(kept)])
-    return ImageSet(pixels, found, tuple(classes), root.resolve().name, files), tuple(skipped)
+    return ImageSet(images[: len(kept)], found, classes, root.resolve().name, files, scratch), tuple(skipped)
 
 
 def _divided(folder: Folder, train, test, seed: int, limit: int | None) -> tuple:
@@ -158,6 +160,7 @@ def load_folder(
     seed: int = 0,
     limit: int | None = None,
     skip_unreadable: bool = False,
+    storage: Storage = AUTO,
     on_step: OnStep | None = None,
 ) -> Split:
     """The Split of a scanned folder, as `load` gives it."""
@@ -167,7 +170,7 @@ def load_folder(
     total, before, sets, skipped = sum(len(p.names) for p in parts if p), 0, [], []
     for part in filter(None, parts):
         step = on_step and (lambda done, _, before=before: on_step(before + done, total))
-        how = {"size": size, "skip_unreadable": skip_unreadable, "on_step": step}
+        how = {"size": size, "skip_unreadable": skip_unreadable, "storage": storage, "on_step": step}
         images, left = load_files(folder.root, part.names, part.labels, folder.classes, **how)
         before += len(part.names)
         sets.append(images)
@@ -209,11 +212,16 @@ def _load_torchvision(name: str, root: Path, download: bool) -> Split:
     return Split(*sets)
 
 
-def _resized(image_set: ImageSet, size: int) -> ImageSet:
+def resized(image_set: ImageSet, size: int, storage: Storage = AUTO) -> ImageSet:
+    """The set with images of size x size, held by `storage`; itself if they are."""
     if image_set.images.shape[2:] == (size, size):
         return image_set
-    pictures = (Image.fromarray(image) for image in image_set.images.permute(0, 2, 3, 1).contiguous().numpy())
-    return replace(image_set, images=torch.from_numpy(np.stack([working_image(p, size) for p in pictures])))
+    scratch = storage.scratch(len(image_set) * 3 * size**2)
+    images = zeros((len(image_set), 3, size, size), torch.uint8, scratch)
+    for i, image in enumerate(image_set.images):
+        picture = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
+        images[i] = torch.from_numpy(working_image(picture, size))
+    return replace(image_set, images=images, scratch=scratch)
 
 
 def load(
@@ -225,12 +233,14 @@ def load(
     root: str | os.PathLike | None = None,
     download: bool = False,
     skip_unreadable: bool = False,
+    storage: Storage = AUTO,
     on_step: OnStep | None = None,
 ) -> Split:
     """The Split of a set by name (shapes, cifar10, cifar100, svhn) or of a folder of class sub-folders.
 
     Images are resized to size x size; `limit` keeps that many train images, every class in its share; a folder without
-    train/ and test/ is divided by `seed`. root: where torchvision's sets are (data_root). on_step(done, total): files.
+    train/ and test/ is divided by `seed`. root: where torchvision's sets are (data_root). storage: where the images
+    go; large sets go to disk. on_step(done, total): files.
     Raises DataError, with what to do, for whatever cannot be found or read.
     """
     check_count(size, "size", 1)
@@ -242,6 +252,6 @@ def load(
         found = _load_torchvision(source, data_root(root), download)
     else:
         how = {"size": size, "seed": seed, "limit": limit, "skip_unreadable": skip_unreadable, "on_step": on_step}
-        return load_folder(find_folder(source), **how)
+        return load_folder(find_folder(source), storage=storage, **how)
     train = found.train if limit is None else found.train.limit(limit, seed)
-    return replace(found, train=_resized(train, size), test=_resized(found.test, size))
+    return replace(found, train=resized(train, size, storage), test=resized(found.test, size, storage))

@@ -3,9 +3,11 @@
 import hashlib
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 
 import torch
 
+from semkit import storage
 from semkit.pixels import add_noise, check_count
 
 
@@ -68,6 +70,7 @@ def stratified_split(labels: torch.Tensor, test_share: float = 0.2, seed: int = 
 class ImageSet:
     """Labelled images: images uint8 [N,3,H,W], labels int64 [N] into `classes`; files: relative names, or ().
 
+    scratch: the folder for a set that is streamed: its images, and what is made of them, are mapped from files there.
     Raises ValueError where these do not fit each other.
     """
 
@@ -76,6 +79,7 @@ class ImageSet:
     classes: tuple[str, ...]
     name: str = "images"
     files: tuple[str, ...] = ()
+    scratch: Path | None = None
 
     def __post_init__(self):
         images, labels = self.images, self.labels
@@ -97,6 +101,11 @@ class ImageSet:
         size = "x".join(map(str, self.images.shape[2:]))
         return f"ImageSet({self.name!r}, {len(self)} images of {size}, {len(self.classes)} classes)"
 
+    @property
+    def held(self) -> str:
+        """Where the images are: "resident" in memory, or "streamed" from disk."""
+        return "streamed" if self.scratch else "resident"
+
     @cached_property
     def fingerprint(self) -> str:
         """sha256 (hex) of shape, labels and image bytes, so of their order too; computed once."""
@@ -107,10 +116,18 @@ class ImageSet:
 
     def take(self, index) -> "ImageSet":
         """The images at `index`: a tensor or list of indices, a mask, or a slice."""
-        index = torch.arange(len(self))[index.cpu() if isinstance(index, torch.Tensor) else index]
+        everything = torch.arange(len(self))
+        index = everything[index.cpu() if isinstance(index, torch.Tensor) else index]
+        if index.equal(everything):
+            return self
         files = tuple(self.files[i] for i in index.tolist()) if self.files else ()
-        place = index.to(self.images.device)
-        return replace(self, images=self.images[place], labels=self.labels[place], files=files)
+        images = storage.rows(self.images, index, self.scratch)
+        return replace(self, images=images, labels=self.labels[index.to(self.labels.device)], files=files)
+
+    def batch(self, index: torch.Tensor | slice) -> tuple[torch.Tensor, torch.Tensor]:
+        """Images uint8 and labels at `index`, which is on the labels' device; the images may be elsewhere."""
+        place = index if isinstance(index, slice) else index.to(self.images.device)
+        return self.images[place], self.labels[index]
 
     def limit(self, n: int, seed: int = 0) -> "ImageSet":
         """n images, every class in its share and at least once, in their old order; self if n >= N."""
@@ -122,11 +139,15 @@ class ImageSet:
             raise ValueError(
                 f"noise must be int8 {list(self.images.shape)} as the images are, got {noise.dtype} {list(noise.shape)}"
             )
-        return replace(self, images=add_noise(self.images, noise.to(self.images.device)))
+        images = storage.zeros(self.images.shape, torch.uint8, self.scratch, self.images.device)
+        for part in storage.blocks(images):
+            images[part] = add_noise(self.images[part], noise[part].to(images.device))
+        return replace(self, images=images)
 
     def to(self, device: str | torch.device) -> "ImageSet":
-        """The set with images and labels on `device`."""
-        return replace(self, images=self.images.to(device), labels=self.labels.to(device))
+        """The set with labels on `device`, and images too, unless they are streamed or too many: then batches move."""
+        stay = self.scratch or not storage.fits(self.images.nbytes, device)
+        return replace(self, images=self.images if stay else self.images.to(device), labels=self.labels.to(device))
 
 
 @dataclass(frozen=True, eq=False)

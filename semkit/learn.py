@@ -110,7 +110,8 @@ def accuracy(
     with drawing(model, engine.generator(seed, "accuracy, injected noise")):
         for start in range(0, len(images), batch):
             part = slice(start, start + batch)
-            x, y = engine.images(images.images[part]), images.labels[part]
+            x, y = images.batch(part)
+            x = engine.images(x)
             x = perturbation(model, x, y, engine.generator(seed, "accuracy", start))
             right += (predict(model, x).argmax(1) == y).sum().item()
     return right / len(images)
@@ -173,7 +174,8 @@ def _fit_share(
     with count_passes() as passes, mining() as mined:
         for step, index in sgd.batches(len(train), seed, engine):
             generator = engine.generator(seed, "learn", step, *parallel.stream())
-            x, y = engine.images(train.images[index]), train.labels[index]
+            x, y = train.batch(index)
+            x = engine.images(x)
             x = recipe.augment.apply(x, recipe.augment.draw(len(x), x.shape[2:], generator))
             sgd.set_rate(optimizer, step)
             loss = partial(recipe.objective, model, x, y, recipe.perturbation, generator)

@@ -105,7 +105,8 @@ def losses(
     for draw in range(draws):
         for start in range(0, len(images), batch):
             part, generator = slice(start, start + batch), engine.generator(seed, "losses", draw, start)
-            x, y = engine.images(images.images[part]), images.labels[part]
+            x, y = images.batch(part)
+            x = engine.images(x)
             x = augment.apply(x, augment.draw(len(x), x.shape[2:], generator))
             a = perturbation(model, x, y, generator)
             found[draw, part] = F.cross_entropy(predict(model, a), y, reduction="none").float().cpu()

@@ -12,8 +12,7 @@ from safetensors.torch import save_file
 from semkit import __version__
 from semkit.files import atomic_write, shown
 from semkit.pixels import check_radius
-
-BLOCK = 1024  # images handled at once, so that temporary copies stay small however large the set is
+from semkit.storage import blocks
 
 
 class NoiseError(ValueError):
@@ -157,8 +156,9 @@ def _pairs(noise: Noise, images: torch.Tensor):
             f"noise {tuple(noise.levels.shape)} needs uint8 images of that shape, got {images.dtype} "
             f"{tuple(images.shape)}" + (": expand class-wise noise by the labels first" if noise.class_wise else "")
         )
-    for levels, x in zip(noise.levels.split(BLOCK), images.split(BLOCK), strict=True):
-        yield levels.to(x.device, torch.int16), x.to(torch.int16)
+    for part in blocks(images):
+        x = images[part].to(torch.int16)
+        yield noise.levels[part].to(x.device, torch.int16), x
 
 
 def effective(noise: Noise, images: torch.Tensor) -> torch.Tensor:
@@ -174,8 +174,17 @@ def clipped_fraction(noise: Noise, images: torch.Tensor) -> float:
 
     images uint8 [N,C,H,W]. Raises NoiseError for other shapes.
     """
-    cut = sum(int((levels.clamp(-x, 255 - x) != levels).sum()) for levels, x in _pairs(noise, images))
+    cut = sum(int((levels.clamp(-x, 255 - x) != levels).count_nonzero()) for levels, x in _pairs(noise, images))
     return cut / noise.levels.numel()
+
+
+def mean_effective(noise: Noise, images: torch.Tensor) -> float:
+    """The mean of |effective| in levels, without holding it.
+
+    images uint8 [N,C,H,W]. Raises NoiseError for other shapes.
+    """
+    left = sum(int(levels.clamp(-x, 255 - x).abs().sum()) for levels, x in _pairs(noise, images))
+    return left / noise.levels.numel()
 
 
 def expand(class_noise: Noise, labels: torch.Tensor) -> Noise:

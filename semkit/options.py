@@ -13,6 +13,7 @@ from semkit.designs import DESIGNS
 from semkit.models import MODELS, check_model
 from semkit.pixels import NORMS, check_radius
 from semkit.presets import METHODS, PRESETS, check_name
+from semkit.storage import HOLDS
 
 BAD_INPUT = 2
 
@@ -80,6 +81,7 @@ def _add_images(parser) -> None:
     add("--download", action="store_true", help="let torchvision download the set")
     add("--limit", type=_count(2), metavar="N", help="N training images only, every class in its share")
     add("--size", type=_count(8), default=32, metavar="N", help="side to which images are resized for the nets (32)")
+    add("--hold", type=_word(HOLDS, "storage"), default="auto", help="images in memory, on disk, or what fits (auto)")
     add("--skip-unreadable", action="store_true", help="leave out, and list, files that cannot be read")
 
 
@@ -111,8 +113,8 @@ def _demo_options(parser) -> None:
     _add_run(parser)
     _add_sweep_out(parser, 1, default=Path("semkit-demo"))
     parser.set_defaults(
-        images="shapes", data=None, download=False, limit=None, size=32, skip_unreadable=False, split_seed=0,
-        protected=None, test_limit=None, preset="demo", methods=("clean", "em", "sem"), radii=(0, 4),
+        images="shapes", data=None, download=False, limit=None, size=32, hold="auto", skip_unreadable=False,
+        split_seed=0, protected=None, test_limit=None, preset="demo", methods=("clean", "em", "sem"), radii=(0, 4),
         design=None, measure_noise=False, countermeasures=(), workers=None, scheduler=None,
     )  # fmt: skip
 

@@ -1,16 +1,17 @@
 """The images that are to be protected, at the size that nets see and at their own."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from PIL import Image
 
 from semkit.craft import Interrupted
-from semkit.data import NAMES, find_folder, load, load_files
+from semkit.data import NAMES, find_folder, load, load_files, resized
 from semkit.files import output_names
-from semkit.image import read_image, working_image
+from semkit.image import read_image
 from semkit.imageset import ImageSet, stratified_limit
+from semkit.storage import AUTO, Storage
 
 OnStep = Callable[[str, int, int, dict], bool | None]  # on_step(what, step, total, metrics)
 NATIVE = 32  # the side of every named set's images
@@ -50,6 +51,7 @@ def originals(
     root: str | None = None,
     download: bool = False,
     skip_unreadable: bool = False,
+    storage: Storage = AUTO,
     on_step: OnStep | None = None,
 ) -> Originals:
     """The images of `source` that protection covers: a named set's training images, or all of a folder (its train/).
@@ -59,10 +61,7 @@ def originals(
     if source in NAMES:
         native = load(source, size=NATIVE, limit=limit, root=root, download=download).train
         read = lambda i: Image.fromarray(native.images[i].permute(1, 2, 0).contiguous().numpy())  # noqa: E731
-        images = native
-        if size != NATIVE:
-            resized = [torch.from_numpy(working_image(read(i), size)) for i in range(len(native))]
-            images = replace(native, images=torch.stack(resized))
+        images = resized(native, size, storage)
         return Originals(images, named_outputs(images), read)
     folder = find_folder(source)
     names, part = output_names(folder.train.names), folder.train
@@ -70,7 +69,7 @@ def originals(
         part = part.take(stratified_limit(torch.tensor(part.labels), limit))
     images, skipped = load_files(
         folder.root, part.names, part.labels, folder.classes, size=size, skip_unreadable=skip_unreadable,
-        on_step=job(on_step, "reading images"),
+        storage=storage, on_step=job(on_step, "reading images"),
     )  # fmt: skip
     outputs = tuple(names[name] for name in images.files)
     return Originals(images, outputs, lambda i: read_image(folder.root / images.files[i]), skipped, folder.ignored)

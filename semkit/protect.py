@@ -17,10 +17,11 @@ from semkit.files import atomic_write, remove_leftovers, shown
 from semkit.image import apply_noise, write_png
 from semkit.imageset import ImageSet, check_fraction, stratified_share
 from semkit.models import check_model
-from semkit.noise import Noise, clipped_fraction, effective, save
+from semkit.noise import Noise, clipped_fraction, mean_effective, save
 from semkit.originals import OnStep, Originals, job, originals
 from semkit.protected import OutputError, read_report
 from semkit.quality import Quality
+from semkit.storage import Storage, blocks, zeros
 from semkit.study import as_dict, crafted_noise, key
 
 
@@ -73,6 +74,7 @@ def protect(
     root: str | None = None,
     download: bool = False,
     skip_unreadable: bool = False,
+    hold: str = "auto",
     resume: bool = False,
     engine: Engine | None = None,
     on_step: OnStep | None = None,
@@ -84,14 +86,15 @@ def protect(
     Images keep their names (as .png), sizes and modes; every 8-bit value moves by at most recipe.radius. Noise is
     crafted at size x size and fitted to the native size. `fraction` of every class is protected, the rest written
     unchanged. Stopped by on_step, by Ctrl-C or by a kill, the same call with resume=True goes on to the same bytes;
-    the crafting state is saved every checkpoint_every seconds. on_start is given the images that get noise.
+    the crafting state is saved every checkpoint_every seconds. hold: where images and noise are until they are written,
+    "memory", "disk" or "auto" (storage.Storage); the bytes are the same. on_start is given the images that get noise.
     Raises DataError, OutputError or ValueError before anything is written.
     """
     engine, out = engine or Engine(), Path(out)
     _check_recipe(recipe, fraction)
     _check_place(source, out)
     how = {"size": size, "limit": limit, "skip_unreadable": skip_unreadable}
-    found = originals(source, **how, root=root, download=download, on_step=on_step)
+    found = originals(source, **how, root=root, download=download, storage=Storage(hold, out), on_step=on_step)
     request = {
         "semkit": __version__, "torch": torch.__version__, "source": str(source),
         "fingerprint": key(found.images.fingerprint, found.outputs), "recipe": as_dict(recipe), "seed": seed,
@@ -122,21 +125,23 @@ def _json(values: dict) -> bytes:
 
 def _effect(noise: Noise, images: ImageSet) -> dict:
     """What the box leaves of the noise, which is what a learner meets."""
-    left = effective(noise, images.images).float().abs().mean()
-    clipped = clipped_fraction(noise, images.images)
-    return {"clipped_fraction": round(clipped, 4), "mean_effective_noise": round(float(left), 3)}
+    clipped, left = (measure(noise, images.images) for measure in (clipped_fraction, mean_effective))
+    return {"clipped_fraction": round(clipped, 4), "mean_effective_noise": round(left, 3)}
 
 
 def _write(found: Originals, chosen: torch.Tensor, noise: Noise, out: Path, on_step: OnStep | None) -> dict:
     """Writes the noise of all images, 0 for those not chosen, and the images; what the report says of them."""
-    levels = torch.zeros(found.images.images.shape, dtype=torch.int8)
-    levels[chosen] = noise.levels
+    levels = noise.levels
+    if len(chosen) < len(found.images):
+        levels = zeros(found.images.images.shape, torch.int8, found.images.scratch)
+        for part in blocks(noise.levels):
+            levels[chosen[part]] = noise.levels[part]
     whole = Noise(levels, noise.radius, noise.recipe, found.images.fingerprint, found.images.classes)
     save(whole, out / "noise.safetensors")
     quality = _write_images(found, levels.numpy(), set(chosen.tolist()), noise.radius, out / "images", on_step)
     return {
         "images": len(levels), "protected": len(chosen), "classes": list(found.images.classes), "radius": noise.radius,
-        **quality.report(), "skipped": list(found.skipped), "ignored": list(found.ignored),
+        "held": found.images.held, **quality.report(), "skipped": list(found.skipped), "ignored": list(found.ignored),
     }  # fmt: skip
 
 

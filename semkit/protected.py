@@ -12,6 +12,7 @@ from semkit.data import NAMES, Split, find_folder
 from semkit.files import is_image_name, output_names, shown
 from semkit.image import UnreadableImage, difference, read_image, working_image
 from semkit.originals import OnStep, Originals, job, named_outputs, originals
+from semkit.storage import Storage, zeros
 
 REPORTED = {"images", "radius", "size", "limit", "skip_unreadable"}  # what `check` needs of a report
 
@@ -73,7 +74,7 @@ def check(
     report = read_report(out)
     radius = report["radius"] if radius is None else radius
     how = {name: report[name] for name in ("size", "limit", "skip_unreadable")}
-    found = originals(source, **how, root=root, on_step=on_step)
+    found = originals(source, **how, root=root, storage=Storage(folder=out), on_step=on_step)
     problems = list(_problems(found, radius, Path(out) / "images", on_step))
     return {"checked": len(found.outputs), "radius": radius, "problems": problems, "skipped": list(found.skipped)}
 
@@ -91,7 +92,7 @@ def protected_split(split: Split, source: str, out: str | os.PathLike) -> Split:
         outputs = named_outputs(train)
     else:
         raise OutputError(f"{shown(out)} protects {report['images']} images, these are {len(train)}: use one --limit")
-    images = torch.empty_like(train.images)
+    images = zeros(train.images.shape, torch.uint8, train.scratch)
     for i, name in enumerate(outputs):
         try:
             images[i] = torch.from_numpy(working_image(read_image(Path(out) / "images" / name), images.shape[-1]))

@@ -14,6 +14,7 @@ from semkit import parallel
 from semkit.bullettrain import Mined
 from semkit.engine import Passes
 from semkit.files import atomic_write
+from semkit.storage import out_of_memory
 
 
 class _Told:
@@ -47,6 +48,8 @@ def _read_state(path: Path, made_by: str) -> dict:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:
+        if out_of_memory(error):
+            raise
         raise ValueError(f"{path} is no crafting state ({error}); delete it to start afresh") from error
     if state["made_by"] != made_by:
         raise ValueError(f"{path} belongs to another recipe, seed or image set; delete it to start afresh")

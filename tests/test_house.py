@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "semkit"
 FLOORS = (
     {"pixels", "files", "image", "mixtures", "latent", "injection"},
-    {"augment", "imageset", "folding", "models", "parallel"},
+    {"augment", "imageset", "folding", "models", "parallel", "storage"},
     {"engine", "shapes", "data", "noise", "quality", "convolve", "factors"},
     {"perturb", "schedule", "state", "foreign", "convert", "stopwatch", "sparse", "bullettrain"},
     {"objectives", "corruptions"},

@@ -66,6 +66,11 @@ def test_a_learner_is_trained_and_tested_by_both(found):
     assert round(found["last"] * 9) == pytest.approx(found["last"] * 9)
 
 
+def test_several_processes_hold_their_sets_in_memory(found):
+    where, said = found["streaming"]
+    assert where is None and "needs a single one" in said
+
+
 def test_a_lost_process_is_said_in_one_line(tmp_path):
     (first, code), (_, other) = both(tmp_path, LOSE="1")
     assert code and other == -9

@@ -53,7 +53,8 @@ def test_kills_at_random_moments_leave_no_trace(undisturbed, tmp_path):
     for run in itertools.count():
         out = tmp_path / f"out{run}"
         while not (out / "report.json").exists():
-            process = start(command(photos, out, "--resume", "--checkpoint-every", "0"), tmp_path / "log")
+            hold = ["--hold", moments.choice(("memory", "disk"))]
+            process = start(command(photos, out, "--resume", "--checkpoint-every", "0", *hold), tmp_path / "log")
             process.join(moments.uniform(0, seconds) if len(kills) < KILLS else 60)
             if process.exitcode is None:
                 kills.append(sorted(name[-12:] for name in contents(out)) if out.exists() else [])

@@ -16,6 +16,7 @@ from semkit.engine import Engine, train_step
 from semkit.learn import LearnRecipe, fit
 from semkit.perturb import PGD, Uniform
 from semkit.schedule import SGD
+from semkit.storage import AUTO, Storage, free_memory
 
 ENGINE = Engine("cpu", "float64")
 SGD_STEPS = SGD(steps=6, batch=8)
@@ -68,6 +69,14 @@ def interrupted(images, folder: Path) -> torch.Tensor:
     return craft(images, CRAFT, engine=ENGINE, checkpoint=state).noise
 
 
+def streaming() -> list:
+    """Where a large set goes, and what is said to a wish that cannot be."""
+    try:
+        return [AUTO.scratch(free_memory()), Storage("disk")]
+    except ValueError as error:
+        return [AUTO.scratch(free_memory()), str(error)]
+
+
 def main(folder: Path) -> None:
     images = image_set(21)
     if os.environ.get("LOSE"):
@@ -80,6 +89,7 @@ def main(folder: Path) -> None:
         "shape": list(made.noise.shape), "passes": made.passes.total, "cost": CRAFT.cost(20).total,
         "resumed": interrupted(images, folder).flatten().tolist(), "last": learned.last,
         "curve": [step for step, _ in learned.curve], "learner_passes": learned.passes.total,
+        "streaming": streaming(),
     }))  # fmt: skip
 
 

@@ -1,0 +1,296 @@
+"""Sets that are streamed from disk: the same bytes as in memory, memory that does not grow with them, no room left."""
+
+import os
+import re
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from forked import finish
+from photos import contents, image_set, make_photos
+
+from semkit import storage
+from semkit.craft import CraftRecipe, Interrupted, craft
+from semkit.data import load
+from semkit.engine import Engine
+from semkit.learn import LearnRecipe, accuracy, fit
+from semkit.noise import Noise, clipped_fraction, effective, mean_effective, save
+from semkit.noise import load as load_noise
+from semkit.perturb import PGD, Uniform
+from semkit.schedule import SGD
+from semkit.state import newest
+from semkit.storage import Storage, zeros
+
+ENGINE = Engine("cpu", "float32")
+RECIPE = CraftRecipe(Uniform(4), PGD(4, 1), steps=1, samples=1, surrogate="tiny", sgd=SGD(steps=5, batch=4))
+MIB = 1 << 20
+
+
+def streamed(images, folder):
+    """The same set, mapped from a file in `folder`."""
+    mapped = zeros(images.images.shape, torch.uint8, folder)
+    mapped.copy_(images.images)
+    return replace(images, images=mapped, scratch=folder)
+
+
+@pytest.fixture
+def both(tmp_path, monkeypatch):
+    """(a set in memory, the same streamed in blocks of 3 images)."""
+    images = image_set(20, classes=3)
+    monkeypatch.setattr(storage, "BLOCK", 3 * images.images[0].nbytes + 1)
+    return images, streamed(images, tmp_path)
+
+
+# -- where a set goes --------------------------------------------------------------------------------------------------
+
+
+def test_large_sets_go_to_disk_and_small_ones_to_memory(tmp_path):
+    free = storage.free_memory()
+    auto = Storage(folder=tmp_path)
+    assert auto.scratch(free // 100) is None and auto.scratch(free // 2) == tmp_path
+    assert Storage("memory").scratch(100 * free) is None
+    assert Storage("disk", tmp_path).scratch(1) == tmp_path
+    assert Storage("disk", tmp_path / "not" / "there yet").scratch(1) == tmp_path
+    with pytest.raises(ValueError, match="auto, memory, disk, got 'ram'"):
+        Storage("ram")
+
+
+def test_free_memory_is_between_nothing_and_all():
+    assert 0 < storage.free_memory() < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.parametrize("reserve", ["by the system", "by writing"])
+def test_a_mapped_tensor_has_its_room_and_leaves_no_file(tmp_path, monkeypatch, reserve):
+    if reserve == "by writing":
+        monkeypatch.delattr(os, "posix_fallocate")
+    room = os.statvfs(tmp_path)
+    mapped = zeros((2000, 3, 32, 32), torch.int8, tmp_path)
+    taken = (room.f_bavail - os.statvfs(tmp_path).f_bavail) * room.f_frsize
+    assert not mapped.any() and mapped.is_contiguous() and os.listdir(tmp_path) == []
+    mapped[7] = -3
+    assert int(mapped.sum(dtype=torch.int64)) == -3 * 3072
+    assert taken > mapped.nbytes / 2  # others use this disk too
+    assert zeros((0, 3, 8, 8), torch.uint8, tmp_path).shape == (0, 3, 8, 8)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 7])
+def test_blocks_are_all_rows_once(monkeypatch, n):
+    values = torch.arange(7 * 4, dtype=torch.uint8).view(7, 4)
+    monkeypatch.setattr(storage, "BLOCK", 4 * n)
+    parts = [values[part] for part in storage.blocks(values)]
+    assert torch.cat(parts).equal(values) and max(map(len, parts)) == n
+    monkeypatch.setattr(storage, "BLOCK", 1)  # less than a row
+    assert [len(values[part]) for part in storage.blocks(values)] == [1] * 7
+
+
+# -- the same results --------------------------------------------------------------------------------------------------
+
+
+def parts_of(images):
+    noise = torch.randint(-8, 9, images.images.shape, generator=torch.Generator().manual_seed(1), dtype=torch.int8)
+    return {
+        "itself": images, "taken": images.take([5, 3, 19]), "masked": images.take(images.labels == 1),
+        "limited": images.limit(7), "protected": images.with_noise(noise), "all": images.take(torch.arange(20)),
+    }  # fmt: skip
+
+
+def test_parts_of_a_streamed_set_are_those_of_a_resident_one_and_streamed(both):
+    resident, mapped = both
+    for name, part in parts_of(resident).items():
+        other = parts_of(mapped)[name]
+        assert other.fingerprint == part.fingerprint and other.files == part.files, name
+        assert (part.held, other.held) == ("resident", "streamed")
+    assert parts_of(mapped)["all"] is mapped
+
+
+@pytest.mark.parametrize("hold", ["memory", "disk"])
+def test_a_folder_is_read_to_where_it_is_to_be_held(tmp_path, hold):
+    photos = make_photos(tmp_path / "photos", 12)
+    (photos / "a" / "broken.png").write_bytes(b"broken")
+    here = Storage(hold, tmp_path)
+    found = load(photos, size=16, skip_unreadable=True, storage=here)
+    plain = load(photos, size=16, skip_unreadable=True)
+    assert [s.fingerprint for s in (found.train, found.test)] == [s.fingerprint for s in (plain.train, plain.test)]
+    assert found.train.held == ("streamed" if hold == "disk" else "resident") and len(found.skipped) == 1
+    shapes = load("shapes", size=12, limit=20, storage=here)
+    assert shapes.train.held == found.train.held and shapes.train.images.shape == (20, 3, 12, 12)
+
+
+VARIANTS = {
+    "random": {"start": "random"},
+    "warm": {"start": "warm"},
+    "class-wise": {"start": "warm", "class_wise": True},
+}
+
+
+def trace(crafted):
+    weights = [value.numpy().tobytes() for value in crafted.surrogate.state_dict().values()]
+    return crafted.noise.numpy().tobytes(), weights, crafted.losses, crafted.passes
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_streamed_noise_is_resident_noise_also_after_stops_on_either_side(both, tmp_path, variant):
+    recipe, state, turn = replace(RECIPE, **VARIANTS[variant]), tmp_path / "state", 0
+    whole = craft(both[0], recipe, engine=ENGINE)
+    assert trace(craft(both[1], recipe, engine=ENGINE)) == trace(whole)
+    while True:
+        try:
+            pieced = craft(both[turn % 2], recipe, engine=ENGINE, on_step=lambda *_: True, checkpoint=state)
+            break
+        except Interrupted:
+            turn += 1
+    assert turn == (5 if recipe.class_wise else 10)
+    assert trace(pieced) == trace(whole)
+
+
+def test_a_state_is_not_moved_by_the_noise_that_is_made_after_it(both, tmp_path):
+    """Warm noise on disk is newer than the state when a run is killed: it must not be gone on with."""
+    recipe, state = replace(RECIPE, start="warm"), tmp_path / "state"
+
+    def die(step, *_):
+        if step == 8:
+            raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError, match="killed"):
+        craft(both[1], recipe, engine=ENGINE, on_step=die, checkpoint=state, every=0)
+    assert trace(craft(both[1], recipe, engine=ENGINE, checkpoint=state)) == trace(
+        craft(both[0], recipe, engine=ENGINE)
+    )
+
+
+def test_a_learner_of_a_streamed_set_is_that_of_a_resident_one(both):
+    recipe = LearnRecipe(PGD(4, 1), "tiny", SGD(steps=4, batch=8), evaluations=2)
+    resident, mapped = (fit(images, images, recipe, engine=ENGINE) for images in both)
+    assert resident.losses == mapped.losses and resident.curve == mapped.curve
+    assert accuracy(mapped.model, both[1], batch=7, engine=ENGINE) == accuracy(resident.model, both[0], engine=ENGINE)
+
+
+def test_noise_is_measured_in_blocks_as_at_once(both):
+    noise = parts_of(both[0])["protected"].images.int() - both[0].images
+    levels = torch.full_like(noise, 8, dtype=torch.int8)
+    noise = Noise(levels, 8)
+    left = effective(noise, both[1].images)
+    assert left.equal(torch.minimum(levels.int(), 255 - both[0].images.int()).to(torch.int8))
+    assert clipped_fraction(noise, both[1].images) == float((left != levels).double().mean())
+    assert mean_effective(noise, both[1].images) == float(left.double().abs().mean())
+
+
+def test_protecting_on_disk_writes_the_bytes_of_memory(tmp_path):
+    photos, found = make_photos(tmp_path / "photos", 24), {}
+    for hold in ("memory", "disk"):
+        out, log = tmp_path / hold, tmp_path / "log"
+        more = ["--preset", "quick", "--size", "16", "--fraction", "0.5", "--hold", hold]
+        assert finish(["protect", str(photos), str(out), *more], log) == 0, log.read_text()
+        assert log.read_text().rstrip().endswith({"memory": "images resident", "disk": "images streamed"}[hold])
+        found[hold] = contents(out)
+        assert (b'"held": "resident"' if hold == "memory" else b'"held": "streamed"') in found[hold].pop("report.json")
+    assert found["disk"] == found["memory"]
+
+
+# -- memory ------------------------------------------------------------------------------------------------------------
+
+
+def use_a_set(hold, folder, n):
+    """All that is done with a set of n images of 64 px and its noise, for a process that may not hold them."""
+    images = image_set(12, size=64)
+    scratch = Storage(hold, folder).scratch(n * images.images[0].nbytes)
+    pixels = zeros((n, *images.images.shape[1:]), torch.uint8, scratch)
+    pixels[:: n // 12][:12] = images.images
+    images = replace(images, images=pixels, labels=torch.arange(n) % 2, scratch=scratch)
+    recipe = replace(RECIPE, sgd=SGD(steps=2, batch=8))
+    with pytest.raises(Interrupted):
+        craft(images, recipe, engine=ENGINE, on_step=lambda step, *_: step == 4, checkpoint=Path(folder) / "state")
+    levels = zeros(images.images.shape, torch.int8, scratch)
+    levels[::2] = 8
+    noise = Noise(levels, 8, fingerprint=images.fingerprint)
+    save(noise, Path(folder) / "noise.safetensors")
+    assert clipped_fraction(noise, images.images) > 0 and mean_effective(noise, images.images) > 0
+    protected = images.with_noise(noise.levels)
+    fit(protected, protected.take(slice(16)), LearnRecipe(model="tiny", sgd=SGD(2, 8), evaluations=1), engine=ENGINE)
+    assert len(protected.limit(n // 2)) == n // 2
+
+
+def fits_in_memory(hold, folder, n):
+    """Exit code 0 if all that was possible, 3 if there was no memory for it."""
+    try:
+        use_a_set(hold, folder, n)
+    except (MemoryError, RuntimeError) as error:
+        print(error)
+        return 3 if storage.out_of_memory(error) else 1
+
+
+@pytest.mark.parametrize(("hold", "code"), [("disk", 0), ("memory", 3)])
+def test_a_set_larger_than_memory(tmp_path, hold, code):
+    """120 MiB of images and as much noise, in a process that may hold 96 MiB more than it does."""
+    n, log = 120 * MIB // (3 * 64 * 64), tmp_path / "log"
+    assert finish(partial(fits_in_memory, hold, tmp_path, n), log, more_memory=96 * MIB) == code, log.read_text()
+
+
+def held():
+    """Bytes that this process holds in memory of its own, files that it maps not among them."""
+    return 1024 * int(re.search(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
+
+
+def test_noise_and_states_are_mapped_from_their_files(tmp_path):
+    levels = zeros((64 * MIB // 3072, 3, 32, 32), torch.int8, tmp_path)
+    levels[5] = 7
+    before = held()
+    save(Noise(levels, 8), tmp_path / "noise.safetensors")
+    loaded = load_noise(tmp_path / "noise.safetensors").levels
+    torch.save({"made_by": "me", "noise": levels, "step": 1}, tmp_path / "state")
+    state = newest([tmp_path / "state"], "me")
+    assert held() - before < 8 * MIB
+    assert loaded.equal(levels) and state["noise"].equal(levels)
+    copy = levels.clone()
+    assert held() - before > 0.9 * copy.nbytes  # what a copy would look like
+
+
+# -- no room left ------------------------------------------------------------------------------------------------------
+
+
+def test_no_room_on_disk_for_the_images_is_one_line_and_nothing_is_left(tmp_path):
+    photos, out, log = make_photos(tmp_path / "photos", 36), tmp_path / "out", tmp_path / "log"
+    before = sorted(os.listdir(tmp_path))
+    command = ["protect", str(photos), str(out), "--preset", "quick", "--hold", "disk"]
+    assert finish(command, log, largest_file=36 * 3 * 32 * 32 - 1) == 2
+    (line,) = log.read_text().splitlines()
+    assert line.startswith(f"semkit: {tmp_path}: File too large; the same command with --resume")
+    assert sorted(os.listdir(tmp_path)) == [*before[:0], "log", *before] and not out.exists()
+
+
+@pytest.mark.parametrize("more", [1, 12])
+def test_no_memory_is_one_line(tmp_path, more):
+    photos, log = make_photos(tmp_path / "photos", 36), tmp_path / "log"
+    command = ["protect", str(photos), str(tmp_path / "out"), "--preset", "quick", "--hold", "memory"]
+    assert finish(command, log, more_memory=more * MIB) == 2, log.read_text()
+    *_, line = log.read_text().splitlines()
+    assert line.startswith("semkit: out of memory (") and "--hold disk" in line and "--resume" in line
+    assert not contents(tmp_path / "out")
+
+
+def test_after_no_memory_a_run_goes_on_from_its_state(both, tmp_path):
+    def die(step, *_):
+        if step == 4:
+            torch.empty(1 << 50)
+
+    with pytest.raises(RuntimeError) as said:
+        craft(both[0], RECIPE, engine=ENGINE, on_step=die, checkpoint=tmp_path / "state", every=0)
+    assert storage.out_of_memory(said.value)
+    taken = []
+    watch = lambda step, *_: taken.append(step) or False  # noqa: E731
+    gone_on = craft(both[0], RECIPE, engine=ENGINE, on_step=watch, checkpoint=tmp_path / "state")
+    assert taken[0] == 4 and trace(gone_on) == trace(craft(both[0], RECIPE, engine=ENGINE))
+
+
+@pytest.mark.parametrize(
+    ("error", "is_it"),
+    [
+        (MemoryError(), True), (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), True),
+        (RuntimeError("could not create a primitive"), True), (RuntimeError("the net forgot its memory"), False),
+        (ValueError("out of memory"), False),
+    ],
+)  # fmt: skip
+def test_what_counts_as_no_memory(error, is_it):
+    assert storage.out_of_memory(error) is is_it
