@@ -99,7 +99,8 @@ class ImageSet:
 
     def __repr__(self) -> str:
         size = "x".join(map(str, self.images.shape[2:]))
-        return f"ImageSet({self.name!r}, {len(self)} images of {size}, {len(self.classes)} classes)"
+        held = ", streamed" if self.scratch else ""
+        return f"ImageSet({self.name!r}, {len(self)} images of {size}, {len(self.classes)} classes{held})"
 
     @property
     def held(self) -> str:

@@ -102,6 +102,7 @@ def test_parts_of_a_streamed_set_are_those_of_a_resident_one_and_streamed(both):
         other = parts_of(mapped)[name]
         assert other.fingerprint == part.fingerprint and other.files == part.files, name
         assert (part.held, other.held) == ("resident", "streamed")
+        assert repr(other) == repr(part).replace("classes)", "classes, streamed)")
     assert parts_of(mapped)["all"] is mapped
 
 
