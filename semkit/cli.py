@@ -34,7 +34,7 @@ def _print_json(options, values) -> None:
 def _engine(options):
     from semkit.engine import Engine
 
-    return Engine(options.device, options.precision)
+    return Engine(options.device, options.precision, compile=options.compile)
 
 
 def _where(options) -> dict:

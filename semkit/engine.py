@@ -64,7 +64,7 @@ class Engine:
     """Where and how nets are run. `Engine()` takes a GPU if there is one, and bfloat16 where hardware has it.
 
     Switches that change the speed and, but for rounding, not the result: fold batch-norm into convolutions in eval
-    mode; batch_samples gives a net several EOT samples in one pass; compile lets torch.compile have the eval passes.
+    mode; batch_samples gives a net several EOT samples in one pass; compile gives the eval passes to torch.compile.
     Raises ValueError for a device or precision that this machine or semkit does not have.
     """
 
@@ -90,6 +90,8 @@ class Engine:
         precision = self.precision
         if precision == "auto":
             precision = "bfloat16" if has_fast_bf16(torch.device(device)) else "float32"
+        if self.compile and not self.fold:
+            raise ValueError("compile needs fold: what is compiled is the folded net")
         if precision not in ("float32", "bfloat16", "float64"):
             raise ValueError(f"precision must be auto, float32, bfloat16 or float64, got {precision!r}")
         object.__setattr__(self, "device", device)
@@ -111,7 +113,7 @@ class Engine:
         model.engine = self
         was_training = model.training
         # Not a sub-module: its weights are the model's own, and must not be saved or trained twice.
-        object.__setattr__(model, "folded", Folded(model.eval()) if self.fold else None)
+        object.__setattr__(model, "folded", Folded(model.eval(), self.compile) if self.fold else None)
         return model.train(was_training)
 
     def images(self, images: torch.Tensor) -> torch.Tensor:

@@ -1,8 +1,14 @@
-"""Batch-norm folded into the convolution before it, for the eval-mode passes that most of the work consists of."""
+"""The eval-mode net that most passes run: batch-norm folded into the convolution before it, compiled if asked."""
+
+import warnings
 
 import torch
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
 
 
 class Folded:
@@ -13,10 +19,11 @@ class Folded:
     It follows what torch counts in a tensor's _version: optimizers, load_state_dict, in-place operations, passes in
     train mode. Not counted are writes through .data, fused optimizers in eval mode, and a tensor put in another's
     place: Engine.prepare the model anew after those. `why_not` says why a model could not be traced; it then runs as
-    it is.
+    it is. compiled: through torch.compile, which takes seconds at the first call and at every new shape, and then is
+    faster; where it fails it warns, once, and the traced graph runs as it is.
     """
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: nn.Module, compiled: bool = False):
         self.model, self.pairs, self.why_not = model, [], None
         self.sources = [*model.parameters(), *model.buffers()]
         self.version = None
@@ -26,6 +33,12 @@ class Folded:
             self.why_not = " ".join(str(error).split())[:200]
             return
         self._fold()
+        self.run = torch.compile(self.graph) if compiled else self.graph
+
+    @property
+    def compiled(self) -> bool:
+        """Whether torch.compile has the net, and has not failed."""
+        return self.why_not is None and self.run is not self.graph
 
     def _fold(self) -> None:
         modules = dict(self.graph.named_modules())
@@ -37,7 +50,8 @@ class Folded:
                 continue
             fused = nn.Conv2d(
                 conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation,
-                conv.groups, bias=True, padding_mode=conv.padding_mode, device="meta",
+                conv.groups, bias=True, padding_mode=conv.padding_mode, device=conv.weight.device,
+                dtype=conv.weight.dtype,
             ).requires_grad_(False)  # fmt: skip
             self.pairs.append((conv, norm, fused))
             # The traced graph has its own containers: the model keeps its convolution.
@@ -53,14 +67,21 @@ class Folded:
         if version == self.version:
             return
         for conv, norm, fused in self.pairs:
-            fused.weight, fused.bias = fuse_conv_bn_weights(
+            weight, bias = fuse_conv_bn_weights(
                 conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
             )
-            fused.requires_grad_(False)
+            fused.weight.data, fused.bias.data = weight.data, bias.data  # the parameters stay: compiled code holds them
         self.version = version
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         if self.why_not is not None:
             return self.model(x)
         self._refresh()
-        return self.graph(x)
+        if not self.compiled:
+            return self.graph(x)
+        try:
+            return self.run(x)
+        except torch._dynamo.exc.TorchDynamoException as error:  # the compiler's own, a missing C++ one among them
+            warnings.warn(f"torch.compile failed, the net runs uncompiled: {_first_line(error)}", stacklevel=2)
+            self.run = self.graph
+            return self.graph(x)

@@ -98,6 +98,7 @@ def _add_engine(parser) -> None:
     add("--device", type=_device, default="auto", help="cpu, cuda or cuda:N (a GPU if there is one)")
     precisions = _word(("auto", "float32", "bfloat16"), "precision")
     add("--precision", type=precisions, default="auto", help="float32 or bfloat16 (what the hardware is fast in)")
+    add("--compile", action="store_true", help="torch.compile for large nets: seconds to a minute first, then faster")
 
 
 def _add_json(parser) -> None:
@@ -193,8 +194,8 @@ def _bench_options(parser) -> None:
     nets = _word(tuple(MODELS), "net")
     add("--models", dest="nets", nargs="+", type=nets, metavar="NET", help="nets to time (tiny resnet18)")
     add("--batch", type=_count(2), metavar="N", help="images in a batch (128)")
-    add("--rounds", type=_count(1), metavar="N", help="how often everything is timed, in turn (5)")
-    add("--samples", type=_count(1), metavar="N", help="EOT samples of a noise step (1; the published recipes have 5)")
+    add("--rounds", type=_count(1), metavar="N", help="how often everything is timed, in turn (3)")
+    add("--samples", type=_count(1), metavar="N", help="EOT samples of a noise step (2; the published recipes have 5)")
     add("--attack-steps", type=_count(1), metavar="N", help="ascent steps inside REM and AT (2; published: 10)")
     add("--quick", action="store_true", help="small batches and sets, to see that it works, not how fast")
     add("--out", type=Path, metavar="DIR", help="folder for bench.json, table.md and figure.png")

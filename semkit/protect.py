@@ -99,7 +99,8 @@ def protect(
         "semkit": __version__, "torch": torch.__version__, "source": str(source),
         "fingerprint": key(found.images.fingerprint, found.outputs), "recipe": as_dict(recipe), "seed": seed,
         "fraction": fraction, **how, "device": torch.device(engine.device).type, "precision": engine.precision,
-        "folded": engine.fold, "processes": parallel.processes(),
+        "folded": engine.fold, "samples_batched": engine.batch_samples, "compiled": engine.compile,
+        "processes": parallel.processes(),
     }  # fmt: skip
     _check_request(out, request, resume)
     if not (out / "report.json").exists():

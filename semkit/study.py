@@ -47,7 +47,8 @@ def key(*parts) -> str:
 
 def _how(engine: Engine) -> tuple:
     """What of the engine a result may depend on."""
-    return torch.device(engine.device).type, engine.precision, engine.fold, parallel.processes()
+    switches = engine.fold, engine.batch_samples, engine.compile
+    return torch.device(engine.device).type, engine.precision, *switches, parallel.processes()
 
 
 def _read_json(path: Path) -> dict:

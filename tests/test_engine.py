@@ -2,6 +2,8 @@
 
 import copy
 import threading
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -243,6 +245,37 @@ def test_a_prepared_net_follows_every_write_that_torch_counts(write):
 
 def test_a_prepared_net_does_not_follow_writes_through_data_as_its_docstring_says():
     assert not follows(lambda model, x, y: model[1].weight.data.mul_(2))
+
+
+COMPILING = replace(DOUBLE, compile=True)
+
+
+def test_a_compiled_net_answers_as_the_plain_one_and_follows_its_training(monkeypatch):
+    # A backend of torch's own that generates no C++: what is tested is that the traced code sees new weights.
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    model, twin, (x, y) = COMPILING.prepare(net()), DOUBLE.prepare(net()), batch(dtype=torch.float64)
+    for _ in range(2):
+        torch.testing.assert_close(input_gradient(model, x, y), input_gradient(twin, x, y), rtol=1e-9, atol=1e-9)
+        for m in (model, twin):
+            train_step(m, sgd(m), x, y)
+    assert model.folded.compiled and not twin.folded.compiled
+
+
+def no_compiler(graph, inputs):
+    raise FileNotFoundError("no C++ compiler")
+
+
+def test_where_compiling_fails_the_net_runs_uncompiled_and_says_why(monkeypatch):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=no_compiler))
+    model, twin, (x, _) = COMPILING.prepare(net()), DOUBLE.prepare(net()), batch(dtype=torch.float64)
+    with pytest.warns(UserWarning, match="runs uncompiled: .*no_compiler"):
+        assert torch.equal(predict(model, x), predict(twin, x))
+    assert torch.equal(predict(model, x), predict(twin, x)) and not model.folded.compiled
+
+
+def test_compiling_needs_folding():
+    with pytest.raises(ValueError, match="compile needs fold"):
+        Engine("cpu", fold=False, compile=True)
 
 
 # -- the four uses of a net --------------------------------------------------------------------------------------------
