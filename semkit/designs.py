@@ -50,6 +50,23 @@ def noise_sides(preset: str, size: int) -> Crafts:
     return {"clean": None, **{name(side): replace(base, noise_side=side) for side in sides}}
 
 
+def budgets(preset: str, size: int) -> Crafts:
+    """SEM at falling cost, named "noise steps x EOT samples".
+
+    plain: the published noise step and ascent, from random starts and without a curriculum, 61 passes for every image
+    that the surrogate trains on. The others are warm-started, with the preset's curriculum and shorter ascent.
+    """
+    base, published = (craft_recipe("sem", name, size=size) for name in (preset, "paper"))
+    half = replace(base.sgd, steps=base.sgd.steps // 2)
+    return {
+        "clean": None,
+        "plain": replace(published, surrogate=base.surrogate, augment=base.augment, sgd=base.sgd),
+        f"{base.steps} x {base.samples}": base,
+        f"1 x {base.samples}": replace(base, steps=1),
+        f"1 x {base.samples}, half the training": replace(base, steps=1, sgd=half),
+    }
+
+
 def cuda(preset: str, size: int) -> Crafts:
     """Class-wise filters of two strengths."""
     return {"clean": None, "cuda .3": ClassFilters(), "cuda .5": ClassFilters(strength=0.5)}
@@ -71,7 +88,7 @@ def cuda_defences(preset: str, size: int) -> Crafts:
 
 
 DESIGNS: dict[str, Callable[[str, int], Crafts]] = {
-    "pairs": pairs, "noise-sides": noise_sides, "cuda": cuda, "cuda-controls": cuda_controls, "cuda-parts": cuda_parts,
+    "pairs": pairs, "noise-sides": noise_sides, "budgets": budgets, "cuda": cuda, "cuda-controls": cuda_controls, "cuda-parts": cuda_parts,
     "cuda-defences": cuda_defences,
 }  # fmt: skip
 

@@ -15,8 +15,8 @@ from semkit import parallel
 from semkit.folding import Folded
 from semkit.pixels import to_float
 
-# Of images in one pass of a net: more take memory and bring no speed (256 and 4,096 images of 32 pixels).
-PIXELS_AT_ONCE = {"cpu": 2**18, "cuda": 2**22}
+# Of images in one pass of a net: more take memory and bring no speed (128 and 4,096 images of 32 pixels).
+PIXELS_AT_ONCE = {"cpu": 2**17, "cuda": 2**22}
 
 
 @dataclass

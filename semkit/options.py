@@ -196,7 +196,7 @@ def _bench_options(parser) -> None:
     add("--batch", type=_count(2), metavar="N", help="images in a batch (128)")
     add("--rounds", type=_count(1), metavar="N", help="how often everything is timed, in turn (3)")
     add("--samples", type=_count(1), metavar="N", help="EOT samples of a noise step (2; the published recipes have 5)")
-    add("--attack-steps", type=_count(1), metavar="N", help="ascent steps inside REM and AT (2; published: 10)")
+    add("--attack-steps", type=_count(1), metavar="N", help="ascent steps inside REM and AT (10)")
     add("--quick", action="store_true", help="small batches and sets, to see that it works, not how fast")
     add("--out", type=Path, metavar="DIR", help="folder for bench.json, table.md and figure.png")
     _add_engine(parser)
