@@ -66,15 +66,6 @@ QUICK = Plan(
     nets=("tiny",), batch=16, rounds=2, attack_steps=2, sets=(8, 16), set_rounds=2, compiled=False,
     memory=((64, 32, 16),),
 )  # fmt: skip
-    nets=("tiny",),
-    batch=16,
-    rounds=2,
-    attack_steps=2,
-    sets=(8, 16),
-    set_rounds=2,
-    compiled=False,
-    memory=((64, 32, 16),),
-)
 
 
 def planned(*, quick: bool = False, **given) -> Plan:

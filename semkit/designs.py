@@ -88,8 +88,8 @@ def cuda_defences(preset: str, size: int) -> Crafts:
 
 
 DESIGNS: dict[str, Callable[[str, int], Crafts]] = {
-    "pairs": pairs, "noise-sides": noise_sides, "budgets": budgets, "cuda": cuda, "cuda-controls": cuda_controls, "cuda-parts": cuda_parts,
-    "cuda-defences": cuda_defences,
+    "pairs": pairs, "noise-sides": noise_sides, "budgets": budgets, "cuda": cuda, "cuda-controls": cuda_controls,
+    "cuda-parts": cuda_parts, "cuda-defences": cuda_defences,
 }  # fmt: skip
 
 

@@ -7,7 +7,7 @@ import torch
 from photos import image_split
 
 from semkit.craft import craft
-from semkit.designs import ALONG, DESIGNS, loss_rows, noise_rows, noise_sides, pairs
+from semkit.designs import ALONG, DESIGNS, budgets, loss_rows, noise_rows, noise_sides, pairs
 from semkit.engine import Engine
 from semkit.measure import cosine, losses_along, robustness, stability
 from semkit.perturb import PGD, Clean, Uniform
@@ -26,6 +26,18 @@ def test_the_nine_pairs_hold_the_three_published_ones_and_differ_in_their_sides_
     assert len(set(made.values())) == 9
     same = {"noise_side": Clean(), "surrogate_side": Clean()}
     assert {replace(recipe, **same) for recipe in made.values()} == {replace(sem, **same)}
+
+
+def test_the_budgets_are_the_published_step_and_cheaper_ones_under_one_training():
+    made, sem, published = budgets("lesson", 32), craft_recipe("sem", "lesson"), craft_recipe("sem", "paper")
+    plain, half = made["plain"], made["1 x 2, half the training"]
+    assert made["2 x 2"] == sem and made["1 x 2"] == replace(sem, steps=1)
+    same = {"surrogate": sem.surrogate, "sgd": sem.sgd}
+    assert plain == replace(published, **same)
+    assert half.sgd.steps == sem.sgd.steps // 2 and replace(half, sgd=sem.sgd) == made["1 x 2"]
+    each = {name: recipe.cost(4000).total for name, recipe in made.items() if recipe}
+    assert list(each.values()) == sorted(each.values(), reverse=True)
+    assert 4 * each["2 x 2"] <= each["plain"]
 
 
 def test_the_noise_sides_share_the_surrogate_recipe_and_grow():

@@ -16,8 +16,16 @@ FLOORS = (
     {"craft", "defences", "learn", "measure", "patterns", "plain"},
     {"presets", "countermeasures", "study", "designs", "cluster", "plots", "originals", "jobs", "bench", "exercises"},
     {
-        "spared", "spareplots", "benchreport", "crafting", "exercises_extensions", "figures", "pictures", "protect",
-        "protected", "report",
+        "spared",
+        "spareplots",
+        "benchreport",
+        "crafting",
+        "exercises_extensions",
+        "figures",
+        "pictures",
+        "protect",
+        "protected",
+        "report",
     },
     {"options", "progress", "cli", "panels", "craftpanel"},
 )
