@@ -1,4 +1,4 @@
-"""The command line: semkit demo, sweep, protect, check, learn, convert, bench, lab."""
+"""The command line: semkit demo, sweep, transform, protect, check, learn, convert, bench, lab."""
 
 import json
 import sys
@@ -107,14 +107,22 @@ def _check(options) -> int:
 
 def _learn(options) -> int:
     from semkit.countermeasures import counter
+    from semkit.imageset import without
     from semkit.presets import learn_recipe
 
     engine, radius = _engine(options), options.perturbation_radius
     recipe = learn_recipe(
         options.preset, perturbation_radius=radius, norm=options.norm, learner=options.learner, size=options.size
     )
+    if options.save and options.seeds > 1:
+        raise ValueError("one net can be saved: --seeds 1")
+    if options.save and options.save.exists():
+        raise ValueError(f"{shown(options.save)} exists already")
     with progress() as on_step:
         split = _split(options, on_step)
+        if options.without:
+            left_out = _loaded(options, options.without, on_step).train
+            split = replace(split, train=without(split.train, left_out))
         train, recipe = counter(split.train, recipe, options.countermeasure)
         split = replace(split, train=train)
         cost = recipe.cost(len(split.train)).total * options.seeds
@@ -124,15 +132,20 @@ def _learn(options) -> int:
     return _report_learners(options, split, recipe, rows)
 
 
-def _split(options, on_step):
+def _loaded(options, limit, on_step):
     from semkit.data import load
     from semkit.originals import job
-    from semkit.protected import protected_split
     from semkit.storage import Storage
 
     told, where = job(on_step, "reading images"), vars(options).get("out") or options.cache
     how = dict(seed=options.split_seed, storage=Storage(options.hold, where), on_step=told)
-    split = load(options.images, **how, **_where(options))
+    return load(options.images, **how, **{**_where(options), "limit": limit})
+
+
+def _split(options, on_step):
+    from semkit.protected import protected_split
+
+    split = _loaded(options, options.limit, on_step)
     for name in split.skipped:
         _tell(options, f"skipped, unreadable: {shown(name)}")
     return protected_split(split, options.images, options.protected) if options.protected else split
@@ -143,7 +156,8 @@ def _learner_rows(options, split, recipe, engine, on_step):
 
     for seed in range(options.seed, options.seed + options.seeds):
         step = lambda *a, seed=seed: on_step(f"seed {seed}", *a)  # noqa: E731
-        row = learned_row(split.train, split.test, recipe, seed=seed, engine=engine, cache=options.cache, on_step=step)
+        how = dict(net=options.save, seed=seed, engine=engine, cache=options.cache, on_step=step)
+        row = learned_row(split.train, split.test, recipe, **how)
         _tell(options, f"seed {seed}: clean test accuracy last {row['last']:.3f}, best {row['best']:.3f}")
         yield {"seed": seed, **row}
 
@@ -174,11 +188,15 @@ def _cluster(options):
 def _sweep(options) -> int:
     from semkit.designs import DESIGNS, LEARNERS
     from semkit.imageset import limit_test
-    from semkit.presets import sweep_recipes
+    from semkit.presets import lasting, sweep_recipes
     from semkit.report import write_sweep
 
     engine = _engine(options)
     crafts, learners = sweep_recipes(options.methods, options.radii, options.preset, size=options.size)
+    preset = options.preset
+    if options.learner_steps:
+        learners = {r: lasting(recipe, options.learner_steps) for r, recipe in learners.items()}
+        preset += f", {options.learner_steps} learner steps"
     if options.design:
         crafts = DESIGNS[options.design](options.preset, options.size)
     with progress() as on_step, _cluster(options) as client:
@@ -186,9 +204,30 @@ def _sweep(options) -> int:
         if options.design in LEARNERS:
             learners = LEARNERS[options.design](options.preset, options.size, spare)
         table, rows = write_sweep(
-            split, options.out, crafts, learners, preset=options.preset, engine=engine,
+            split, options.out, crafts, learners, preset=preset, engine=engine,
             seeds=range(options.seed, options.seed + options.seeds), measure_noise=options.measure_noise,
             countermeasures=options.countermeasures, client=client, on_step=on_step, say=_announce,
+        )  # fmt: skip
+    _print_json(options, rows)
+    _tell(options, table)
+    return FINE
+
+
+def _transform(options) -> int:
+    from semkit.presets import lasting, sweep_recipes
+    from semkit.report import write_defences
+    from semkit.transform import Transform
+
+    _, learners = sweep_recipes((), (0, options.radius), options.preset, size=options.size)
+    if options.learner_steps:
+        learners[0] = lasting(learners[0], options.learner_steps)
+    with progress() as on_step:
+        split = _split(options, on_step)
+        if options.test_limit:
+            split = replace(split, test=split.test.limit(options.test_limit))
+        table, rows = write_defences(
+            split, Transform(options.net), learners, options.out, radius=options.radius, attacked=options.attacked,
+            seeds=range(options.seed, options.seed + options.seeds), engine=_engine(options), on_step=on_step,
         )  # fmt: skip
     _print_json(options, rows)
     _tell(options, table)
@@ -229,8 +268,8 @@ def _lab(options) -> int:
 
 
 RUN = {
-    "demo": _sweep, "sweep": _sweep, "protect": _protect, "check": _check, "learn": _learn, "convert": _convert,
-    "bench": _bench, "lab": _lab,
+    "demo": _sweep, "sweep": _sweep, "transform": _transform, "protect": _protect, "check": _check, "learn": _learn,
+    "convert": _convert, "bench": _bench, "lab": _lab,
 }  # fmt: skip
 
 

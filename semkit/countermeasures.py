@@ -18,8 +18,10 @@ from torch import Tensor
 from semkit.augment import Augment, Cutout
 from semkit.imageset import ImageSet
 from semkit.learn import LearnRecipe
+from semkit.netfile import check_net
 from semkit.pixels import check_count, to_float
 from semkit.presets import check_name
+from semkit.transform import Transform, transformed
 
 BATCH = 1000  # images that a bilateral blur holds as floats
 
@@ -160,20 +162,35 @@ BY_IMAGE: dict[str, Callable[[Tensor], Tensor]] = {
 }
 BY_SET: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"projection": projection}
 BY_BATCH: dict[str, Callable[[Augment], Augment]] = {"cutout": lambda augment: Cutout(first=augment)}
-COUNTERMEASURES = (*BY_IMAGE, *BY_SET, *BY_BATCH)
+PURIFIER = "purifier"  # purifier=FILE: each image moved by Transform(FILE), the file of an external net
+COUNTERMEASURES = (*BY_IMAGE, *BY_SET, *BY_BATCH, PURIFIER)
+
+
+def check_countermeasure(text: str) -> str:
+    """`text` if it names a countermeasure; raises ValueError with the nearest name, or where a purifier has no net."""
+    name, equals, file = text.partition("=")
+    check_name(name if name == PURIFIER else text, COUNTERMEASURES, "countermeasure")
+    if name == PURIFIER:
+        if not equals:
+            raise ValueError("a purifier needs an external net: purifier=FILE, made by semkit learn IMAGES --save FILE")
+        check_net(file)
+    return text
+
+
+def _changed(train: ImageSet, name: str) -> Tensor:
+    if name.startswith(PURIFIER):
+        return transformed(train.images, Transform(name.partition("=")[2]))
+    return BY_SET[name](train.images, train.labels) if name in BY_SET else BY_IMAGE[name](train.images)
 
 
 def counter(train: ImageSet, recipe: LearnRecipe, names: Sequence[str]) -> tuple[ImageSet, LearnRecipe]:
     """The training images and the learner's recipe after the countermeasures, applied in the order given.
 
-    Only training images come in here. Raises ValueError for an unknown name.
+    Only training images come in here. Raises ValueError for an unknown name and for a purifier without its net.
     """
-    for name in names:
-        check_name(name, COUNTERMEASURES, "countermeasure")
+    for name in map(check_countermeasure, names):
         if name in BY_BATCH:
             recipe = replace(recipe, augment=BY_BATCH[name](recipe.augment))
-        else:
-            labels = (train.labels,) if name in BY_SET else ()
-            images = (BY_SET | BY_IMAGE)[name](train.images, *labels)
-            train = replace(train, images=images, name=train.name if name == "none" else f"{train.name}, {name}")
+        elif name != "none":
+            train = replace(train, images=_changed(train, name), name=f"{train.name}, {name}")
     return train, recipe

@@ -95,6 +95,13 @@ def countermeasures_figure(rows: Sequence[dict], *, chance: float | None = None,
     return _titled(figure, title)
 
 
+def defences_figure(rows: Sequence[dict], *, chance: float | None = None, title: str) -> Figure:
+    """Accuracy under each attack, a line of points a defence, 95 % intervals over seeds."""
+    figure = new_figure(8.5, 4)
+    plots.draw_defences(figure.subplots(), rows, chance)
+    return _titled(figure, title)
+
+
 def scatter_figure(
     rows: Sequence[dict],
     *,

@@ -160,6 +160,12 @@ class Split:
     skipped: tuple[str, ...] = ()
 
 
+def without(images: ImageSet, others: ImageSet) -> ImageSet:
+    """Those of the images that are not, byte for byte, among `others`, in their old order."""
+    taken = {image.numpy().tobytes() for image in others.images.cpu()}
+    return images.take([i for i, image in enumerate(images.images.cpu()) if image.numpy().tobytes() not in taken])
+
+
 def split(image_set: ImageSet, test_share: float = 0.2, seed: int = 0) -> Split:
     """The set in two seeded parts, every class divided alike; raises ValueError if a class has a single image."""
     train, test = stratified_split(image_set.labels, test_share, seed)

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from semkit import __version__
 from semkit.convert import UNITS
-from semkit.countermeasures import COUNTERMEASURES
+from semkit.countermeasures import COUNTERMEASURES, PURIFIER, check_countermeasure
 from semkit.designs import DESIGNS
 from semkit.models import MODELS, check_model
+from semkit.netfile import check_net
 from semkit.pixels import NORMS, check_radius
 from semkit.presets import METHODS, PRESETS, check_name
 from semkit.storage import HOLDS
@@ -57,7 +58,8 @@ def _count(least: int):
 
 
 _radius = _checked(check_radius)
-_countermeasure = _word(COUNTERMEASURES, "countermeasure")
+_countermeasure = _checked(check_countermeasure)
+_known_countermeasures = ", ".join(name + "=FILE" * (name == PURIFIER) for name in COUNTERMEASURES)
 
 
 @_checked
@@ -116,7 +118,8 @@ def _demo_options(parser) -> None:
     parser.set_defaults(
         images="shapes", data=None, download=False, limit=None, size=32, hold="auto", skip_unreadable=False,
         split_seed=0, protected=None, test_limit=None, preset="demo", methods=("clean", "em", "sem"), radii=(0, 4),
-        design=None, measure_noise=False, countermeasures=(), workers=None, scheduler=None,
+        design=None, measure_noise=False, countermeasures=(), learner_steps=None, workers=None,
+        scheduler=None,
     )  # fmt: skip
 
 
@@ -131,8 +134,9 @@ def _sweep_options(parser) -> None:
     add("--design", type=designs, metavar="NAME", help=f"instead of methods a lesson's set: {', '.join(DESIGNS)}")
     add("--measure-noise", action="store_true", help="robustness and stability of every noise, in noise.csv")
     add("--radii", nargs="+", type=_radius, default=(0, 4), help="training radii in levels, 0 is ERM")
-    help_ = "learners after each of these, none to compare with: " + ", ".join(COUNTERMEASURES)
+    help_ = "learners after each of these, none to compare with: " + _known_countermeasures
     add("--countermeasures", nargs="+", type=_countermeasure, default=(), metavar="NAME", help=help_)
+    add("--learner-steps", type=_count(1), metavar="N", help="how long learners train (the preset's steps)")
     add("--test-limit", type=_count(2), metavar="N", help="N test images only")
     add("--workers", type=_count(1), metavar="N", help="make the runs in N processes of one thread each (needs Dask)")
     add("--scheduler", metavar="ADDRESS", help="make the runs on the workers of a Dask scheduler, tcp://HOST:PORT")
@@ -154,6 +158,19 @@ def _protect_options(parser) -> None:
     add("--checkpoint-every", type=float, default=20, help=argparse.SUPPRESS)  # seconds
 
 
+def _transform_options(parser) -> None:
+    _add_images(parser)
+    _add_run(parser)
+    _add_sweep_out(parser, 3, required=True)
+    add = parser.add_argument
+    add("net", metavar="NET", type=_checked(check_net), help="an external net, made by semkit learn IMAGES --save NET")
+    add("--radius", type=_radius, default=4, help="of the attacks, and of AT beside it, in levels (4)")
+    add("--attacked", type=_count(2), default=300, metavar="N", help="how many test images are attacked (300)")
+    add("--test-limit", type=_count(2), metavar="N", help="N test images only")
+    add("--learner-steps", type=_count(1), metavar="N", help="how long ERM trains (the preset's steps)")
+    parser.set_defaults(split_seed=0, protected=None)
+
+
 def _check_options(parser) -> None:
     add = parser.add_argument
     add("images", metavar="IMAGES", help="what was protected")
@@ -171,9 +188,11 @@ def _learn_options(parser) -> None:
     add("--perturbation-radius", type=_radius, default=0, help="adversarial training at this radius; 0 is ERM")
     add("--norm", type=_word(NORMS, "norm"), default="linf", help="linf (the default), l2 or l1")
     add("--learner", type=_checked(check_model), help=f"one of {', '.join(MODELS)}")
-    help_ = f"what is done to the training images first, in this order: {', '.join(COUNTERMEASURES)}"
+    help_ = f"what is done to the training images first, in this order: {_known_countermeasures}"
     add("--countermeasure", nargs="+", type=_countermeasure, default=(), metavar="NAME", help=help_)
     add("--seeds", type=_count(1), default=1, metavar="N", help="how many learners (1)")
+    add("--without", type=_count(1), metavar="N", help="leave out the images that --limit N would take")
+    add("--save", type=Path, metavar="FILE", help="the trained net as a file, for --countermeasure purifier=FILE")
     add("--split-seed", type=_count(0), default=0, help="of the division of a folder without train/ and test/ (0)")
     add("--cache", type=Path, metavar="DIR", help="keeps finished learners, so that a second call is instant")
 
@@ -220,6 +239,10 @@ COMMANDS = {
     "protect": (
         _protect_options, "Protected copies of images: OUT/images, OUT/noise.safetensors, OUT/report.json.",
         "the same command with --resume goes on from there",
+    ),
+    "transform": (
+        _transform_options, "A classifier behind an adversarial-example transform, attacked in four ways, and AT.",
+        "the same command goes on from there",
     ),
     "check": (
         _check_options, "Every protected file against its original: size, mode, every value within the radius.", "",

@@ -142,6 +142,28 @@ def draw_countermeasures(panels: Sequence, rows: Sequence[dict], chance: float |
     legend(panels[-1])
 
 
+ATTACKS = {  # of obfuscated.transform_attacks, in the order of what they know
+    "none": "no attack", "naive": "naive:\nPGD on $f$", "external": "PGD on the\nexternal net", "BPDA": "BPDA",
+    "BPDA+EOT": "BPDA + EOT", "worst of these": "worst of\nthese",
+}  # fmt: skip
+
+
+def draw_defences(axes, rows: Sequence[dict], chance: float | None = None) -> None:
+    """Accuracy over the attacks of ATTACKS, points and intervals a defence; some need a transform."""
+    defences, names = list(dict.fromkeys(row["defence"] for row in rows)), list(ATTACKS)
+    for place, (defence, look) in enumerate(styles(defences).items()):
+        mine = [row for row in rows if row["defence"] == defence]
+        points = [{"at": names.index(row["attack"]), "accuracy": 100 * row["accuracy"]} for row in mine]
+        at, mean, low, high = summary(points, "at", "accuracy")
+        at = at + 0.12 * (place - (len(defences) - 1) / 2)
+        axes.errorbar(at, mean, [mean - low, high - mean], capsize=3, ms=6, label=defence, **{**look, "ls": ""})
+    if chance is not None:
+        reference(axes, 100 * chance, f"chance ({100 * chance:.3g} %)")
+    axes.set(ylim=(0, 100), ylabel="accuracy (%)", xticks=range(len(names)), xticklabels=ATTACKS.values())
+    axes.grid(axis="y", alpha=0.3)
+    legend(axes)
+
+
 def grid_cells(rows: Sequence[dict], training_radius: float) -> tuple[np.ndarray, np.ndarray]:
     """(protection in points [3,3], half its 95 % interval [3,3]), noise side x surrogate side; nan without rows."""
     pairs = product(SIDES, SIDES)

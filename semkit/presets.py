@@ -138,6 +138,13 @@ def learn_recipe(
     return replace(recipe, perturbation=perturbation, model=learner or recipe.model)
 
 
+def lasting(recipe: LearnRecipe, steps: int) -> LearnRecipe:
+    """The recipe with another number of steps; its learning rate's milestones move along."""
+    share = steps / recipe.sgd.steps
+    milestones = tuple(round(share * milestone) for milestone in recipe.sgd.milestones)
+    return replace(recipe, sgd=replace(recipe.sgd, steps=steps, milestones=milestones))
+
+
 def sweep_recipes(
     methods: Iterable[str], radii: Iterable[float], preset: str = "lesson", *, size: int = 32
 ) -> tuple[dict[str, CraftRecipe | ClassFilters | None], dict[float, LearnRecipe]]:

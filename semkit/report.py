@@ -1,4 +1,4 @@
-"""A sweep as people read it: the table, the rows as CSV, the figure."""
+"""Rows as people read them: the table, the rows as CSV, the figure."""
 
 import csv
 import io
@@ -16,8 +16,10 @@ from semkit.imageset import Split
 from semkit.learn import LearnRecipe
 from semkit.measure import LABEL, interval, trained_by
 from semkit.models import build
+from semkit.obfuscated import by_defence, defence_rows
 from semkit.presets import craft_recipe
 from semkit.study import MadeBy, crafted_noise, grid, grid_cost
+from semkit.transform import Transform
 
 
 def _cell(values: Sequence[float]) -> str:
@@ -42,10 +44,45 @@ def table(rows: Sequence[dict]) -> str:
         seconds = max(row.get("noise_seconds", 0) for row in mine)
         name = ", ".join((LABEL.get(method, method), *[first] * (first not in (None, "none"))))
         lines.append([name, *cells, *[f"{seconds:.0f} s" if seconds else "-"] * timed])
-    widths = [max(len(line[i]) for line in lines) for i in range(len(heads))]
+    return _markdown(lines)
+
+
+def _markdown(lines: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     padded = [[cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines]
     text = ["| " + " | ".join(line) + " |" for line in padded]
     return "\n".join([text[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *text[1:]])
+
+
+def defences_table(rows: Sequence[dict]) -> str:
+    """Rows of obfuscated.defence_rows in Markdown: a line a defence, a column an attack, accuracy in %.
+
+    ± half the 95 % interval over seeds; - where an attack is none of the defence's.
+    """
+    told = [list(dict.fromkeys(row["attack"] for row in mine)) for mine in by_defence(rows).values()]
+    names = max(told, key=len)
+    lines = [["classifier", *names, "passes of training"]]
+    for name, mine in by_defence(rows).items():
+        found = [[row["accuracy"] for row in mine if row["attack"] == attack] for attack in names]
+        lines.append([name, *(_cell(values) if values else "-" for values in found), f"{mine[0]['training_passes']:,}"])
+    return _markdown(lines)
+
+
+def write_defences(
+    split: Split, transform: Transform, learners: Mapping[float, LearnRecipe], out: Path, **how
+) -> tuple[str, list[dict]]:
+    """(table, rows) of obfuscated.defence_rows(**how): rows.csv, table.md and figure.png are written to `out`.
+
+    Finished learners are kept in out/runs.
+    """
+    from semkit import figures
+
+    rows = defence_rows(split, transform, learners, cache=out / "runs", **how)
+    write_rows(rows, out / "rows.csv")
+    atomic_write(out / "table.md", (defences_table(rows) + "\n").encode())
+    title = f"{split.train.name}: {len(split.train)} training images, {rows[0]['n']} attacked at {how['radius']:g}/255"
+    figures.save(figures.defences_figure(rows, chance=1 / len(split.train.classes), title=title), out / "figure.png")
+    return defences_table(rows), rows
 
 
 def write_rows(rows: Sequence[dict], path: Path) -> None:

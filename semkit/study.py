@@ -22,6 +22,7 @@ from semkit.files import atomic_write, shown
 from semkit.imageset import ImageSet, Split
 from semkit.learn import LearnRecipe, accuracy, fit
 from semkit.measure import trained_by
+from semkit.netfile import load_net, save_net
 from semkit.noise import Noise, load, one_line, save
 
 OnStep = Callable[[str, int, int, dict], bool | None]  # on_step(what, step, total, metrics)
@@ -144,6 +145,10 @@ def training_set(
     return made_by(train, seed) if made_by else train, {"passes": 0, "seconds": 0.0}
 
 
+def _learner(train: ImageSet, test: ImageSet, recipe: LearnRecipe, seed: int, engine: Engine, *others) -> str:
+    return f"learner-{key(train.fingerprint, test.fingerprint, recipe, seed, _how(engine), *others)}"
+
+
 def learned_row(
     train: ImageSet,
     test: ImageSet,
@@ -151,6 +156,7 @@ def learned_row(
     *,
     countermeasures: Sequence[str] = (),
     also: Mapping[str, ImageSet] | None = None,
+    net: Path | None = None,
     seed: int = 0,
     engine: Engine | None = None,
     cache: Path | None = None,
@@ -159,15 +165,15 @@ def learned_row(
     """A learner's row: last and best test accuracy, the curve [[step, accuracy]], passes, seconds.
 
     countermeasures: names in countermeasures.COUNTERMEASURES, applied to `train` first, in this order. also: further
-    test sets by name; the final model's accuracy on each is in the row as on_NAME.
-    With a cache folder, taken from there if it is there, and kept. Raises ValueError for a damaged file in the cache.
+    test sets by name; the final model's accuracy on each is in the row as on_NAME. net: a file for the trained net.
+    With a cache folder, the row is taken from there if it (and the net) is there, and kept. Raises ValueError for a
+    damaged file in the cache.
     """
     engine, also = engine or Engine(), also or {}
     train, recipe = counter(train, recipe, countermeasures)
     others = [(name, images.fingerprint) for name, images in also.items()]
-    name = key(train.fingerprint, test.fingerprint, recipe, seed, _how(engine), *others)
-    path = None if cache is None else Path(cache) / f"learner-{name}.json"
-    if path and path.exists():
+    path = None if cache is None else Path(cache) / f"{_learner(train, test, recipe, seed, engine, *others)}.json"
+    if path and path.exists() and (net is None or net.exists()):
         return _kept(path, _read_json)
     stopped = False
 
@@ -184,9 +190,28 @@ def learned_row(
         "passes": done.passes.total, "learner_seconds": round(done.seconds, 1),
         **{f"on_{name}": accuracy(done.model, images, engine=engine) for name, images in also.items()},
     }  # fmt: skip
+    if net:
+        save_net(done.model, net, net=recipe.model, classes=train.classes, size=train.images.shape[-1])
     if path:
         atomic_write(path, json.dumps(row).encode())
     return row
+
+
+def learned_net(
+    train: ImageSet,
+    test: ImageSet,
+    recipe: LearnRecipe,
+    *,
+    seed: int = 0,
+    engine: Engine | None = None,
+    cache: Path,
+    on_step: Callable | None = None,
+) -> tuple[dict, nn.Module]:
+    """(row, the trained net) of a learner, both kept in the cache folder; the net is frozen."""
+    engine = engine or Engine()
+    path = Path(cache) / f"{_learner(train, test, recipe, seed, engine)}.safetensors"
+    row = learned_row(train, test, recipe, net=path, seed=seed, engine=engine, cache=cache, on_step=on_step)
+    return row, load_net(path, engine)
 
 
 def grid_cost(

@@ -351,3 +351,26 @@ def test_a_sweep_with_countermeasures_names_them_and_without_them_has_no_such_co
     assert plain == [strip(row) for row in rows if row["countermeasure"] == "none"]
     assert contents(here / "out/runs") == runs
     assert "did you mean median?" in complaint(capsys, *sweep, "--countermeasures", "medain")
+
+
+def test_a_net_that_learn_saves_is_a_purifier_and_the_net_of_a_transform(here, capsys):
+    assert "net.st: no such net; semkit learn IMAGES --save net.st makes" in complaint(
+        capsys, "learn", "photos", "--countermeasure", "purifier=net.st"
+    )
+    assert "net.st: no such net" in complaint(capsys, "transform", "photos", "net.st", "--out", "out")
+    learn = ["learn", "photos", *QUICK]
+    assert "one net can be saved: --seeds 1" in complaint(capsys, *learn, "--save", "net.st", "--seeds", "2")
+    assert run(*learn, "--limit", "4", "--without", "2", "--save", "net.st", "--json") == 0
+    assert "2 images of 8x8" in json.loads(capsys.readouterr().out)["images"]
+    assert "net.st exists already" in complaint(capsys, *learn, "--save", "net.st")
+    assert run(*learn, "--countermeasure", "purifier=net.st", "--json") == 0
+    assert "photos, purifier=net.st" in json.loads(capsys.readouterr().out)["images"]
+    transform = ["transform", "photos", "net.st", "--out", "out", "--seeds", "1", "--attacked", "2", *QUICK]
+    assert run(*transform, "--json") == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert {row["defence"] for row in rows} == {"ERM", "AT 4", "transform"}
+    assert Image.open(here / "out/figure.png").convert("L")
+    kept = contents(here / "out")
+    assert run(*transform) == 0
+    assert capsys.readouterr().out.startswith("| classifier") and contents(here / "out") == kept
+    assert (here / "out/table.md").read_text().splitlines()[2].split("|")[4].strip() == "-"

@@ -14,6 +14,7 @@ from semkit.augment import Cutout, FlipCrop
 from semkit.countermeasures import (
     BY_IMAGE,
     COUNTERMEASURES,
+    PURIFIER,
     bilateral,
     bitdepth,
     counter,
@@ -190,13 +191,14 @@ def test_cutout_is_the_learners_augmentation():
 
 def test_labels_are_kept_and_a_changed_set_is_another_run(tmp_path):
     split, fingerprints = image_split(20), set()
-    for name in COUNTERMEASURES:
+    names = [name for name in COUNTERMEASURES if name != PURIFIER]
+    for name in names:
         train, recipe = counter(split.train, LEARN, [name])
         learned_row(train, split.test, recipe, engine=ENGINE, cache=tmp_path)
         assert torch.equal(train.labels, split.train.labels) and train.files == split.train.files
         fingerprints.add(train.fingerprint)
-    assert len(fingerprints) == len(COUNTERMEASURES) - 1  # cutout's images are those of none
-    assert len(list(tmp_path.glob("learner-*"))) == len(COUNTERMEASURES)
+    assert len(fingerprints) == len(names) - 1  # cutout's images are those of none
+    assert len(list(tmp_path.glob("learner-*"))) == len(names)
 
 
 def test_an_unknown_name_gets_the_nearest():

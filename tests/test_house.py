@@ -10,11 +10,14 @@ FLOORS = (
     {"pixels", "files", "image", "mixtures", "latent", "injection"},
     {"augment", "imageset", "folding", "models", "parallel", "storage"},
     {"engine", "shapes", "data", "noise", "quality", "convolve", "factors"},
-    {"perturb", "schedule", "state", "foreign", "convert", "stopwatch", "sparse", "bullettrain"},
-    {"objectives", "corruptions"},
+    {"netfile", "perturb", "schedule", "state", "foreign", "convert", "stopwatch", "sparse", "bullettrain"},
+    {"objectives", "corruptions", "transform"},
     {"augmix"},
     {"craft", "defences", "learn", "measure", "patterns", "plain"},
-    {"presets", "countermeasures", "study", "designs", "cluster", "plots", "originals", "jobs", "bench", "exercises"},
+    {
+        "presets", "countermeasures", "study", "obfuscated", "designs", "cluster", "plots", "originals", "jobs",
+        "bench", "exercises",
+    },
     {
         "spared",
         "spareplots",
@@ -28,7 +31,7 @@ FLOORS = (
         "report",
     },
     {"options", "progress", "cli", "panels", "craftpanel"},
-)
+)  # fmt: skip
 ONLY = {
     "matplotlib": {"figures"}, "distributed": {"cluster"}, "ipywidgets": {"panels", "craftpanel"},
     "argparse": {"options"}, "torchmetrics": {"quality"},
