@@ -2,7 +2,6 @@
 
 import json
 import sys
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -176,16 +175,8 @@ def _report_learners(options, split, recipe, rows) -> int:
     return FINE
 
 
-def _cluster(options):
-    """A context with a Dask client if workers or a scheduler were asked for, with None otherwise."""
-    from semkit.cluster import connected
-
-    if options.workers or options.scheduler:
-        return connected(options.workers, options.scheduler)
-    return nullcontext()
-
-
 def _sweep(options) -> int:
+    from semkit.cluster import connected
     from semkit.designs import DESIGNS, LEARNERS
     from semkit.imageset import limit_test
     from semkit.presets import lasting, sweep_recipes
@@ -199,7 +190,7 @@ def _sweep(options) -> int:
         preset += f", {options.learner_steps} learner steps"
     if options.design:
         crafts = DESIGNS[options.design](options.preset, options.size)
-    with progress() as on_step, _cluster(options) as client:
+    with progress() as on_step, connected(options.workers, options.scheduler) as client:
         split, spare = limit_test(_split(options, on_step), options.test_limit)
         if options.design in LEARNERS:
             learners = LEARNERS[options.design](options.preset, options.size, spare)
@@ -214,6 +205,7 @@ def _sweep(options) -> int:
 
 
 def _transform(options) -> int:
+    from semkit.imageset import limit_test
     from semkit.presets import lasting, sweep_recipes
     from semkit.report import write_defences
     from semkit.transform import Transform
@@ -222,9 +214,7 @@ def _transform(options) -> int:
     if options.learner_steps:
         learners[0] = lasting(learners[0], options.learner_steps)
     with progress() as on_step:
-        split = _split(options, on_step)
-        if options.test_limit:
-            split = replace(split, test=split.test.limit(options.test_limit))
+        split, _ = limit_test(_split(options, on_step), options.test_limit)
         table, rows = write_defences(
             split, Transform(options.net), learners, options.out, radius=options.radius, attacked=options.attacked,
             seeds=range(options.seed, options.seed + options.seeds), engine=_engine(options), on_step=on_step,

@@ -19,7 +19,7 @@ from semkit.augment import Augment, Cutout
 from semkit.imageset import ImageSet
 from semkit.learn import LearnRecipe
 from semkit.netfile import check_net
-from semkit.pixels import check_count, to_float
+from semkit.pixels import add_noise, check_count, to_float
 from semkit.presets import check_name
 from semkit.transform import Transform, transformed
 
@@ -181,6 +181,21 @@ def _changed(train: ImageSet, name: str) -> Tensor:
     if name.startswith(PURIFIER):
         return transformed(train.images, Transform(name.partition("=")[2]))
     return BY_SET[name](train.images, train.labels) if name in BY_SET else BY_IMAGE[name](train.images)
+
+
+def noise_left(images: Tensor, noise: Tensor, change: Callable[[Tensor], Tensor]) -> float:
+    """How much of a noise [N,3,H,W] is still there after a countermeasure, as a share of its own length squared.
+
+        <noise, change(images + noise) - change(images)> / <noise, noise>
+
+    1: all of it. 0: nothing along the noise. images uint8, noise int8 in levels. Raises ValueError for no noise.
+    """
+    protected = add_noise(images, noise)
+    noise = protected.double() - images.double()  # what the box leaves of it
+    if not noise.any():
+        raise ValueError("there is no noise of which something could be left")
+    left = change(protected).double() - change(images).double()
+    return float((noise * left).sum() / (noise * noise).sum())
 
 
 def counter(train: ImageSet, recipe: LearnRecipe, names: Sequence[str]) -> tuple[ImageSet, LearnRecipe]:

@@ -68,3 +68,24 @@ def check_kinds(kinds: Callable) -> None:
         told = f"with an average of {average:g}, {found:.0%} of the images are robust"
         assert torch.equal(mine, wanted), f"{told}: those above the quantile of v at 1 - average, v of all images"
     print("right: steps go to the images that are right, but not by far")
+
+
+@checker
+def check_straight_through(straight_through: Callable) -> None:
+    """Tells whether straight_through(g, x) has the value of g(x), and the gradient of the identity.
+
+    g takes and gives a tensor [N,C,H,W]; it may have a gradient of its own, or none. Raises AssertionError if not.
+    """
+    generator = torch.Generator().manual_seed(0)
+    x, weight = (torch.rand(2, 3, 4, 4, generator=generator, dtype=torch.float64) for _ in range(2))
+    for g in (lambda x: (4 * x).round() / 4, lambda x: x**2):
+        start = x.clone().requires_grad_()
+        value = straight_through(g, start)
+        assert isinstance(value, torch.Tensor) and value.shape == x.shape, "return a tensor of x's shape"
+        assert torch.allclose(value.detach(), g(x)), "forwards it is g(x): an attack must meet the image that f meets"
+        assert torch.equal(start.detach(), x), "x was changed in place: add to a copy"
+        assert value.requires_grad, "no gradient flows to x: detach the difference g(x) - x, not everything"
+        (gradient,) = torch.autograd.grad((weight * value).sum(), start, allow_unused=True)
+        assert gradient is not None and gradient.any(), "no gradient flows to x: detach the difference, not everything"
+        assert torch.allclose(gradient, weight), "backwards it is the identity: g's own gradient must not come in"
+    print("right: forwards g, backwards the identity, and the obfuscated gradient is no longer in the way")

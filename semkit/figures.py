@@ -13,7 +13,7 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from semkit import pictures, plots, spareplots
+from semkit import dots, pictures, plots, spareplots
 from semkit.files import atomic_write
 from semkit.measure import Correlation
 from semkit.patterns import class_means
@@ -40,6 +40,14 @@ def strip_figure(originals: torch.Tensor, noises: Mapping[str, torch.Tensor], *,
     figure = new_figure(1.2 + 0.9 * len(originals), 0.2 + 0.9 * (1 + 2 * len(noises)))
     pictures.draw_strip(figure, originals, noises, radius)
     return figure
+
+
+def images_figure(rows: Mapping[str, torch.Tensor], *, title: str) -> Figure:
+    """A labelled row of images for each uint8 [N,3,H,W]; all N alike."""
+    count = max(len(images) for images in rows.values())
+    figure = new_figure(1.6 + 0.9 * count, 0.4 + 0.9 * len(rows))
+    pictures.draw_images(figure, rows)
+    return _titled(figure, title)
 
 
 def protection_figure(
@@ -91,14 +99,14 @@ def countermeasures_figure(rows: Sequence[dict], *, chance: float | None = None,
     """Clean test accuracy after each countermeasure, a line of points a method, a panel a training radius."""
     count = _radii(rows)
     figure = new_figure(2.5 + 5.5 * count, 1.6 + 0.42 * len({row["countermeasure"] for row in rows}))
-    plots.draw_countermeasures(figure.subplots(1, count, sharey=True, squeeze=False)[0], rows, chance)
+    dots.draw_countermeasures(figure.subplots(1, count, sharey=True, squeeze=False)[0], rows, chance)
     return _titled(figure, title)
 
 
 def defences_figure(rows: Sequence[dict], *, chance: float | None = None, title: str) -> Figure:
     """Accuracy under each attack, a line of points a defence, 95 % intervals over seeds."""
     figure = new_figure(8.5, 4)
-    plots.draw_defences(figure.subplots(), rows, chance)
+    dots.draw_defences(figure.subplots(), rows, chance)
     return _titled(figure, title)
 
 

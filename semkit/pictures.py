@@ -37,6 +37,15 @@ def draw_strip(figure, originals: torch.Tensor, noises: Mapping[str, torch.Tenso
         row[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize="small")
 
 
+def draw_images(figure, rows: Mapping[str, torch.Tensor]) -> None:
+    """A grid: a labelled row for each uint8 [N,3,H,W]."""
+    panels = figure.subplots(len(rows), max(len(images) for images in rows.values()), squeeze=False)
+    for row, (label, images) in zip(panels, rows.items(), strict=True):
+        for place, image in zip(row, images.cpu().numpy(), strict=True):
+            _picture(place, np.moveaxis(image, 0, -1))
+        row[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize="small")
+
+
 def draw_class_means(panels: Sequence, means: np.ndarray, names: Sequence[str], scale: float) -> None:
     """The mean noise of each class [K,C,H,W] into one axes each, +-scale levels as white and black."""
     for axes, mean, name in zip(panels, means, names, strict=True):

@@ -21,6 +21,7 @@ from semkit.countermeasures import (
     gaussian,
     jpeg,
     linear_softmax,
+    noise_left,
     projection,
 )
 from semkit.engine import Engine
@@ -172,6 +173,19 @@ def test_a_projection_fitted_to_other_labels_leaves_the_patterns():
     twin = projection(protected, labels[torch.randperm(60, generator=torch.Generator().manual_seed(0))])
     apart = lambda images: (images[labels == 0].double().mean(0) - images[labels == 1].double().mean(0)).norm()  # noqa: E731
     assert apart(twin) > 2 * apart(projection(protected, labels))
+
+
+def test_what_is_left_of_a_noise():
+    noise = torch.randint(-8, 9, IMAGES.shape, dtype=torch.int8, generator=torch.Generator().manual_seed(0))
+    middle = IMAGES.clamp(10, 240)
+    assert noise_left(middle, noise, BY_IMAGE["none"]) == 1
+    assert noise_left(middle, noise, lambda images: torch.full_like(images, 7)) == 0
+    assert noise_left(middle, noise, lambda images: images // 2) == pytest.approx(0.5, abs=0.02)
+    alike = noise[:, :1].expand_as(noise)
+    assert noise_left(middle[:, :1].expand_as(noise), alike, BY_IMAGE["grayscale"]) == pytest.approx(1, abs=0.02)
+    assert noise_left(middle, noise, BY_IMAGE["mean"]) == pytest.approx(1 / 9, abs=0.04)  # independent values
+    with pytest.raises(ValueError, match="there is no noise"):
+        noise_left(IMAGES, torch.zeros_like(noise), BY_IMAGE["none"])
 
 
 def test_several_are_applied_in_the_order_given():

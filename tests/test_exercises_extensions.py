@@ -53,9 +53,31 @@ BROKEN_KINDS = {
     "v of all images": kinds_with(of=lambda v: v[v >= 0]),
 }
 
+
+def right_straight_through(g, x):
+    return x + (g(x) - x).detach()
+
+
+def changes_x(g, x):
+    value = right_straight_through(g, x)
+    with torch.no_grad():
+        x += 1
+    return value
+
+
+BROKEN_STRAIGHT_THROUGH = {
+    "a tensor of x's shape": lambda g, x: g(x).sum(),
+    "forwards it is g": lambda g, x: x + 0 * g(x).detach(),
+    "changed in place": changes_x,
+    "detach the difference g": lambda g, x: g(x).detach(),
+    "detach the difference, not": lambda g, x: g(x),
+    "g's own gradient": lambda g, x: right_straight_through(g, x) + g(x) - g(x).detach(),
+}
+
 CASES = [
     (exercises_extensions.check_robust_accuracy, right_robust_accuracy, BROKEN_ROBUST_ACCURACY),
     (exercises_extensions.check_kinds, right_kinds, BROKEN_KINDS),
+    (exercises_extensions.check_straight_through, right_straight_through, BROKEN_STRAIGHT_THROUGH),
 ]
 
 

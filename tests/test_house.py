@@ -15,7 +15,7 @@ FLOORS = (
     {"augmix"},
     {"craft", "defences", "learn", "measure", "patterns", "plain"},
     {
-        "presets", "countermeasures", "study", "obfuscated", "designs", "cluster", "plots", "originals", "jobs",
+        "presets", "countermeasures", "study", "obfuscated", "designs", "cluster", "plots", "dots", "originals", "jobs",
         "bench", "exercises",
     },
     {
