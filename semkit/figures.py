@@ -161,7 +161,8 @@ def lines_figure(
     log: bool = False,
     title: str,
 ) -> Figure:
-    """Column y over column x, a line a method, 95 % bands over the rows of the same x; log: of the axis x, base 2.
+    """Column y over column x, a line a method, 95 % bands over the rows of the same x; log: of the axis x, with
+    a tick at every x.
 
     points: the columns of an estimate of the same quantity and of its standard error, drawn beside the lines.
     """
@@ -170,7 +171,10 @@ def lines_figure(
     plots.draw_lines(axes, rows, x, y, points)
     axes.set(xlabel=xlabel, ylabel=ylabel)
     if log:
-        axes.set_xscale("log", base=2)
+        values = sorted({row[x] for row in rows})
+        axes.set_xscale("log")
+        axes.set_xticks(values, [f"1/{1 / value:g}" if value < 1 else f"{value:g}" for value in values])
+        axes.minorticks_off()
     return _titled(figure, title)
 
 

@@ -25,7 +25,7 @@ from semkit.countermeasures import (
     projection,
 )
 from semkit.engine import Engine
-from semkit.learn import LearnRecipe
+from semkit.learn import LearnRecipe, fit
 from semkit.schedule import SGD
 from semkit.study import learned_row
 
@@ -213,6 +213,15 @@ def test_labels_are_kept_and_a_changed_set_is_another_run(tmp_path):
         fingerprints.add(train.fingerprint)
     assert len(fingerprints) == len(names) - 1  # cutout's images are those of none
     assert len(list(tmp_path.glob("learner-*"))) == len(names)
+
+
+def test_what_is_done_to_the_training_images_is_not_done_to_the_test_images():
+    split, how = image_split(60), {"engine": ENGINE, "seed": 1}
+    recipe = replace(LEARN, sgd=SGD(steps=20, batch=16))
+    row = learned_row(split.train, split.test, recipe, countermeasures=("grayscale",), **how)
+    train, test = (counter(part, LEARN, ["grayscale"])[0] for part in (split.train, split.test))
+    done, grey = (fit(train, tested, recipe, **how) for tested in (split.test, test))
+    assert row["curve"] == [list(point) for point in done.curve] != [list(point) for point in grey.curve]
 
 
 def test_an_unknown_name_gets_the_nearest():

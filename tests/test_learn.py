@@ -55,6 +55,13 @@ def test_the_curve_ends_with_the_accuracy_of_the_model_that_is_returned():
         assert done.best == max(value for _, value in done.curve) >= done.last
 
 
+def test_an_adversarially_trained_learner_is_judged_on_clean_images():
+    split = image_split(classes=3)
+    done = learn(replace(RECIPE, perturbation=PGD(4, 2), sgd=SGD(steps=30, batch=16)), split)
+    assert done.last == accuracy(done.model, split.test, engine=ENGINE)
+    assert done.last > accuracy(done.model, split.test, PGD(64, 5), engine=ENGINE)  # which is not what protection means
+
+
 def test_a_stopped_learner_is_judged_where_it_stopped():
     done = learn(on_step=lambda step, *_: step == 5)
     assert len(done.losses) == 5 and done.curve[-1][0] == 5

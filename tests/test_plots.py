@@ -274,6 +274,7 @@ def test_lines_are_means_in_bands_with_estimates_beside_them():
     band = axes.collections[1].get_paths()[0].vertices
     assert sorted({*band[band[:, 0] == 4][:, 1].round(9)}) == pytest.approx([low, high])
     (axes,) = lines(points=("guess", "error"), log=True).axes
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["1", "2", "4"]
     assert axes.get_xscale() == "log" and len(axes.containers) == 1
     point, _, (bar,) = axes.containers[0]
     assert point.get_xydata().tolist() == [[2, 5]]  # the standard error of the mean is hypot(3, 4) / 2

@@ -1,5 +1,7 @@
 """The paper preset, letter by letter; names; what the command line may change."""
 
+import itertools
+
 import pytest
 
 from semkit.augment import FlipCrop, ResizedCrop
@@ -29,6 +31,14 @@ def test_paper_crafts_by_the_released_recipe(size, fields, attack):
     for method, (noise_side, surrogate_side) in sides.items():
         expected = CraftRecipe(noise_side=noise_side, surrogate_side=surrogate_side, **fields)
         assert craft_recipe(method, "paper", size=size) == expected, method
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_method_is_what_its_name_says_at_every_preset(preset):
+    sides = {"em": (Clean, Clean), "rem": (PGD, PGD), "sem": (Uniform, PGD)}
+    for (method, kinds), size in itertools.product(sides.items(), (32, 256)):
+        made = craft_recipe(method, preset, size=size)
+        assert (type(made.noise_side), type(made.surrogate_side)) == kinds
 
 
 def test_papers_image_passes_are_the_published_counts():
