@@ -105,7 +105,7 @@ def draw(panels: Sequence, result: dict) -> None:
     plains, off, sets = [plain for plain, _ in pairs(result)], switched(result), _of(result, "set")
     _bars(panels[0], plains, [f"{row['net']}: {row['work']}" for row in plains])
     panels[0].set_title("engine against the plain reference", fontsize="medium")
-    _bars(panels[1], off, [f"{row['net']}: {row['path'].removeprefix('engine ')}" for row in off])
+    _bars(panels[1], off, [f"{row['net']}: {row['path'].removeprefix('engine').lstrip(', ')}" for row in off])
     panels[1].set_title("engine against itself, a switch turned", fontsize="medium")
     cost, low, high = ([1000 * row[name] for row in sets] for name in ("seconds", "seconds_low", "seconds_high"))
     ends = [[c - a for c, a in zip(cost, low, strict=True)], [b - c for c, b in zip(cost, high, strict=True)]]

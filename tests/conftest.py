@@ -1,5 +1,6 @@
 """One thread for every test: the nets are so small that a second one costs more than it brings.
 
+Tests that start processes, kernels or a browser are marked `whole`: what is left, -m "not whole", are the unit tests.
 Notebooks keep their runs in pytest's cache, so that a second execution is quick and --cache-clear makes them anew.
 """
 
@@ -12,6 +13,7 @@ from hostile import make_hostile
 os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
 torch.set_num_threads(1)
 LONG = {"test_cluster", "test_resume", "test_protect"}  # 15 seconds and more
+WHOLE = {"test_browser", "test_cluster", "test_parallel", "test_resume"}
 
 
 def pytest_configure(config):
@@ -21,6 +23,9 @@ def pytest_configure(config):
 
 def pytest_collection_modifyitems(items):
     """Notebooks and long files first: of two workers with a file at a time, none is to be left with a long one."""
+    for item in items:
+        if item.path.stem in WHOLE:
+            item.add_marker("whole")
     items.sort(key=lambda item: item.path.suffix != ".ipynb" and item.path.stem not in LONG)
 
 

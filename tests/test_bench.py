@@ -151,6 +151,7 @@ def test_the_cost_of_a_set_counts_every_image_and_can_be_stopped():
         bench.set_seconds(8, PLAN, CPU, stop)
 
 
+@pytest.mark.whole
 def test_the_memory_of_a_set_is_its_images_and_noise_and_not_what_this_process_holds():
     held = torch.ones(2**28 // 4)  # 256 MiB, which a peak inherited from here would show
     kept = 2 * 12_000 * 3 * 32 * 32
@@ -158,6 +159,7 @@ def test_the_memory_of_a_set_is_its_images_and_noise_and_not_what_this_process_h
     assert kept <= used < kept + 2**27 and len(held)
 
 
+@pytest.mark.whole
 def test_the_memory_of_a_set_that_does_not_fit_is_not_known():
     assert bench.set_memory(2**45, 32, 4, CPU) is None
 

@@ -322,6 +322,7 @@ def swapped(rows, one, other):
     return "\n".join(",".join(f'"{value}"' for value in line) for line in (head, *lines)) + "\n"
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("lesson, rows, one, other", [("05_sem", "cifar10-lesson", "em", "sem")])
 def test_nbval_sees_a_claim_that_has_turned_round(lesson, rows, one, other, tmp_path):
     cells = next(of_committed_rows(ROOT / "notebooks" / f"{lesson}.ipynb"))

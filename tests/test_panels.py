@@ -471,6 +471,7 @@ panel.start()
 panel.wait()"""
 
 
+@pytest.mark.whole
 def test_a_panel_works_in_a_notebook_and_its_error_fails_it(tmp_path):
     (tmp_path / "a file").touch()
     cells = [nbformat.v4.new_code_cell(cell) for cell in CELLS.split("---\n")]
