@@ -118,10 +118,13 @@ def reference_gradient(model, x, y, delta, recipe, side, generator, fault="", ro
         drawn = recipe.augment.draw(len(x), x.shape[2:], generator)
         if fault == "one crop for all":
             drawn = tuple(d[:1].expand(len(x)) for d in drawn)
-        protected = torch.stack([x[i] + delta[i if rows is None else rows[i]] for i in range(len(x))])
+        own = y if fault == "noise of the label's row" else rows
+        protected = torch.stack([x[i] + delta[i if own is None else own[i]] for i in range(len(x))])
         if fault != "outside the box":  # clamp's gradient at exactly 0 and 1 is not the same in every torch
             protected = torch.where((protected < 0) | (protected > 1), protected.detach().clamp(0, 1), protected)
         z = views(protected, drawn, recipe.augment.pad)
+        if fault == "noise of the view":  # stored as if it were that of the image
+            z = (views(x, drawn, recipe.augment.pad) + delta).clamp(0, 1)
         a = perturbed(side, model, z, y, generator, fault)
         if fault == "gradient at the unperturbed image":
             a = z
@@ -203,6 +206,8 @@ def test_a_noise_step_agrees_with_the_loop(sides):
         (SEM, "outside the box"),
         (SEM, "outside the radius"),
         (SEM, "one crop for all"),
+        (SEM, "noise of the view"),
+        (SEM, "noise of the label's row"),
         (SEM, "last sample only"),
         (SEM, "train mode"),
         (SEM, "ascent"),
