@@ -178,6 +178,7 @@ def test_noise_is_measured_in_blocks_as_at_once(both):
     assert mean_effective(noise, both[1].images) == float(left.double().abs().mean())
 
 
+@pytest.mark.whole
 def test_protecting_on_disk_writes_the_bytes_of_memory(tmp_path):
     photos, found = make_photos(tmp_path / "photos", 24), {}
     for hold in ("memory", "disk"):
@@ -222,6 +223,7 @@ def fits_in_memory(hold, folder, n):
         return 3 if storage.out_of_memory(error) else 1
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(("hold", "code"), [("disk", 0), ("memory", 3)])
 def test_a_set_larger_than_memory(tmp_path, hold, code):
     """120 MiB of images and as much noise, in a process that may hold 96 MiB more than it does."""
@@ -251,6 +253,7 @@ def test_noise_and_states_are_mapped_from_their_files(tmp_path):
 # -- no room left ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.whole
 def test_no_room_on_disk_for_the_images_is_one_line_and_nothing_is_left(tmp_path):
     photos, out, log = make_photos(tmp_path / "photos", 36), tmp_path / "out", tmp_path / "log"
     before = sorted(os.listdir(tmp_path))
@@ -261,6 +264,7 @@ def test_no_room_on_disk_for_the_images_is_one_line_and_nothing_is_left(tmp_path
     assert sorted(os.listdir(tmp_path)) == [*before[:0], "log", *before] and not out.exists()
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("more", [1, 12])
 def test_no_memory_is_one_line(tmp_path, more):
     photos, log = make_photos(tmp_path / "photos", 36), tmp_path / "log"
