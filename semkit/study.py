@@ -145,6 +145,20 @@ def training_set(
     return made_by(train, seed) if made_by else train, {"passes": 0, "seconds": 0.0}
 
 
+def kept_json(make: Callable[[], list | dict], cache: Path | None, kind: str, *parts, engine: Engine):
+    """make(), which JSON can hold; taken from the cache folder if it was made of the same parts before, and kept.
+
+    Raises ValueError for a damaged file in the cache.
+    """
+    path = None if cache is None else Path(cache) / f"{kind}-{key(*parts, _how(engine))}.json"
+    if path and path.exists():
+        return _kept(path, _read_json)
+    made = make()
+    if path:
+        atomic_write(path, json.dumps(made).encode())
+    return made
+
+
 def _learner(train: ImageSet, test: ImageSet, recipe: LearnRecipe, seed: int, engine: Engine, *others) -> str:
     return f"learner-{key(train.fingerprint, test.fingerprint, recipe, seed, _how(engine), *others)}"
 

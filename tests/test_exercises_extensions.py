@@ -74,10 +74,47 @@ BROKEN_STRAIGHT_THROUGH = {
     "g's own gradient": lambda g, x: right_straight_through(g, x) + g(x) - g(x).detach(),
 }
 
+
+def masks_with(size=torch.abs, count=round, mask=lambda gone: 1 - gone.float()):
+    """The solution, or a twin of it with one part replaced."""
+
+    def masks(weights, share):
+        sizes = torch.cat([size(w).flatten() for w in weights])
+        gone = torch.zeros(len(sizes))
+        gone[sizes.argsort(stable=True)[: count(share * len(sizes))]] = 1
+        parts = gone.split([w.numel() for w in weights])
+        return [mask(part).view_as(w) for part, w in zip(parts, weights, strict=True)]
+
+    return masks
+
+
+right_masks = masks_with()
+
+
+def by_threshold(weights, share):
+    threshold = torch.cat([w.abs().flatten() for w in weights]).quantile(share)
+    return [(w.abs() > threshold).float() for w in weights]
+
+
+BROKEN_MASKS = {
+    "return a list": lambda weights, share: right_masks(weights, share)[0],
+    "shape of its weights": lambda weights, share: [m.flatten() for m in right_masks(weights, share)],
+    "not the weights": lambda weights, share: [
+        w * m for w, m in zip(weights, right_masks(weights, share), strict=True)
+    ],
+    "1 is for weights that stay": masks_with(mask=lambda gone: gone),
+    "the same share": lambda weights, share: [right_masks([w], share)[0] for w in weights],
+    "size is .w.": masks_with(size=lambda w: w),
+    "a smaller weight stays": masks_with(size=lambda w: -w.abs()),
+    "with share 0.0 exactly 0": by_threshold,
+    "with share 0.85 exactly": masks_with(count=lambda n: round(n) + (n > 100)),
+}
+
 CASES = [
     (exercises_extensions.check_robust_accuracy, right_robust_accuracy, BROKEN_ROBUST_ACCURACY),
     (exercises_extensions.check_kinds, right_kinds, BROKEN_KINDS),
     (exercises_extensions.check_straight_through, right_straight_through, BROKEN_STRAIGHT_THROUGH),
+    (exercises_extensions.check_masks, right_masks, BROKEN_MASKS),
 ]
 
 

@@ -50,6 +50,14 @@ LOSSES = [
     for r in (0, 2, 8)
     for s in range(3)
 ]
+PRUNED = [
+    {"method": m, "seed": s, "sparsity": share, "clean": 0.6 - 0.1 * share + 0.01 * s, "untuned": 0.6 - 0.5 * share}
+    | {"robust": 0.3 - 0.1 * i * share + 0.02 * s}
+    for i, m in enumerate(("PGD training", "RSR"))
+    for share in (0, 0.5, 0.85, 0.95)
+    for s in range(3)
+]
+SIZES = {"plain": torch.linspace(-0.1, 0.1, 200), "lasso": torch.linspace(-0.1, 0.1, 200) ** 3}
 GENERATOR = torch.Generator().manual_seed(0)
 NOISES = {m: torch.randint(-8, 9, (12, 3, 8, 8), dtype=torch.int8, generator=GENERATOR) for m in ("em", "sem")}
 IMAGES = image_set(12, classes=6)
@@ -80,6 +88,8 @@ FIGURES = {
     "losses, log": lambda: figures.losses_figure(LOSSES, log=True, title="Losses"),
     "lines": lambda: lines(points=("guess", "error")),
     "lines, log": lambda: lines(log=True),
+    "pruning": lambda: figures.pruning_figure(PRUNED, title="Pruning"),
+    "weights": lambda: figures.weights_figure(SIZES, 0.85, title="Weights"),
     "spectrum": lambda: figures.spectrum_figure(NOISES, title="Spectrum"),
     "class means": lambda: figures.class_means_figure(NOISES["em"], IMAGES.labels, IMAGES.classes, radius=8),
     "embedding": lambda: figures.embedding_figure({"PCA": PLANE, "t-SNE": -PLANE}, GROUPS, title="Embedding"),
@@ -279,6 +289,27 @@ def test_lines_are_means_in_bands_with_estimates_beside_them():
     point, _, (bar,) = axes.containers[0]
     assert point.get_xydata().tolist() == [[2, 5]]  # the standard error of the mean is hypot(3, 4) / 2
     assert bar.get_segments()[0][:, 1].tolist() == [0, 10] and point.get_color() == axes.lines[1].get_color()
+
+
+def test_pruned_nets_are_drawn_over_their_sparsity_dashed_before_tuning():
+    clean, robust = figures.pruning_figure(PRUNED, title="t").axes
+    assert texts(robust) == ["PGD training", "RSR", "left: before tuning"]
+    assert [line.get_linestyle() for line in clean.lines] == ["--", "-", "--", "-"]
+    last = [row for row in PRUNED if row["method"] == "RSR" and row["sparsity"] == 0.95]
+    for axes, place, name in ((clean, 2, "untuned"), (clean, 3, "clean"), (robust, 1, "robust")):
+        assert axes.lines[place].get_xydata()[-1] == pytest.approx((95, 100 * interval([r[name] for r in last])[0]))
+    assert list(clean.get_xticks()) == [0, 50, 85, 95] and clean.get_ylim()[0] == robust.get_ylim()[0] == 0
+
+
+@pytest.mark.parametrize("share", [0, 0.5, 0.85])
+def test_the_weights_below_the_threshold_are_the_share_that_is_pruned(share):
+    figure = figures.weights_figure(SIZES, share, title="t")
+    for axes, values in zip(figure.axes, SIZES.values(), strict=True):
+        heights = [sum(bar.get_height() for bar in container) for container in axes.containers]
+        assert heights == pytest.approx([share * len(values), (1 - share) * len(values)], abs=1)  # sizes come in pairs
+        threshold = float(axes.get_title().rpartition(" ")[2])
+        below = (values.abs() < threshold * 0.9).float().mean()
+        assert below <= share and (share == 0 or (values.abs() < threshold * 1.1).float().mean() >= share - 0.01)
 
 
 def test_spectra_are_in_units_of_white_noise():

@@ -1,0 +1,82 @@
+"""Pruned learners: rows against the steps made by hand, what the two learners differ in, stopping and keeping."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from photos import image_split
+
+from semkit.craft import Interrupted
+from semkit.engine import Engine
+from semkit.injection import alphas
+from semkit.learn import accuracy, fit
+from semkit.objectives import Rsr
+from semkit.perturb import EOT
+from semkit.pruning import BASELINE, OURS, Cut, judged, pruned_rows, robust_learners
+from semkit.schedule import SGD
+from semkit.sparse import pruned, weights
+
+ENGINE = Engine("cpu", "float32")
+QUICK = Cut(SGD(steps=2, batch=16, lr=0.02), EOT(8, 1, draws=2), 20)
+LEARNERS = robust_learners(sgd=SGD(steps=3, batch=16))
+
+
+def test_the_learners_differ_in_lasso_and_injected_noise_alone():
+    made = robust_learners(lam=0.3)
+    pgd, rsr = made[BASELINE], made[OURS]
+    assert replace(rsr, model=pgd.model, objective=Rsr(0)) == pgd and pgd.objective == Rsr(0)
+    assert (rsr.model, rsr.objective) == ("tiny+injected", Rsr(0.3))
+    assert pgd.perturbation.steps * pgd.perturbation.step_size >= pgd.perturbation.radius == 8  # it can cross the ball
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_a_row_is_the_net_pruned_tuned_and_judged(name):
+    split, recipe = image_split(), LEARNERS[name]
+    (row,) = pruned_rows(split, {name: recipe}, cut=QUICK, sparsities=[0.6], seeds=[3], engine=ENGINE)
+    net = pruned(fit(split.train, split.test, recipe, seed=3, engine=ENGINE).model, 0.6)
+    untuned = accuracy(net, split.test, engine=ENGINE)
+    tune = replace(recipe, sgd=QUICK.tune, evaluations=1)
+    tuned = fit(split.train, split.test, tune, seed=3, engine=ENGINE, start=net)
+    robust = accuracy(net, split.test.limit(20), QUICK.attack, seed=3, engine=ENGINE)
+    zeros = sum(int((w == 0).sum()) for w in weights(net)) / sum(w.numel() for w in weights(net))
+    assert {name: row[name] for name in ("untuned", "clean", "robust", "zeros", "sparsity", "seed", "method")} == {
+        "untuned": untuned, "clean": tuned.last, "robust": robust, "zeros": zeros, "sparsity": 0.6, "seed": 3,
+        "method": name,
+    }  # fmt: skip
+    strength = torch.stack([alpha.abs().mean() for alpha in alphas(net)]).mean() if name == OURS else None
+    assert row["alpha"] == (None if strength is None else pytest.approx(strength.item()))
+    assert (row["passes"], row["tune_passes"]) == (recipe.cost(len(split.train)).total, tune.cost(80).total)
+
+
+def test_sparsities_of_one_net_do_not_touch_each_other():
+    how = dict(cut=QUICK, seeds=[0], engine=ENGINE)
+    both = pruned_rows(image_split(), LEARNERS, sparsities=[0, 0.9], **how)
+    alone = pruned_rows(image_split(), LEARNERS, sparsities=[0.9], **how)
+    # The draws of a noisy net go on from where the one before left them only if it were the same net.
+    assert [row for row in both if row["sparsity"] == 0.9] == alone
+
+
+def test_without_injected_noise_eot_is_one_draw():
+    split = image_split()
+    net = fit(split.train, split.test, LEARNERS[BASELINE], engine=ENGINE).model
+    found = judged(net, split, QUICK, engine=ENGINE)
+    assert found["robust"] == found["naive"] == accuracy(net, split.test.limit(20), QUICK.attack, engine=ENGINE)
+
+
+def test_rows_are_kept_and_a_stopped_run_says_so(tmp_path):
+    split, seen = image_split(), []
+    how = dict(cut=QUICK, sparsities=[0.5], engine=ENGINE, cache=tmp_path)
+    with pytest.raises(Interrupted, match="a net was trained"):
+        pruned_rows(split, LEARNERS, on_step=lambda *step: True, **how)
+    assert not list(tmp_path.iterdir())
+    first = pruned_rows(split, LEARNERS, on_step=lambda *step: seen.append(step[0]), **how)
+    assert set(seen) == {f"{BASELINE}, seed 0", f"{OURS}, seed 0"} and len(list(tmp_path.iterdir())) == 2
+    assert pruned_rows(split, LEARNERS, on_step=lambda *step: pytest.fail("made again"), **how) == first
+    next(tmp_path.iterdir()).write_text("[")
+    with pytest.raises(ValueError, match="is damaged"):
+        pruned_rows(split, LEARNERS, **how)
+
+
+def test_a_sparsity_that_cannot_be_is_refused_before_anything_is_trained():
+    with pytest.raises(ValueError, match="sparsity must be a share"):
+        pruned_rows(image_split(), LEARNERS, sparsities=[0.5, 85], on_step=lambda *step: pytest.fail("trained"))
