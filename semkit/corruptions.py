@@ -17,6 +17,7 @@ from torch import Generator, Tensor
 
 from semkit.imageset import ImageSet
 from semkit.pixels import check_count, to_float
+from semkit.storage import zeros
 
 BATCH = 256
 
@@ -207,11 +208,11 @@ def corrupted(images: ImageSet, kind: str, severity: int, *, seed: int = 0) -> I
         raise ValueError(f"severity must be 0 to 5, got {severity}")
     if severity == 0:
         return images
-    function, out = KINDS[kind], []
+    function, made = KINDS[kind], zeros(images.images.shape, torch.uint8, images.scratch, images.images.device)
     for start in range(0, len(images), BATCH):
         generator = torch.Generator().manual_seed(seed * 1_000_003 + list(KINDS).index(kind) * 10_007 + start)
         x = to_float(images.images[start : start + BATCH].cpu())
         y = function(x, SEVERITIES[function][severity - 1], generator)
-        out.append((255 * y).round().clamp(0, 255).byte())
+        made[start : start + BATCH] = (255 * y).round().clamp(0, 255).byte()
     name = f"{images.name}, {kind} {severity}"
-    return replace(images, images=torch.cat(out).to(images.images.device), name=name)
+    return replace(images, images=made, name=name)

@@ -177,10 +177,12 @@ def check_countermeasure(text: str) -> str:
     return text
 
 
-def _changed(train: ImageSet, name: str) -> Tensor:
+def _changed(train: ImageSet, name: str) -> ImageSet:
+    if name in BY_IMAGE:
+        return train.changed(lambda images, _: BY_IMAGE[name](images))
     if name.startswith(PURIFIER):
-        return transformed(train.images, Transform(name.partition("=")[2]))
-    return BY_SET[name](train.images, train.labels) if name in BY_SET else BY_IMAGE[name](train.images)
+        return replace(train, images=transformed(train.images, Transform(name.partition("=")[2])))
+    return replace(train, images=BY_SET[name](train.images, train.labels))
 
 
 def noise_left(images: Tensor, noise: Tensor, change: Callable[[Tensor], Tensor]) -> float:
@@ -207,5 +209,5 @@ def counter(train: ImageSet, recipe: LearnRecipe, names: Sequence[str]) -> tuple
         if name in BY_BATCH:
             recipe = replace(recipe, augment=BY_BATCH[name](recipe.augment))
         elif name != "none":
-            train = replace(train, images=_changed(train, name), name=f"{train.name}, {name}")
+            train = replace(_changed(train, name), name=f"{train.name}, {name}")
     return train, recipe

@@ -1,6 +1,7 @@
 """Labelled images as tensors: an ImageSet, its seeded parts, its fingerprint."""
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -140,9 +141,13 @@ class ImageSet:
             raise ValueError(
                 f"noise must be int8 {list(self.images.shape)} as the images are, got {noise.dtype} {list(noise.shape)}"
             )
+        return self.changed(lambda images, part: add_noise(images, noise[part].to(images.device)))
+
+    def changed(self, change: Callable[[torch.Tensor, slice], torch.Tensor]) -> "ImageSet":
+        """The set with change(images[part], part) as images, made part by part where the images are."""
         images = storage.zeros(self.images.shape, torch.uint8, self.scratch, self.images.device)
         for part in storage.blocks(images):
-            images[part] = add_noise(self.images[part], noise[part].to(images.device))
+            images[part] = change(self.images[part], part)
         return replace(self, images=images)
 
     def to(self, device: str | torch.device) -> "ImageSet":

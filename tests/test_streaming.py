@@ -12,6 +12,8 @@ from forked import finish
 from photos import contents, image_set, make_photos
 
 from semkit import storage
+from semkit.corruptions import corrupted
+from semkit.countermeasures import counter
 from semkit.craft import CraftRecipe, Interrupted, craft
 from semkit.data import load
 from semkit.engine import Engine
@@ -19,6 +21,7 @@ from semkit.learn import LearnRecipe, accuracy, fit
 from semkit.noise import Noise, clipped_fraction, effective, mean_effective, save
 from semkit.noise import load as load_noise
 from semkit.perturb import PGD, Uniform
+from semkit.protected import protected_split
 from semkit.schedule import SGD
 from semkit.state import newest
 from semkit.storage import Storage, zeros
@@ -93,6 +96,7 @@ def parts_of(images):
     return {
         "itself": images, "taken": images.take([5, 3, 19]), "masked": images.take(images.labels == 1),
         "limited": images.limit(7), "protected": images.with_noise(noise), "all": images.take(torch.arange(20)),
+        "compressed": counter(images, LearnRecipe(), ["grayscale", "jpeg"])[0], "fogged": corrupted(images, "fog", 2),
     }  # fmt: skip
 
 
@@ -189,6 +193,10 @@ def test_protecting_on_disk_writes_the_bytes_of_memory(tmp_path):
         found[hold] = contents(out)
         assert (b'"held": "resident"' if hold == "memory" else b'"held": "streamed"') in found[hold].pop("report.json")
     assert found["disk"] == found["memory"]
+    splits = [load(photos, size=16, storage=Storage(hold, tmp_path)) for hold in ("memory", "disk")]
+    resident, mapped = (protected_split(split, str(photos), tmp_path / "disk").train for split in splits)
+    assert (resident.held, mapped.held) == ("resident", "streamed") and resident.fingerprint == mapped.fingerprint
+    assert resident.fingerprint != splits[0].train.fingerprint
 
 
 # -- memory ------------------------------------------------------------------------------------------------------------
