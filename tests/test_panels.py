@@ -348,23 +348,23 @@ def test_save_writes_the_noise_that_is_shown(panel, tmp_path):
 
 
 def test_several_sets_are_chosen_by_name(tmp_path):
-    sets = {"small": SPLIT, "large": image_split(30, size=12)}
+    sets = {"small": SPLIT, "large": image_split(30)}
     panel = craft_panel(sets, cache=tmp_path, preset="quick", engine=ENGINE)
     panel.data.value = "large"
     panel.start()
-    assert panel.wait(60).noise.levels.shape == (30, 3, 12, 12)
+    assert panel.wait(60).noise.levels.shape == (30, 3, 8, 8)
     panel.data.value = "small"
     assert panel.stale.value and panel.data in panel.view.children
 
 
 def test_the_embedded_images_are_protected_by_the_panel(tmp_path):
     whole = load("shapes")
-    split = Split(whole.train.limit(60), whole.test.limit(40))
+    split = Split(whole.train.limit(20), whole.test.limit(20))
     panel = craft_panel(split, cache=tmp_path, preset="quick", engine=Engine("cpu", "float32"))
     panel.start()
     made = panel.wait(120)
-    assert made.noise.levels.shape == (60, 3, 32, 32) and int(made.noise.levels.abs().max()) == 8
-    assert "shapes, 60 images, quick preset: SEM, radius 8" in panel.strip.value and panel.table.value == ""
+    assert made.noise.levels.shape == (20, 3, 32, 32) and int(made.noise.levels.abs().max()) == 8
+    assert "shapes, 20 images, quick preset: SEM, radius 8" in panel.strip.value and panel.table.value == ""
 
 
 def test_pictures_of_an_unfinished_run_say_so(panel):
@@ -452,10 +452,12 @@ def test_a_sweep_panel_shows_the_methods_and_radii_that_are_chosen():
 # --- in a notebook
 
 CELLS = """\
+import torch
 import semkit as sk
 from semkit.craftpanel import craft_panel
-split = sk.Split(*(part.limit(60) for part in (sk.load("shapes").train, sk.load("shapes").test)))
-panel = craft_panel(split, cache="runs", preset="quick", engine=sk.Engine("cpu", "float32"))
+images = sk.ImageSet(torch.arange(20 * 192).reshape(20, 3, 8, 8).byte(), torch.arange(20) % 2, ("a", "b"))
+split, how = sk.Split(images, images), dict(preset="quick", engine=sk.Engine("cpu", "float32"))
+panel = craft_panel(split, cache="runs", **how)
 panel
 ---
 panel.wait()
@@ -466,7 +468,7 @@ _ = panel.wait()
 ---
 print(panel.status.value)
 ---
-panel = craft_panel(split, cache="a file", preset="quick", engine=sk.Engine("cpu", "float32"))
+panel = craft_panel(split, cache="a file", **how)
 panel.start()
 panel.wait()"""
 
