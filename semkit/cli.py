@@ -249,12 +249,14 @@ def _bench(options) -> int:
 
 
 def _lab(options) -> int:
-    from subprocess import run
+    from jupyterlab.labapp import LabApp
 
     notebook = Path(options.notebook)
     if not notebook.exists():
         raise ValueError(f"no notebook {shown(notebook)}; run semkit lab in semkit's own folder, or name a notebook")
-    return run([sys.executable, "-m", "jupyterlab", str(notebook)], check=False).returncode
+    here = Path.cwd() if notebook.resolve().is_relative_to(Path.cwd()) else notebook.resolve().parent
+    LabApp.launch_instance([str(notebook), f"--ServerApp.root_dir={here}"])
+    return FINE
 
 
 RUN = {

@@ -25,6 +25,10 @@ OnStep = Callable[[int, int], object]  # on_step(done, total)
 class DataError(ValueError):
     """Images that cannot be used as they are; the message is one line and says what to do."""
 
+    def _render_traceback_(self) -> list[str]:
+        """All that a notebook shows of it: the line, and no traceback."""
+        return [f"{type(self).__name__}: {self}"]
+
 
 @dataclass(frozen=True)
 class Part:
@@ -129,7 +133,7 @@ def load_files(
             kept.append(i)
         except UnreadableImage as error:
             if not skip_unreadable:
-                raise DataError(f"{error}; --skip-unreadable leaves such files out") from None
+                raise DataError(f"{error}; --skip-unreadable (Python: skip_unreadable=True) leaves it out") from None
             skipped.append(name)
         if on_step is not None:
             on_step(i + 1, len(names))
@@ -201,7 +205,8 @@ def _load_torchvision(name: str, root: Path, download: bool) -> Split:
                 raise DataError(f"{name} could not be downloaded to {shown(root)}: {reason}") from None
             files = f"{part}_32x32.mat" if name == "svhn" else f"{kind.base_folder}/"
             raise DataError(
-                f"{name} is not in {shown(root)}: add --download, or put {files} there, or point SEMKIT_DATA at it"
+                f"{name} is not in {shown(root)} or is broken: add --download (Python: download=True), "
+                f"or put {files} there, or point SEMKIT_DATA at it"
             ) from None
         # CIFAR lies in memory as N,H,W,C and SVHN as N,C,H,W.
         images = found.data if name == "svhn" else found.data.transpose(0, 3, 1, 2)

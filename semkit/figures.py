@@ -131,12 +131,11 @@ def scatter_figure(
 def losses_figure(rows: Sequence[dict], *, log: bool = False, title: str) -> Figure:
     """Loss along random (dashed) and adversarial (solid) directions over the radius, a colour a method.
 
-    Rows with method, direction, radius, loss; several (seeds) of the same radius give a 95 % band.
+    Rows with method, direction, radius, loss; several (seeds) of the same radius give a mean and a 95 % band, on the
+    log scale those of the logarithms.
     """
     figure = new_figure(8, 4)
-    axes = figure.subplots()
-    plots.draw_losses(axes, rows)
-    axes.set_yscale("log" if log else "linear")
+    plots.draw_losses(figure.subplots(), rows, log)
     return _titled(figure, title)
 
 
@@ -277,10 +276,15 @@ def as_html(figure: Figure, alt: str, caption: str = "") -> str:
 
 @dataclass(frozen=True, repr=False)
 class Shown:
-    """What a notebook's cell ends with: a page shows the HTML, a terminal the alternative text."""
+    """What a notebook's cell ends with: a page shows the HTML, a terminal the alternative text; save writes a file."""
 
     html: str
     alt: str
+    figure: Figure
+
+    def save(self, path: str | Path) -> None:
+        """The figure as a file at print quality, without its caption; the suffix of the path says the format."""
+        save(self.figure, path)
 
     def _repr_html_(self) -> str:
         return self.html
@@ -291,9 +295,9 @@ class Shown:
 
 def show(figure: Figure, *, alt: str, caption: str = "") -> Shown:
     """The figure for the end of a notebook's cell, with alternative text for those who cannot see it and a caption."""
-    return Shown(as_html(figure, alt, caption), alt)
+    return Shown(as_html(figure, alt, caption), alt, figure)
 
 
 def save(figure: Figure, path: str | Path) -> None:
     """The figure as a file at print quality; the suffix of the path says the format."""
-    atomic_write(path, _bytes(figure, Path(path).suffix[1:], 200))
+    atomic_write(path, _bytes(figure, Path(path).suffix[1:], 300))

@@ -178,7 +178,8 @@ def _name_some(axes, rows: Sequence[dict], x: str, y: str) -> None:
         return axes.transLimits.transform([(row[x], row[y]) for row in some])
 
     taken = inside(rows)
-    for name, mine in by_method(rows).items():
+    for method, mine in by_method(rows).items():
+        name = LABEL.get(method, method)
         width, own = 0.015 * len(name), inside(mine)
         for side, outermost in ((1, own[:, 0].argmax()), (-1, own[:, 0].argmin())):
             near = own[outermost] + (0.015 * side, 0)
@@ -215,18 +216,24 @@ def draw_scatter(axes, rows: Sequence[dict], x: str, y: str, found: Correlation 
         axes.text(1.02, 0, correlation_text(found), transform=axes.transAxes, va="bottom", fontsize="small")
 
 
-def draw_losses(axes, rows: Sequence[dict]) -> None:
+def draw_losses(axes, rows: Sequence[dict], log: bool = False) -> None:
     """Loss over the radius of the perturbation, a colour a method: random directions dashed, adversarial ones solid.
 
-    With more than one row (seed) a radius, the band is the 95 % interval.
+    With more than one row (seed) a radius: their mean in the band of its 95 % interval. On the log scale both are of
+    the logarithms, so the mean is the geometric one: an interval of losses near zero would reach below zero.
     """
+    if log:
+        rows = [{**row, "loss": np.log(row["loss"])} for row in rows]
     look = styles(by_method(rows))
     for method, mine in by_method(rows).items():
         for direction in sorted({row["direction"] for row in mine}):
             along = [row for row in mine if row["direction"] == direction]
             style = {**look[method], "ls": "--" if direction == "random" else "-"}
-            line(axes, *summary(along, "radius", "loss"), label=f"{LABEL.get(method, method)}, {direction}", **style)
+            radius, *loss = summary(along, "radius", "loss")
+            loss = np.exp(loss) if log else loss
+            line(axes, radius, *loss, label=f"{LABEL.get(method, method)}, {direction}", **style)
     axes.set(xlabel="radius of the perturbation (levels of 255)", ylabel="cross-entropy loss (nats)")
+    axes.set_yscale("log" if log else "linear")
     axes.grid(alpha=0.3)
     legend(axes)
 

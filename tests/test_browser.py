@@ -61,6 +61,7 @@ def folder(tmp_path_factory):
         cell.execution_count, cell.outputs = None, []
     (place / "notebooks").mkdir()
     nbformat.write(book, place / "notebooks" / NOTEBOOK.name)
+    (place / "notebooks" / "00_index.ipynb").symlink_to(NOTEBOOK.with_name("00_index.ipynb"))
     (place / "results").symlink_to(NOTEBOOK.parents[1] / "results")
     if runs_folder().exists():  # as links: what is made here must not make the next time too quick to watch
         shutil.copytree(runs_folder(), place / "runs", copy_function=os.symlink)
@@ -81,12 +82,15 @@ def shot(page, folder, name):
     page.screenshot(path=where / f"{name}.png", timeout=SECONDS)
 
 
-@contextmanager
-def server(folder, module, *arguments, ready):
-    """`python -m module` at a free port of the loopback; the address, once address + ready answers."""
+def free_port():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        return free.getsockname()[1]
+
+
+@contextmanager
+def server(folder, port, module, *arguments, ready):
+    """`python -m module` at a port of the loopback; the address, once address + ready answers."""
     places = {
         name: str(folder / part)
         for name, part in {
@@ -95,7 +99,7 @@ def server(folder, module, *arguments, ready):
         }.items()
     }  # fmt: skip
     log, address = folder / f"{module}.log", f"http://127.0.0.1:{port}"
-    command = [sys.executable, "-m", module, "--no-browser", *(a.format(port=port) for a in arguments)]
+    command = [sys.executable, "-m", module, *arguments]
     with open(log, "w") as out:
         process = subprocess.Popen(
             command, cwd=folder, env={**os.environ, **places}, stdout=out, stderr=out, start_new_session=True
@@ -237,13 +241,14 @@ def drive(page, folder, name):
 
 
 def test_the_panel_in_jupyterlab(chromium, folder):
-    token = secrets.token_hex(16)
-    root = ["--allow-root"] if os.geteuid() == 0 else []
-    start = (
-        "--ip=127.0.0.1", "--port={port}", "--ServerApp.port_retries=0", f"--IdentityProvider.token={token}",
-        f"--ServerApp.root_dir={folder}", *root,
-    )  # fmt: skip
-    with server(folder, "jupyterlab", *start, ready=f"/api/status?token={token}") as address:
+    port, token = free_port(), secrets.token_hex(16)
+    how = dict(ip="127.0.0.1", port=port, port_retries=0, open_browser=False, allow_root=os.geteuid() == 0)
+    (folder / "config").mkdir()
+    config = json.dumps({"ServerApp": how, "IdentityProvider": {"token": token}})
+    (folder / "config" / "jupyter_server_config.json").write_text(config)
+    with server(folder, port, "semkit", "lab", ready=f"/api/status?token={token}") as address:
+        with urllib.request.urlopen(f"{address}/?token={token}") as start:
+            assert start.url.startswith(f"{address}/lab/tree/notebooks/00_index.ipynb")
         path = f"/doc/tree/notebooks/{NOTEBOOK.name}?token={token}&reset"
         with opened(chromium, address, path) as page:
             run_all(page, folder / "notebooks" / NOTEBOOK.name)
@@ -263,6 +268,10 @@ def test_the_panel_in_jupyterlab(chromium, folder):
 @pytest.mark.skipif(not importlib.util.find_spec("voila"), reason="voila is missing: pip install 'semkit[browser]'")
 def test_the_panel_in_voila(chromium, folder):
     book = folder / "notebooks" / NOTEBOOK.name
-    start = (str(book), "--port={port}", "--Voila.ip=127.0.0.1", "--Voila.port_retries=0")
-    with server(folder, "voila", *start, ready="/voila/static/") as address, opened(chromium, address, "") as page:
+    port = free_port()
+    start = str(book), "--no-browser", f"--port={port}", "--Voila.ip=127.0.0.1", "--Voila.port_retries=0"
+    with (
+        server(folder, port, "voila", *start, ready="/voila/static/") as address,
+        opened(chromium, address, "") as page,
+    ):
         drive(page, folder, "voila").button("Stop").click()

@@ -147,7 +147,7 @@ def test_no_gpu_where_one_is_asked_for_is_one_line(here, capsys, command):
         ([], "arguments are required: COMMAND"),
         (["protect", "photos"], "arguments are required: OUT"),
         (["protect", "cifr10", "out"], "did you mean cifar10?"),
-        (["protect", "cifar10", "out", "--data", "nowhere"], "cifar10 is not in nowhere: add --download"),
+        (["protect", "cifar10", "out", "--data", "nowhere"], "cifar10 is not in nowhere or is broken: add --download"),
         (["learn", "photos", "--learner", "tinny"], "did you mean tiny?"),
         (["learn", "photos", "--seeds", "0"], "a whole number >= 1"),
         (["learn", "photos", "--norm", "l3"], "unknown norm"),

@@ -226,7 +226,7 @@ def test_corrupt_files(tmp_path):
     root = folder_of(tmp_path, "a", "b")
     (root / "b" / "bad\n.png").write_bytes(b"oops")
     reason = r"/b/bad\n.png: not in an image format that semkit reads"
-    clear_line(root, f"{root}{reason}; --skip-unreadable leaves such files out")
+    clear_line(root, f"{root}{reason}; --skip-unreadable (Python: skip_unreadable=True) leaves it out")
     parts = load(root, skip_unreadable=True)
     assert parts.skipped == ("b/bad\n.png",) and len(parts.train) + len(parts.test) == 10
     for name in ("b/0.png", "b/1.png", "b/2.png"):  # two are left: one for each part, whatever the seed
@@ -284,9 +284,9 @@ def test_svhn_is_read_by_torchvision(tmp_path, monkeypatch):
 )
 def test_sets_that_are_not_there_say_how_to_get_them(tmp_path, monkeypatch, name, files):
     monkeypatch.setenv("SEMKIT_DATA", str(tmp_path / "none"))
-    hint = f"add --download, or put {files} there, or point SEMKIT_DATA at it"
-    clear_line(name, f"{name} is not in {tmp_path}/none: {hint}")
-    clear_line(name, f"{name} is not in {tmp_path}: {hint}", root=tmp_path)
+    hint = f"add --download (Python: download=True), or put {files} there, or point SEMKIT_DATA at it"
+    clear_line(name, f"{name} is not in {tmp_path}/none or is broken: {hint}")
+    clear_line(name, f"{name} is not in {tmp_path} or is broken: {hint}", root=tmp_path)
     assert not (tmp_path / "none").exists()
 
 

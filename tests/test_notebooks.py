@@ -4,6 +4,7 @@ import ast
 import csv
 import os
 import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -332,8 +333,8 @@ def test_nbval_sees_a_claim_that_has_turned_round(tmp_path):
         claim = next(of_committed_rows(ROOT / "notebooks" / f"{lesson}.ipynb"))
         text = (ROOT / "results" / rows / "rows.csv").read_text()
         for twin, content in ((f"{lesson}/right", text), (f"{lesson}/turned", swapped(text, one, other))):
-            for folder in ("notebooks", f"results/{rows}"):
-                (tmp_path / twin / folder).mkdir(parents=True)
+            (tmp_path / twin / "notebooks").mkdir(parents=True)
+            shutil.copytree(ROOT / "results" / rows, tmp_path / twin / "results" / rows)
             (tmp_path / twin / "results" / rows / "rows.csv").write_text(content)
             cells.append(new_code_cell(f"import os\nos.chdir({str(tmp_path / twin / 'notebooks')!r})"))
             cells += [new_code_cell(cell.source, outputs=cell.outputs, execution_count=1) for cell in claim]

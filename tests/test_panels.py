@@ -452,8 +452,10 @@ def test_a_sweep_panel_shows_the_methods_and_radii_that_are_chosen():
 # --- in a notebook
 
 CELLS = """\
-import torch
 import semkit as sk
+sk.load("nowhere")
+---
+import torch
 from semkit.craftpanel import craft_panel
 images = sk.ImageSet(torch.arange(20 * 192).reshape(20, 3, 8, 8).byte(), torch.arange(20) % 2, ("a", "b"))
 split, how = sk.Split(images, images), dict(preset="quick", engine=sk.Engine("cpu", "float32"))
@@ -477,11 +479,13 @@ panel.wait()"""
 def test_a_panel_works_in_a_notebook_and_its_error_fails_it(tmp_path):
     (tmp_path / "a file").touch()
     cells = [nbformat.v4.new_code_cell(cell) for cell in CELLS.split("---\n")]
+    cells[0].metadata["tags"] = ["raises-exception"]
     book = nbformat.v4.new_notebook(cells=cells)
     where = {"metadata": {"path": str(tmp_path)}}
     with pytest.raises(CellExecutionError, match="FileExistsError"):
         NotebookClient(book, timeout=300, kernel_name="python3", resources=where).execute()
-    shown, nothing, done, status, _ = (cell.outputs for cell in book.cells)
+    missing, shown, nothing, done, status, _ = (cell.outputs for cell in book.cells)
+    assert missing[0].traceback == [f"DataError: {missing[0].evalue}"] and "no such folder" in missing[0].evalue
     assert "application/vnd.jupyter.widget-view+json" in shown[0].data
     assert "run this cell" in shown[0].data["text/plain"]
     assert nothing == [] and done == [] and status[0].text.startswith("<b>done</b>")

@@ -312,6 +312,17 @@ def test_the_weights_below_the_threshold_are_the_share_that_is_pruned(share):
         assert below <= share and (share == 0 or (values.abs() < threshold * 1.1).float().mean() >= share - 0.01)
 
 
+def test_on_the_log_scale_mean_and_band_of_losses_are_geometric_and_stay_above_zero():
+    losses = (0.001, 0.1, 0.02)  # whose plain interval reaches below zero
+    rows = [{"method": "em", "direction": "random", "radius": r, "loss": loss * r} for loss in losses for r in (1, 2)]
+    (axes,) = figures.losses_figure(rows, log=True, title="t").axes
+    mean, low, high = np.exp(interval(np.log(losses)))
+    assert axes.get_yscale() == "log" and interval(losses)[1] < 0 < low
+    assert axes.lines[0].get_xydata() == pytest.approx(np.array([(1, mean), (2, 2 * mean)]))
+    band = axes.collections[0].get_paths()[0].vertices
+    assert sorted({*band[band[:, 0] == 1][:, 1].round(12)}) == pytest.approx([low, high])
+
+
 def test_spectra_are_in_units_of_white_noise():
     (axes,) = figures.spectrum_figure(NOISES, title="t").axes
     noise = NOISES["sem"].double()
@@ -404,8 +415,8 @@ def test_a_figure_is_saved_at_print_quality_and_an_unknown_format_leaves_no_file
     figure = FIGURES["losses"]()
     figures.save(figure, tmp_path / "a.png")
     with Image.open(tmp_path / "a.png") as picture:
-        assert picture.size == (1600, 800)
-    figures.save(figure, tmp_path / "a.pdf")
+        assert picture.size == (2400, 1200)
+    figures.show(figure, alt="alt").save(tmp_path / "a.pdf")
     assert (tmp_path / "a.pdf").read_bytes().startswith(b"%PDF")
     with pytest.raises(ValueError, match="supported formats"):
         figures.save(figure, tmp_path / "a.painting")
