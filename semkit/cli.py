@@ -254,7 +254,8 @@ def _lab(options) -> int:
     notebook = Path(options.notebook)
     if not notebook.exists():
         raise ValueError(f"no notebook {shown(notebook)}; run semkit lab in semkit's own folder, or name a notebook")
-    here = Path.cwd() if notebook.resolve().is_relative_to(Path.cwd()) else notebook.resolve().parent
+    notebook = notebook.resolve()
+    here = Path.cwd() if notebook.is_relative_to(Path.cwd()) else notebook.parent
     LabApp.launch_instance([str(notebook), f"--ServerApp.root_dir={here}"])
     return FINE
 
