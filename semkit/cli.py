@@ -1,6 +1,7 @@
 """The command line: semkit demo, sweep, transform, protect, check, learn, convert, bench, lab."""
 
 import json
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from semkit.files import shown
+from semkit.methodoptions import KEY_VARIABLE, settle
 from semkit.options import complain, parse
 from semkit.progress import progress
 
@@ -46,6 +48,35 @@ def _seconds(seconds: float) -> str:
 
 
 def _protect(options) -> int:
+    report, bound, took = (_filter if settle(options).method == "cuda" else _craft)(options)
+    _print_json(options, report)
+    _tell(
+        options,
+        f"{report['protected']} of {report['images']} images protected in {shown(options.out / 'images')} "
+        f"({bound}, PSNR {report['psnr_db']} dB, SSIM {report['ssim']}); {took} took {_seconds(report['seconds'])}, "
+        f"images {report['held']}",
+    )
+    for name in report["skipped"]:
+        _tell(options, f"skipped, unreadable: {shown(name)}")
+    if report["ignored"]:
+        _tell(options, f"left out, no images: {len(report['ignored'])} files, named in report.json")
+    return FINE
+
+
+def _filter(options) -> tuple[dict, str, str]:
+    from semkit.convolve import ClassFilters
+    from semkit.filtered import protect_by_filters
+
+    recipe = ClassFilters(options.kernel, options.strength, fraction=options.fraction)
+    with progress() as on_step:
+        report = protect_by_filters(
+            options.images, options.out, recipe, options.key, seed=options.seed, resume=options.resume, on_step=on_step,
+            hold=options.hold, **_where(options),
+        )  # fmt: skip
+    return report, f"{report['bound']}, here by up to {report['largest_change']}", "filtering and writing"
+
+
+def _craft(options) -> tuple[dict, str, str]:
     from semkit.presets import craft_recipe
     from semkit.protect import protect
 
@@ -60,18 +91,7 @@ def _protect(options) -> int:
             engine=engine, on_step=on_step, on_start=lambda images: _announce_cost(options, recipe, images, engine),
             checkpoint_every=options.checkpoint_every, hold=options.hold, **_where(options),
         )  # fmt: skip
-    _print_json(options, report)
-    _tell(
-        options,
-        f"{report['protected']} of {report['images']} images protected in {shown(options.out / 'images')} "
-        f"(radius {report['radius']:g}, PSNR {report['psnr_db']} dB, SSIM {report['ssim']}); "
-        f"crafting took {_seconds(report['seconds'])}, images {report['held']}",
-    )
-    for name in report["skipped"]:
-        _tell(options, f"skipped, unreadable: {shown(name)}")
-    if report["ignored"]:
-        _tell(options, f"left out, no images: {len(report['ignored'])} files, named in report.json")
-    return FINE
+    return report, f"radius {report['radius']:g}", "crafting"
 
 
 def _announce_cost(options, recipe, images, engine) -> None:
@@ -88,10 +108,13 @@ def _announce_cost(options, recipe, images, engine) -> None:
 
 
 def _check(options) -> int:
-    from semkit.protected import check
+    from semkit.protected import check, read_report
 
+    key = options.key
+    if key is None and read_report(options.out)["radius"] is None:
+        key = os.environ.get(KEY_VARIABLE)
     with progress() as on_step:
-        found = check(options.images, options.out, radius=options.radius, root=options.data, on_step=on_step)
+        found = check(options.images, options.out, radius=options.radius, key=key, root=options.data, on_step=on_step)
     _print_json(options, found)
     problems = found["problems"]
     for problem in problems[:MOST_SHOWN]:
@@ -100,7 +123,10 @@ def _check(options) -> int:
         _tell(options, f"and {more} more")
     for name in found["skipped"]:
         _tell(options, f"not protected, unreadable: {shown(name)}")
-    _tell(options, f"{found['checked']} files checked against radius {found['radius']:g}: {len(problems)} problems")
+    against = "against the filters of the key" if key else "without the key: size, mode and name, not the values"
+    if found["radius"] is not None:
+        against = f"against radius {found['radius']:g}"
+    _tell(options, f"{found['checked']} files checked {against}: {len(problems)} problems")
     return FAILED if problems else FINE
 
 

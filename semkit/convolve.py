@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from semkit import storage
 from semkit.imageset import ImageSet, check_fraction, stratified_share
 from semkit.pixels import check_count, to_float
 
@@ -108,7 +109,8 @@ def convolve_set(images: ImageSet, filters: torch.Tensor, *, fraction: float = 1
     """
     if len(filters) < len(images.classes):
         raise ValueError(f"{len(images.classes)} classes need as many filters, got {len(filters)}")
-    labels, pixels = images.labels.cpu(), images.images.cpu().clone()
+    labels, everything = images.labels.cpu(), torch.arange(len(images))
+    pixels = storage.rows(images.images.cpu(), everything, images.scratch)
     for part in stratified_share(labels, fraction, seed).split(BATCH):
         pixels[part] = _filtered(pixels[part], filters[labels[part]])
     return replace(images, images=pixels.to(images.images.device))

@@ -83,8 +83,8 @@ def cuda_parts(preset: str, size: int) -> Crafts:
 
 
 def cuda_defences(preset: str, size: int) -> Crafts:
-    """Clean and filtered images, for the learners of defence_learners."""
-    return {"clean": None, "cuda .3": ClassFilters()}
+    """Filtered and clean images, for the learners of defence_learners."""
+    return {"cuda .3": ClassFilters(), "clean": None}
 
 
 DESIGNS: dict[str, Callable[[str, int], Crafts]] = {
@@ -94,20 +94,17 @@ DESIGNS: dict[str, Callable[[str, int], Crafts]] = {
 
 
 def defence_learners(preset: str, size: int, spare: ImageSet | None = None) -> dict[str, LearnRecipe]:
-    """What trainers do against filters: AT in L2, random blur, DAT, and fine-tuning a net that knows `spare` images.
+    """What trainers do against filters: random blur, fine-tuning a net that knows `spare` images, AT in L2, DAT.
 
     DAT (ClassBlur) takes as many steps as AT. Fine-tuning: all layers, as many steps, a tenth of the learning rate.
     """
     erm, at = (learn_recipe(preset, perturbation_radius=r, size=size) for r in (0, 4))
-    learners = {
-        "AT L2 0.5": learn_recipe(preset, perturbation_radius=127.5, norm="l2", size=size),
-        "random blur": replace(erm, perturbation=RandomBlur()),
-        "DAT": replace(at, perturbation=ClassBlur()),
-    }
+    learners = {"random blur": replace(erm, perturbation=RandomBlur())}
     if spare:
         tuned = replace(at, perturbation=Clean(), sgd=replace(at.sgd, lr=at.sgd.lr / 10))
         learners["fine-tuned"] = replace(tuned, pretrained=Pretrained(spare, erm))
-    return learners
+    learners["AT L2 0.5"] = learn_recipe(preset, perturbation_radius=127.5, norm="l2", size=size)
+    return learners | {"DAT": replace(at, perturbation=ClassBlur())}
 
 
 LEARNERS: dict[str, Callable[..., dict[str, LearnRecipe]]] = {"cuda-defences": defence_learners}  # else --radii

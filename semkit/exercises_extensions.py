@@ -4,9 +4,11 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from scipy.special import ndtr
 
 from semkit.bullettrain import groups, spread, threshold
+from semkit.convolve import blur, class_filters
 from semkit.exercises import checker
 from semkit.latent import accuracy, latent, rule
 
@@ -126,3 +128,41 @@ def _check_pruned(weights: list, kept: list, share: float, total: int) -> None:
         assert goes.max() > stays.min() or goes.min() >= 0, "size is |w|: a weight of -0.9 is a large one"
         assert goes.abs().max() <= stays.abs().min(), "a smaller weight stays while a larger one goes"
     assert gone == wanted, f"with share {share} exactly {wanted} of {total} go, not {gone}: weights of one size count"
+
+
+@checker
+def check_filtered(filtered: Callable) -> None:
+    """Tells whether filtered(image, kernel) is the image as class-wise convolution protects it.
+
+        round(255 conv / max conv),   conv[c, i, j] = sum over a, b of kernel[a, b] image[c, i + 1 - a, j + 1 - b]
+
+    image uint8 [3,H,W], 0 outside; kernel [3,3] floats; uint8 [3,H,W] comes back. Raises AssertionError if not.
+    """
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randint(20, 230, (3, 7, 9), generator=generator, dtype=torch.uint8)
+    kernel, before = class_filters("an exercise", 1)[0], image.clone()
+    mine = filtered(image, kernel)
+    assert isinstance(mine, torch.Tensor), f"return a tensor, not {type(mine).__name__}"
+    assert torch.equal(image, before), "the image was changed in place: work on a copy"
+    assert mine.shape == image.shape, f"the shape must stay {list(image.shape)}, this is {list(mine.shape)}"
+    assert mine.dtype == torch.uint8, f"images are uint8, this is {mine.dtype}"
+    x = image[None].double()
+
+    def is_mine(conv: torch.Tensor, most: torch.Tensor | None = None) -> bool:
+        exact = 255 * conv / (conv.amax() if most is None else most)
+        return bool((mine - exact[0]).abs().max() < 0.501)
+
+    def by(kernel: torch.Tensor, x: torch.Tensor = x) -> torch.Tensor:
+        return blur(x, kernel[None])
+
+    conv, mirrored = by(kernel), F.pad(x, (1, 1, 1, 1), mode="reflect")
+    assert not is_mine(by(kernel.flip(0, 1))), "the kernel is not turned round: this is a cross-correlation"
+    assert not is_mine(by(kernel.T)), "rows and columns of the kernel are exchanged"
+    assert not is_mine(by(kernel, mirrored)[..., 1:-1, 1:-1]), "outside the image are zeros, not its mirror image"
+    assert not is_mine(conv, conv.amax((2, 3), keepdim=True)), "one maximum for the image, not one a channel"
+    assert not is_mine(conv, kernel.sum() * 255), "divide by the largest value that occurs, not by the largest possible"
+    assert mine.max() == 255, f"the largest value is {int(mine.max())}: divide by the maximum, then multiply by 255"
+    exact = 255 * conv[0] / conv.amax()
+    assert not torch.equal(mine, exact.to(torch.uint8)), "values are cut off: round before they become uint8"
+    assert is_mine(conv), f"values are off by up to {float((mine - exact).abs().max()):.3g} levels"
+    print("right: this is what `semkit protect --method cuda` writes, with a kernel of the key's for every class")

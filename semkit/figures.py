@@ -13,7 +13,7 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from semkit import dots, pictures, plots, spareplots, sparseplots
+from semkit import dots, mixtureplots, pictures, plots, spareplots, sparseplots
 from semkit.files import atomic_write
 from semkit.measure import Correlation
 from semkit.patterns import class_means
@@ -48,6 +48,24 @@ def images_figure(rows: Mapping[str, torch.Tensor], *, title: str) -> Figure:
     figure = new_figure(1.6 + 0.9 * count, 0.4 + 0.9 * len(rows))
     pictures.draw_images(figure, rows)
     return _titled(figure, title)
+
+
+def filters_figure(filters: torch.Tensor, classes: Sequence[str], *, title: str) -> Figure:
+    """The filter [K,k,k] of every class, 0 black and 1 white."""
+    figure = new_figure(0.4 + 0.9 * len(classes), 1.7)
+    pictures.draw_filters(figure.subplots(1, len(classes), squeeze=False)[0], filters.numpy(), classes)
+    return _titled(figure, title)
+
+
+def mixture_figure(d: int, norm: float, a_minus: float, a_plus: float) -> Figure:
+    """What class-wise filters do to two Gaussians: left in two dimensions, right the accuracies over the dimension."""
+    figure = new_figure(10, 4.6)
+    left, right = figure.subplots(1, 2, width_ratios=(1, 1.25))
+    mixtureplots.draw_mixture(left, norm, a_minus, a_plus)
+    left.set_title("two dimensions", fontsize="medium")
+    mixtureplots.draw_dimensions(right, mixtureplots.mixture_rows(norm, a_minus, a_plus), at=d)
+    right.set_title("and more of them", fontsize="medium")
+    return _titled(figure, f"|μ| = {norm:g}, filters (a, 1, a) with a = {a_minus:g} and {a_plus:g}")
 
 
 def protection_figure(

@@ -54,6 +54,12 @@ def read_image(path: str | os.PathLike) -> Image.Image:
     raise UnreadableImage(f"{shown(path)}: {' '.join(reason.split())}")
 
 
+def stored_size(path: str | os.PathLike) -> tuple[int, int]:
+    """(width, height) of an image file that read_image can read, before it is turned upright; nothing is decoded."""
+    with warnings.catch_warnings(action="ignore"), Image.open(path, formats=FORMATS) as image:
+        return image.size
+
+
 def _orientation(image: Image.Image) -> int:
     try:
         return image.getexif().get(ExifTags.Base.Orientation, 1)

@@ -10,6 +10,7 @@ from semkit import __version__
 from semkit.convert import UNITS
 from semkit.countermeasures import COUNTERMEASURES, PURIFIER, check_countermeasure
 from semkit.designs import DESIGNS
+from semkit.methodoptions import KEY_HELP
 from semkit.models import MODELS, check_model
 from semkit.netfile import check_net
 from semkit.pixels import NORMS, check_radius
@@ -23,6 +24,10 @@ class _Parser(argparse.ArgumentParser):
     """argparse with one clear line in place of a page of usage."""
 
     def error(self, message):
+        head, _, words = message.partition("unrecognized arguments: ")
+        if words:  # none but options are repeated, and not what they are given: it may be a piece of a key
+            known = [word.partition("=")[0] for word in words.split() if word.startswith("-")]
+            message = f"{head}unrecognized arguments: {' '.join(known) or 'quote what has spaces in it'}"
         raise SystemExit(complain(f"{message} (see {self.prog} --help)"))
 
 
@@ -148,11 +153,14 @@ def _protect_options(parser) -> None:
     _add_run(parser)
     add = parser.add_argument
     add("out", metavar="OUT", type=Path, help="a new folder")
-    add("--method", type=_word(METHODS, "method"), default="sem", help="sem (the default), rem or em")
-    add("--radius", type=_noise_radius, default=8, help="largest change of a value in levels of 255 (8)")
-    add("--perturbation-radius", type=_radius, default=4, help="radius the noise is trained to stand, in levels (4)")
+    add("--method", type=_word((*METHODS, "cuda"), "method"), default="sem", help="sem (the default), rem, em or cuda")
+    add("--radius", type=_noise_radius, help="largest change of a value in levels of 255 (8); none bounds cuda")
+    add("--perturbation-radius", type=_radius, help="radius the noise is trained to stand, in levels (4)")
     add("--surrogate", type=_checked(check_model), help=f"one of {', '.join(MODELS)}")
     add("--class-wise", action="store_true", help="one noise per class instead of one per image")
+    add("--key", help=KEY_HELP)
+    add("--kernel", type=_count(2), metavar="K", help="of cuda: filters are K x K pixels (3)")
+    add("--strength", type=float, help="of cuda: largest entry of a filter besides its one of 1 (0.3)")
     add("--fraction", type=float, default=1.0, help="share of every class that is protected (1.0)")
     add("--resume", action="store_true", help="continue an interrupted run in OUT")
     add("--checkpoint-every", type=float, default=20, help=argparse.SUPPRESS)  # seconds
@@ -176,6 +184,7 @@ def _check_options(parser) -> None:
     add("images", metavar="IMAGES", help="what was protected")
     add("out", metavar="OUT", type=Path, help="what semkit protect wrote")
     add("--radius", type=_radius, help="instead of the radius in OUT/report.json")
+    add("--key", help=KEY_HELP)
     add("--data", metavar="DIR", help="where torchvision's sets are")
     _add_json(parser)
 
@@ -237,7 +246,7 @@ COMMANDS = {
         "the same command goes on from there",
     ),
     "protect": (
-        _protect_options, "Protected copies of images: OUT/images, OUT/noise.safetensors, OUT/report.json.",
+        _protect_options, "Protected copies of images: OUT/images, OUT/report.json and (noise) OUT/noise.safetensors.",
         "the same command with --resume goes on from there",
     ),
     "transform": (
@@ -245,7 +254,7 @@ COMMANDS = {
         "the same command goes on from there",
     ),
     "check": (
-        _check_options, "Every protected file against its original: size, mode, every value within the radius.", "",
+        _check_options, "Every file against its original: size, mode, values within the radius or as filtered.", "",
     ),
     "learn": (
         _learn_options, "Fresh learners on images, or on protected ones: their accuracy on clean test images.",

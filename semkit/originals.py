@@ -9,7 +9,7 @@ from PIL import Image
 from semkit.craft import Interrupted
 from semkit.data import NAMES, find_folder, load, load_files, resized
 from semkit.files import output_names
-from semkit.image import read_image
+from semkit.image import read_image, stored_size
 from semkit.imageset import ImageSet, stratified_limit
 from semkit.storage import AUTO, Storage
 
@@ -29,11 +29,15 @@ def job(on_step: OnStep | None, what: str) -> Callable[[int, int], None] | None:
 
 @dataclass(frozen=True, eq=False)
 class Originals:
-    """The images to protect: at working size in `images`, at native size by read(i); outputs: relative PNG names."""
+    """The images to protect: at working size in `images`, at native size by read(i); outputs: relative PNG names.
+
+    size(i): (width, height) of the native one as it is stored, without decoding it.
+    """
 
     images: ImageSet
     outputs: tuple[str, ...]
     read: Callable[[int], Image.Image]
+    size: Callable[[int], tuple[int, int]]
     skipped: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
 
@@ -62,7 +66,7 @@ def originals(
         native = load(source, size=NATIVE, limit=limit, root=root, download=download).train
         read = lambda i: Image.fromarray(native.images[i].permute(1, 2, 0).contiguous().numpy())  # noqa: E731
         images = resized(native, size, storage)
-        return Originals(images, named_outputs(images), read)
+        return Originals(images, named_outputs(images), read, lambda i: (NATIVE, NATIVE))
     folder = find_folder(source)
     names, part = output_names(folder.train.names), folder.train
     if limit is not None:
@@ -72,4 +76,5 @@ def originals(
         storage=storage, on_step=job(on_step, "reading images"),
     )  # fmt: skip
     outputs = tuple(names[name] for name in images.files)
-    return Originals(images, outputs, lambda i: read_image(folder.root / images.files[i]), skipped, folder.ignored)
+    read, stored = (lambda i, do=do: do(folder.root / images.files[i]) for do in (read_image, stored_size))
+    return Originals(images, outputs, read, stored, skipped, folder.ignored)

@@ -46,6 +46,13 @@ def draw_images(figure, rows: Mapping[str, torch.Tensor]) -> None:
         row[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize="small")
 
 
+def draw_filters(panels: Sequence, filters: np.ndarray, names: Sequence[str]) -> None:
+    """Each filter [k,k] into one axes: 0 black, 1 white."""
+    for axes, kernel, name in zip(panels, filters, names, strict=True):
+        _picture(axes, np.rint(255 * np.asarray(kernel)))
+        axes.set_xlabel(name, fontsize="small")
+
+
 def draw_class_means(panels: Sequence, means: np.ndarray, names: Sequence[str], scale: float) -> None:
     """The mean noise of each class [K,C,H,W] into one axes each, +-scale levels as white and black."""
     for axes, mean, name in zip(panels, means, names, strict=True):

@@ -25,7 +25,7 @@ from semkit.storage import Storage, blocks, zeros
 from semkit.study import as_dict, crafted_noise, key
 
 
-def _check_place(source: str, out: Path) -> None:
+def check_place(source: str, out: Path) -> None:
     """Raises OutputError if `out` is a file, or if it and the images lie in each other."""
     if source not in NAMES:
         inside, folder = out.resolve(), Path(source).resolve()
@@ -35,7 +35,7 @@ def _check_place(source: str, out: Path) -> None:
         raise OutputError(f"the output {shown(out)} is a file; name a folder")
 
 
-def _check_request(out: Path, request: dict, resume: bool) -> None:
+def check_request(out: Path, request: dict, resume: bool) -> None:
     """Raises OutputError unless `out` is free, or holds what this request began and `resume` is asked for."""
     run = out / "run.json"
     if not run.exists():
@@ -92,7 +92,7 @@ def protect(
     """
     engine, out = engine or Engine(), Path(out)
     _check_recipe(recipe, fraction)
-    _check_place(source, out)
+    check_place(source, out)
     how = {"size": size, "limit": limit, "skip_unreadable": skip_unreadable}
     found = originals(source, **how, root=root, download=download, storage=Storage(hold, out), on_step=on_step)
     request = {
@@ -102,25 +102,26 @@ def protect(
         "folded": engine.fold, "samples_batched": engine.batch_samples, "compiled": engine.compile,
         "processes": parallel.processes(),
     }  # fmt: skip
-    _check_request(out, request, resume)
+    check_request(out, request, resume)
     if not (out / "report.json").exists():
         chosen = stratified_share(found.images.labels, fraction, seed)
         subset = found.images.take(chosen)
         if on_start:
             on_start(subset)
-        atomic_write(out / "run.json", _json(request))
+        atomic_write(out / "run.json", as_json(request))
         noise, cost = crafted_noise(
             subset, recipe, seed=seed, engine=engine, cache=out / "unfinished", checkpoint_every=checkpoint_every,
             on_step=on_step and (lambda *step: on_step("crafting noise", *step)),
         )  # fmt: skip
         made = _write(found, chosen, noise, out, on_step)
         remove_leftovers(out, newer=out / "run.json")
-        atomic_write(out / "report.json", _json({**request, **cost, **made, **_effect(noise, subset)}))
+        atomic_write(out / "report.json", as_json({**request, **cost, **made, **_effect(noise, subset)}))
     shutil.rmtree(out / "unfinished", ignore_errors=True)  # also where a kill came after the report
     return read_report(out)
 
 
-def _json(values: dict) -> bytes:
+def as_json(values: dict) -> bytes:
+    """The values as a file of JSON."""
     return json.dumps(values, indent=1, allow_nan=False).encode()
 
 

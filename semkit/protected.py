@@ -2,18 +2,24 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
+from PIL import Image
 
+from semkit.convolve import ClassFilters, convolve_picture
 from semkit.data import NAMES, Split, find_folder
 from semkit.files import is_image_name, output_names, shown
 from semkit.image import UnreadableImage, difference, read_image, working_image
+from semkit.imageset import stratified_share
 from semkit.originals import OnStep, Originals, job, named_outputs, originals
 from semkit.storage import Storage, zeros
 
+Judge = Callable[[int, Image.Image, Image.Image], str | None]  # (place, original, protected) -> what is wrong
+ALIKE = 0.2  # correlation of blocks of pixels: filtered images have more with their originals, other images less
 REPORTED = {"images", "radius", "size", "limit", "skip_unreadable"}  # what `check` needs of a report
 
 
@@ -35,7 +41,41 @@ def read_report(out: str | os.PathLike) -> dict:
     return report
 
 
-def _problems(found: Originals, radius: float, folder: Path, on_step: OnStep | None) -> Iterator[str]:
+def _within(radius: float) -> Judge:
+    """Finds a file that differs by more than the radius."""
+
+    def judge(i: int, original: Image.Image, protected: Image.Image) -> str | None:
+        apart = difference(original, protected)
+        return f"differs by {apart} levels, the radius is {radius:g}" if apart > radius else None
+
+    return judge
+
+
+def _filtered(report: dict, found: Originals, key: str | None) -> Judge:
+    """Finds a file that is not its original filtered; without the key, one that was to be left as it was and was not.
+
+    Raises OutputError where the report does not say how it was filtered.
+    """
+    try:
+        recipe = ClassFilters(**report["recipe"])
+        chosen = set(stratified_share(found.images.labels, recipe.fraction, report["seed"]).tolist())
+    except (KeyError, TypeError, ValueError):
+        raise OutputError("report.json is damaged; protect the images again, to another folder") from None
+    filters = None if key is None else recipe.filters(key, len(found.images.classes))
+
+    def judge(i: int, original: Image.Image, protected: Image.Image) -> str | None:
+        apart = difference(original, protected)
+        if i not in chosen:
+            return f"differs by {apart} levels, and was to be left as it was" if apart else None
+        if filters is None:
+            return None
+        apart = difference(convolve_picture(original, filters[found.images.labels[i]]), protected)
+        return f"differs by {apart} levels from its original filtered with this key" if apart else None
+
+    return judge
+
+
+def _problems(found: Originals, judge: Judge, folder: Path, on_step: OnStep | None) -> Iterator[str]:
     told = job(on_step, "checking images")
     for i, name in enumerate(found.outputs):
         path = folder / name
@@ -43,8 +83,8 @@ def _problems(found: Originals, radius: float, folder: Path, on_step: OnStep | N
             yield f"{shown(name)}: missing"
         else:
             try:
-                if (apart := difference(found.read(i), read_image(path))) > radius:
-                    yield f"{shown(name)}: differs by {apart} levels, the radius is {radius:g}"
+                if problem := judge(i, found.read(i), read_image(path)):
+                    yield f"{shown(name)}: {problem}"
             except UnreadableImage as error:
                 yield str(error)
             except ValueError as error:
@@ -63,20 +103,42 @@ def check(
     out: str | os.PathLike,
     *,
     radius: float | None = None,
+    key: str | None = None,
     root: str | None = None,
     on_step: OnStep | None = None,
 ) -> dict:
     """{"checked": n, "radius": r, "problems": [...], "skipped": [...]}: protected files held against their originals.
 
     Size, mode, alpha, and |difference| <= radius in 8-bit levels; files that are missing or have no original are
-    problems too. radius: the report's unless given. Raises DataError and OutputError for what cannot be read.
+    problems too. radius: the report's unless given. Filtered files have none, None: with the key every value must be
+    that of the filtered original, without it sizes, modes, alpha and names are checked, and what was left unprotected.
+    Raises DataError and OutputError for what cannot be read, and ValueError for a radius or a key that does not apply.
     """
     report = read_report(out)
+    filtered = report["radius"] is None
+    if filtered and radius is not None:
+        raise ValueError("no radius bounds a convolution: leave the radius out")
+    if key is not None and not filtered:
+        raise ValueError(f"{shown(out)} was not filtered: leave the key out")
     radius = report["radius"] if radius is None else radius
     how = {name: report[name] for name in ("size", "limit", "skip_unreadable")}
     found = originals(source, **how, root=root, storage=Storage(folder=out), on_step=on_step)
-    problems = list(_problems(found, radius, Path(out) / "images", on_step))
+    judge = _filtered(report, found, key) if filtered else _within(radius)
+    problems = list(_problems(found, judge, Path(out) / "images", on_step))
     return {"checked": len(found.outputs), "radius": radius, "problems": problems, "skipped": list(found.skipped)}
+
+
+def likeness(images: torch.Tensor, others: torch.Tensor) -> float:
+    """The mean over images uint8 [N,C,H,W] of the correlation of their block means with those of `others`.
+
+    4 x 4 blocks of every channel, less the channel's mean: a filter of a few pixels leaves them as they were, nearly.
+    """
+
+    def blocks(x: torch.Tensor) -> torch.Tensor:
+        means = F.adaptive_avg_pool2d(x.float(), 4)
+        return (means - means.mean((2, 3), keepdim=True)).flatten(1)
+
+    return float(F.cosine_similarity(blocks(images), blocks(others)).mean())
 
 
 def protected_split(split: Split, source: str, out: str | os.PathLike) -> Split:
@@ -99,6 +161,9 @@ def protected_split(split: Split, source: str, out: str | os.PathLike) -> Split:
         except UnreadableImage as error:
             raise OutputError(f"{error}; {shown(out)} must hold a protected file for every training image") from None
         # A resize averages, so it keeps the radius but for its rounding.
-        if (apart := int((images[i].int() - train.images[i].int()).abs().max())) > report["radius"] + 1:
+        apart = int((images[i].int() - train.images[i].int()).abs().max())
+        if report["radius"] is not None and apart > report["radius"] + 1:
             raise OutputError(f"{shown(out)} protects other images: {shown(name)} is {apart} levels from its original")
+    if report["radius"] is None and (like := likeness(images, train.images)) < ALIKE:
+        raise OutputError(f"{shown(out)} protects other images: the correlation with the originals is {like:.2f}")
     return replace(split, train=replace(train, images=images, name=f"{train.name} protected"))

@@ -39,17 +39,20 @@ class Quality:
         self._every = max(1, count // SAMPLE)
         self._seen = self._unchanged = self._squares = self._values = 0
         self._ssim, self._survival = [], []
+        self.largest = 0  # change of a value so far, in levels
 
-    def add(self, original: Image.Image, protected: Image.Image, noise: np.ndarray) -> None:
-        """One pair, and the int8 noise [3,size,size] that was fitted to it."""
+    def add(self, original: Image.Image, protected: Image.Image, noise: np.ndarray | None = None) -> None:
+        """One pair, and the int8 noise [3,size,size] that was fitted to it, if it was noise."""
         before, after = _colours(original), _colours(protected)
-        squares = int(((after - before) ** 2).sum(dtype=np.int64))
+        apart = after - before
+        self.largest = max(self.largest, int(np.abs(apart).max()))
+        squares = int((apart**2).sum(dtype=np.int64))
         self._squares, self._values = self._squares + squares, self._values + before.size
         self._unchanged += squares == 0
         if self._seen % self._every == 0:
             if min(original.size) >= WINDOW:
                 self._ssim.append(ssim(_centre(before), _centre(after)))
-            if noise.any():
+            if noise is not None and noise.any():
                 self._survival.append(noise_survival(original, protected, noise))
         self._seen += 1
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from checks import names_what_is_wrong, passes, twins
 from scipy.special import ndtr
 
@@ -110,11 +111,54 @@ BROKEN_MASKS = {
     "with share 0.85 exactly": masks_with(count=lambda n: round(n) + (n > 100)),
 }
 
+
+def filtered_with(kernel=lambda k: k, x=lambda x: x, most=lambda conv: conv.amax(), end=lambda y: y.round().byte()):
+    """The solution, or a twin of it with one part replaced."""
+
+    def filtered(image, given):
+        conv = torch.zeros(image.shape, dtype=torch.float64)
+        padded, turned = F.pad(x(image).double(), (1, 1, 1, 1)), kernel(given).flip(0, 1)
+        for a in range(3):
+            for b in range(3):
+                conv += turned[a, b] * padded[:, a : a + image.shape[1], b : b + image.shape[2]]
+        return end(255 * conv / most(conv))
+
+    return filtered
+
+
+def mirrored(image, kernel):
+    padded = F.pad(image[None].double(), (1, 1, 1, 1), mode="reflect")
+    conv = F.conv2d(padded.transpose(0, 1), kernel.flip(0, 1)[None, None])[:, 0]
+    return (255 * conv / conv.amax()).round().byte()
+
+
+def filtered_in_place(image, kernel):
+    image.copy_(filtered_with()(image, kernel))
+    return image
+
+
+right_filtered = filtered_with()
+BROKEN_FILTERED = {
+    "a tensor": lambda image, kernel: None,
+    "in place": filtered_in_place,
+    "the shape": lambda image, kernel: right_filtered(image, kernel)[None],
+    "images are uint8": filtered_with(end=lambda y: y.round()),
+    "cross-correlation": filtered_with(kernel=lambda k: k.flip(0, 1)),
+    "rows and columns": filtered_with(kernel=lambda k: k.T),
+    "mirror image": mirrored,
+    "one a channel": filtered_with(most=lambda conv: conv.amax((1, 2), keepdim=True)),
+    "largest possible": lambda image, kernel: filtered_with(most=lambda conv: 255 * kernel.sum())(image, kernel),
+    "the largest value is": filtered_with(most=lambda conv: 2 * conv.amax()),
+    "cut off": filtered_with(end=lambda y: y.byte()),
+    "off by up to": filtered_with(x=lambda x: x.roll(1, 2)),
+}
+
 CASES = [
     (exercises_extensions.check_robust_accuracy, right_robust_accuracy, BROKEN_ROBUST_ACCURACY),
     (exercises_extensions.check_kinds, right_kinds, BROKEN_KINDS),
     (exercises_extensions.check_straight_through, right_straight_through, BROKEN_STRAIGHT_THROUGH),
     (exercises_extensions.check_masks, right_masks, BROKEN_MASKS),
+    (exercises_extensions.check_filtered, right_filtered, BROKEN_FILTERED),
 ]
 
 

@@ -18,6 +18,7 @@ FLOORS = (
         "presets", "countermeasures", "study", "obfuscated", "designs", "cluster", "plots", "dots", "originals", "jobs",
         "bench", "exercises", "pruning", "sparseplots",
     },
+    {"mixtureplots", "methodoptions"},
     {
         "spared",
         "spareplots",
@@ -30,7 +31,7 @@ FLOORS = (
         "protected",
         "report",
     },
-    {"options", "progress", "cli", "panels", "craftpanel"},
+    {"filtered", "options", "progress", "cli", "panels", "craftpanel"},
 )  # fmt: skip
 ONLY = {
     "matplotlib": {"figures"}, "distributed": {"cluster"}, "ipywidgets": {"panels", "craftpanel"},
