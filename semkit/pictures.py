@@ -50,6 +50,7 @@ def draw_filters(panels: Sequence, filters: np.ndarray, names: Sequence[str]) ->
     """Each filter [k,k] into one axes: 0 black, 1 white."""
     for axes, kernel, name in zip(panels, filters, names, strict=True):
         _picture(axes, np.rint(255 * np.asarray(kernel)))
+        axes.spines[:].set(visible=True, color="0.6")  # else white entries at the rim would be lost on the page
         axes.set_xlabel(name, fontsize="small")
 
 
