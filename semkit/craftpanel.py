@@ -57,7 +57,7 @@ class CraftPanel:
         self.samples = slider(1, 1, 10, "EOT samples for a noise step")
         self.learners = widgets.Checkbox(False, description="train learners afterwards (ERM and AT 4)", indent=False)
         for knob in (self.radius, self.perturbation_radius, self.surrogate_steps, self.noise_steps, self.samples):
-            knob.style.description_width = "19em"  # of the longest, so that all begin at one place
+            knob.style.description_width = "20em"  # of the longest, so that all begin at one place
         names = ("radius", "perturbation_radius", "surrogate_steps", "noise_steps", "samples", "learners")
         self._knobs = {name: getattr(self, name) for name in names}
         self.method.observe(lambda _: self._default_budget(), "value")
