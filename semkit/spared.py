@@ -26,7 +26,7 @@ from semkit.schedule import SGD
 from semkit.study import key
 
 ATTACK = PGD(8, 10, 2)
-SGD_OF_ROWS = SGD(steps=150, batch=128)
+SGD_OF_ROWS = SGD(steps=100, batch=128)
 TESTED, CORRUPTED = 1000, 300  # test images: clean and attacked; of each corruption at each severity
 # Forward alone counts as half a pass: an input gradient is about one forward and one backward of equal cost.
 FORWARD = 0.5
@@ -82,18 +82,16 @@ def training_rows(
     """Rows of every objective x form x seed, each kept in the cache folder with its net.
 
     clean, attacked: accuracy on test images, after ATTACK; corrupted: mean over corruptions (without PGD in training).
-    passes: forward and backward; forward: forward alone, the final test not among them; cpu_seconds: of the process
-    in training, to be read where it has one thread; outlier, boundary, robust: shares of all images over the training.
+    passes: forward and backward; forward: forward alone, the final test not among them; outlier, boundary, robust:
+    shares of all images over the training.
     """
     engine, rows, test = engine or Engine(), [], split.test.limit(TESTED)
     worse = every_corruption(split.test.limit(CORRUPTED))
     for ((objective, form), recipe), seed in itertools.product(recipes(sgd).items(), seeds):
         path = _path(cache, split, recipe, seed, engine)
         if not path.with_suffix(".json").exists():
-            began = time.process_time()
             done = fit(split.train, test, recipe, seed=seed, engine=engine)
-            seconds = time.process_time() - began
-            made = {**_row(done, recipe, test, worse, engine), "cpu_seconds": round(seconds, 1)}
+            made = _row(done, recipe, test, worse, engine)
             atomic_write(path.with_suffix(".pt"), partial(torch.save, done.model.state_dict()))
             atomic_write(path.with_suffix(".json"), json.dumps(made).encode())
         made = json.loads(path.with_suffix(".json").read_text())
@@ -122,6 +120,7 @@ def _seconds(train: ImageSet, recipe: LearnRecipe, state: dict, average: float, 
 def seconds_rows(
     split: Split,
     *,
+    objectives: Sequence[str] = ("trades", "mart", "augmix"),
     sgd: SGD = SGD_OF_ROWS,
     rounds: int = 5,
     steps: int = 3,
@@ -134,7 +133,7 @@ def seconds_rows(
     fewest images are outliers and the most are worth steps, so nothing is flattered. Raises FileNotFoundError without.
     """
     engine, rows, every = engine or Engine(), [], recipes(sgd)
-    for objective in ("trades", "mart", "augmix"):
+    for objective in objectives:
         path = _path(cache, split, every[objective, "bullettrain"], 0, engine)
         average = json.loads(path.with_suffix(".json").read_text())["average"]
         state = torch.load(path.with_suffix(".pt"), map_location=engine.device, weights_only=True)
@@ -142,7 +141,10 @@ def seconds_rows(
         for turn, (form, recipe) in itertools.product(range(-1, rounds), mine.items()):
             seconds = _seconds(split.train, recipe, state, average, steps, engine)
             if turn >= 0:
-                rows.append({"objective": objective, "form": form, "round": turn, "seconds": seconds})
+                rows.append({
+                    "objective": objective, "form": form, "threads": torch.get_num_threads(), "round": turn,
+                    "seconds": seconds,
+                })  # fmt: skip
     return rows
 
 
@@ -151,10 +153,24 @@ def cost(row: dict) -> float:
     return row["passes"] + FORWARD * row["forward"]
 
 
-def faster(rows: Sequence[dict], objective: str, form: str = "bullettrain") -> float:
+def _pairs(rows: Sequence[dict], objective: str, form: str) -> list[tuple[dict, dict]]:
+    """(row of the plain form, row of the form) for every seed that has both."""
+    of = {(row["form"], row["seed"]): row for row in rows if row["objective"] == objective}
+    return [(of["plain", seed], row) for (name, seed), row in of.items() if name == form and ("plain", seed) in of]
+
+
+def fewer(rows: Sequence[dict], objective: str, form: str = "bullettrain") -> list[float]:
+    """For every seed, how many times as many passes the plain form took."""
+    return [cost(plain) / cost(mine) for plain, mine in _pairs(rows, objective, form)]
+
+
+def lost(rows: Sequence[dict], objective: str, column: str, form: str = "bullettrain") -> list[float]:
+    """For every seed, the accuracy of the plain form less that of the form, in points; column: which accuracy."""
+    return [100 * (plain[column] - mine[column]) for plain, mine in _pairs(rows, objective, form)]
+
+
+def faster(rows: Sequence[dict], objective: str, form: str = "bullettrain", *, threads: int = 1) -> float:
     """How many times faster a form's step is than the plain one's: the ratio of the medians over the rounds."""
-    plain, mine = (
-        statistics.median(row["seconds"] for row in rows if (row["objective"], row["form"]) == (objective, of))
-        for of in ("plain", form)
-    )
+    rows = [row for row in rows if row["objective"] == objective and row["threads"] == threads]
+    plain, mine = (statistics.median(row["seconds"] for row in rows if row["form"] == of) for of in ("plain", form))
     return plain / mine

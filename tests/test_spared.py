@@ -1,6 +1,7 @@
 """The rows of BulletTrain: passes against the shares they report, kept runs, times in turn; and how they are drawn."""
 
 import statistics
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +10,8 @@ from photos import image_split
 from semkit import figures, spared
 from semkit.bullettrain import groups
 from semkit.engine import Engine
+from semkit.measure import interval
+from semkit.report import read_rows
 from semkit.schedule import SGD
 
 ENGINE = Engine("cpu", "float32")
@@ -70,8 +73,57 @@ def test_times_are_taken_in_turn_and_of_nets_that_are_there(made):
 
 def test_the_ratio_is_of_medians():
     seconds = {"plain": [4.0, 8.0, 6.0], "bullettrain": [2.0, 100.0, 1.0]}
-    rows = [{"objective": "mart", "form": f, "seconds": s} for f, every in seconds.items() for s in every]
+    rows = [{"objective": "mart", "form": f, "threads": 1, "seconds": s} for f, every in seconds.items() for s in every]
+    rows += [{**row, "threads": 2, "seconds": 1.0} for row in rows]
+    assert spared.faster(rows, "mart", threads=2) == 1
     assert spared.faster(rows, "mart") == statistics.median([4, 8, 6]) / 2
+
+
+def test_what_is_saved_and_lost_is_paired_by_seed():
+    def row(form, seed, passes, clean):
+        return {"objective": "mart", "form": form, "seed": seed, "passes": passes, "forward": 10, "clean": clean}
+
+    rows = [row("plain", 1, 95, 0.5), row("bullettrain", 2, 45, 0.25), row("plain", 2, 195, 0.75)]
+    rows += [row("bullettrain", 1, 20, 0.625), row("one step", 1, 5, 0.5), row("plain", 3, 10, 0.5)]
+    assert sorted(spared.fewer(rows, "mart")) == [4, 4] and spared.fewer(rows, "mart", "one step") == [10]
+    assert sorted(spared.lost(rows, "mart", "clean")) == [-12.5, 50] and spared.lost(rows, "trades", "clean") == []
+
+
+# -- the committed rows, which decide the claims -----------------------------------------------------------------------
+
+RESULTS = Path(__file__).parents[1] / "results" / "bullettrain"
+ROWS, SECONDS = read_rows(RESULTS / "rows.csv"), read_rows(RESULTS / "seconds.csv")
+
+
+def mean(values):
+    return interval(values)[0]
+
+
+@pytest.mark.parametrize("objective", ["trades", "mart"])
+def test_bullettrain_takes_fewer_passes_at_these_losses(objective):
+    assert mean(spared.fewer(ROWS, objective)) >= 1.8
+
+
+@pytest.mark.parametrize("objective", ["trades", "mart"])
+def test_a_step_on_one_thread_is_faster_and_on_two_less_so(objective):
+    assert spared.faster(SECONDS, objective) >= 1.6 > spared.faster(SECONDS, objective, threads=2) > 1.3
+
+
+@pytest.mark.parametrize("objective", ["trades", "mart"])
+def test_clean_accuracy_rises_and_that_under_attack_falls_by_little(objective):
+    assert mean(spared.lost(ROWS, objective, "clean")) < 0
+    assert 0 < mean(spared.lost(ROWS, objective, "attacked")) <= 1.5
+
+
+def test_after_a_longer_training_mart_loses_more_than_trades():
+    longer = read_rows(RESULTS / "longer.csv")
+    trades, mart = (mean(spared.lost(longer, objective, "attacked")) for objective in ("trades", "mart"))
+    assert 0 < trades <= 1.5 < mart
+
+
+def test_augmix_is_cheaper_by_far_and_loses_nothing():
+    assert mean(spared.fewer(ROWS, "augmix")) >= 1.4 and spared.faster(SECONDS, "augmix") >= 1.4
+    assert mean(spared.lost(ROWS, "augmix", "clean")) < 0 and mean(spared.lost(ROWS, "augmix", "corrupted")) < 0
 
 
 # -- figures -----------------------------------------------------------------------------------------------------------
