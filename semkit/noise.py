@@ -1,6 +1,7 @@
 """The noise container: int8 levels with their radius, recipe and data set, in one safetensors file."""
 
 import json
+import os
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -92,8 +93,10 @@ def save(noise: Noise, path: str | Path) -> None:
     levels = noise.levels.detach().cpu().contiguous()
 
     def content(file):
+        mode = os.stat(file.name).st_mode  # safetensors makes a new file, which only its owner may read
         try:  # by name: safetensors writes a whole file, from the tensor's own memory
             save_file({"noise": levels}, file.name, metadata={"semkit": record})
+            os.chmod(file.name, mode)
         except SafetensorError as error:
             raise OSError(one_line(error)) from error
 

@@ -61,6 +61,12 @@ def test_same_noise_same_bytes_and_no_other_file(whole, tmp_path):
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="only Linux lists what a process has mapped")
+def test_whoever_may_read_other_new_files_may_read_the_noise(whole, tmp_path):
+    save(whole, tmp_path / "noise.safetensors")
+    (tmp_path / "other").touch()
+    assert os.stat(tmp_path / "noise.safetensors").st_mode == os.stat(tmp_path / "other").st_mode
+
+
 def test_loaded_levels_are_mapped_from_the_file(whole, tmp_path):
     path = tmp_path / "noise.safetensors"
     save(whole, path)
