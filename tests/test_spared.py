@@ -110,9 +110,13 @@ def test_a_step_on_one_thread_is_faster_and_on_two_less_so(objective):
 
 
 @pytest.mark.parametrize("objective", ["trades", "mart"])
-def test_clean_accuracy_rises_and_that_under_attack_falls_by_little(objective):
-    assert mean(spared.lost(ROWS, objective, "clean")) < 0
-    assert 0 < mean(spared.lost(ROWS, objective, "attacked")) <= 1.5
+def test_clean_accuracy_rises_and_that_under_attack_falls(objective):
+    assert mean(spared.lost(ROWS, objective, "clean")) < 0 < mean(spared.lost(ROWS, objective, "attacked"))
+
+
+@pytest.mark.parametrize("objective, within", [("trades", False), ("mart", True)])
+def test_what_is_lost_under_attack_is_within_the_bar(objective, within):
+    assert (mean(spared.lost(ROWS, objective, "attacked")) <= 1.5) == within
 
 
 def test_after_a_longer_training_mart_loses_more_than_trades():
