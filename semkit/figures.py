@@ -106,7 +106,7 @@ def grid_figure(rows: Sequence[dict], *, title: str) -> Figure:
     Rows of methods "noise side/surrogate side" and "clean". Raises ValueError at a radius where none pair by seed.
     """
     count = _radii(rows)
-    figure = new_figure(1.7 + 3.5 * count, 4)
+    figure = new_figure(1.7 + 3.5 * count, 4.5)
     panels = figure.subplots(1, count, squeeze=False)[0]
     image = plots.draw_grid(panels, rows)
     figure.colorbar(image, ax=list(panels), shrink=0.8, label="protection (points of accuracy)")

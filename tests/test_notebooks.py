@@ -323,7 +323,10 @@ def swapped(rows, one, other):
     return "\n".join(",".join(f'"{value}"' for value in line) for line in (head, *lines)) + "\n"
 
 
-CLAIMS = [("05_sem", "cifar10-lesson", "em", "sem")]  # lesson, rows, and two methods whose exchange turns its claim
+CLAIMS = [  # lesson, rows, and two methods whose exchange turns its claim
+    ("02_surrogate", "shapes-pairs", "none/adversarial", "adversarial/none"),
+    ("05_sem", "cifar10-lesson", "em", "sem"),
+]
 
 
 @pytest.mark.whole
