@@ -150,6 +150,7 @@ def test_what_is_reached_is_drawn_at_its_means():
     axes = figures.reached_figure(rows, x="cost", xlabel="cost", columns={"good": "good"}, title="reached").axes[0]
     points = {bars.get_label(): tuple(float(v[0]) for v in bars.lines[0].get_data()) for bars in axes.containers}
     assert points == {"a": (2, 6), "b": (10, 1)}
+    assert axes.get_xlim()[0] == axes.get_ylim()[0] == 0
 
 
 def test_a_gallery_has_a_place_for_every_picture():
