@@ -325,6 +325,7 @@ def swapped(rows, one, other):
 
 CLAIMS = [  # lesson, rows, and two methods whose exchange turns its claim
     ("02_surrogate", "shapes-pairs", "none/adversarial", "adversarial/none"),
+    ("04_correlation", "shapes-noise-sides", "none 0", "adversarial 8 x2"),
     ("05_sem", "cifar10-lesson", "em", "sem"),
 ]
 
