@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from pages import fresh_pages
 from torch import nn
 
 from semkit import bench, benchreport, figures, models, stopwatch
@@ -62,7 +63,7 @@ def test_the_hardware_is_named():
 def test_peak_memory_rises_with_what_is_held_and_never_falls():
     before, pages = stopwatch.peak_memory("cpu"), Path("/proc/self/statm")
     now = int(pages.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if pages.exists() else 0
-    held = torch.ones((before - now) // 4 + 2**24)  # up to the peak, and 64 MiB beyond
+    held = fresh_pages(before - now + 2**26)  # up to the peak, and 64 MiB beyond
     after = stopwatch.peak_memory("cpu")
     assert 2**25 < after - before < 2**27 or not now
     del held
