@@ -15,7 +15,8 @@ from semkit import parallel
 from semkit.folding import Folded
 from semkit.pixels import to_float
 
-# Of images in one pass of a net: more take memory and bring no speed (128 and 4,096 images of 32 pixels).
+# Of images in one pass of a net: 128 of 32 pixels on a processor, where more slow large nets down; 4,096 on a GPU,
+# where nothing was measured.
 PIXELS_AT_ONCE = {"cpu": 2**17, "cuda": 2**22}
 
 
