@@ -64,6 +64,7 @@ def budgets(preset: str, size: int) -> Crafts:
         f"{base.steps} x {base.samples}": base,
         f"1 x {base.samples}": replace(base, steps=1),
         f"1 x {base.samples}, half the training": replace(base, steps=1, sgd=half),
+        "1 x 1, half the training": replace(base, steps=1, samples=1, sgd=half),
     }
 
 

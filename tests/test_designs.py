@@ -35,6 +35,7 @@ def test_the_budgets_are_the_published_step_and_cheaper_ones_under_one_training(
     same = {"surrogate": sem.surrogate, "sgd": sem.sgd}
     assert plain == replace(published, **same)
     assert half.sgd.steps == sem.sgd.steps // 2 and replace(half, sgd=sem.sgd) == made["1 x 2"]
+    assert made["1 x 1, half the training"] == replace(half, samples=1)
     each = {name: recipe.cost(4000).total for name, recipe in made.items() if recipe}
     assert list(each.values()) == sorted(each.values(), reverse=True)
     assert 4 * each["2 x 2"] <= each["plain"]

@@ -111,12 +111,16 @@ def test_writing_is_all_or_nothing(tmp_path):
 
 
 def check_writers(write, folder):
-    """Fails unless three threads that write to one path, half by half in step, leave the whole of one and no more."""
+    """Fails unless three threads that write to one path, half by half in step, leave the whole of one and no more.
+
+    The first of them writes its first half after the others', the second one is the longest: in one file they must mix.
+    """
     path, step = folder / "one", threading.Barrier(3, timeout=20)
     contents = [letter * size for letter, size in ((b"a", 50_000), (b"b", 60_000), (b"c", 40_000))]
 
     def halves(content, file):
-        for half in (content[:20_000], content[20_000:]):
+        last = content is contents[0]
+        for half in (content[:20_000] * (not last), content[:20_000] * last, content[20_000:]):
             step.wait()
             file.write(half)
             file.flush()
