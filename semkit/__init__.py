@@ -3,8 +3,8 @@
 __version__ = "0.1.0"  # before the imports: the modules record it
 
 from semkit.augment import FlipCrop, Identity, ResizedCrop
-from semkit.augmix import AugMix
-from semkit.bullettrain import BulletTrain
+from semkit.commands.protect import protect
+from semkit.commands.protected import check
 from semkit.convert import convert
 from semkit.craft import CraftRecipe, craft
 from semkit.data import load
@@ -12,12 +12,12 @@ from semkit.engine import Engine
 from semkit.imageset import ImageSet, Split
 from semkit.learn import LearnRecipe, accuracy, fit
 from semkit.measure import interval
+from semkit.neighbours.augmix import AugMix
+from semkit.neighbours.bullettrain import BulletTrain
 from semkit.noise import Noise
 from semkit.objectives import Mart, Plain, Trades
 from semkit.perturb import PGD, Clean, Uniform
 from semkit.presets import craft_recipe, learn_recipe, sweep_recipes
-from semkit.protect import protect
-from semkit.protected import check
 from semkit.report import read_rows
 from semkit.schedule import SGD
 from semkit.study import crafted_noise, crafted_surrogate, grid, learned_row, runs_folder

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from semkit.commands.methodoptions import KEY_VARIABLE, settle
+from semkit.commands.options import complain, parse
+from semkit.commands.progress import progress
 from semkit.files import shown
-from semkit.methodoptions import KEY_VARIABLE, settle
-from semkit.options import complain, parse
-from semkit.progress import progress
 
 FINE, FAILED, STOPPED = 0, 1, 130  # and options.BAD_INPUT, 2
 MOST_SHOWN = 10
@@ -64,8 +64,8 @@ def _protect(options) -> int:
 
 
 def _filter(options) -> tuple[dict, str, str]:
-    from semkit.convolve import ClassFilters
-    from semkit.filtered import protect_by_filters
+    from semkit.commands.filtered import protect_by_filters
+    from semkit.neighbours.convolve import ClassFilters
 
     recipe = ClassFilters(options.kernel, options.strength, fraction=options.fraction)
     with progress() as on_step:
@@ -77,8 +77,8 @@ def _filter(options) -> tuple[dict, str, str]:
 
 
 def _craft(options) -> tuple[dict, str, str]:
+    from semkit.commands.protect import protect
     from semkit.presets import craft_recipe
-    from semkit.protect import protect
 
     engine = _engine(options)
     recipe = craft_recipe(
@@ -108,7 +108,7 @@ def _announce_cost(options, recipe, images, engine) -> None:
 
 
 def _check(options) -> int:
-    from semkit.protected import check, read_report
+    from semkit.commands.protected import check, read_report
 
     key = options.key
     if key is None and read_report(options.out)["radius"] is None:
@@ -158,8 +158,8 @@ def _learn(options) -> int:
 
 
 def _loaded(options, limit, on_step):
+    from semkit.commands.originals import job
     from semkit.data import load
-    from semkit.originals import job
     from semkit.storage import Storage
 
     told, where = job(on_step, "reading images"), vars(options).get("out") or options.cache
@@ -168,7 +168,7 @@ def _loaded(options, limit, on_step):
 
 
 def _split(options, on_step):
-    from semkit.protected import protected_split
+    from semkit.commands.protected import protected_split
 
     split = _loaded(options, options.limit, on_step)
     for name in split.skipped:
@@ -232,9 +232,9 @@ def _sweep(options) -> int:
 
 def _transform(options) -> int:
     from semkit.imageset import limit_test
+    from semkit.neighbours.transform import Transform
     from semkit.presets import lasting, sweep_recipes
     from semkit.report import write_defences
-    from semkit.transform import Transform
 
     _, learners = sweep_recipes((), (0, options.radius), options.preset, size=options.size)
     if options.learner_steps:
@@ -264,8 +264,8 @@ def _convert(options) -> int:
 
 
 def _bench(options) -> int:
-    from semkit.bench import planned
-    from semkit.benchreport import markdown, run_bench
+    from semkit.speed.bench import planned
+    from semkit.speed.benchreport import markdown, run_bench
 
     with progress() as on_step:
         result = run_bench(planned(**vars(options)), _engine(options), options.out, on_step=on_step, say=_announce)

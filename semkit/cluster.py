@@ -10,11 +10,11 @@ from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
 
-from semkit.convolve import filtered_tests
 from semkit.craft import CraftRecipe, Interrupted
 from semkit.engine import Engine
 from semkit.imageset import Split
 from semkit.learn import LearnRecipe
+from semkit.neighbours.convolve import filtered_tests
 from semkit.study import MadeBy, crafted_noise, learned_row, training_set
 
 

@@ -18,10 +18,10 @@ from torch import Tensor
 from semkit.augment import Augment, Cutout
 from semkit.imageset import ImageSet
 from semkit.learn import LearnRecipe
+from semkit.neighbours.transform import Transform, transformed
 from semkit.netfile import check_net
 from semkit.pixels import add_noise, check_count, to_float
 from semkit.presets import check_name
-from semkit.transform import Transform, transformed
 
 BATCH = 1000  # images that a bilateral blur holds as floats
 

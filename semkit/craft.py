@@ -11,9 +11,9 @@ from torch import nn
 
 from semkit import models, parallel, storage
 from semkit.augment import Augment, FlipCrop
-from semkit.bullettrain import mining
 from semkit.engine import Engine, Passes, all_passes, count_passes, input_gradient, together, train_step
 from semkit.imageset import ImageSet
+from semkit.neighbours.bullettrain import mining
 from semkit.perturb import PGD, Perturbation, Uniform, shrunk
 from semkit.pixels import LEVEL, box, check_count, check_radius, check_step_size, to_levels, uniform
 from semkit.schedule import SGD

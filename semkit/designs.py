@@ -6,13 +6,13 @@ from functools import partial
 from itertools import product
 from pathlib import Path
 
-from semkit.convolve import ClassFilters, CleanPart
 from semkit.craft import CraftRecipe
-from semkit.defences import ClassBlur, RandomBlur
 from semkit.engine import Engine
 from semkit.imageset import ImageSet, Split
 from semkit.learn import LearnRecipe, Pretrained
 from semkit.measure import cosine, losses_along, robustness, stability
+from semkit.neighbours.convolve import ClassFilters, CleanPart
+from semkit.neighbours.defences import ClassBlur, RandomBlur
 from semkit.perturb import PGD, Clean, Perturbation, Uniform
 from semkit.presets import craft_recipe, learn_recipe
 from semkit.study import MadeBy, crafted_surrogate

@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from scipy.special import ndtr
 
-from semkit.bullettrain import groups, spread, threshold
-from semkit.convolve import blur, class_filters
 from semkit.exercises import checker
-from semkit.latent import accuracy, latent, rule
+from semkit.neighbours.bullettrain import groups, spread, threshold
+from semkit.neighbours.convolve import blur, class_filters
+from semkit.neighbours.latent import accuracy, latent, rule
 
 
 @checker

@@ -13,7 +13,7 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from semkit import dots, mixtureplots, pictures, plots, spareplots, sparseplots
+from semkit.drawings import dots, mixtureplots, pictures, plots, spareplots, sparseplots
 from semkit.files import atomic_write
 from semkit.measure import Correlation
 from semkit.patterns import class_means

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from semkit import models, parallel
 from semkit.augment import Augment, FlipCrop
-from semkit.bullettrain import Mined, mining
 from semkit.engine import Engine, Passes, all_passes, count_passes, predict, step_down
 from semkit.imageset import ImageSet
-from semkit.injection import drawing
+from semkit.neighbours.bullettrain import Mined, mining
+from semkit.neighbours.injection import drawing
 from semkit.objectives import Objective, Plain
 from semkit.perturb import Clean, Perturbation
 from semkit.pixels import check_count

@@ -14,7 +14,8 @@ protection measured with them is another number (a learner's stem moves it from 
 and from LARGE pixels on the original net. Dropout and stochastic depth are off: they draw from torch's global
 generator, so a resumed run would differ from an uninterrupted one. No net comes with trained weights.
 
-Every name may end in "+injected", "tiny+injected": the net with noise injected into its weights (semkit.injection).
+Every name may end in "+injected", "tiny+injected": the net with noise injected into its weights
+(semkit.neighbours.injection).
 """
 
 import difflib
@@ -25,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from semkit.injection import with_noise_injection
+from semkit.neighbours.injection import with_noise_injection
 from semkit.pixels import check_count
 
 INJECTED = "+injected"

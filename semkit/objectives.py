@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from semkit.engine import predict, training_logits
+from semkit.neighbours.sparse import lasso
 from semkit.perturb import Perturbation
-from semkit.sparse import lasso
 
 
 class Objective(Protocol):

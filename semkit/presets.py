@@ -5,10 +5,10 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from semkit.augment import ResizedCrop
-from semkit.convolve import ClassFilters
 from semkit.craft import CraftRecipe
 from semkit.learn import LearnRecipe
 from semkit.models import LARGE
+from semkit.neighbours.convolve import ClassFilters
 from semkit.perturb import PGD, Clean, Perturbation, Uniform
 from semkit.schedule import SGD
 

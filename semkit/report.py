@@ -16,10 +16,10 @@ from semkit.imageset import Split
 from semkit.learn import LearnRecipe
 from semkit.measure import LABEL, interval, trained_by
 from semkit.models import build
-from semkit.obfuscated import by_defence, defence_rows
+from semkit.neighbours.obfuscated import by_defence, defence_rows
+from semkit.neighbours.transform import Transform
 from semkit.presets import craft_recipe
 from semkit.study import MadeBy, crafted_noise, grid, grid_cost
-from semkit.transform import Transform
 
 
 def _cell(values: Sequence[float]) -> str:

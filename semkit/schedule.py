@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from semkit.engine import Engine
-from semkit.injection import alphas
+from semkit.neighbours.injection import alphas
 from semkit.pixels import check_count
 
 

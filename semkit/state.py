@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from semkit import parallel
-from semkit.bullettrain import Mined
 from semkit.engine import Passes
 from semkit.files import atomic_write
+from semkit.neighbours.bullettrain import Mined
 from semkit.storage import out_of_memory
 
 

@@ -14,7 +14,6 @@ import torch
 from torch import nn
 
 from semkit import __version__, models, parallel
-from semkit.convolve import filtered_tests
 from semkit.countermeasures import counter
 from semkit.craft import CraftRecipe, Interrupted, craft
 from semkit.engine import Engine, Passes
@@ -22,6 +21,7 @@ from semkit.files import atomic_write, shown
 from semkit.imageset import ImageSet, Split
 from semkit.learn import LearnRecipe, accuracy, fit
 from semkit.measure import trained_by
+from semkit.neighbours.convolve import filtered_tests
 from semkit.netfile import load_net, save_net
 from semkit.noise import Noise, load, one_line, save
 

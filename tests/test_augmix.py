@@ -10,10 +10,10 @@ from photos import image_split
 from scipy.spatial.distance import jensenshannon
 from scipy.special import softmax
 
-from semkit.augmix import AugMix, disagreement, mixed
-from semkit.bullettrain import Mined, Mining, mining
 from semkit.engine import Engine, count_passes, logits, predict
 from semkit.learn import LearnRecipe, fit
+from semkit.neighbours.augmix import AugMix, disagreement, mixed
+from semkit.neighbours.bullettrain import Mined, Mining, mining
 from semkit.perturb import Clean
 from semkit.schedule import SGD
 

@@ -12,10 +12,11 @@ import torch
 from pages import fresh_pages
 from torch import nn
 
-from semkit import bench, benchreport, figures, models, stopwatch
+from semkit import figures, models
 from semkit.cli import main
 from semkit.craft import Interrupted
 from semkit.engine import Engine, count_passes, input_gradient
+from semkit.speed import bench, benchreport, stopwatch
 
 CPU = Engine("cpu", "float32")
 PLAN = bench.Plan(

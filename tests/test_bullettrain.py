@@ -8,10 +8,10 @@ import torch
 from nets import batch, net
 from photos import image_set, image_split
 
-from semkit.bullettrain import BulletTrain, Mined, Mining, mining, spread
 from semkit.craft import CraftRecipe, Interrupted, craft
 from semkit.engine import Engine, count_passes, predict
 from semkit.learn import LearnRecipe, accuracy, fit
+from semkit.neighbours.bullettrain import BulletTrain, Mined, Mining, mining, spread
 from semkit.objectives import Mart, Plain, Trades
 from semkit.perturb import PGD, Clean, Uniform, shrunk
 from semkit.schedule import SGD

@@ -17,7 +17,7 @@ from PIL import Image
 
 from semkit import __version__
 from semkit.cli import main
-from semkit.options import COMMANDS
+from semkit.commands.options import COMMANDS
 
 QUICK = ["--preset", "quick", "--size", "8"]
 

@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 from nets import batch, net
 
-from semkit.convolve import blur, convolve
-from semkit.defences import LARGEST, ClassBlur, RandomBlur, rescaled
 from semkit.engine import count_passes, logits
+from semkit.neighbours.convolve import blur, convolve
+from semkit.neighbours.defences import LARGEST, ClassBlur, RandomBlur, rescaled
 
 
 def loss(model, x, y):

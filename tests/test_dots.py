@@ -7,7 +7,7 @@ from photos import image_set
 from test_plots import collisions
 
 from semkit import figures
-from semkit.dots import ATTACKS
+from semkit.drawings.dots import ATTACKS
 from semkit.measure import interval
 
 NAMES = ["none", "jpeg", "grayscale", "purifier=external.safetensors"]

@@ -15,16 +15,16 @@ from photos import contents, make_photos
 from PIL import Image
 
 from semkit.cli import main
-from semkit.convolve import ClassFilters, class_filters, convolve_set
+from semkit.commands.filtered import protect_by_filters
+from semkit.commands.originals import originals
+from semkit.commands.protect import protect
+from semkit.commands.protected import OutputError, check, likeness, protected_split
 from semkit.craft import Interrupted
 from semkit.data import load
-from semkit.filtered import protect_by_filters
 from semkit.image import read_image
 from semkit.imageset import ImageSet
-from semkit.originals import originals
+from semkit.neighbours.convolve import ClassFilters, class_filters, convolve_set
 from semkit.presets import craft_recipe
-from semkit.protect import protect
-from semkit.protected import OutputError, check, likeness, protected_split
 from semkit.report import read_rows
 
 KEY = "s3cret xylo7 phr4ze"

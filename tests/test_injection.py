@@ -11,8 +11,8 @@ from photos import image_set, image_split
 from semkit import models
 from semkit.craft import CraftRecipe, Interrupted, craft
 from semkit.engine import Engine, input_gradient, predict, train_step
-from semkit.injection import ChannelNoise, alphas, drawing, with_noise_injection
 from semkit.learn import LearnRecipe, accuracy, fit
+from semkit.neighbours.injection import ChannelNoise, alphas, drawing, with_noise_injection
 from semkit.perturb import EOT, PGD
 from semkit.pixels import LEVEL, box
 from semkit.schedule import SGD

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from semkit import figures, mixtureplots
-from semkit.convolve import class_filters
-from semkit.mixtures import Mixture, accuracies, bayes_rule
+from semkit import figures
+from semkit.drawings import mixtureplots
+from semkit.neighbours.convolve import class_filters
+from semkit.neighbours.mixtures import Mixture, accuracies, bayes_rule
 
 
 def test_the_border_is_where_the_rule_is_zero_and_the_ellipses_are_of_filtered_points():

@@ -8,12 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from semkit import models, plain
+from semkit import models
 from semkit.augment import FlipCrop
 from semkit.craft import CraftRecipe
 from semkit.engine import Engine, train_step
 from semkit.perturb import PGD, Clean, Uniform
 from semkit.pixels import LEVEL, uniform
+from semkit.speed import plain
 
 craft = import_module("semkit.craft")  # the package's own name `craft` is the function
 ENGINE = Engine("cpu", "float64")

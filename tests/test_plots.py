@@ -15,9 +15,9 @@ from PIL import Image
 
 from semkit import figures
 from semkit.designs import noise_sides, pairs
+from semkit.drawings.plots import grid_cells, noise_side, styles
 from semkit.measure import Correlation, correlation, interval
 from semkit.patterns import class_means, radial_spectrum
-from semkit.plots import grid_cells, noise_side, styles
 
 SIDES = "none", "random", "adversarial"
 

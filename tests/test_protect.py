@@ -15,16 +15,16 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from semkit.cli import main
+from semkit.commands.originals import originals
+from semkit.commands.protect import protect
+from semkit.commands.protected import OutputError, check, protected_split
 from semkit.craft import Interrupted
 from semkit.data import DataError, load
 from semkit.files import is_image_name
 from semkit.image import read_image
 from semkit.noise import NoiseError
 from semkit.noise import load as load_noise
-from semkit.originals import originals
 from semkit.presets import craft_recipe
-from semkit.protect import protect
-from semkit.protected import OutputError, check, protected_split
 from semkit.quality import ssim
 from semkit.schedule import SGD
 

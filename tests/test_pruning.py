@@ -9,15 +9,15 @@ from photos import image_split
 
 from semkit.craft import Interrupted
 from semkit.engine import Engine
-from semkit.injection import alphas
 from semkit.learn import accuracy, fit
 from semkit.measure import interval
+from semkit.neighbours.injection import alphas
+from semkit.neighbours.pruning import BASELINE, OURS, Cut, judged, pruned_rows, robust_learners
+from semkit.neighbours.sparse import pruned, weights
 from semkit.objectives import Rsr
 from semkit.perturb import EOT
-from semkit.pruning import BASELINE, OURS, Cut, judged, pruned_rows, robust_learners
 from semkit.report import read_rows
 from semkit.schedule import SGD
-from semkit.sparse import pruned, weights
 
 ENGINE = Engine("cpu", "float32")
 QUICK = Cut(SGD(steps=2, batch=16, lr=0.02), EOT(8, 1, draws=2), 20)

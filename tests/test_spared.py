@@ -7,10 +7,11 @@ import pytest
 import torch
 from photos import image_split
 
-from semkit import figures, spared
-from semkit.bullettrain import groups
+from semkit import figures
 from semkit.engine import Engine
 from semkit.measure import interval
+from semkit.neighbours import spared
+from semkit.neighbours.bullettrain import groups
 from semkit.report import read_rows
 from semkit.schedule import SGD
 

@@ -11,12 +11,12 @@ from torch import nn
 from torch.nn.utils import prune
 
 from semkit.engine import Engine, predict, train_step
-from semkit.injection import alphas, drawing, with_noise_injection
 from semkit.learn import LearnRecipe, fit
+from semkit.neighbours.injection import alphas, drawing, with_noise_injection
+from semkit.neighbours.sparse import check_sparsity, lasso, pruned, sparsity, weights
 from semkit.objectives import Rsr
 from semkit.perturb import PGD
 from semkit.schedule import SGD
-from semkit.sparse import check_sparsity, lasso, pruned, sparsity, weights
 
 ENGINE = Engine("cpu", "float32")
 SHARES = (0.0, 0.5, 0.85, 0.95)

@@ -13,16 +13,16 @@ from pages import fresh_pages
 from photos import contents, image_set, make_photos
 
 from semkit import storage
-from semkit.corruptions import corrupted
+from semkit.commands.protected import protected_split
 from semkit.countermeasures import counter
 from semkit.craft import CraftRecipe, Interrupted, craft
 from semkit.data import load
 from semkit.engine import Engine
 from semkit.learn import LearnRecipe, accuracy, fit
+from semkit.neighbours.corruptions import corrupted
 from semkit.noise import Noise, clipped_fraction, effective, mean_effective, save
 from semkit.noise import load as load_noise
 from semkit.perturb import PGD, Uniform
-from semkit.protected import protected_split
 from semkit.schedule import SGD
 from semkit.state import newest
 from semkit.storage import Storage, zeros

@@ -8,10 +8,10 @@ import torch
 from photos import image_set, image_split
 
 from semkit.augment import Identity
-from semkit.convolve import ClassFilters, CleanPart, class_filters, convolve_set
 from semkit.craft import CraftRecipe, Interrupted, craft
 from semkit.engine import Engine, predict
 from semkit.learn import LearnRecipe, Pretrained, accuracy, fit
+from semkit.neighbours.convolve import ClassFilters, CleanPart, class_filters, convolve_set
 from semkit.noise import load
 from semkit.objectives import Trades
 from semkit.perturb import PGD, Clean, Uniform

@@ -10,13 +10,13 @@ from semkit.countermeasures import counter
 from semkit.engine import Engine, count_passes, input_gradient, predict
 from semkit.imageset import Split
 from semkit.learn import LearnRecipe
+from semkit.neighbours.obfuscated import attacked_rows, defence_rows, survived, transform_attacks
+from semkit.neighbours.transform import Behind, Transform, transformed
 from semkit.netfile import load_net, save_net
-from semkit.obfuscated import attacked_rows, defence_rows, survived, transform_attacks
 from semkit.perturb import EOT, PGD
 from semkit.pixels import LEVEL
 from semkit.schedule import SGD
 from semkit.study import learned_net, learned_row
-from semkit.transform import Behind, Transform, transformed
 
 ENGINE = Engine("cpu", "float32")
 LEARN = LearnRecipe(model="tiny", sgd=SGD(steps=30, batch=16), evaluations=1)

@@ -72,7 +72,7 @@ def blur(x: torch.Tensor, filters: torch.Tensor) -> torch.Tensor:
         result = the central H x W of full
 
     A true convolution, not the cross-correlation that nets call one; with zeros outside it is a Toeplitz matrix, as in
-    the theory (semkit.mixtures). An even k reaches one pixel further up and left.
+    the theory (semkit.neighbours.mixtures). An even k reaches one pixel further up and left.
     Raises ValueError for a kernel larger than the image.
     """
     (height, width), k = x.shape[-2:], filters.shape[-1]

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from semkit import __version__
+from semkit.commands.methodoptions import KEY_HELP
 from semkit.convert import UNITS
 from semkit.countermeasures import COUNTERMEASURES, PURIFIER, check_countermeasure
 from semkit.designs import DESIGNS
-from semkit.methodoptions import KEY_HELP
 from semkit.models import MODELS, check_model
 from semkit.netfile import check_net
 from semkit.pixels import NORMS, check_radius

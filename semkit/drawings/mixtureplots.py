@@ -5,8 +5,8 @@ from functools import lru_cache
 
 import numpy as np
 
-from semkit.mixtures import Mixture, accuracies, bayes_rule
-from semkit.plots import legend
+from semkit.drawings.plots import legend
+from semkit.neighbours.mixtures import Mixture, accuracies, bayes_rule
 
 DIMENSIONS = (1, 2, 3, 5, 8, 13, 20, 32, 50)
 # Column of mixtures.accuracies -> its label, colour, marker and line.

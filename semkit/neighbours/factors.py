@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from semkit.latent import Latent, best, share_of
+from semkit.neighbours.latent import Latent, best, share_of
 from semkit.pixels import check_count
 
 Labelled = tuple[np.ndarray, np.ndarray]  # images [N,...] and labels [N]

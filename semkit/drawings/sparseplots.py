@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from semkit.plots import by_method, legend, line, styles, summary
+from semkit.drawings.plots import by_method, legend, line, styles, summary
 
 
 def draw_pruned(clean, robust, rows: Sequence[dict]) -> None:

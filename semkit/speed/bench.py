@@ -13,7 +13,7 @@ from warnings import catch_warnings, simplefilter
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from semkit import models, plain
+from semkit import models
 from semkit.augment import FlipCrop
 from semkit.craft import CraftRecipe, Interrupted, craft, noise_step
 from semkit.engine import Engine, input_gradient, predict, train_step
@@ -21,7 +21,8 @@ from semkit.imageset import ImageSet
 from semkit.perturb import PGD, Clean, Uniform
 from semkit.pixels import LEVEL, check_count, uniform
 from semkit.schedule import SGD
-from semkit.stopwatch import SHORTEST, Run, clock, hardware, in_turn, peak_memory
+from semkit.speed import plain
+from semkit.speed.stopwatch import SHORTEST, Run, clock, hardware, in_turn, peak_memory
 
 NET = "tiny"  # for what is about sets, not about nets
 PAD = 4
@@ -223,8 +224,9 @@ def set_memory(n: int, size: int, batch: int, engine: Engine) -> int | None:
 
     Asked of a fresh process, since a process's peak never falls; None if that one failed, for want of memory perhaps.
     """
-    where = f"engine.Engine({engine.device!r}, {engine.precision!r})"
-    code = f"from semkit import bench, engine; print(bench.memory_here({n}, {size}, {batch}, {where}))"
+    where = f"Engine({engine.device!r}, {engine.precision!r})"
+    code = "from semkit.engine import Engine; from semkit.speed.bench import memory_here"
+    code += f"; print(memory_here({n}, {size}, {batch}, {where}))"
     # A session of its own: Ctrl-C is for this process, and what was asked is not interrupted half-way.
     asked = run([sys.executable, "-c", code], capture_output=True, text=True, start_new_session=True, check=False)
     return None if asked.returncode else int(asked.stdout)

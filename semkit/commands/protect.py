@@ -10,6 +10,8 @@ import numpy as np
 import torch
 
 from semkit import __version__, parallel
+from semkit.commands.originals import OnStep, Originals, job, originals
+from semkit.commands.protected import OutputError, read_report
 from semkit.craft import CraftRecipe
 from semkit.data import NAMES
 from semkit.engine import Engine
@@ -18,8 +20,6 @@ from semkit.image import apply_noise, write_png
 from semkit.imageset import ImageSet, check_fraction, stratified_share
 from semkit.models import check_model
 from semkit.noise import Noise, clipped_fraction, mean_effective, save
-from semkit.originals import OnStep, Originals, job, originals
-from semkit.protected import OutputError, read_report
 from semkit.quality import Quality
 from semkit.storage import Storage, blocks, zeros
 from semkit.study import as_dict, crafted_noise, key

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
-from semkit.bullettrain import KINDS, groups
+from semkit.drawings.plots import by_method, legend, styles
 from semkit.measure import interval
-from semkit.plots import by_method, legend, styles
+from semkit.neighbours.bullettrain import KINDS, groups
 
 LOOK = {"outlier": "#0072B2", "boundary": "#D55E00", "robust": "#009E73"}
 

@@ -12,14 +12,14 @@ from pathlib import Path
 import torch
 
 from semkit import models
-from semkit.augmix import AugMix
-from semkit.bullettrain import KINDS as SORTED
-from semkit.bullettrain import BulletTrain, Mined, Mining, mining
-from semkit.corruptions import KINDS, corrupted
 from semkit.engine import Engine, step_down
 from semkit.files import atomic_write
 from semkit.imageset import ImageSet, Split
 from semkit.learn import Learned, LearnRecipe, accuracy, fit
+from semkit.neighbours.augmix import AugMix
+from semkit.neighbours.bullettrain import KINDS as SORTED
+from semkit.neighbours.bullettrain import BulletTrain, Mined, Mining, mining
+from semkit.neighbours.corruptions import KINDS, corrupted
 from semkit.objectives import Mart, Trades
 from semkit.perturb import PGD, Clean
 from semkit.schedule import SGD

@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from semkit.convolve import ClassFilters, convolve_picture
+from semkit.commands.originals import OnStep, Originals, job, named_outputs, originals
 from semkit.data import NAMES, Split, find_folder
 from semkit.files import is_image_name, output_names, shown
 from semkit.image import UnreadableImage, difference, read_image, working_image
 from semkit.imageset import stratified_share
-from semkit.originals import OnStep, Originals, job, named_outputs, originals
+from semkit.neighbours.convolve import ClassFilters, convolve_picture
 from semkit.storage import Storage, zeros
 
 Judge = Callable[[int, Image.Image, Image.Image], str | None]  # (place, original, protected) -> what is wrong

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
+from semkit.drawings.plots import legend, line, reference, styles
 from semkit.measure import LABEL
 from semkit.patterns import radial_spectrum
-from semkit.plots import legend, line, reference, styles
 
 
 def rescaled(noise, scale: float) -> np.ndarray:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize, prune
 
-from semkit.injection import LAYERS
+from semkit.neighbours.injection import LAYERS
 
 
 def check_sparsity(value: float) -> float:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor, nn
 
-from semkit.convolve import blur, convolve
 from semkit.engine import input_gradient
+from semkit.neighbours.convolve import blur, convolve
 from semkit.pixels import check_count
 
 LARGEST = 5.0  # entry of a filter under ascent, in size

@@ -11,13 +11,13 @@ from torch import nn
 from semkit.craft import Interrupted
 from semkit.engine import Engine
 from semkit.imageset import Split
-from semkit.injection import alphas
 from semkit.learn import LearnRecipe, accuracy, fit
 from semkit.models import INJECTED
+from semkit.neighbours.injection import alphas
+from semkit.neighbours.sparse import check_sparsity, pruned, sparsity
 from semkit.objectives import Rsr
 from semkit.perturb import EOT, PGD
 from semkit.schedule import SGD
-from semkit.sparse import check_sparsity, pruned, sparsity
 from semkit.study import kept_json
 
 SPARSITIES = (0.0, 0.5, 0.7, 0.85, 0.95)

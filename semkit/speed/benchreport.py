@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from itertools import cycle
 from pathlib import Path
 
-from semkit.bench import Plan, bench
 from semkit.engine import Engine
 from semkit.files import atomic_write
+from semkit.speed.bench import Plan, bench
 
 COLOURS = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"  # Okabe and Ito's
 

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from semkit.engine import Engine, count_passes, predict
 from semkit.imageset import ImageSet, Split
 from semkit.learn import LearnRecipe
+from semkit.neighbours.transform import Behind, Transform, transformed
 from semkit.perturb import EOT, PGD, Clean, Perturbation
 from semkit.study import learned_net
-from semkit.transform import Behind, Transform, transformed
 
 BATCH = 100
 STEPS, DRAWS = 10, 4  # of an attack, and of one step of EOT

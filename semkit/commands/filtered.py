@@ -9,13 +9,13 @@ import numpy as np
 import torch
 
 from semkit import __version__
-from semkit.convolve import ClassFilters, check_kernel, convolve_picture
+from semkit.commands.originals import OnStep, Originals, job, originals
+from semkit.commands.protect import as_json, check_place, check_request
+from semkit.commands.protected import OutputError, read_report
 from semkit.files import atomic_write, remove_leftovers, shown
 from semkit.image import read_image, write_png
 from semkit.imageset import stratified_share
-from semkit.originals import OnStep, Originals, job, originals
-from semkit.protect import as_json, check_place, check_request
-from semkit.protected import OutputError, read_report
+from semkit.neighbours.convolve import ClassFilters, check_kernel, convolve_picture
 from semkit.quality import Quality
 from semkit.storage import Storage
 from semkit.study import as_dict

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from semkit.bullettrain import Mining
 from semkit.engine import predict, training_logits
+from semkit.neighbours.bullettrain import Mining
 from semkit.objectives import check_weight
 from semkit.perturb import Perturbation
 from semkit.pixels import check_count, to_float

@@ -1,0 +1,1 @@
+"""What the command line does with its options: folders of protected images, their reports and their checks."""

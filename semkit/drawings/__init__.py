@@ -1,0 +1,1 @@
+"""What the figures are drawn of: axes and rows in, marks on the axes out."""
