@@ -148,7 +148,9 @@ class BulletTrain(Perturbation):
         p = predict(model, x).softmax(1) if target is None else target
         found = self.mining.sort(p, y)
         x_adv = x.detach().clone()
-        for part, chosen in zip((self.outlier, self.boundary, self.robust), found, strict=True):
+        parts = (self.outlier, self.boundary, self.robust)
+        for part in dict.fromkeys(parts):  # kinds that get the same steps make one batch
+            chosen = torch.cat([index for other, index in zip(parts, found, strict=True) if other == part])
             if part.radius and len(chosen):
                 goal = None if target is None else target[chosen]
                 x_adv[chosen] = part.apply(model, x[chosen], y[chosen], drawn[chosen], goal)
