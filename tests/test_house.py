@@ -18,7 +18,7 @@ FLOORS = (
         "presets", "countermeasures", "study", "obfuscated", "designs", "cluster", "plots", "dots", "originals", "jobs",
         "bench", "exercises", "pruning", "sparseplots",
     },
-    {"mixtureplots", "methodoptions"},
+    {"mixtureplots", "methodoptions", "telling"},
     {
         "spared",
         "spareplots",
@@ -31,7 +31,9 @@ FLOORS = (
         "protected",
         "report",
     },
-    {"filtered", "options", "progress", "cli", "panels", "craftpanel"},
+    {"filtered", "options", "progress", "inputs"},
+    {"folders", "learners", "noisefiles", "timing", "lab"},
+    {"cli", "panels", "craftpanel"},
 )  # fmt: skip
 ONLY = {
     "matplotlib": {"figures"}, "distributed": {"cluster"}, "ipywidgets": {"panels", "craftpanel"},

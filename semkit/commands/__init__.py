@@ -1,1 +1,1 @@
-"""What the command line does with its options: folders of protected images, their reports and their checks."""
+"""What the command line does: its words, its commands, and the folders of protected images that they make and read."""

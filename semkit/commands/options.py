@@ -2,12 +2,12 @@
 
 import argparse
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from semkit import __version__
 from semkit.commands.methodoptions import KEY_HELP
+from semkit.commands.telling import complain
 from semkit.convert import UNITS
 from semkit.countermeasures import COUNTERMEASURES, PURIFIER, check_countermeasure
 from semkit.designs import DESIGNS
@@ -16,8 +16,6 @@ from semkit.netfile import check_net
 from semkit.pixels import NORMS, check_radius
 from semkit.presets import METHODS, PRESETS, check_name
 from semkit.storage import HOLDS
-
-BAD_INPUT = 2
 
 
 class _Parser(argparse.ArgumentParser):
@@ -29,12 +27,6 @@ class _Parser(argparse.ArgumentParser):
             known = [word.partition("=")[0] for word in words.split() if word.startswith("-")]
             message = f"{head}unrecognized arguments: {' '.join(known) or 'quote what has spaces in it'}"
         raise SystemExit(complain(f"{message} (see {self.prog} --help)"))
-
-
-def complain(message: object) -> int:
-    """Says what is wrong with the input, on one line of stderr; the exit code for it."""
-    print("semkit:", " ".join(str(message).split()), file=sys.stderr)
-    return BAD_INPUT
 
 
 def _checked(check: Callable) -> Callable:

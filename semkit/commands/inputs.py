@@ -1,0 +1,36 @@
+"""What a command works on, made from its options: the engine, and the images of a set or a folder."""
+
+from semkit.commands.originals import job
+from semkit.commands.protected import protected_split
+from semkit.commands.telling import tell
+from semkit.data import load
+from semkit.engine import Engine
+from semkit.files import shown
+from semkit.imageset import Split
+from semkit.storage import Storage
+
+
+def engine(options) -> Engine:
+    """The engine of --device, --precision and --compile."""
+    return Engine(options.device, options.precision, compile=options.compile)
+
+
+def where(options) -> dict:
+    """Which images are meant, beside IMAGES itself: keywords of `load`, `protect` and their like."""
+    names = ("size", "limit", "download", "skip_unreadable")
+    return {"root": options.data, **{name: getattr(options, name) for name in names}}
+
+
+def loaded(options, limit: int | None, on_step) -> Split:
+    """IMAGES, `limit` of them for training; what has to lie on a disk lies on that of --out or --cache."""
+    told, folder = job(on_step, "reading images"), vars(options).get("out") or options.cache
+    how = dict(seed=options.split_seed, storage=Storage(options.hold, folder), on_step=told)
+    return load(options.images, **how, **{**where(options), "limit": limit})
+
+
+def split(options, on_step) -> Split:
+    """IMAGES, the training images protected where --protected says so; tells which files were left out."""
+    images = loaded(options, options.limit, on_step)
+    for name in images.skipped:
+        tell(options, f"skipped, unreadable: {shown(name)}")
+    return protected_split(images, options.images, options.protected) if options.protected else images
