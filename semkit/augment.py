@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from semkit.pixels import check_count
+from semkit.pixels import check_count, check_share
 
 
 @dataclass(frozen=True)
@@ -128,4 +128,69 @@ class Cutout:
         return x.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None], 0.5)
 
 
-Augment = Identity | FlipCrop | ResizedCrop | Cutout
+def luma(x: torch.Tensor) -> torch.Tensor:
+    """[N,1,H,W]: .299 R + .587 G + .114 B of x [N,3,H,W]."""
+    return (x * torch.tensor([0.299, 0.587, 0.114], dtype=x.dtype, device=x.device)[:, None, None]).sum(1, keepdim=True)
+
+
+def turned(x: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
+    """x [N,3,H,W] with the hues of image n moved by turns[n] of the colour circle; greatest and least value are kept.
+
+    hue, in sixths of the circle: (G - B) / c where R is the greatest, 2 + (B - R) / c, 4 + (R - G) / c
+    channel = greatest - c min(k, 4 - k) within [0, 1],  k = (5, 3, 1) + hue mod 6,  c = greatest - least
+    """
+    (r, g, b), high, low = x.unbind(1), x.amax(1), x.amin(1)
+    c = high - low
+    wide = torch.where(c > 0, c, 1)
+    hue = torch.where(high == r, (g - b) / wide, torch.where(high == g, 2 + (b - r) / wide, 4 + (r - g) / wide))
+    hue = hue + 6 * turns[:, None, None]
+    k = torch.stack([(start + hue) % 6 for start in (5, 3, 1)], 1)
+    return high[:, None] - c[:, None] * torch.minimum(k, 4 - k).clamp(0, 1)
+
+
+@dataclass(frozen=True)
+class ColorJitter:
+    """The augmentation `first`, then every image in a light and in colours of its own.
+
+        x <- b x;  x <- c x + (1 - c) mean luma(x);  x <- s x + (1 - s) luma(x);  x <- turned(x, h), each within [0, 1]
+
+    b, c, s ~ U(1 - its share, 1 + its share), h ~ U(-hue, hue) in turns of the colour circle. One after the other as
+    written; torchvision's, of the same name, draws the order too, and once for a whole batch. Raises ValueError for a
+    share outside 0 to 1 and a hue outside 0 to 1/2.
+    """
+
+    brightness: float = 0.4
+    contrast: float = 0.4
+    saturation: float = 0.4
+    hue: float = 0.1
+    first: Identity | FlipCrop | ResizedCrop | Cutout = FlipCrop()
+
+    def __post_init__(self):
+        for name in ("brightness", "contrast", "saturation"):
+            object.__setattr__(self, name, check_share(getattr(self, name), name))
+        if not 0 <= self.hue <= 0.5:
+            raise ValueError(f"hue is 0 to 0.5, in turns of the colour circle, got {self.hue!r}")
+
+    def output_size(self, size: int) -> int:
+        return self.first.output_size(size)
+
+    def draw(self, n: int, size: tuple[int, int], generator: torch.Generator) -> tuple:
+        drawn = self.first.draw(n, size, generator)
+        spans = torch.tensor([self.brightness, self.contrast, self.saturation, self.hue], device=generator.device)
+        u = 2 * torch.rand(4, n, generator=generator, device=generator.device) - 1
+        return drawn, *(u * spans[:, None] + torch.tensor([1, 1, 1, 0], device=u.device)[:, None])
+
+    def apply(self, x: torch.Tensor, drawn: tuple) -> torch.Tensor:
+        x = self.first.apply(x, drawn[0])
+        brightness, contrast, saturation, turns = (values.to(x.dtype) for values in drawn[1:])
+
+        def blended(other: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
+            return torch.lerp(other, x, share[:, None, None, None]).clamp(0, 1)
+
+        x = blended(torch.zeros_like(x), brightness)
+        x = blended(luma(x).mean((2, 3), keepdim=True).expand_as(x), contrast)
+        x = blended(luma(x).expand_as(x), saturation)
+        return turned(x, turns)
+
+
+Augment = Identity | FlipCrop | ResizedCrop | Cutout | ColorJitter

@@ -1,13 +1,14 @@
 """What a trainer does to the training images first, to be rid of the protection; test images stay as they are.
 
 By image: a function of uint8 images [N,3,H,W] that looks at nothing else. By set: one that needs the labels too. By
-batch: an augmentation of the learner. All values are rounded, none is cut off.
+batch: an augmentation of the learner. By loss: what its steps go down on. All values are rounded, none is cut off.
 """
 
 import io
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -15,11 +16,13 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from semkit.augment import Augment, Cutout
+from semkit.augment import Augment, ColorJitter, Cutout
 from semkit.imageset import ImageSet
 from semkit.learn import LearnRecipe
+from semkit.neighbours.mixing import MIXTURES, Mixed
 from semkit.neighbours.transform import Transform, transformed
 from semkit.netfile import check_net
+from semkit.objectives import Plain
 from semkit.pixels import add_noise, check_count, to_float
 from semkit.presets import check_name
 
@@ -161,9 +164,13 @@ BY_IMAGE: dict[str, Callable[[Tensor], Tensor]] = {
     f.__name__: f for f in (none, jpeg, grayscale, bitdepth, mean, gaussian, median, bilateral)
 }
 BY_SET: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"projection": projection}
-BY_BATCH: dict[str, Callable[[Augment], Augment]] = {"cutout": lambda augment: Cutout(first=augment)}
+BY_BATCH: dict[str, Callable[[Augment], Augment]] = {
+    "cutout": lambda augment: Cutout(first=augment),
+    "colorjitter": lambda augment: ColorJitter(first=augment),
+}
+BY_LOSS: dict[str, Callable[[int], Mixed]] = {name: partial(Mixed, name) for name in MIXTURES}  # of how many classes
 PURIFIER = "purifier"  # purifier=FILE: each image moved by Transform(FILE), the file of an external net
-COUNTERMEASURES = (*BY_IMAGE, *BY_SET, *BY_BATCH, PURIFIER)
+COUNTERMEASURES = (*BY_IMAGE, *BY_SET, *BY_BATCH, *BY_LOSS, PURIFIER)
 
 
 def check_countermeasure(text: str) -> str:
@@ -203,11 +210,16 @@ def noise_left(images: Tensor, noise: Tensor, change: Callable[[Tensor], Tensor]
 def counter(train: ImageSet, recipe: LearnRecipe, names: Sequence[str]) -> tuple[ImageSet, LearnRecipe]:
     """The training images and the learner's recipe after the countermeasures, applied in the order given.
 
-    Only training images come in here. Raises ValueError for an unknown name and for a purifier without its net.
+    Only training images come in here. Raises ValueError for an unknown name, for a purifier without its net, and for
+    mixed images where the learner has another loss than the plain one.
     """
     for name in map(check_countermeasure, names):
         if name in BY_BATCH:
             recipe = replace(recipe, augment=BY_BATCH[name](recipe.augment))
+        elif name in BY_LOSS:
+            if recipe.objective != Plain():
+                raise ValueError(f"{name} needs a learner on the plain cross-entropy, it is on {recipe.objective}")
+            recipe = replace(recipe, objective=BY_LOSS[name](len(train.classes)))
         elif name != "none":
             train = replace(_changed(train, name), name=f"{train.name}, {name}")
     return train, recipe

@@ -19,20 +19,18 @@ Every name may end in "+injected", "tiny+injected": the net with noise injected 
 """
 
 import difflib
-import threading
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from semkit.chance import seeded
 from semkit.neighbours.injection import with_noise_injection
 from semkit.pixels import check_count
 
 INJECTED = "+injected"
 LARGE = 64  # pixels, from which an image is large enough for the ImageNet stem
-
-_seeding = threading.Lock()  # torch's default generator is shared by all threads
 
 
 class Centre(nn.Module):
@@ -242,8 +240,6 @@ def build(name: str, classes: int, seed: int = 0, size: int = 32) -> nn.Module:
     make = MODELS[check_model(name).removesuffix(INJECTED)]
     check_count(classes, "classes", 1)
     check_count(size, "size", 1)
-    with _seeding, torch.random.fork_rng(devices=[]):
-        # Not torch.manual_seed, which would seed the GPUs' generators too and leave them so.
-        torch.default_generator.manual_seed(seed)
+    with seeded(seed):
         model = make(classes, size)
     return with_noise_injection(model, seed) if name.endswith(INJECTED) else model

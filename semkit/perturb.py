@@ -2,7 +2,8 @@
 
 Every perturbation is called as perturbation(model, x, y, generator) -> x' for x [N,C,H,W] in [0,1] and y [N]. That is
 perturbation.apply(model, x, y, drawn) with all its randomness in drawn = perturbation.draw(x, generator).
-With target=p, the model's own class probabilities [N,classes] at x, an ascent climbs KL(p || f(x')), not CE(f(x'), y).
+With target=p, class probabilities [N,classes], an ascent climbs KL(p || f(x')), not CE(f(x'), y): the model's own at x
+(Trades), or the labels of mixed images (Mixed).
 """
 
 from dataclasses import dataclass, replace

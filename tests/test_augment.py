@@ -5,11 +5,16 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional as v2
 
-from semkit.augment import Cutout, FlipCrop, Identity, ResizedCrop
+from semkit.augment import ColorJitter, Cutout, FlipCrop, Identity, ResizedCrop, luma, turned
 
 
 def generator(seed=0):
     return torch.Generator().manual_seed(seed)
+
+
+def flat(drawn):
+    """The tensors of a draw, those of a first augmentation among them."""
+    return [t for part in drawn for t in (flat(part) if isinstance(part, tuple) else [part])]
 
 
 def floats(n, c, h, w, seed=0):
@@ -88,10 +93,10 @@ def test_without_flip_only_places_are_drawn():
     assert not flip.any() and len(set(top.tolist())) == len(set(left.tolist())) == 9
 
 
-@pytest.mark.parametrize("t", [FlipCrop(4), FlipCrop(2, flip=False), ResizedCrop(16)], ids=repr)
+@pytest.mark.parametrize("t", [FlipCrop(4), FlipCrop(2, flip=False), ResizedCrop(16), ColorJitter()], ids=repr)
 def test_draws_come_from_the_given_generator_only(t):
     before = torch.get_rng_state()
-    a, b, c = (t.draw(16, (32, 32), generator(s)) for s in (1, 1, 2))
+    a, b, c = (flat(t.draw(16, (32, 32), generator(s))) for s in (1, 1, 2))
     assert all(torch.equal(p, q) for p, q in zip(a, b, strict=True))
     assert not all(torch.equal(p, q) for p, q in zip(a, c, strict=True))
     assert torch.equal(torch.get_rng_state(), before)
@@ -174,3 +179,66 @@ def test_the_gradient_does_not_pass_the_square():
     drawn = augment.draw(4, (8, 8), generator())
     (g,) = torch.autograd.grad(augment.apply(x, drawn).sum(), x)
     assert torch.equal(g, (augment.apply(x, drawn) != 0.5).float())
+
+
+# -- light and colour --------------------------------------------------------------------------------------------------
+
+JITTER = ColorJitter(first=Identity())
+
+
+def jittered_one_by_one(x, drawn):
+    """ColorJitter.apply by torchvision, image after image."""
+    views = []
+    for image, b, c, s, h in zip(x, *drawn[1:], strict=True):
+        view = v2.adjust_saturation(v2.adjust_contrast(v2.adjust_brightness(image, b), c), s)
+        views.append(v2.adjust_hue(view, h))
+    return torch.stack(views)
+
+
+def test_jitter_is_torchvisions_image_by_image():
+    x = floats(60, 3, 9, 7)
+    x[0], x[1, 1:], x[2] = 0.5, 0, 1  # grey, red alone, white
+    drawn = JITTER.draw(60, (9, 7), generator(2))
+    ours, theirs = JITTER.apply(x, drawn), jittered_one_by_one(x, drawn)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=5e-4)  # torchvision's weights of R and G are .2989 and .587
+    twin = JITTER.apply(x, (drawn[0], *(values.roll(1) for values in drawn[1:])))
+    assert (twin - theirs).abs().mean() > 0.02
+
+
+@pytest.mark.parametrize("name", ["brightness", "contrast", "saturation", "hue"])
+def test_a_share_of_zero_leaves_that_as_it_is_and_the_others_reach_their_ends(name):
+    spans = {"brightness": 0.3, "contrast": 0.2, "saturation": 0.1, "hue": 0.05}
+    drawn = ColorJitter(**{**spans, name: 0}, first=Identity()).draw(4000, (8, 8), generator())[1:]
+    for (other, span), values in zip(spans.items(), drawn, strict=True):
+        middle, span = other != "hue", 0 if other == name else span
+        assert [v.item() for v in values.aminmax()] == pytest.approx([middle - span, middle + span], abs=2e-3)
+        assert len(values.unique()) > 3900 or other == name
+
+
+def test_jitter_of_no_size_changes_nothing_and_comes_after_the_first_augmentation():
+    x = floats(20, 3, 8, 8)
+    still = ColorJitter(0, 0, 0, 0, FlipCrop(2))
+    drawn = still.draw(20, (8, 8), generator(3))
+    torch.testing.assert_close(still.apply(x, drawn), FlipCrop(2).apply(x, drawn[0]), rtol=0, atol=1e-6)
+    assert ColorJitter(first=ResizedCrop(6)).output_size(8) == 6
+
+
+def test_a_turn_of_the_circle_is_none_and_a_third_moves_the_channels_on():
+    x = floats(3, 3, 5, 5)
+    torch.testing.assert_close(turned(x, torch.tensor([0.0, 1, -1])), x, rtol=0, atol=1e-5)
+    torch.testing.assert_close(turned(x, torch.full((3,), 1 / 3)), x.roll(1, 1), rtol=0, atol=1e-5)  # red is green
+    grey = luma(x).expand_as(x)
+    torch.testing.assert_close(turned(grey, torch.tensor([0.1, 0.2, 0.3])), grey)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "reason"),
+    [
+        ((1.5,), "brightness is a share, 0 to 1"),
+        ((0, -0.1), "contrast is a share"),
+        ((0, 0, 0, 0.6), "hue is 0 to 0.5"),
+    ],
+)
+def test_jitter_of_no_sense_is_refused(sizes, reason):
+    with pytest.raises(ValueError, match=reason):
+        ColorJitter(*sizes)

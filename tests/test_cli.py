@@ -338,12 +338,12 @@ def test_learn_reports_its_countermeasures_and_changes_the_training_images_only(
 
 def test_a_sweep_with_countermeasures_names_them_and_without_them_has_no_such_column(here, capsys):
     sweep = ["sweep", "photos", "--out", "out", "--methods", "clean", "em", "--radii", "0", "--seeds", "1", *QUICK]
-    assert run(*sweep, "--countermeasures", "none", "jpeg", "cutout", "--json") == 0
+    assert run(*sweep, "--countermeasures", "none", "jpeg", "mixup", "--json") == 0
     rows = json.loads(capsys.readouterr().out)
-    assert [row["countermeasure"] for row in rows] == 2 * ["none", "jpeg", "cutout"]
+    assert [row["countermeasure"] for row in rows] == 2 * ["none", "jpeg", "mixup"]
     assert Image.open(here / "out/figure.png").convert("L")
     lines = [line.split("|")[1].strip() for line in (here / "out/table.md").read_text().splitlines()]
-    assert lines[2:] == ["clean images", "clean images, jpeg", "clean images, cutout", "EM", "EM, jpeg", "EM, cutout"]
+    assert lines[2:] == ["clean images", "clean images, jpeg", "clean images, mixup", "EM", "EM, jpeg", "EM, mixup"]
     runs = contents(here / "out/runs")
     assert run(*sweep, "--json") == 0
     plain = json.loads(capsys.readouterr().out)

@@ -10,9 +10,11 @@ from photos import image_set, image_split
 from PIL import Image
 from scipy import ndimage
 
-from semkit.augment import Cutout, FlipCrop
+from semkit.augment import ColorJitter, Cutout, FlipCrop
 from semkit.countermeasures import (
+    BY_BATCH,
     BY_IMAGE,
+    BY_LOSS,
     COUNTERMEASURES,
     PURIFIER,
     bilateral,
@@ -26,6 +28,8 @@ from semkit.countermeasures import (
 )
 from semkit.engine import Engine
 from semkit.learn import LearnRecipe, fit
+from semkit.neighbours.mixing import Mixed
+from semkit.objectives import Trades
 from semkit.schedule import SGD
 from semkit.study import learned_row
 
@@ -197,10 +201,22 @@ def test_several_are_applied_in_the_order_given():
     assert same.fingerprint == train.fingerprint and same.name == train.name and recipe == LEARN
 
 
-def test_cutout_is_the_learners_augmentation():
+def test_what_is_by_batch_is_the_learners_augmentation():
     train = image_set(10, 16)
     same, recipe = counter(train, LEARN, ["cutout"])
     assert same is train and recipe == replace(LEARN, augment=Cutout(first=FlipCrop()))
+    same, recipe = counter(train, LEARN, ["cutout", "colorjitter"])
+    assert same is train and recipe == replace(LEARN, augment=ColorJitter(first=Cutout(first=FlipCrop())))
+
+
+def test_what_is_by_loss_is_the_learners_objective():
+    train = image_set(10, 16, classes=3)
+    for name in BY_LOSS:
+        same, recipe = counter(train, LEARN, [name])
+        assert same is train and recipe == replace(LEARN, objective=Mixed(name, 3))
+    for objective, names in ((Trades(), ["mixup"]), (LEARN.objective, ["cutmix", "mixup"])):
+        with pytest.raises(ValueError, match="mixup needs a learner on the plain cross-entropy, it is on"):
+            counter(train, replace(LEARN, objective=objective), names)
 
 
 def test_labels_are_kept_and_a_changed_set_is_another_run(tmp_path):
@@ -211,7 +227,7 @@ def test_labels_are_kept_and_a_changed_set_is_another_run(tmp_path):
         learned_row(train, split.test, recipe, engine=ENGINE, cache=tmp_path)
         assert torch.equal(train.labels, split.train.labels) and train.files == split.train.files
         fingerprints.add(train.fingerprint)
-    assert len(fingerprints) == len(names) - 1  # cutout's images are those of none
+    assert len(fingerprints) == len(names) - len(BY_BATCH) - len(BY_LOSS)  # whose images are those of none
     assert len(list(tmp_path.glob("learner-*"))) == len(names)
 
 

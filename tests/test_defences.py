@@ -54,6 +54,15 @@ def test_the_ascent_ascends_and_images_of_a_class_share_a_filter():
     assert after.shape == x.shape and 0 <= after.min() and after.max() <= 1
 
 
+def test_soft_labels_are_climbed_and_sharp_ones_are_labels():
+    model, (x, y) = net(torch.float64, opinion=5), batch(6, dtype=torch.float64)
+    how, sharp = ClassBlur(3, 3, 5.0), F.one_hot(y, 4).double()
+    assert torch.allclose(how(model, x, y, target=sharp), how(model, x, y), atol=1e-12)
+    assert not torch.allclose(how(model, x, y, target=sharp.roll(1, 0)), how(model, x, y), atol=1e-4)
+    blurs = (RandomBlur()(None, x, y, torch.Generator().manual_seed(1), target) for target in (None, sharp))
+    assert torch.equal(*blurs)
+
+
 def test_no_step_is_rescaling_alone_and_every_step_is_a_pass():
     model, (x, y) = net(), batch()
     assert torch.equal(ClassBlur(5, 0)(model, x, y), rescaled(x))

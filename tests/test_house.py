@@ -7,12 +7,12 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "semkit"
 FLOORS = (
-    {"pixels", "files", "image", "mixtures", "latent", "injection"},
+    {"pixels", "files", "image", "mixtures", "latent", "injection", "chance"},
     {"augment", "imageset", "folding", "models", "parallel", "storage"},
     {"engine", "shapes", "data", "noise", "quality", "convolve", "factors"},
     {"netfile", "perturb", "schedule", "state", "foreign", "convert", "stopwatch", "sparse", "bullettrain"},
     {"objectives", "corruptions", "transform"},
-    {"augmix"},
+    {"augmix", "mixing"},
     {"craft", "defences", "learn", "measure", "patterns", "plain"},
     {
         "presets", "countermeasures", "study", "obfuscated", "designs", "cluster", "plots", "dots", "originals", "jobs",

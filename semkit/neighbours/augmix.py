@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
+from semkit.chance import drawn_seed, seeded
 from semkit.engine import predict, training_logits
 from semkit.neighbours.bullettrain import Mining
 from semkit.objectives import check_weight
@@ -29,10 +30,7 @@ def mixed(x: Tensor, severity: int = 3, generator: Generator | None = None) -> T
     draws from torch's global generator: it is seeded from `generator` for this call, and put back.
     """
     levels = (255 * x).round().clamp(0, 255).to("cpu", torch.uint8)
-    with torch.random.fork_rng(devices=[]):
-        if generator is not None:
-            seed = torch.randint(2**62, (), generator=generator, device=generator.device)
-            torch.manual_seed(int(seed))
+    with seeded(drawn_seed(generator)):
         out = torch.stack([_transform(severity)(image) for image in levels])
     return torch.empty_like(x).copy_(to_float(out))
 

@@ -10,6 +10,7 @@ from torch import Generator, Tensor, nn
 
 from semkit.engine import input_gradient
 from semkit.neighbours.convolve import blur, convolve
+from semkit.perturb import Perturbation
 from semkit.pixels import check_count
 
 LARGEST = 5.0  # entry of a filter under ascent, in size
@@ -23,7 +24,7 @@ def rescaled(x: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class RandomBlur:
+class RandomBlur(Perturbation):
     """Every image filtered by a filter of its own, drawn as a protector draws those of classes: augmentation.
 
         entries ~ U(0, strength), one of them, at random, 1;  the result divided by its maximum
@@ -41,15 +42,18 @@ class RandomBlur:
         if not 0 < self.strength <= 1:
             raise ValueError(f"strength must be above 0 and at most 1, got {self.strength:g}")
 
-    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, generator: Generator | None = None) -> Tensor:
+    def draw(self, x: Tensor, generator: Generator | None = None) -> Tensor:
+        """The filters, [N,kernel,kernel]."""
         n, k, how = len(x), self.kernel, dict(generator=generator, device=x.device)
         filters = self.strength * torch.rand(n, k * k, **how)
-        filters.scatter_(1, torch.randint(0, k * k, (n, 1), **how), 1.0)
-        return convolve(x, filters.view(n, k, k))
+        return filters.scatter_(1, torch.randint(0, k * k, (n, 1), **how), 1.0).view(n, k, k)
+
+    def apply(self, model: nn.Module, x: Tensor, y: Tensor, drawn: Tensor, target: Tensor | None = None) -> Tensor:
+        return convolve(x, drawn)
 
 
 @dataclass(frozen=True)
-class ClassBlur:
+class ClassBlur(Perturbation):
     """DAT: for every class in the batch the filter under which the learner's loss is large, found by ascent.
 
         w_c <- clip(w_c + rate * d/dw_c mean over the batch of CE(f(rescaled(blur(x, w_y))), y), -5, 5)
@@ -73,8 +77,12 @@ class ClassBlur:
         """Input gradients per image."""
         return self.steps
 
-    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, generator: Generator | None = None) -> Tensor:
-        x, k = x.detach(), self.kernel
+    def draw(self, x: Tensor, generator: Generator | None = None) -> Tensor:
+        """Nothing for each image: [N,C,H,0]."""
+        return x[..., :0]
+
+    def apply(self, model: nn.Module, x: Tensor, y: Tensor, drawn: Tensor, target: Tensor | None = None) -> Tensor:
+        x, k, goal = x.detach(), self.kernel, y if target is None else target
         _, which = y.unique(return_inverse=True)
         filters = x.new_zeros(int(which.max()) + 1, k, k)
         filters[:, k // 2, k // 2] = 1
@@ -82,7 +90,7 @@ class ClassBlur:
             with torch.enable_grad():
                 filters.requires_grad_()
                 blurred = rescaled(blur(x, filters[which]))
-                slope = input_gradient(model, blurred, y) / len(x)
+                slope = input_gradient(model, blurred, goal) / len(x)
                 (uphill,) = torch.autograd.grad(blurred, filters, slope)
             filters = (filters.detach() + self.rate * uphill).clamp(-LARGEST, LARGEST)
         return rescaled(blur(x, filters[which]))

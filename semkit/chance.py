@@ -1,0 +1,26 @@
+"""Torch's global generator, lent to library code that draws from it: seeded for a block of code, and put back."""
+
+import contextlib
+import threading
+from collections.abc import Iterator
+
+import torch
+
+_lending = threading.Lock()  # all threads share the one generator
+
+
+def drawn_seed(generator: torch.Generator | None = None) -> int:
+    """A seed drawn from `generator`, or from torch's own without one."""
+    return int(torch.randint(2**62, (), generator=generator, device=generator.device if generator else None))
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Inside the block, draws on the CPU without a generator follow from `seed`; afterwards from what they did before.
+
+    One thread at a time, and no block inside another.
+    """
+    with _lending, torch.random.fork_rng(devices=[]):
+        # Not torch.manual_seed, which would seed the GPUs' generators too and leave them so.
+        torch.default_generator.manual_seed(seed)
+        yield
