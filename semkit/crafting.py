@@ -11,6 +11,7 @@ from torch import nn
 
 from semkit import figures
 from semkit.craft import CraftRecipe
+from semkit.drawings.shown import as_html
 from semkit.engine import Engine, Passes, count_passes, predict_seconds
 from semkit.imageset import ImageSet, Split, stratified_limit
 from semkit.learn import LearnRecipe, accuracy
@@ -179,7 +180,7 @@ def strip_html(images: ImageSet, noise: torch.Tensor, what: Settings, caption: s
     radius, name = what.recipe.radius, LABEL[what.method]
     figure = figures.strip_figure(images.images[place].cpu(), {what.method: noise[place].cpu()}, radius=radius)
     alt = f"{len(place)} images, the same with {name} noise, and the noise: ±{radius:g} levels as black and white"
-    return figures.as_html(figure, alt, caption)
+    return as_html(figure, alt, caption)
 
 
 @dataclass
@@ -210,7 +211,7 @@ class Progress:
             protected, clean = (f"{100 * share:.0f} %" for share in list(self.right.values())[-1])
             alt = f"{alt}; it labels {protected} of images with noise rightly, {clean} of the same without"
             caption = "Trained on images with noise only: where the lines part, the surrogate has learned the noise."
-        return figures.as_html(figures.progress_figure(self.losses, self.right, total), alt, caption)
+        return as_html(figures.progress_figure(self.losses, self.right, total), alt, caption)
 
 
 def table_html(made: Made) -> str:

@@ -1,29 +1,17 @@
-"""Numbers and tensors in, matplotlib figures out, for notebooks and files; the only module that imports matplotlib."""
+"""Numbers and tensors in, matplotlib figures out: a function a figure, for notebooks and files."""
 
-import base64
-import html
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from io import BytesIO
-from pathlib import Path
 
 import numpy as np
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from semkit.drawings import dots, mixtureplots, pictures, plots, spareplots, sparseplots
-from semkit.files import atomic_write
+from semkit.drawings.shown import Figure, new_figure
+from semkit.drawings.shown import save as save  # these two for notebooks, which take all they draw with from here
+from semkit.drawings.shown import show as show
 from semkit.measure import Correlation
 from semkit.patterns import class_means
-
-
-def new_figure(width: float, height: float) -> Figure:
-    """An empty figure, size in inches, that belongs to no window and to no global state: safe in any thread."""
-    figure = Figure((width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
 
 
 def _titled(figure: Figure, title: str) -> Figure:
@@ -272,50 +260,3 @@ def embedding_figure(points: np.ndarray | Mapping[str, np.ndarray], groups: Sequ
         place.set_title(name, fontsize="medium")
     plots.legend(axes[-1])
     return _titled(figure, title)
-
-
-def _bytes(figure: Figure, kind: str, dpi: int) -> bytes:
-    buffer = BytesIO()
-    figure.savefig(buffer, format=kind, dpi=dpi)
-    return buffer.getvalue()
-
-
-def as_html(figure: Figure, alt: str, caption: str = "") -> str:
-    """The figure as HTML: <figure> with the alternative text that a notebook's own picture output would drop.
-
-    The picture is on white with a margin; the caption has the colour of the page's text, light or dark.
-    """
-    picture = base64.b64encode(_bytes(figure, "png", 100)).decode()
-    style = "max-width:100%;box-sizing:border-box;padding:8px;background:white"
-    image = f'<img alt="{html.escape(alt)}" style="{style}" src="data:image/png;base64,{picture}">'
-    below = f"<figcaption>{html.escape(caption)}</figcaption>" if caption else ""
-    return f'<figure style="margin:0 0 1em">{image}{below}</figure>'
-
-
-@dataclass(frozen=True, repr=False)
-class Shown:
-    """What a notebook's cell ends with: a page shows the HTML, a terminal the alternative text; save writes a file."""
-
-    html: str
-    alt: str
-    figure: Figure
-
-    def save(self, path: str | Path) -> None:
-        """The figure as a file at print quality, without its caption; the suffix of the path says the format."""
-        save(self.figure, path)
-
-    def _repr_html_(self) -> str:
-        return self.html
-
-    def __repr__(self) -> str:
-        return self.alt
-
-
-def show(figure: Figure, *, alt: str, caption: str = "") -> Shown:
-    """The figure for the end of a notebook's cell, with alternative text for those who cannot see it and a caption."""
-    return Shown(as_html(figure, alt, caption), alt, figure)
-
-
-def save(figure: Figure, path: str | Path) -> None:
-    """The figure as a file at print quality; the suffix of the path says the format."""
-    atomic_write(path, _bytes(figure, Path(path).suffix[1:], 300))

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 import ipywidgets as widgets
 
 from semkit import crafting, figures
+from semkit.drawings.shown import as_html
 from semkit.measure import LABEL, learner
 from semkit.noise import one_line
 
@@ -64,7 +65,7 @@ class FigurePanel:
         with self._drawing:  # the values are read inside, so that the last drawing is that of the last values
             try:
                 drawn = self._draw(**{name: knob.value for name, knob in self.knobs.items()})
-                self.figure.value, self.status.value = figures.as_html(*drawn), ""
+                self.figure.value, self.status.value = as_html(*drawn), ""
             except Exception as error:
                 self.figure.value, self.status.value = "", failure(error)
                 raise

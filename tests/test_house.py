@@ -10,7 +10,7 @@ FLOORS = (
     {"pixels", "files", "image", "mixtures", "latent", "injection", "chance"},
     {"augment", "imageset", "folding", "models", "parallel", "storage"},
     {"engine", "shapes", "data", "noise", "quality", "convolve", "factors"},
-    {"netfile", "perturb", "schedule", "state", "foreign", "convert", "stopwatch", "sparse", "bullettrain"},
+    {"netfile", "perturb", "schedule", "state", "foreign", "convert", "stopwatch", "sparse", "bullettrain", "shown"},
     {"objectives", "corruptions", "transform"},
     {"augmix", "mixing"},
     {"craft", "defences", "learn", "measure", "patterns", "plain"},
@@ -36,10 +36,11 @@ FLOORS = (
     {"cli", "panels", "craftpanel"},
 )  # fmt: skip
 ONLY = {
-    "matplotlib": {"figures"}, "distributed": {"cluster"}, "ipywidgets": {"panels", "craftpanel"},
+    "matplotlib": {"shown"}, "distributed": {"cluster"}, "ipywidgets": {"panels", "craftpanel"},
     "argparse": {"options"}, "torchmetrics": {"quality"},
 }  # fmt: skip
 FILES = {path.stem: path for path in PACKAGE.rglob("[!_]*.py")}
+DOTTED = {".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts): name for name, path in FILES.items()}
 MODULES = sorted(FILES)
 
 
@@ -55,8 +56,7 @@ def imports(tree):
 def known(tree):
     """The modules of semkit that the tree imports."""
     for module, names in imports(tree):
-        if f"{module}.".startswith("semkit."):
-            yield from (name for name in [module.split(".")[-1], *names] if name in MODULES)
+        yield from (DOTTED[path] for path in [module, *(f"{module}.{name}" for name in names)] if path in DOTTED)
 
 
 def floor(module):
@@ -77,6 +77,11 @@ def test_a_module_knows_only_its_floor_and_those_below(module):
 def test_an_import_from_above_would_be_seen():
     twin = ast.parse("def f():\n    from semkit.cli import main\nfrom semkit import report\nimport semkit.speed.bench")
     assert [floor(other) > floor("pixels") for other in known(twin)] == [True, True, True]
+
+
+def test_a_function_is_no_module_of_the_same_name():
+    twins = ast.parse("from semkit.files import shown\nfrom semkit.drawings import shown")
+    assert list(known(twins)) == ["files", "shown"]
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -1,17 +1,12 @@
-"""Figures: what they draw is what the rows and tensors say, nothing overlaps, pages show them in light and dark."""
+"""Figures: what they draw is what the rows and tensors say, and nothing overlaps."""
 
-import base64
-import io
-from html.parser import HTMLParser
 from itertools import combinations
 
 import numpy as np
 import pytest
 import torch
-from IPython.core.formatters import DisplayFormatter
 from matplotlib.text import Text
 from photos import image_set
-from PIL import Image
 
 from semkit import figures
 from semkit.designs import noise_sides, pairs
@@ -372,52 +367,3 @@ def test_an_embedding_has_a_panel_a_view_and_a_look_a_group():
     assert len({line.get_color() for line in left.lines}) == 3
     (alone,) = figures.embedding_figure(PLANE, GROUPS, title="t").axes
     assert alone.lines[0].get_xydata() == pytest.approx(PLANE[:4])
-
-
-class Page(HTMLParser):
-    """The tags with their attributes, and the text, of some HTML."""
-
-    def __init__(self, html):
-        super().__init__()
-        self.tags, self.text = [], ""
-        self.feed(html)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_data(self, data):
-        self.text += data
-
-
-def test_a_shown_figure_has_alternative_text_and_caption_whatever_is_in_them():
-    alt, caption = 'SEM < EM & "REM"', "<script>alert(1)</script> & so on"
-    shown = figures.show(FIGURES["losses"](), alt=alt, caption=caption)
-    formats, _ = DisplayFormatter().format(shown)
-    assert formats["text/plain"] == alt
-    page = Page(formats["text/html"])
-    assert [tag for tag, _ in page.tags] == ["figure", "img", "figcaption"]
-    assert page.tags[1][1]["alt"] == alt and page.text == caption
-    assert [tag for tag, _ in Page(figures.show(FIGURES["losses"](), alt=alt).html).tags] == ["figure", "img"]
-
-
-def test_the_picture_is_opaque_white_and_the_caption_takes_the_colour_of_the_page():
-    page = Page(figures.as_html(FIGURES["losses"](), "alt", "caption"))
-    _, image = page.tags[1]
-    with Image.open(io.BytesIO(base64.b64decode(image["src"].split(",")[1]))) as picture:
-        assert picture.size == (800, 400)
-        rgba = np.asarray(picture.convert("RGBA"))
-    assert (rgba[[0, 0, -1, -1], [0, -1, 0, -1]] == 255).all() and (rgba[..., 3] == 255).all()
-    assert "background:white" in image["style"] and "max-width:100%" in image["style"]
-    assert all("color" not in attributes.get("style", "") for _, attributes in page.tags)
-
-
-def test_a_figure_is_saved_at_print_quality_and_an_unknown_format_leaves_no_file(tmp_path):
-    figure = FIGURES["losses"]()
-    figures.save(figure, tmp_path / "a.png")
-    with Image.open(tmp_path / "a.png") as picture:
-        assert picture.size == (2400, 1200)
-    figures.show(figure, alt="alt").save(tmp_path / "a.pdf")
-    assert (tmp_path / "a.pdf").read_bytes().startswith(b"%PDF")
-    with pytest.raises(ValueError, match="supported formats"):
-        figures.save(figure, tmp_path / "a.painting")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.pdf", "a.png"]

@@ -133,9 +133,9 @@ def run_bench(plan: Plan, engine: Engine, out: Path | None = None, **told) -> di
 
 
 def _write_figure(result: dict, path: Path) -> None:
-    from semkit import figures  # matplotlib takes a second that the other commands need not pay
+    from semkit.drawings.shown import new_figure, save  # matplotlib takes a second that the other commands need not pay
 
-    figure = figures.new_figure(14, 1.6 + 0.3 * len(pairs(result)))
+    figure = new_figure(14, 1.6 + 0.3 * len(pairs(result)))
     draw(figure.subplots(1, 3), result)
     figure.suptitle(f"{machine(result)}\n{conditions(result)}, bars: smallest to largest", fontsize="medium")
-    figures.save(figure, path)
+    save(figure, path)
