@@ -114,7 +114,8 @@ class Engine:
         model.engine = self
         was_training = model.training
         # Not a sub-module: its weights are the model's own, and must not be saved or trained twice.
-        object.__setattr__(model, "folded", Folded(model.eval(), self.compile) if self.fold else None)
+        inside = torch.bfloat16 if self.precision == "bfloat16" else None
+        object.__setattr__(model, "folded", Folded(model.eval(), self.compile, inside) if self.fold else None)
         return model.train(was_training)
 
     def images(self, images: torch.Tensor) -> torch.Tensor:

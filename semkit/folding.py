@@ -45,11 +45,12 @@ class Folded:
     train mode. Not counted are writes through .data, fused optimizers in eval mode, and a tensor put in another's
     place: Engine.prepare the model anew after those. `why_not` says why a model could not be traced; it then runs as
     it is. compiled: through torch.compile, which takes seconds at the first call and at every new shape, and then is
-    faster; where it fails it warns, once, and the traced graph runs as it is.
+    faster; where it fails it warns, once, and the traced graph runs as it is. dtype: what the folded weights are kept
+    in, so that autocast has nothing to round at every call.
     """
 
-    def __init__(self, model: nn.Module, compiled: bool = False):
-        self.model, self.pairs, self.why_not = model, [], None
+    def __init__(self, model: nn.Module, compiled: bool = False, dtype: torch.dtype | None = None):
+        self.model, self.dtype, self.pairs, self.why_not = model, dtype, [], None
         self.sources = [*model.parameters(), *model.buffers()]
         self.version = None
         try:
@@ -76,7 +77,7 @@ class Folded:
             fused = SideBySide(
                 conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation,
                 conv.groups, bias=True, padding_mode=conv.padding_mode, device=conv.weight.device,
-                dtype=conv.weight.dtype,
+                dtype=self.dtype or conv.weight.dtype,
             ).requires_grad_(False)  # fmt: skip
             self.pairs.append((conv, norm, fused))
             # The traced graph has its own containers: the model keeps its convolution.
@@ -95,7 +96,8 @@ class Folded:
             weight, bias = fuse_conv_bn_weights(
                 conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
             )
-            fused.weight.data, fused.bias.data = weight.data, bias.data  # the parameters stay: compiled code holds them
+            # The parameters stay: compiled code holds them.
+            fused.weight.data, fused.bias.data = weight.to(fused.weight.dtype), bias.to(fused.bias.dtype)
         self.version = version
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:

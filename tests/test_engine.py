@@ -15,7 +15,7 @@ from torch import nn
 
 from semkit import models
 from semkit.engine import Engine, count_passes, evaluating, input_gradient, logits, predict, train_step
-from semkit.folding import SideBySide
+from semkit.folding import Folded, SideBySide
 from semkit.perturb import PGD
 
 CPU = Engine("cpu", "float32")
@@ -192,6 +192,17 @@ def test_a_prepared_net_answers_as_the_plain_one_before_and_after_training(name)
         assert losses[0] == pytest.approx(losses[1], abs=1e-9)
     assert list(model.state_dict()) == list(twin.state_dict())
     assert all(w.requires_grad for w in model.parameters())
+
+
+def test_weights_kept_in_bfloat16_are_what_autocast_makes_of_them_at_every_call():
+    (x, y), rough = batch(), Engine("cpu", "bfloat16")
+    model, twin = rough.prepare(net()), rough.prepare(net())
+    object.__setattr__(twin, "folded", Folded(twin.eval()))
+    for _ in range(2):
+        assert torch.equal(input_gradient(model, x, y), input_gradient(twin, x, y))
+        assert model.folded.pairs[0][2].weight.dtype != twin.folded.pairs[0][2].weight.dtype
+        for m in (model, twin):
+            train_step(m, sgd(m), x, y)
 
 
 def test_a_prepared_net_follows_weights_that_are_loaded_and_copies_follow_their_own():
