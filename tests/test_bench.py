@@ -16,7 +16,7 @@ from semkit import figures, models
 from semkit.cli import main
 from semkit.craft import Interrupted
 from semkit.engine import Engine, count_passes, input_gradient
-from semkit.speed import bench, benchreport, stopwatch
+from semkit.speed import bench, benchreport, sets, stopwatch
 
 CPU = Engine("cpu", "float32")
 PLAN = bench.Plan(
@@ -120,7 +120,7 @@ def test_a_switch_turns_one_thing_off_and_the_gradient_stays():
     assert others.pop(batching).batch_samples is False
     assert set(others) == {(gradient, "engine without channels_last"), (gradient, "engine without folding")}
     assert (gradient, "engine without bfloat16") in bench.switches(replace(engine, precision="bfloat16"))
-    data = bench._images(4, 32)
+    data = sets.random_images(4, 32)
     expected = input_gradient(engine.prepare(models.build("tiny", 10)), engine.images(data.images), data.labels)
     for path, other in others.items():
         changed = [name for name in ("precision", "layout", "fold") if getattr(other, name) != getattr(engine, name)]
@@ -141,29 +141,31 @@ def test_operations_are_counted_as_by_hand():
 
 def test_the_cost_of_a_set_counts_every_image_and_can_be_stopped():
     told = []
-    assert bench.set_seconds(8, PLAN, CPU, lambda: told.append(0)) > 0
+    assert sets.set_seconds(8, 4, 1, CPU, lambda: told.append(0)) > 0
     assert len(told) == 1 + 8  # a training step, and the final pass over 8 batches
-    bench.set_seconds(8, replace(PLAN, sets=(8, 128)), CPU, lambda: told.append(0))
-    assert len(told) == 3 * (1 + 8)  # twice, as the largest set has 16 times as many images
+    sets.set_seconds(8, 4, 2, CPU, lambda: told.append(0))
+    assert len(told) == 3 * (1 + 8)
+    # A small set is crafted twice a round where the largest has 16 times as many images.
+    assert (PLAN.times(8), replace(PLAN, sets=(8, 128)).times(8), replace(PLAN, sets=(8, 128)).times(128)) == (1, 2, 1)
 
     def stop():
         raise Interrupted("stopped")
 
     with pytest.raises(Interrupted):
-        bench.set_seconds(8, PLAN, CPU, stop)
+        sets.set_seconds(8, 4, 1, CPU, stop)
 
 
 @pytest.mark.whole
 def test_the_memory_of_a_set_is_its_images_and_noise_and_not_what_this_process_holds():
     held = torch.ones(2**28 // 4)  # 256 MiB, which a peak inherited from here would show
     kept = 2 * 12_000 * 3 * 32 * 32
-    used = bench.set_memory(12_000, 32, 4, CPU)
+    used = sets.set_memory(12_000, 32, 4, CPU)
     assert kept <= used < kept + 2**27 and len(held)
 
 
 @pytest.mark.whole
 def test_the_memory_of_a_set_that_does_not_fit_is_not_known():
-    assert bench.set_memory(2**45, 32, 4, CPU) is None
+    assert sets.set_memory(2**45, 32, 4, CPU) is None
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ FLOORS = (
     {"craft", "defences", "learn", "measure", "patterns", "plain"},
     {
         "presets", "countermeasures", "study", "obfuscated", "designs", "cluster", "plots", "dots", "originals", "jobs",
-        "bench", "exercises", "pruning", "sparseplots",
+        "sets", "bench", "exercises", "pruning", "sparseplots",
     },
     {"mixtureplots", "methodoptions", "telling"},
     {

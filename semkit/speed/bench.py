@@ -1,13 +1,10 @@
 """The kit's own speed: the engine against the plain reference, in turn in one process, medians with their spread."""
 
-import sys
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from itertools import count
 from statistics import median
-from subprocess import run
 from warnings import catch_warnings, simplefilter
 
 import torch
@@ -15,16 +12,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from semkit import models
 from semkit.augment import FlipCrop
-from semkit.craft import CraftRecipe, Interrupted, craft, noise_step
+from semkit.craft import CraftRecipe, Interrupted, noise_step
 from semkit.engine import Engine, input_gradient, predict, train_step
-from semkit.imageset import ImageSet
 from semkit.perturb import PGD, Clean, Uniform
 from semkit.pixels import LEVEL, check_count, uniform
-from semkit.schedule import SGD
 from semkit.speed import plain
-from semkit.speed.stopwatch import SHORTEST, Run, clock, hardware, in_turn, peak_memory
+from semkit.speed.sets import NET, random_images, set_memory, set_seconds
+from semkit.speed.stopwatch import SHORTEST, Run, clock, hardware, in_turn
 
-NET = "tiny"  # for what is about sets, not about nets
 PAD = 4
 PRODUCT = "matrix product"
 
@@ -34,9 +29,8 @@ class Plan:
     """What is timed. Nets by name at `batch` images of 32 px, `rounds` times.
 
     samples: EOT samples of a noise step (published: 5, the same work repeated); attack_steps: ascent steps inside REM
-    and AT. sets: sizes of image sets in batches, for the
-    cost of an image, in `set_rounds` rounds; compiled: torch.compile too; memory: (images, side, batch) of the sets
-    whose peak memory is asked.
+    and AT; compiled: torch.compile too. sets: sizes of image sets in batches, for the cost of an image, in
+    `set_rounds` rounds; memory: (images, side, batch) of the sets whose peak memory is asked.
     Raises ValueError for what cannot be.
     """
 
@@ -62,6 +56,10 @@ class Plan:
         how = dict(samples=self.samples, augment=FlipCrop(PAD))
         return {method: CraftRecipe(noise_side=side, **how) for method, side in sides.items()}
 
+    def times(self, batches: int) -> int:
+        """How often a set is crafted a round: small ones several times, so that the machine's moods weigh no more."""
+        return max(1, max(self.sets) // (8 * batches))
+
 
 QUICK = Plan(
     nets=("tiny",), batch=16, rounds=2, attack_steps=2, sets=(8, 16), set_rounds=2, compiled=False,
@@ -77,11 +75,6 @@ def planned(*, quick: bool = False, **given) -> Plan:
 
 
 # -- what is timed -----------------------------------------------------------------------------------------------------
-
-
-def _images(n: int, size: int) -> ImageSet:
-    levels = torch.randint(0, 256, (n, 3, size, size), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    return ImageSet(levels, torch.arange(n) % 10, tuple("0123456789"))
 
 
 def _view(x, generator):
@@ -123,7 +116,7 @@ def _works(plan: Plan, model, x, y, generator, view, noise, train) -> dict[str, 
 
 
 def _engine_works(plan: Plan, net: str, engine: Engine) -> dict[str, Run]:
-    data = _images(plan.batch, 32)
+    data = random_images(plan.batch, 32)
     model = engine.prepare(models.build(net, 10))
     x, y = engine.images(data.images), data.labels.to(engine.device)
     works = _works(plan, model, x, y, engine.generator(0), _view, noise_step, _train)
@@ -131,7 +124,7 @@ def _engine_works(plan: Plan, net: str, engine: Engine) -> dict[str, Run]:
 
 
 def _plain_works(plan: Plan, net: str, device: str) -> dict[str, Run]:
-    data = _images(plan.batch, 32)
+    data = random_images(plan.batch, 32)
     x, y = (data.images / 255).to(device), data.labels.to(device)
     generator = torch.Generator(device).manual_seed(0)
     return _works(plan, models.build(net, 10).to(device), x, y, generator, _plain_view, _plain_noise, _plain_train)
@@ -155,7 +148,7 @@ def _compiles(engine: Engine) -> bool:
     model = replace(engine, compile=True).prepare(models.build(NET, 10))
     with catch_warnings():
         simplefilter("ignore")
-        predict(model, engine.images(_images(2, 32).images))
+        predict(model, engine.images(random_images(2, 32).images))
     return model.folded.compiled
 
 
@@ -180,56 +173,6 @@ def gradient_flops(net: str, n: int) -> float:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         models.build(net, 10).eval()(torch.zeros(1, 3, 32, 32))
     return 2.0 * n * counter.get_total_flops()
-
-
-# -- sets: the cost of an image, and memory ----------------------------------------------------------------------------
-
-
-def _set_recipe(steps: int, batch: int) -> CraftRecipe:
-    sgd = SGD(steps=steps, batch=batch)
-    return CraftRecipe(surrogate_side=Clean(), steps=1, samples=1, augment=FlipCrop(PAD), surrogate=NET, sgd=sgd)
-
-
-def set_seconds(batches: int, plan: Plan, engine: Engine, tell: Run) -> float:
-    """Seconds per image of crafting noise for a set: its final visit, and a training visit for one image in eight.
-
-    The mean of several runs for small sets, so that a moment of the machine's weighs no more on them.
-    """
-    n, again = batches * plan.batch, _runs_of_set(batches, plan)
-    images, recipe = _images(n, 32), _set_recipe(batches // 8, plan.batch)
-    made = [craft(images, recipe, engine=engine, on_step=lambda *_: tell()) for _ in range(again)]
-    return sum(crafted.seconds for crafted in made) / again / n
-
-
-def _runs_of_set(batches: int, plan: Plan) -> int:
-    return max(1, max(plan.sets) // (8 * batches))
-
-
-def _craft_a_little(n: int, size: int, batch: int, engine: Engine) -> None:
-    """Two steps of training and two of the final pass: whatever crafting n images ever holds at a time."""
-    with suppress(Interrupted):
-        craft(_images(n, size), _set_recipe(2, batch), engine=engine, on_step=lambda step, *_: step == 4)
-
-
-def memory_here(n: int, size: int, batch: int, engine: Engine) -> int:
-    """`set_memory` for a process that has done nothing yet."""
-    _craft_a_little(4, 32, 2, engine)  # torch's own: what it loads and keeps
-    before = peak_memory(engine.device)
-    _craft_a_little(n, size, batch, engine)
-    return peak_memory(engine.device) - before
-
-
-def set_memory(n: int, size: int, batch: int, engine: Engine) -> int | None:
-    """Bytes above torch's own that crafting n images of `size` pixels holds at most, images and noise included.
-
-    Asked of a fresh process, since a process's peak never falls; None if that one failed, for want of memory perhaps.
-    """
-    where = f"Engine({engine.device!r}, {engine.precision!r})"
-    code = "from semkit.engine import Engine; from semkit.speed.bench import memory_here"
-    code += f"; print(memory_here({n}, {size}, {batch}, {where}))"
-    # A session of its own: Ctrl-C is for this process, and what was asked is not interrupted half-way.
-    asked = run([sys.executable, "-c", code], capture_output=True, text=True, start_new_session=True, check=False)
-    return None if asked.returncode else int(asked.stdout)
 
 
 # -- rows --------------------------------------------------------------------------------------------------------------
@@ -284,7 +227,7 @@ def expected_seconds(plan: Plan, engine: Engine) -> float:
         if net in plan.nets:
             total += (plan.rounds + 1) * (passes * (plainly + ours) + plainly + 14 * SHORTEST)
         if net == NET:
-            total += plan.set_rounds * 1.4 * sum(b * _runs_of_set(b, plan) for b in plan.sets) * ours
+            total += plan.set_rounds * 1.4 * sum(b * plan.times(b) for b in plan.sets) * ours
     return total + 8 * len(plan.memory)
 
 
@@ -310,9 +253,10 @@ def bench(plan: Plan, engine: Engine, *, on_step: Callable | None = None, say: C
         timed = timed_runs(plan, net, engine)
         seconds = in_turn(timed, plan.rounds, engine.device, telling(net, len(timed) * (plan.rounds + 1)))
         rows += [*time_rows(net, seconds), rate_row(net, plan.batch, engine.precision, seconds)]
-    tell = telling("sets", plan.set_rounds * sum((b + b // 8) * _runs_of_set(b, plan) for b in plan.sets))
-    crafted = [{b * plan.batch: set_seconds(b, plan, engine, tell) for b in plan.sets} for _ in range(plan.set_rounds)]
-    rows += set_rows({n: [seconds[n] for seconds in crafted] for n in crafted[0]})
+    tell = telling("sets", plan.set_rounds * sum((b + b // 8) * plan.times(b) for b in plan.sets))
+    once = partial(set_seconds, batch=plan.batch, engine=engine, tell=tell)
+    crafted = [{b: once(b, times=plan.times(b)) for b in plan.sets} for _ in range(plan.set_rounds)]
+    rows += set_rows({b * plan.batch: [seconds[b] for seconds in crafted] for b in plan.sets})
     tell = telling("memory", len(plan.memory))
     for n, size, batch in plan.memory:
         used = set_memory(n, size, batch, engine)
