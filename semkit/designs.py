@@ -97,13 +97,15 @@ DESIGNS: dict[str, Callable[[str, int], Crafts]] = {
 def defence_learners(preset: str, size: int, spare: ImageSet | None = None) -> dict[str, LearnRecipe]:
     """What trainers do against filters: random blur, fine-tuning a net that knows `spare` images, AT in L2, DAT.
 
-    DAT (ClassBlur) takes as many steps as AT. Fine-tuning: all layers, as many steps, a tenth of the learning rate.
+    DAT (ClassBlur) takes as many steps as AT. Fine-tuning, of all layers or of the last one: as many steps, a tenth of
+    the learning rate.
     """
     erm, at = (learn_recipe(preset, perturbation_radius=r, size=size) for r in (0, 4))
     learners = {"random blur": replace(erm, perturbation=RandomBlur())}
     if spare:
         tuned = replace(at, perturbation=Clean(), sgd=replace(at.sgd, lr=at.sgd.lr / 10))
-        learners["fine-tuned"] = replace(tuned, pretrained=Pretrained(spare, erm))
+        for name, last in (("fine-tuned", False), ("last layer", True)):
+            learners[name] = replace(tuned, pretrained=Pretrained(spare, erm, last_layer=last))
     learners["AT L2 0.5"] = learn_recipe(preset, perturbation_radius=127.5, norm="l2", size=size)
     return learners | {"DAT": replace(at, perturbation=ClassBlur())}
 

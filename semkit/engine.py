@@ -191,12 +191,21 @@ def all_passes(passes: Passes) -> Passes:
     return Passes(*(sum(getattr(p, kind) for p in counts) for kind in ("input_gradient", "training", "forward")))
 
 
+def _train_mode(model: nn.Module) -> nn.Module:
+    """The model in train mode, but for modules whose own weights are all frozen: they stay in eval mode."""
+    for module in model.train().modules():
+        own = list(module.parameters(recurse=False))
+        module.training = not own or any(weight.requires_grad for weight in own)
+    return model
+
+
 def training_logits(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
     """Train-mode logits [N,classes] with their graph on the weights; batch-norm takes and remembers the batch's own
-    statistics. Counted as one forward and backward pass an image: go back from them once.
+    statistics, unless it is frozen: then it keeps those it has. Counted as one forward and backward pass an image: go
+    back from them once.
     """
     _count("training", len(x))
-    return logits(model.train(), x)
+    return logits(_train_mode(model), x)
 
 
 def step_down(model: nn.Module, optimizer: torch.optim.Optimizer, loss_of: Callable[[], torch.Tensor]) -> float:

@@ -52,15 +52,20 @@ class LearnRecipe:
 
 @dataclass(frozen=True, eq=False)
 class Pretrained:
-    """Weights to begin with: those of a learner that `recipe` trained on `images`; trained once, when first asked."""
+    """Weights to begin with: those of a learner that `recipe` trained on `images`; trained once, when first asked.
+
+    last_layer: only the classifier goes on from there, on features that stay as they are (a linear probe).
+    """
 
     images: ImageSet
     recipe: LearnRecipe
     seed: int = 0
     engine: Engine = field(default_factory=Engine)
+    last_layer: bool = False
 
     def __repr__(self) -> str:
-        return f"Pretrained({self.images.fingerprint[:24]}, {self.recipe}, seed={self.seed}, engine={self.engine})"
+        how = f"seed={self.seed}, engine={self.engine}" + ", last_layer=True" * self.last_layer
+        return f"Pretrained({self.images.fingerprint[:24]}, {self.recipe}, {how})"
 
     @cached_property
     def weights(self) -> dict[str, Tensor]:
@@ -166,6 +171,8 @@ def _fit_share(
     model = start or models.build(recipe.model, len(train.classes), seed, size=seen)
     if recipe.pretrained and not start:
         model.load_state_dict(recipe.pretrained.weights)
+        if recipe.pretrained.last_layer:
+            models.freeze_but_last(model)
     model = engine.prepare(model)
     optimizer = sgd.optimizer(model)
     curve, losses = [], []

@@ -220,6 +220,16 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
+def freeze_but_last(model: nn.Module) -> nn.Module:
+    """The net with no weight left to train but those of its last linear layer, the classifier; in place.
+
+    engine.training_logits leaves frozen batch-norm in eval mode, so that its statistics stay too.
+    """
+    [*_, classifier] = (module for module in model.requires_grad_(False).modules() if isinstance(module, nn.Linear))
+    classifier.requires_grad_(True)
+    return model
+
+
 def check_model(name: str) -> str:
     """`name` if MODELS has it, alone or with "+injected"; raises ValueError with the nearest name otherwise."""
     base = str(name).removesuffix(INJECTED)

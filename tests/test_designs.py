@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from photos import image_split
+from photos import image_set, image_split
 
 from semkit.craft import craft
-from semkit.designs import ALONG, DESIGNS, budgets, loss_rows, noise_rows, noise_sides, pairs
+from semkit.designs import ALONG, DESIGNS, budgets, defence_learners, loss_rows, noise_rows, noise_sides, pairs
 from semkit.engine import Engine
 from semkit.measure import cosine, losses_along, robustness, stability
 from semkit.perturb import PGD, Clean, Uniform
@@ -87,3 +87,13 @@ def test_loss_rows_are_the_losses_of_every_noise_under_its_own_surrogate(tmp_pat
 
 def test_every_design_has_unprotected_images_to_compare_with():
     assert all(design("quick", 32)["clean"] is None for design in DESIGNS.values())
+
+
+def test_fine_tuning_goes_on_from_one_net_with_all_layers_or_the_last_one_alone():
+    spare = image_set(20)
+    made = defence_learners("quick", 32, spare)
+    every, last = made["fine-tuned"], made["last layer"]
+    assert (every.pretrained.last_layer, last.pretrained.last_layer) == (False, True)
+    assert repr(replace(last.pretrained, last_layer=False)) == repr(every.pretrained)
+    assert replace(last, pretrained=every.pretrained) == every and every.pretrained.images is spare
+    assert made.keys() - defence_learners("quick", 32).keys() == {"fine-tuned", "last layer"}

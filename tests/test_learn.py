@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from photos import image_set, image_split
 
 from semkit.augment import Identity
@@ -134,3 +135,48 @@ def test_a_pretrained_learner_starts_where_another_ended():
     begun = learn(replace(RECIPE, pretrained=start, sgd=still)).model
     assert all(torch.equal(value, ended[name]) for name, value in begun.named_parameters())
     assert before.fingerprint[:24] in repr(start) and "seed=5" in repr(start)
+
+
+BEFORE = image_set(40, seed=7)
+
+
+def tuned(last_layer, perturbation=Clean()):
+    """(the weights a learner began with, where it ended, its cost): one pretrained on other images."""
+    start = Pretrained(BEFORE, RECIPE, engine=ENGINE, last_layer=last_layer)
+    done = learn(replace(RECIPE, perturbation=perturbation, pretrained=start, sgd=SGD(steps=6, batch=8)))
+    return start.weights, done.model.state_dict(), done.passes
+
+
+@pytest.mark.parametrize("perturbation", [Clean(), PGD(4, 2)], ids=repr)
+def test_of_a_last_layer_learner_the_classifier_alone_moves(perturbation):
+    begun, ended, passes = tuned(True, perturbation)
+    assert {name for name in begun if not torch.equal(begun[name], ended[name])} == {"9.weight", "9.bias"}
+    assert passes.training == 6 * 8
+    begun, ended, _ = tuned(False, perturbation)
+    assert all(not torch.equal(begun[name], ended[name]) for name in begun)  # statistics of norms among them
+
+
+def test_a_last_layer_learner_is_a_linear_classifier_of_the_features_it_was_given():
+    sgd, split = SGD(steps=6, batch=8), image_split(classes=3)
+    start = Pretrained(image_set(40, classes=3, seed=7), RECIPE, engine=ENGINE, last_layer=True)
+    done = learn(replace(RECIPE, pretrained=start, sgd=sgd, augment=Identity()), split, seed=2)
+    features = ENGINE.prepare(build("tiny", 3))
+    features.load_state_dict(start.weights)
+    head, features[-1] = features[-1], torch.nn.Identity()
+    optimizer = sgd.optimizer(head)
+    for step, index in sgd.batches(len(split.train), ENGINE.generator(2, "learner").initial_seed(), ENGINE):
+        x, y = split.train.batch(index)
+        with torch.no_grad():
+            seen = features.eval()(ENGINE.images(x))
+        sgd.set_rate(optimizer, step)
+        optimizer.zero_grad()
+        loss = F.cross_entropy(head(seen), y)
+        loss.backward()
+        optimizer.step()
+        assert done.losses[step] == pytest.approx(loss.item(), rel=1e-4)
+    assert torch.allclose(done.model[-1].weight, head.weight, atol=1e-5)
+
+
+def test_a_pretrained_recipe_says_whether_the_last_layer_alone_learns():
+    both = [repr(Pretrained(BEFORE, RECIPE, engine=ENGINE, last_layer=last)) for last in (False, True)]
+    assert "last_layer" not in both[0] and both[1] == both[0][:-1] + ", last_layer=True)"

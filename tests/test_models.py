@@ -272,3 +272,29 @@ def test_without_timm_the_message_says_what_to_install(monkeypatch):
 def test_importing_the_models_imports_neither_library():
     code = "import sys, semkit.models; print(sorted({'torchvision', 'timm'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+NETS = (
+    "tiny",
+    "tiny+injected",
+    "resnet18",
+    "vgg16_bn",
+    "densenet121",
+    "mobilenet_v2",
+    "efficientnet_v2_s",
+    "deit_tiny",
+)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_what_is_left_to_train_is_the_layer_that_answers(name):
+    if name == "deit_tiny":
+        pytest.importorskip("timm")
+    model = models.freeze_but_last(models.build(name, 7)).eval()
+    left = [weight for weight in model.parameters() if weight.requires_grad]
+    assert [len(weight) for weight in left] == [7] * (3 if name.endswith(models.INJECTED) else 2)
+    x = torch.rand(2, 3, 32, 32)
+    assert model(x).std(0).max() > 0
+    for weight in left:
+        weight.data.zero_()
+    assert not model(x).any()
