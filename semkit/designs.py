@@ -12,7 +12,7 @@ from semkit.imageset import ImageSet, Split
 from semkit.learn import LearnRecipe, Pretrained
 from semkit.measure import cosine, losses_along, robustness, stability
 from semkit.neighbours.convolve import ClassFilters, CleanPart
-from semkit.neighbours.defences import ClassBlur, RandomBlur
+from semkit.neighbours.defences import ClassBlur, Gaussian, RandomBlur
 from semkit.perturb import PGD, Clean, Perturbation, Uniform
 from semkit.presets import craft_recipe, learn_recipe
 from semkit.study import MadeBy, crafted_surrogate
@@ -95,13 +95,16 @@ DESIGNS: dict[str, Callable[[str, int], Crafts]] = {
 
 
 def defence_learners(preset: str, size: int, spare: ImageSet | None = None) -> dict[str, LearnRecipe]:
-    """What trainers do against filters: random blur, fine-tuning a net that knows `spare` images, AT in L2, DAT.
+    """What trainers do against filters: random blur, noise, fine-tuning a net that knows `spare` images, AT in L2, DAT.
 
     DAT (ClassBlur) takes as many steps as AT. Fine-tuning, of all layers or of the last one: as many steps, a tenth of
-    the learning rate.
+    the learning rate. Smoothing: noise of half the range; what counts is the row's `smoothed`.
     """
     erm, at = (learn_recipe(preset, perturbation_radius=r, size=size) for r in (0, 4))
-    learners = {"random blur": replace(erm, perturbation=RandomBlur())}
+    learners = {
+        "random blur": replace(erm, perturbation=RandomBlur()),
+        "smoothing": replace(erm, perturbation=Gaussian()),
+    }
     if spare:
         tuned = replace(at, perturbation=Clean(), sgd=replace(at.sgd, lr=at.sgd.lr / 10))
         for name, last in (("fine-tuned", False), ("last layer", True)):

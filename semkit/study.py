@@ -22,6 +22,7 @@ from semkit.imageset import ImageSet, Split
 from semkit.learn import LearnRecipe, accuracy, fit
 from semkit.measure import trained_by
 from semkit.neighbours.convolve import filtered_tests
+from semkit.neighbours.defences import Gaussian, Smoothed
 from semkit.netfile import load_net, save_net
 from semkit.noise import Noise, load, one_line, save
 
@@ -180,6 +181,7 @@ def learned_row(
 
     countermeasures: names in countermeasures.COUNTERMEASURES, applied to `train` first, in this order. also: further
     test sets by name; the final model's accuracy on each is in the row as on_NAME. net: a file for the trained net.
+    A learner of Gaussian noise has its accuracy as Smoothed in the row too, as `smoothed`.
     With a cache folder, the row is taken from there if it (and the net) is there, and kept. Raises ValueError for a
     damaged file in the cache.
     """
@@ -204,6 +206,8 @@ def learned_row(
         "passes": done.passes.total, "learner_seconds": round(done.seconds, 1),
         **{f"on_{name}": accuracy(done.model, images, engine=engine) for name, images in also.items()},
     }  # fmt: skip
+    if isinstance(recipe.perturbation, Gaussian):
+        row["smoothed"] = accuracy(Smoothed(done.model, recipe.perturbation), test, engine=engine)
     if net:
         save_net(done.model, net, net=recipe.model, classes=train.classes, size=train.images.shape[-1])
     if path:

@@ -4,10 +4,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from nets import batch, net
+from scipy import stats
 
-from semkit.engine import count_passes, logits
+from semkit.engine import Engine, count_passes, logits, predict
 from semkit.neighbours.convolve import blur, convolve
-from semkit.neighbours.defences import LARGEST, ClassBlur, RandomBlur, rescaled
+from semkit.neighbours.defences import LARGEST, ClassBlur, Gaussian, RandomBlur, Smoothed, rescaled
 
 
 def loss(model, x, y):
@@ -100,9 +101,48 @@ def test_random_blur_is_seeded_and_convolves():
     assert not torch.allclose(draws[0], blur(x, filters), atol=1e-2)
 
 
+def test_gaussian_noise_is_seeded_of_its_sigma_and_not_cut_off():
+    x = batch(200, size=16)[0]
+    one, again, other = (Gaussian(51)(None, x, None, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    assert torch.equal(one, again) and not torch.equal(one, other)
+    noise, cut_off = ((255 * (values - x)).double().flatten()[::5].numpy() for values in (one, one.clamp(0, 1)))
+    assert stats.kstest(noise, "norm", (0, 51)).pvalue > 0.01 > stats.kstest(cut_off, "norm", (0, 51)).pvalue
+    assert torch.equal(Gaussian(0)(None, x, None), x) and Gaussian().sigma == 127.5
+
+
+ENGINE = Engine("cpu", "float64")
+
+
+class Plane(torch.nn.Module):
+    """Class 1 where w x > threshold, else class 0."""
+
+    def __init__(self, w, threshold):
+        super().__init__()
+        self.w, self.threshold = torch.nn.Parameter(w), threshold
+
+    def forward(self, x):
+        above = x.flatten(1) @ self.w - self.threshold
+        return torch.stack([-above, above], 1)
+
+
+def test_the_votes_on_a_plane_are_binomial_with_the_normal_share_on_its_side():
+    x, w = batch(5, dtype=torch.float64)[0], torch.linspace(-1, 1, 3 * 8 * 8, dtype=torch.float64)
+    away = x.flatten(1) @ w
+    net = ENGINE.prepare(Plane(w, away.mean().item()))
+    share = torch.special.ndtr((away - away.mean()) / (0.2 * w.norm()))
+    votes = Smoothed(net, Gaussian(51), copies=4000)(x)
+    assert (votes.sum(1) == 4000).all()
+    assert (abs(votes[:, 1] - 4000 * share) < 4 * (4000 * share * (1 - share)) ** 0.5 + 1e-9).all()
+    assert ((votes[:, 1] > 40) & (votes[:, 1] < 3960)).sum() >= 3  # the test could fail
+    assert torch.equal(predict(Smoothed(net, Gaussian(51), 8, seed=3), x), Smoothed(net, Gaussian(51), 8, seed=3)(x))
+    assert torch.equal(Smoothed(net, Gaussian(0), 3)(x).argmax(1), predict(net, x).argmax(1))
+
+
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
+        (lambda: Gaussian(0.5 - 1e-9), "sigma=0.5 looks like a fraction"),
+        (lambda: Smoothed(ENGINE.prepare(net()), Gaussian(), 0), "copies must be a whole number >= 1"),
         (lambda: ClassBlur(1), "kernel must be a whole number >= 2"),
         (lambda: ClassBlur(3, -1), "steps must be a whole number"),
         (lambda: RandomBlur(1), "kernel must be"),

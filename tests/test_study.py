@@ -12,6 +12,7 @@ from semkit.craft import CraftRecipe, Interrupted, craft
 from semkit.engine import Engine, predict
 from semkit.learn import LearnRecipe, Pretrained, accuracy, fit
 from semkit.neighbours.convolve import ClassFilters, CleanPart, class_filters, convolve_set
+from semkit.neighbours.defences import Gaussian, Smoothed
 from semkit.noise import load
 from semkit.objectives import Trades
 from semkit.perturb import PGD, Clean, Uniform
@@ -44,6 +45,15 @@ def test_a_second_call_is_the_kept_result_and_touches_no_file(tmp_path):
     assert torch.equal(again.levels, noise.levels) and again.recipe == noise.recipe and cost_again == cost
     assert learned_row(split.train, split.test, LEARN, on_step=never, **how) == row
     assert stamps(tmp_path) == before
+
+
+def test_a_learner_of_noise_is_judged_on_noisy_copies_too():
+    split, recipe = image_split(classes=3), replace(LEARN, perturbation=Gaussian())
+    row = learned_row(split.train, split.test, recipe, engine=ENGINE)
+    model = fit(split.train, split.test, recipe, engine=ENGINE).model
+    assert row["smoothed"] == accuracy(Smoothed(model, Gaussian()), split.test, engine=ENGINE)
+    assert row["last"] == accuracy(model, split.test, engine=ENGINE)
+    assert "smoothed" not in learned_row(split.train, split.test, LEARN, engine=ENGINE)
 
 
 def test_without_a_cache_the_result_is_the_same(tmp_path):

@@ -1,4 +1,5 @@
-"""What a trainer may do against class-wise filters: perturbations that blur, at random or as the learner likes least.
+"""What a trainer may do against class-wise filters: perturbations that blur, at random or as the learner likes least,
+and noise.
 
 Source: Sadasivan et al., CUDA, CVPR 2023, whose authors try their protection against both.
 """
@@ -6,12 +7,13 @@ Source: Sadasivan et al., CUDA, CVPR 2023, whose authors try their protection ag
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from semkit.engine import input_gradient
+from semkit.engine import input_gradient, predict
 from semkit.neighbours.convolve import blur, convolve
 from semkit.perturb import Perturbation
-from semkit.pixels import check_count
+from semkit.pixels import LEVEL, check_count, check_radius
 
 LARGEST = 5.0  # entry of a filter under ascent, in size
 
@@ -50,6 +52,48 @@ class RandomBlur(Perturbation):
 
     def apply(self, model: nn.Module, x: Tensor, y: Tensor, drawn: Tensor, target: Tensor | None = None) -> Tensor:
         return convolve(x, drawn)
+
+
+@dataclass(frozen=True)
+class Gaussian(Perturbation):
+    """x + sigma n, n ~ N(0, 1) for every value: the training of a net that is to be smoothed.
+
+    sigma in levels; 127.5 is half of the range, as published. Not cut off at the box, where so much noise would be
+    lost in part. Such a net knows noisy images only: it is to be judged as Smoothed. Raises ValueError for a sigma that
+    looks like a fraction. Source: Cohen et al., ICML 2019 (randomised smoothing).
+    """
+
+    sigma: float = 127.5
+    radius = 0.0
+    passes = 0
+
+    def __post_init__(self):
+        object.__setattr__(self, "sigma", check_radius(self.sigma, "sigma"))
+
+    def draw(self, x: Tensor, generator: Generator | None = None) -> Tensor:
+        """sigma n, shaped x."""
+        return torch.empty_like(x).normal_(0, 1, generator=generator) * (self.sigma * LEVEL)
+
+    def apply(self, model: nn.Module, x: Tensor, y: Tensor, drawn: Tensor, target: Tensor | None = None) -> Tensor:
+        return x + drawn
+
+
+class Smoothed(nn.Module):
+    """How many of `copies` noisy copies of each image a net gives to each class, [N,classes]; the most is the answer.
+
+    The net must have been prepared by an Engine. Every pass draws anew, from `seed` on; predict and accuracy take it as
+    a net like others. Raises ValueError for no copies.
+    """
+
+    def __init__(self, net: nn.Module, noise: Gaussian, copies: int = 16, seed: int = 0):
+        super().__init__()
+        self.net, self.noise, self.engine = net, noise, net.engine
+        self.copies = check_count(copies, "copies", 1)
+        self._generator = self.engine.generator(seed, "smoothed")
+
+    def forward(self, x: Tensor) -> Tensor:
+        answers = (predict(self.net, x + self.noise.draw(x, self._generator)) for _ in range(self.copies))
+        return sum(F.one_hot(a.argmax(1), a.shape[1]) for a in answers).to(x.dtype)
 
 
 @dataclass(frozen=True)
