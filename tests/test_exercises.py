@@ -3,9 +3,8 @@
 from dataclasses import replace
 
 import numpy as np
-import pytest
 import torch
-from checks import names_what_is_wrong, passes, twins
+from checks import both_tests
 
 from semkit import exercises
 from semkit.perturb import PGD, Clean, Uniform
@@ -170,12 +169,4 @@ CASES = [
     (exercises.check_sem_step, right_sem_step, BROKEN_SEM_STEP),
 ]
 
-
-@pytest.mark.parametrize("check, solution", [case[:2] for case in CASES])
-def test_a_checker_passes_the_solution(check, solution, capsys):
-    passes(check, solution, capsys)
-
-
-@pytest.mark.parametrize("check, message, broken", twins(CASES))
-def test_a_checker_says_what_is_wrong(check, message, broken, capsys):
-    names_what_is_wrong(check, message, broken, capsys)
+test_a_checker_passes_the_solution, test_a_checker_says_what_is_wrong = both_tests(CASES)
