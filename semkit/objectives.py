@@ -49,52 +49,68 @@ class Plain:
         return F.cross_entropy(training_logits(model, perturbation(model, x, y, generator)), y)
 
 
+class TwoBatches:
+    """What the objectives below share: clean and perturbed images as two train-mode batches, and one field, a weight.
+
+        loss(f(x), f(a), y),   a = perturbation(x)
+
+    Each batch has its own batch statistics. Raises ValueError for a weight that is negative or infinite.
+    """
+
+    passes = 2
+
+    def __post_init__(self):
+        for name, weight in list(vars(self).items()):
+            object.__setattr__(self, name, check_weight(weight, name))
+
+    def target(self, model: nn.Module, x: Tensor) -> Tensor | None:
+        """Class probabilities [N,classes] from which the perturbation climbs away; None: from the labels."""
+        return None
+
+    def loss(self, clean: Tensor, attacked: Tensor, y: Tensor) -> Tensor:
+        """The mean over images with these logits [N,classes], train-mode ones, and labels y [N]."""
+        raise NotImplementedError
+
+    def __call__(
+        self, model: nn.Module, x: Tensor, y: Tensor, perturbation: Perturbation, generator: Generator | None = None
+    ) -> Tensor:
+        a = perturbation(model, x, y, generator, target=self.target(model, x))
+        return self.loss(training_logits(model, x), training_logits(model, a), y)
+
+
 @dataclass(frozen=True)
-class Trades:
+class Trades(TwoBatches):
     """Accuracy on clean images, and the same answer at a perturbed image that is sought where the answer changes most.
 
         mean CE(f(x), y) + beta KL(f(x) || f(a)),   a = perturbation climbing KL(f(x) || f(.)), not CE(f(.), y)
 
-    Two train-mode passes an image, clean and perturbed images as two batches (each with its own batch statistics), and
-    one forward pass in eval mode for the answers at x. Raises ValueError for a negative beta.
+    Two train-mode passes an image, and one forward pass in eval mode for the answers at x.
     Source: Zhang et al., ICML 2019.
     """
 
     beta: float = 6
-    passes = 2
 
-    def __post_init__(self):
-        object.__setattr__(self, "beta", check_weight(self.beta, "beta"))
+    def target(self, model: nn.Module, x: Tensor) -> Tensor:
+        """The model's own answers at x."""
+        return predict(model, x).softmax(1)
 
-    def __call__(
-        self, model: nn.Module, x: Tensor, y: Tensor, perturbation: Perturbation, generator: Generator | None = None
-    ) -> Tensor:
-        a = perturbation(model, x, y, generator, target=predict(model, x).softmax(1))
-        clean = training_logits(model, x)
-        return F.cross_entropy(clean, y) + self.beta * divergence(clean, training_logits(model, a)).mean()
+    def loss(self, clean: Tensor, attacked: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(clean, y) + self.beta * divergence(clean, attacked).mean()
 
 
 @dataclass(frozen=True)
-class Mart:
+class Mart(TwoBatches):
     """Adversarial training that weighs images by how wrong the net is on them without perturbation.
 
         mean -log q_y - log(1 - max over k != y of q_k) + beta (1 - p_y) KL(p || q)
 
-    p = softmax(f(x)), q = softmax(f(a)), a = perturbation(x). Two train-mode passes an image. Raises ValueError for a
-    negative beta. Source: Wang et al., ICLR 2020.
+    p = softmax(f(x)), q = softmax(f(a)), a = perturbation(x). Two train-mode passes an image.
+    Source: Wang et al., ICLR 2020.
     """
 
     beta: float = 5
-    passes = 2
 
-    def __post_init__(self):
-        object.__setattr__(self, "beta", check_weight(self.beta, "beta"))
-
-    def __call__(
-        self, model: nn.Module, x: Tensor, y: Tensor, perturbation: Perturbation, generator: Generator | None = None
-    ) -> Tensor:
-        a = perturbation(model, x, y, generator)
-        clean, attacked = training_logits(model, x), training_logits(model, a)
+    def loss(self, clean: Tensor, attacked: Tensor, y: Tensor) -> Tensor:
         own = F.one_hot(y, attacked.shape[1]).bool()
         rival = attacked.softmax(1).masked_fill(own, 0).amax(1)
         # log(1 - q) of a q that rounds to 1 would be minus infinity.
@@ -104,25 +120,20 @@ class Mart:
 
 
 @dataclass(frozen=True)
-class Rsr:
+class Rsr(TwoBatches):
     """Robust sparse regularisation: clean and perturbed images by halves, and a lasso that makes weights prunable.
 
         1/2 mean CE(f(x), y) + 1/2 mean CE(f(a), y) + lam sum |W|,   a = perturbation(x)
 
     W: the weights of convolutions and linear layers, without injected noise (sparse.weights); for RSR as published the
     net is one with injected noise ("...+injected"). With lam 0 and a plain net it is the PGD training that RSR is
-    compared with. Two train-mode passes an image. Raises ValueError for a negative lam. Source: Rakin et al., 2019.
+    compared with. Two train-mode passes an image. Source: Rakin et al., 2019.
     """
 
     lam: float = 3e-4  # the best of three at a lesson's budget: results/rsr
-    passes = 2
 
-    def __post_init__(self):
-        object.__setattr__(self, "lam", check_weight(self.lam, "lam"))
+    def loss(self, clean: Tensor, attacked: Tensor, y: Tensor) -> Tensor:
+        return (F.cross_entropy(clean, y) + F.cross_entropy(attacked, y)) / 2
 
-    def __call__(
-        self, model: nn.Module, x: Tensor, y: Tensor, perturbation: Perturbation, generator: Generator | None = None
-    ) -> Tensor:
-        a = perturbation(model, x, y, generator)
-        clean, attacked = (F.cross_entropy(training_logits(model, images), y) for images in (x, a))
-        return (clean + attacked) / 2 + (self.lam * lasso(model) if self.lam else 0)
+    def __call__(self, model: nn.Module, *given) -> Tensor:
+        return super().__call__(model, *given) + (self.lam * lasso(model) if self.lam else 0)
