@@ -124,7 +124,7 @@ def noise_step(
     x [N,C,H,W] in [0,1], y [N], delta [N,C,H,W] with |delta| <= radius/255 -> the same. Class-wise: delta [M,C,H,W]
     and rows [N], the delta of each image. Source: Liu et al., AAAI 2024; EM: Huang et al., ICLR 2021.
     """
-    gradient, at_once = torch.zeros_like(delta), together(model, x)
+    gradient, at_once = torch.zeros_like(delta), 1 if recipe.noise_side.whole_batch else together(model, x)
     for done in range(0, recipe.samples, at_once):
         samples = min(at_once, recipe.samples - done)
         gradient += _straight_through(model, x, y, delta, recipe, generator, rows, samples)

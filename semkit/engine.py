@@ -13,6 +13,7 @@ from torch import nn
 
 from semkit import parallel
 from semkit.folding import Folded
+from semkit.neighbours.injection import alphas
 from semkit.pixels import to_float
 
 # Of images in one pass of a net: 128 of 32 pixels on a processor, where more slow large nets down; 4,096 on a GPU,
@@ -65,7 +66,8 @@ class Engine:
     """Where and how nets are run. `Engine()` takes a GPU if there is one, and bfloat16 where hardware has it.
 
     Switches that change the speed and, but for rounding, not the result: fold batch-norm into convolutions in eval
-    mode; batch_samples gives a net several EOT samples in one pass; compile gives the eval passes to torch.compile.
+    mode; batch_samples gives a net several EOT samples in one pass, where that changes none; compile gives the eval
+    passes to torch.compile.
     Raises ValueError for a device or precision that this machine or semkit does not have.
     """
 
@@ -139,9 +141,12 @@ def evaluating(model: nn.Module):
 
 
 def together(model: nn.Module, x: torch.Tensor) -> int:
-    """How many batches of the size of x [N,C,H,W] the model is to be given as one: 1 without an engine that batches."""
+    """How many batches of the size of x [N,C,H,W] the model is to be given as one.
+
+    1 without an engine that batches, and where injected noise is drawn at every pass: a draw for each batch.
+    """
     engine = getattr(model, "engine", None)
-    if not (engine and engine.batch_samples):
+    if not (engine and engine.batch_samples) or alphas(model):
         return 1
     return max(1, PIXELS_AT_ONCE[torch.device(engine.device).type] // x[:, 0].numel())
 

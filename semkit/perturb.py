@@ -31,10 +31,14 @@ def _check_norm(norm: str) -> None:
 
 
 class Perturbation:
-    """What every perturbation has: a radius in pixel levels, input gradients per image, its draws, itself weaker."""
+    """What every perturbation has: a radius in pixel levels, input gradients per image, its draws, itself weaker.
+
+    whole_batch: whether what it does to an image depends on the others of its batch.
+    """
 
     radius: float
     passes: int
+    whole_batch = False
 
     def draw(self, x: Tensor, generator: Generator | None = None) -> Tensor:
         """What `apply` needs of chance, a row for each image of x."""

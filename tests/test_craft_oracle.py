@@ -19,6 +19,8 @@ from semkit.augment import FlipCrop
 from semkit.craft import CraftRecipe
 from semkit.engine import Engine
 from semkit.imageset import ImageSet
+from semkit.neighbours.bullettrain import BulletTrain, mining
+from semkit.neighbours.defences import ClassBlur
 from semkit.perturb import PGD, Clean, Uniform
 from semkit.schedule import SGD
 
@@ -255,6 +257,23 @@ def test_samples_in_one_pass_of_the_net_are_the_samples_one_by_one(pixels, wante
         monkeypatch.setitem(vars(model), "engine", ENGINE)
         torch.testing.assert_close(ours, one_by_one, rtol=0, atol=1e-12)
     assert min(3, engine.together(model, x)) == wanted
+
+
+@pytest.mark.parametrize(
+    "side", [BulletTrain(PGD(4, 3), PGD(4, 1, 4)), ClassBlur(steps=2)], ids=lambda s: type(s).__name__
+)
+def test_a_noise_side_that_looks_at_the_whole_batch_gets_one_sample_after_the_other(side):
+    data, recipe, found = images(6), replace(recipe_of(*SEM), noise_side=side), []
+    x, y, delta = ENGINE.images(data.images), data.labels, frame(data.images.shape).zero_()
+    for batched in (True, False):
+        model = surrogate()
+        model.engine = replace(ENGINE, batch_samples=batched)
+        with mining() as mined:
+            for _ in range(2):
+                delta = crafting.noise_step(model, x, y, delta, recipe, ENGINE.generator(5))
+        found.append((delta, mined))
+        delta = torch.zeros_like(x)
+    assert torch.equal(found[0][0], found[1][0]) and found[0][1] == found[1][1]
 
 
 def test_a_warm_start_begins_at_the_stored_noise_and_zero_at_none():

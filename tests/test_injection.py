@@ -1,6 +1,7 @@
 """Injected noise: its law, its gradients, whose draws they are, and that a net without it is what it was."""
 
 import copy
+from dataclasses import replace
 
 import nets
 import pytest
@@ -9,11 +10,11 @@ import torch.nn.functional as F
 from photos import image_set, image_split
 
 from semkit import models
-from semkit.craft import CraftRecipe, Interrupted, craft
-from semkit.engine import Engine, input_gradient, predict, train_step
+from semkit.craft import CraftRecipe, Interrupted, _straight_through, craft, noise_step
+from semkit.engine import Engine, input_gradient, predict, together, train_step
 from semkit.learn import LearnRecipe, accuracy, fit
 from semkit.neighbours.injection import ChannelNoise, alphas, drawing, with_noise_injection
-from semkit.perturb import EOT, PGD
+from semkit.perturb import EOT, PGD, Clean
 from semkit.pixels import LEVEL, box
 from semkit.schedule import SGD
 
@@ -177,6 +178,29 @@ def test_a_crafting_with_an_injected_surrogate_resumes_to_the_same_bytes(tmp_pat
     with pytest.raises(Interrupted):
         craft(images, recipe, on_step=lambda step, *_: step == 2, **how)
     assert torch.equal(craft(images, recipe, **how).noise, whole.noise)
+
+
+@pytest.mark.parametrize("side", [Clean(), PGD(4, 2)], ids=str)
+def test_every_eot_sample_of_a_noise_step_has_a_draw_of_its_own(side):
+    (x, y), recipe = nets.batch(dtype=torch.float64), CraftRecipe(side, samples=3)
+    assert together(DOUBLE.prepare(nets.net()), x) > 3 and DOUBLE.batch_samples
+    found = {}
+    for engine in (DOUBLE, replace(DOUBLE, batch_samples=False)):
+        model = noisy(engine)
+        first = int(model[1].parametrizations.weight[0].stream)
+        found[engine.batch_samples] = noise_step(model, x, y, torch.zeros_like(x), recipe, generator())
+        assert int(model[1].parametrizations.weight[0].stream) - first == 3 * (side.passes + 1)
+    assert torch.equal(found[True], found[False])
+
+
+def test_one_draw_for_all_samples_would_be_seen():
+    (x, y), recipe = nets.batch(dtype=torch.float64), CraftRecipe(Clean(), samples=3)
+    sums = []
+    for samples in (1, 3):
+        model, rng, delta = noisy(DOUBLE), generator(), torch.zeros_like(x)
+        parts = (_straight_through(model, x, y, delta, recipe, rng, None, samples) for _ in range(3 // samples))
+        sums.append(sum(parts))
+    assert (sums[0] - sums[1]).abs().max() > 0.05 * sums[0].abs().max()
 
 
 def test_an_eot_gradient_is_the_mean_of_single_ones():

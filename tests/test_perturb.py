@@ -12,7 +12,9 @@ from scipy import stats
 from torch import nn
 
 from semkit.engine import count_passes
-from semkit.perturb import PGD, Clean, Uniform
+from semkit.neighbours.bullettrain import BulletTrain, Mined, mining
+from semkit.neighbours.defences import ClassBlur, Gaussian, RandomBlur
+from semkit.perturb import EOT, PGD, Clean, Uniform
 from semkit.pixels import LEVEL, NORMS, random_point
 
 ORDER = {"linf": np.inf, "l2": 2, "l1": 1}
@@ -233,6 +235,21 @@ def test_a_perturbation_knows_its_cost(p, passes):
     with count_passes() as counted:
         p(model, x, y, generator())
     assert p.passes == passes and counted.input_gradient == passes * len(x)
+
+
+SIDES = Clean(), Uniform(4), PGD(4, 3), EOT(4, 3, draws=2), RandomBlur(), Gaussian(), ClassBlur(steps=3), BulletTrain()
+
+
+@pytest.mark.parametrize("side", SIDES, ids=lambda side: type(side).__name__)
+def test_a_perturbation_knows_whether_an_image_depends_on_the_others_of_its_batch(side):
+    model, (x, y) = net(torch.float64), batch(8, dtype=torch.float64)
+    y = torch.where(y < 2, model(x).argmax(1), y)  # half of them right: of every kind that BulletTrain knows
+    drawn = side.draw(x, generator())
+    with mining(Mined(average=0.4)):
+        alone = torch.cat([side.apply(model, *(part[i : i + 1] for part in (x, y, drawn))) for i in range(8)])
+    with mining(Mined(average=0.4)):
+        together = side.apply(model, x, y, drawn)
+    assert torch.allclose(alone, together, rtol=0, atol=1e-9) is not side.whole_batch
 
 
 @pytest.mark.parametrize("make", [Uniform, PGD])

@@ -121,6 +121,7 @@ class BulletTrain(Perturbation):
     robust: PGD = PGD(8, 2, 6)
     outlier: PGD | Clean = Clean()
     mining: Mining = Mining()
+    whole_batch = True
 
     def __post_init__(self):
         radii = {p.radius for p in (self.boundary, self.robust, self.outlier) if p.radius}

@@ -111,6 +111,7 @@ class ClassBlur(Perturbation):
     steps: int = 10
     rate: float = 0.1
     radius = 0.0
+    whole_batch = True
 
     def __post_init__(self):
         check_count(self.kernel, "kernel", 2)
