@@ -26,6 +26,7 @@ FLOORS = (
         "crafting",
         "exercises_extensions",
         "figures",
+        "outputs",
         "pictures",
         "protect",
         "protected",

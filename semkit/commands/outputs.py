@@ -1,0 +1,118 @@
+"""The folder that protected images are written to: OUT/run.json before, OUT/images, and OUT/report.json when all is."""
+
+import json
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from semkit import __version__
+from semkit.commands.originals import OnStep, Originals, job, originals
+from semkit.commands.protected import OutputError, read_report
+from semkit.data import NAMES
+from semkit.files import atomic_write, remove_leftovers, shown
+from semkit.image import write_png
+from semkit.quality import Quality
+from semkit.storage import Storage
+from semkit.study import as_dict, key
+
+
+def check_place(source: str, out: Path) -> None:
+    """Raises OutputError if `out` is a file, or if it and the images lie in each other."""
+    if source not in NAMES:
+        inside, folder = out.resolve(), Path(source).resolve()
+        if inside == folder or folder in inside.parents or inside in folder.parents:
+            raise OutputError(f"the output {shown(out)} and the images {shown(source)} lie in each other; name another")
+    if out.exists() and not out.is_dir():
+        raise OutputError(f"the output {shown(out)} is a file; name a folder")
+
+
+def requested(
+    source: str,
+    out: Path,
+    recipe,
+    seed: int,
+    *,
+    size: int = 32,
+    limit: int | None = None,
+    root: str | None = None,
+    download: bool = False,
+    skip_unreadable: bool = False,
+    hold: str = "auto",
+    on_step: OnStep | None = None,
+) -> tuple[Originals, dict]:
+    """(the images to protect, the record of what is asked for): the record decides what will be in `out`.
+
+    hold: where images are until they are written, "memory", "disk" or "auto" (storage.Storage); the bytes are the same.
+    The others: as of `originals`. Raises DataError and OutputError.
+    """
+    check_place(source, out)
+    how = {"size": size, "limit": limit, "skip_unreadable": skip_unreadable}
+    found = originals(source, **how, root=root, download=download, storage=Storage(hold, out), on_step=on_step)
+    return found, {
+        "semkit": __version__, "torch": torch.__version__, "source": str(source),
+        "fingerprint": key(found.images.fingerprint, found.outputs), "recipe": as_dict(recipe), "seed": seed, **how,
+    }  # fmt: skip
+
+
+def check_request(out: Path, request: dict, resume: bool) -> None:
+    """Raises OutputError unless `out` is free, or holds what this request began and `resume` is asked for."""
+    run = out / "run.json"
+    if not run.exists():
+        # Hidden files are no one's work: a kill may leave one of ours.
+        if out.exists() and any(not path.name.startswith(".") for path in out.iterdir()):
+            raise OutputError(f"the output {shown(out)} is not empty; name another folder")
+        return
+    try:
+        begun = json.loads(run.read_text())
+    except ValueError:
+        raise OutputError(f"{shown(run)} is damaged; name another folder") from None
+    differing = [name for name in request if name != "source" and begun.get(name) != request[name]]
+    if differing:
+        what = ", ".join(name.replace("_", " ") for name in differing)
+        raise OutputError(f"the output {shown(out)} was begun with other settings ({what}); name another folder")
+    if not resume:
+        raise OutputError(f"the output {shown(out)} exists; --resume continues it, or name another folder")
+
+
+def _as_json(values: dict) -> bytes:
+    return json.dumps(values, indent=1, allow_nan=False).encode()
+
+
+def reported(out: Path, request: dict, make: Callable[[], dict]) -> dict:
+    """OUT/report.json: the request, and what make() says of the folder that it fills; made once."""
+    if not (out / "report.json").exists():
+        atomic_write(out / "run.json", _as_json(request))
+        made = make()
+        remove_leftovers(out, newer=out / "run.json")
+        atomic_write(out / "report.json", _as_json({**request, **made}))
+    return read_report(out)
+
+
+def write_images(
+    found: Originals,
+    chosen: Collection[int],
+    protect: Callable[[int, Image.Image], Image.Image],
+    out: Path,
+    *,
+    noise=None,
+    on_step: OnStep | None = None,
+) -> tuple[dict, Quality]:
+    """(what a report says of the images, their Quality): each is written to OUT/images, the chosen ones as protect(i,
+    original) makes them, the others as they are. noise: int8 [N,3,size,size], if that is what was added.
+    """
+    chosen, told = set(chosen), job(on_step, "writing images")
+    quality = Quality(len(chosen))
+    for i, name in enumerate(found.outputs):
+        original = found.read(i)
+        written = protect(i, original) if i in chosen else original
+        write_png(written, out / "images" / name)
+        if i in chosen:
+            quality.add(original, written, None if noise is None else noise[i])
+        if told:
+            told(i + 1, len(found.outputs))
+    return {
+        "images": len(found.outputs), "protected": len(chosen), "classes": list(found.images.classes),
+        "held": found.images.held, **quality.report(), "skipped": list(found.skipped), "ignored": list(found.ignored),
+    }, quality  # fmt: skip
