@@ -49,6 +49,15 @@ def test_the_cache_is_filled_as_it_would_be_without_a_cluster(client, tmp_path):
     assert (what, done, total) == ("runs on 2 workers", 6, 6)
 
 
+def asked(name):
+    return os.environ.get(name)
+
+
+def test_a_worker_has_one_thread_and_keeps_its_memory(client):
+    assert set(client.run(asked, "OMP_NUM_THREADS").values()) == {"1"}
+    assert set(client.run(asked, "MALLOC_TRIM_THRESHOLD_").values()) == {os.environ.get("MALLOC_TRIM_THRESHOLD_")}
+
+
 def test_a_killed_workers_run_is_made_again(client, tmp_path):
     split, killed = image_split(20), []
 
