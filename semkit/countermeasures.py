@@ -4,7 +4,6 @@ By image: a function of uint8 images [N,3,H,W] that looks at nothing else. By se
 batch: an augmentation of the learner. By loss: what its steps go down on. All values are rounded, none is cut off.
 """
 
-import io
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -13,10 +12,10 @@ from functools import partial
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
 from semkit.augment import Augment, ColorJitter, Cutout
+from semkit.image import through_jpeg
 from semkit.imageset import ImageSet
 from semkit.learn import LearnRecipe
 from semkit.neighbours.mixing import MIXTURES, Mixed
@@ -34,10 +33,6 @@ def none(images: Tensor) -> Tensor:
     return images
 
 
-def _pillow(image: Tensor) -> Image.Image:
-    return Image.fromarray(image.permute(1, 2, 0).cpu().contiguous().numpy())
-
-
 def jpeg(images: Tensor, quality: int = 10) -> Tensor:
     """Each image as JPEG of the given quality (1 to 95, colour at half resolution), and back.
 
@@ -47,8 +42,8 @@ def jpeg(images: Tensor, quality: int = 10) -> Tensor:
         raise ValueError(f"quality must be 1 to 95, got {quality}")
     done = torch.empty_like(images)
     for i, image in enumerate(images):
-        _pillow(image).save(file := io.BytesIO(), "JPEG", quality=quality)
-        done[i] = torch.from_numpy(np.array(Image.open(file))).permute(2, 0, 1)
+        levels = image.permute(1, 2, 0).cpu().contiguous().numpy()
+        done[i] = torch.from_numpy(through_jpeg(levels, quality)).permute(2, 0, 1)
     return done
 
 

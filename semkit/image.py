@@ -1,5 +1,6 @@
-"""One image: decoded from its file and written back, and noise on it at whatever size it has."""
+"""One image: decoded from its file and written back, noise on it at whatever size it has, what JPEG leaves of it."""
 
+import io
 import os
 import warnings
 
@@ -90,6 +91,12 @@ def write_png(image: Image.Image, path: str | os.PathLike) -> None:
     """Writes an image of mode L, LA, RGB or RGBA losslessly and atomically; raises ValueError for other modes."""
     _check_mode(image)
     atomic_write(path, lambda file: image.save(file, "PNG"))
+
+
+def through_jpeg(levels: np.ndarray, quality: int) -> np.ndarray:
+    """uint8 [H,W,3] as JPEG of the given quality, colour at half resolution, and back."""
+    Image.fromarray(levels).save(file := io.BytesIO(), "JPEG", quality=quality)
+    return np.array(Image.open(file))
 
 
 def _check_mode(image: Image.Image) -> None:

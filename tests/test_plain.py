@@ -84,8 +84,9 @@ def test_the_noise_of_a_batch_is_the_engines(method):
     (fast, slow), (x, y), recipe = nets(), batch(), recipe_of(SIDES[method])
     ours = craft.noise_of_batch(fast, x, y, torch.zeros_like(x), recipe, ENGINE.generator(5))
     generator = ENGINE.generator(5)
-    start = uniform(x, recipe.radius * LEVEL, generator)
-    reference = plain.noise_of_batch(slow, x, y, start, recipe, generator)
+    start = reference = uniform(x, recipe.radius * LEVEL, generator)
+    for _ in range(recipe.steps):
+        reference = plain.noise_step(slow, x, y, reference, recipe, plain.draws(recipe, x, generator))
     torch.testing.assert_close(ours, reference, rtol=0, atol=1e-12)
     assert (ours - start).abs().max() > 1e-3
 

@@ -3,7 +3,7 @@
 import os
 
 from semkit.commands.filtered import protect_by_filters
-from semkit.commands.inputs import engine, where
+from semkit.commands.inputs import engine_of, where
 from semkit.commands.methodoptions import KEY_VARIABLE, settle
 from semkit.commands.progress import progress
 from semkit.commands.protect import protect as protect_by_noise
@@ -47,7 +47,7 @@ def _filter(options) -> tuple[dict, str, str]:
 
 
 def _craft(options) -> tuple[dict, str, str]:
-    runs_on = engine(options)
+    engine = engine_of(options)
     recipe = craft_recipe(
         options.method, options.preset, radius=options.radius, perturbation_radius=options.perturbation_radius,
         surrogate=options.surrogate, size=options.size, class_wise=options.class_wise,
@@ -55,19 +55,19 @@ def _craft(options) -> tuple[dict, str, str]:
     with progress() as on_step:
         report = protect_by_noise(
             options.images, options.out, recipe, seed=options.seed, fraction=options.fraction, resume=options.resume,
-            engine=runs_on, on_step=on_step, on_start=lambda images: _announce_cost(options, recipe, images, runs_on),
+            engine=engine, on_step=on_step, on_start=lambda images: _announce_cost(options, recipe, images, engine),
             checkpoint_every=options.checkpoint_every, hold=options.hold, **where(options),
         )  # fmt: skip
     return report, f"radius {report['radius']:g}", "crafting"
 
 
-def _announce_cost(options, recipe, images, runs_on) -> None:
+def _announce_cost(options, recipe, images, engine) -> None:
     cost = recipe.cost(len(images))
     surrogate = build(recipe.surrogate, len(images.classes), size=options.size)
-    seconds = predict_seconds(surrogate, images.images[: recipe.sgd.batch], cost, runs_on)
+    seconds = predict_seconds(surrogate, images.images[: recipe.sgd.batch], cost, engine)
     announce(
         f"{options.method.upper()} noise for {len(images)} images, {options.preset} preset: {cost.total:,} passes of "
-        f"{recipe.surrogate} at {options.size} px on {runs_on.device}, about {duration(seconds)}"
+        f"{recipe.surrogate} at {options.size} px on {engine.device}, about {duration(seconds)}"
     )
 
 

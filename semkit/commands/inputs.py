@@ -10,7 +10,7 @@ from semkit.imageset import Split
 from semkit.storage import Storage
 
 
-def engine(options) -> Engine:
+def engine_of(options) -> Engine:
     """The engine of --device, --precision and --compile."""
     return Engine(options.device, options.precision, compile=options.compile)
 
@@ -21,16 +21,16 @@ def where(options) -> dict:
     return {"root": options.data, **{name: getattr(options, name) for name in names}}
 
 
-def loaded(options, limit: int | None, on_step) -> Split:
+def load_split(options, limit: int | None, on_step) -> Split:
     """IMAGES, `limit` of them for training; what has to lie on a disk lies on that of --out or --cache."""
     told, folder = job(on_step, "reading images"), vars(options).get("out") or options.cache
     how = dict(seed=options.split_seed, storage=Storage(options.hold, folder), on_step=told)
     return load(options.images, **how, **{**where(options), "limit": limit})
 
 
-def split(options, on_step) -> Split:
+def split_of(options, on_step) -> Split:
     """IMAGES, the training images protected where --protected says so; tells which files were left out."""
-    images = loaded(options, options.limit, on_step)
-    for name in images.skipped:
+    split = load_split(options, options.limit, on_step)
+    for name in split.skipped:
         tell(options, f"skipped, unreadable: {shown(name)}")
-    return protected_split(images, options.images, options.protected) if options.protected else images
+    return protected_split(split, options.images, options.protected) if options.protected else split

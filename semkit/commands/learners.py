@@ -5,7 +5,7 @@ from dataclasses import replace
 from functools import partial
 
 from semkit.cluster import connected
-from semkit.commands.inputs import engine, loaded, split
+from semkit.commands.inputs import engine_of, load_split, split_of
 from semkit.commands.progress import progress
 from semkit.commands.telling import FINE, announce, print_json, tell
 from semkit.countermeasures import counter
@@ -25,7 +25,7 @@ def _seeds(options) -> range:
 
 def learn(options) -> int:
     """semkit learn: fresh learners on images, protected or not; reports their accuracy on clean test images."""
-    runs_on, radius = engine(options), options.perturbation_radius
+    engine, radius = engine_of(options), options.perturbation_radius
     recipe = learn_recipe(
         options.preset, perturbation_radius=radius, norm=options.norm, learner=options.learner, size=options.size
     )
@@ -34,33 +34,33 @@ def learn(options) -> int:
     if options.save and options.save.exists():
         raise ValueError(f"{shown(options.save)} exists already")
     with progress() as on_step:
-        images = split(options, on_step)
+        split = split_of(options, on_step)
         if options.without:
-            left_out = loaded(options, options.without, on_step).train
-            images = replace(images, train=without(images.train, left_out))
-        train, recipe = counter(images.train, recipe, options.countermeasure)
-        images = replace(images, train=train)
+            left_out = load_split(options, options.without, on_step).train
+            split = replace(split, train=without(split.train, left_out))
+        train, recipe = counter(split.train, recipe, options.countermeasure)
+        split = replace(split, train=train)
         cost = recipe.cost(len(train)).total * options.seeds
         kind = f"AT {radius:g} ({options.norm})" if radius else "ERM"
-        announce(f"{options.seeds} x {kind}: {recipe.model} on {train!r}, {cost:,} passes on {runs_on.device}")
-        rows = list(_learner_rows(options, images, recipe, runs_on, on_step))
-    return _report_learners(options, images, recipe, rows)
+        announce(f"{options.seeds} x {kind}: {recipe.model} on {train!r}, {cost:,} passes on {engine.device}")
+        rows = list(_learner_rows(options, split, recipe, engine, on_step))
+    return _report_learners(options, split, recipe, rows)
 
 
-def _learner_rows(options, images, recipe, runs_on, on_step) -> Iterator[dict]:
+def _learner_rows(options, split, recipe, engine, on_step) -> Iterator[dict]:
     for seed in _seeds(options):
-        how = dict(net=options.save, seed=seed, engine=runs_on, cache=options.cache)
-        row = learned_row(images.train, images.test, recipe, **how, on_step=partial(on_step, f"seed {seed}"))
+        how = dict(net=options.save, seed=seed, engine=engine, cache=options.cache)
+        row = learned_row(split.train, split.test, recipe, **how, on_step=partial(on_step, f"seed {seed}"))
         tell(options, f"seed {seed}: clean test accuracy last {row['last']:.3f}, best {row['best']:.3f}")
         yield {"seed": seed, **row}
 
 
-def _report_learners(options, images, recipe, rows) -> int:
+def _report_learners(options, split, recipe, rows) -> int:
     mean, low, high = interval([row["last"] for row in rows])
     last = {"mean": mean, "low": low, "high": high} if len(rows) > 1 else {"mean": mean}
     print_json(options, {
-        "images": repr(images.train), "test_images": len(images.test), "recipe": repr(recipe), "last": last,
-        "rows": rows, "countermeasures": list(options.countermeasure), "skipped": list(images.skipped),
+        "images": repr(split.train), "test_images": len(split.test), "recipe": repr(recipe), "last": last,
+        "rows": rows, "countermeasures": list(options.countermeasure), "skipped": list(split.skipped),
     })  # fmt: skip
     if len(rows) > 1:
         tell(options, f"last, mean of {len(rows)} seeds: {mean:.3f}, 95 % interval {low:.3f} to {high:.3f}")
@@ -69,7 +69,7 @@ def _report_learners(options, images, recipe, rows) -> int:
 
 def sweep(options) -> int:
     """semkit sweep and demo: learners over methods, training radii and seeds; rows, a table and a figure."""
-    runs_on, preset = engine(options), options.preset
+    engine, preset = engine_of(options), options.preset
     crafts, learners = sweep_recipes(options.methods, options.radii, preset, size=options.size)
     if options.learner_steps:
         learners = {r: lasting(recipe, options.learner_steps) for r, recipe in learners.items()}
@@ -77,11 +77,11 @@ def sweep(options) -> int:
     if options.design:
         crafts = DESIGNS[options.design](options.preset, options.size)
     with progress() as on_step, connected(options.workers, options.scheduler) as client:
-        images, spare = limit_test(split(options, on_step), options.test_limit)
+        split, spare = limit_test(split_of(options, on_step), options.test_limit)
         if options.design in LEARNERS:
             learners = LEARNERS[options.design](options.preset, options.size, spare)
         table, rows = write_sweep(
-            images, options.out, crafts, learners, preset=preset, engine=runs_on, seeds=_seeds(options),
+            split, options.out, crafts, learners, preset=preset, engine=engine, seeds=_seeds(options),
             measure_noise=options.measure_noise, countermeasures=options.countermeasures, client=client,
             on_step=on_step, say=announce,
         )  # fmt: skip
@@ -96,10 +96,10 @@ def transform(options) -> int:
     if options.learner_steps:
         learners[0] = lasting(learners[0], options.learner_steps)
     with progress() as on_step:
-        images, _ = limit_test(split(options, on_step), options.test_limit)
+        split, _ = limit_test(split_of(options, on_step), options.test_limit)
         table, rows = write_defences(
-            images, Transform(options.net), learners, options.out, radius=options.radius, attacked=options.attacked,
-            seeds=_seeds(options), engine=engine(options), on_step=on_step,
+            split, Transform(options.net), learners, options.out, radius=options.radius, attacked=options.attacked,
+            seeds=_seeds(options), engine=engine_of(options), on_step=on_step,
         )  # fmt: skip
     print_json(options, rows)
     tell(options, table)

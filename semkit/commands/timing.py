@@ -1,6 +1,6 @@
 """The command that measures the kit's own speed: semkit bench."""
 
-from semkit.commands.inputs import engine
+from semkit.commands.inputs import engine_of
 from semkit.commands.progress import progress
 from semkit.commands.telling import FINE, announce, print_json, tell
 
@@ -11,7 +11,7 @@ def bench(options) -> int:
     from semkit.speed.benchreport import markdown, run_bench
 
     with progress() as on_step:
-        result = run_bench(planned(**vars(options)), engine(options), options.out, on_step=on_step, say=announce)
+        result = run_bench(planned(**vars(options)), engine_of(options), options.out, on_step=on_step, say=announce)
     print_json(options, result)
     tell(options, markdown(result))
     return FINE

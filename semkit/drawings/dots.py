@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from semkit.drawings.plots import learner, legend, reference, styles, summary
-from semkit.measure import LABEL
+from semkit.drawings.plots import legend, reference, styles, summary
+from semkit.measure import LABEL, learner
 
 ATTACKS = {  # of obfuscated.transform_attacks, in the order of what they know
     "none": "no attack", "naive": "naive:\nPGD on $f$", "external": "PGD on the\nexternal net", "BPDA": "BPDA",

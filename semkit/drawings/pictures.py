@@ -16,7 +16,8 @@ def rescaled(noise, scale: float) -> np.ndarray:
     return np.moveaxis(grey.astype(np.uint8), -3, -1)
 
 
-def _picture(axes, levels: np.ndarray) -> None:
+def draw_picture(axes, levels: np.ndarray) -> None:
+    """A uint8 picture [H,W,3], or [H,W] as grey, without ticks or frame."""
     axes.imshow(levels.squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
@@ -33,7 +34,7 @@ def draw_strip(figure, originals: torch.Tensor, noises: Mapping[str, torch.Tenso
     axes = figure.subplots(len(rows), len(originals), squeeze=False)
     for row, (label, pictures) in zip(axes, rows, strict=True):
         for place, picture in zip(row, pictures, strict=True):
-            _picture(place, picture)
+            draw_picture(place, picture)
         row[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize="small")
 
 
@@ -42,14 +43,14 @@ def draw_images(figure, rows: Mapping[str, torch.Tensor]) -> None:
     panels = figure.subplots(len(rows), max(len(images) for images in rows.values()), squeeze=False)
     for row, (label, images) in zip(panels, rows.items(), strict=True):
         for place, image in zip(row, images.cpu().numpy(), strict=True):
-            _picture(place, np.moveaxis(image, 0, -1))
+            draw_picture(place, np.moveaxis(image, 0, -1))
         row[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize="small")
 
 
 def draw_filters(panels: Sequence, filters: np.ndarray, names: Sequence[str]) -> None:
     """Each filter [k,k] into one axes: 0 black, 1 white."""
     for axes, kernel, name in zip(panels, filters, names, strict=True):
-        _picture(axes, np.rint(255 * np.asarray(kernel)))
+        draw_picture(axes, np.rint(255 * np.asarray(kernel)))
         axes.spines[:].set(visible=True, color="0.6")  # else white entries at the rim would be lost on the page
         axes.set_xlabel(name, fontsize="small")
 
@@ -57,7 +58,7 @@ def draw_filters(panels: Sequence, filters: np.ndarray, names: Sequence[str]) ->
 def draw_class_means(panels: Sequence, means: np.ndarray, names: Sequence[str], scale: float) -> None:
     """The mean noise of each class [K,C,H,W] into one axes each, +-scale levels as white and black."""
     for axes, mean, name in zip(panels, means, names, strict=True):
-        _picture(axes, rescaled(mean, scale))
+        draw_picture(axes, rescaled(mean, scale))
         axes.set_xlabel(name, fontsize="small")
 
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
+from semkit.drawings.pictures import draw_picture
 from semkit.drawings.plots import by_method, legend, styles
 from semkit.measure import interval
 from semkit.neighbours.bullettrain import KINDS, groups
@@ -42,9 +43,7 @@ def draw_reached(axes, rows: Sequence[dict], x: str, y: str) -> None:
 def draw_gallery(axes: Sequence, pictures: Mapping[str, torch.Tensor]) -> None:
     """A uint8 picture [3,H,W] into one axes each, its name below."""
     for place, (name, picture) in zip(axes, pictures.items(), strict=True):
-        place.imshow(picture.permute(1, 2, 0).numpy(), interpolation="nearest")
-        place.set(xticks=[], yticks=[])
-        place.spines[:].set_visible(False)
+        draw_picture(place, picture.permute(1, 2, 0).numpy())
         place.set_xlabel(name, fontsize="small")
 
 

@@ -4,7 +4,6 @@ The kinds, and wherever a number means something their sizes, are those of Hendr
 snow, fog and glass are generated, so numbers compare with each other but not with those on the published files.
 """
 
-import io
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,9 +11,9 @@ from dataclasses import replace
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Generator, Tensor
 
+from semkit.image import through_jpeg
 from semkit.imageset import ImageSet
 from semkit.pixels import check_count, to_float
 from semkit.storage import zeros
@@ -168,12 +167,9 @@ def pixelate(x: Tensor, share: float, generator: Generator) -> Tensor:
 
 def jpeg_compression(x: Tensor, quality: int, generator: Generator) -> Tensor:
     """The image written as a JPEG file of this quality and read back."""
-    out = []
-    for image in (255 * x).round().byte().permute(0, 2, 3, 1).numpy():
-        file = io.BytesIO()
-        Image.fromarray(image).save(file, "JPEG", quality=quality)
-        out.append(np.array(Image.open(file)))
-    return to_float(torch.from_numpy(np.stack(out)).permute(0, 3, 1, 2))
+    levels = (255 * x).round().byte().permute(0, 2, 3, 1).numpy()
+    done = np.stack([through_jpeg(image, quality) for image in levels])
+    return to_float(torch.from_numpy(done).permute(0, 3, 1, 2))
 
 
 SEVERITIES: dict[Callable, tuple] = {

@@ -78,16 +78,6 @@ def noise_step(
     return (delta.detach() - recipe.step_size * LEVEL * total.sign()).clamp(-radius, radius)
 
 
-def noise_of_batch(
-    model: nn.Module, x: Tensor, y: Tensor, start: Tensor, recipe: CraftRecipe, generator: torch.Generator
-) -> Tensor:
-    """craft.noise_of_batch from `start`, which has been drawn already: recipe.steps noise steps."""
-    delta = start
-    for _ in range(recipe.steps):
-        delta = noise_step(model, x, y, delta, recipe, draws(recipe, x, generator))
-    return delta
-
-
 def train_step(
     model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor, side: Perturbation, pad: int, drawn: Draw
 ) -> float:
