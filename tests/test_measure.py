@@ -20,6 +20,7 @@ from semkit.measure import (
     losses_along,
     paired,
     protection,
+    protection_for_passes,
     robustness,
     stability,
 )
@@ -124,6 +125,16 @@ def test_protection_pairs_the_seeds():
     made = rows("clean", 4, [0.5, 0.6, 0.7]) + rows("sem", 4, [0.2, 0.4]) + rows("sem", 0, [0.0, 0.0])
     assert protection(made, "sem", 4) == pytest.approx([0.3, 0.2])
     assert protection(made[::-1], "sem", 4) == pytest.approx([0.3, 0.2])
+
+
+def test_what_protection_costs_is_told_by_noise_and_paired_by_seed():
+    made = (
+        rows("clean", 4, [0.5, 0.6]) + rows("sem", 4, [0.2, 0.4, 0.1]) + rows("sem", 0, [0.1]) + rows("clean", 0, [0.9])
+    )
+    made = [{**row, "noise_passes": 0 if row["method"] == "clean" else 300 + row["seed"]} for row in made]
+    first, second = protection_for_passes(made[::-1], 100)
+    assert first == pytest.approx({"method": "sem", "seed": 0, "passes": 3, "AT 4/255": 30, "ERM": 80})
+    assert second == pytest.approx({"method": "sem", "seed": 1, "passes": 3.01, "AT 4/255": 20})
 
 
 def test_noises_are_joined_with_their_learners_by_method_and_seed():

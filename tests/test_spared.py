@@ -152,6 +152,9 @@ def test_what_is_reached_is_drawn_at_its_means():
     points = {bars.get_label(): tuple(float(v[0]) for v in bars.lines[0].get_data()) for bars in axes.containers}
     assert points == {"a": (2, 6), "b": (10, 1)}
     assert axes.get_xlim()[0] == axes.get_ylim()[0] == 0
+    below = [{**row, "good": row["good"] - 6} for row in rows]
+    axes = figures.reached_figure(below, x="cost", xlabel="cost", columns={"good": "good"}, title="reached").axes[0]
+    assert axes.get_xlim()[0] == 0 and axes.get_ylim()[0] <= -5
 
 
 def test_a_gallery_has_a_place_for_every_picture():

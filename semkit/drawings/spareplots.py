@@ -27,17 +27,19 @@ def draw_spreads(axes, v: torch.Tensor, limit: float) -> None:
 def draw_reached(axes, rows: Sequence[dict], x: str, y: str) -> None:
     """A point a method: the mean of column y over that of column x, with the 95 % intervals of both over the rows.
 
-    Both axes start at 0, so that a difference looks as large as it is; one row has no interval.
+    Both axes start at 0, or below where a mean is, so that a difference looks as large as it is; one row has no
+    interval.
     """
-    look = styles(by_method(rows))
+    look, lowest = styles(by_method(rows)), 0.0
     for method, mine in by_method(rows).items():
         (mx, *ends_x), (my, *ends_y) = (interval([row[column] for row in mine]) for column in (x, y))
+        lowest = min(lowest, my)
         bars = [np.abs(np.array(ends) - mean)[:, None] for mean, ends in ((mx, ends_x), (my, ends_y))]
         axes.errorbar(mx, my, xerr=bars[0], yerr=bars[1], capsize=3, ms=7, label=method, **look[method] | {"ls": ""})
     axes.update_datalim([(0, 0)])  # before the margins are laid round the points
     axes.autoscale_view()
     axes.grid(alpha=0.3)
-    axes.set(xlim=(0, None), ylim=(0, None))
+    axes.set(xlim=(0, None), ylim=(None if lowest < 0 else 0, None))
 
 
 def draw_gallery(axes: Sequence, pictures: Mapping[str, torch.Tensor]) -> None:
