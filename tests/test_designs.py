@@ -1,6 +1,7 @@
 """The lessons' designs differ in what they say and in nothing else; their noise rows are what measure says."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,9 +10,10 @@ from photos import image_set, image_split
 from semkit.craft import craft
 from semkit.designs import ALONG, DESIGNS, budgets, defence_learners, loss_rows, noise_rows, noise_sides, pairs
 from semkit.engine import Engine
-from semkit.measure import cosine, losses_along, robustness, stability
+from semkit.measure import cosine, interval, losses_along, protection_for_passes, robustness, stability
 from semkit.perturb import PGD, Clean, Uniform
 from semkit.presets import craft_recipe
+from semkit.report import read_rows
 
 ENGINE = Engine("cpu", "float32")
 
@@ -39,6 +41,21 @@ def test_the_budgets_are_the_published_step_and_cheaper_ones_under_one_training(
     each = {name: recipe.cost(4000).total for name, recipe in made.items() if recipe}
     assert list(each.values()) == sorted(each.values(), reverse=True)
     assert 4 * each["2 x 2"] <= each["plain"]
+
+
+ROWS = read_rows(Path(__file__).parents[1] / "results/cifar10-budgets/rows.csv")
+BUDGETS = protection_for_passes(ROWS, 4000)
+
+
+@pytest.mark.parametrize("of", ["ERM", "AT 2/255", "AT 4/255"])
+def test_a_quarter_of_the_passes_protects_within_the_plain_recipes_interval(of):
+    points = {name: [row[of] for row in BUDGETS if row["method"] == name] for name in ("plain", "2 x 2")}
+    assert [len(seeds) for seeds in points.values()] == [3, 3]
+    _, low, high = interval(points["plain"])
+    assert low <= interval(points["2 x 2"])[0] <= high
+    passes = {row["method"]: row["passes"] for row in BUDGETS}
+    assert 4 * passes["2 x 2"] <= passes["plain"]
+    assert passes["2 x 2"] == craft_recipe("sem", "lesson").cost(4000).total / 4000
 
 
 def test_the_noise_sides_share_the_surrogate_recipe_and_grow():
