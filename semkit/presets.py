@@ -95,8 +95,8 @@ def craft_recipe(
 ) -> CraftRecipe:
     """The CraftRecipe of a method at a preset, radii in pixel levels; size: side of the images.
 
-    quick: seconds, for tests, protects little. demo: for the embedded images. lesson: minutes on two cores; its SEM is the
-    cheapest that was found to protect as the published noise step does (results/README.md, cifar10-budgets).
+    quick: seconds, for tests, protects little. demo: for the embedded images. lesson: minutes on two cores; its SEM is
+    the cheapest that was found to protect as the published noise step does (results/README.md, cifar10-budgets).
     paper: the released recipe of SEM and REM for CIFAR-10 and CIFAR-100, and from 64 pixels on the one for the ImageNet
     subset. Raises ValueError for unknown names.
     """
