@@ -131,6 +131,13 @@ def test_a_switch_turns_one_thing_off_and_the_gradient_stays():
         torch.testing.assert_close(input_gradient(model, x, data.labels), expected, rtol=1e-9, atol=1e-12)
 
 
+def test_a_compiled_engine_is_timed_beside_the_one_that_is_not():
+    others = bench.switches(Engine("cpu", "float32", compile=True), compiled=True)
+    compiled = {path: other.compile for (_, path), other in others.items()}
+    assert compiled.pop("engine without compile") is compiled.pop("engine without folding") is False
+    assert set(compiled.values()) == {True} and "engine with compile" not in compiled
+
+
 def test_operations_are_counted_as_by_hand():
     macs = 3 * 24 * 9 * 16**2 + 2 * 24 * 24 * 9 * 16**2  # stem, first block
     for inside, outside, side in ((24, 48, 8), (48, 96, 4)):

@@ -133,12 +133,14 @@ def _plain_works(plan: Plan, net: str, device: str) -> dict[str, Run]:
 def switches(engine: Engine, compiled: bool = False) -> dict[tuple[str, str], Engine]:
     """(work, path) -> the engine with one switch turned: precision (where it is not float32 already), layout, folding,
     samples in one pass, and, if asked and where it works, torch.compile."""
-    off = {"channels_last": dict(layout=torch.contiguous_format), "folding": dict(fold=False)}
+    off = {"channels_last": dict(layout=torch.contiguous_format), "folding": dict(fold=False, compile=False)}
+    if engine.compile:
+        off["compile"] = dict(compile=False)
     if engine.precision == "bfloat16":
         off["bfloat16"] = dict(precision="float32")
     turned = {("input gradient", f"engine without {name}"): replace(engine, **new) for name, new in off.items()}
     turned["SEM noise step", "engine, samples one by one"] = replace(engine, batch_samples=False)
-    if compiled and _compiles(engine):
+    if compiled and not engine.compile and _compiles(engine):
         turned["input gradient", "engine with compile"] = replace(engine, compile=True)
     return turned
 
