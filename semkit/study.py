@@ -21,6 +21,7 @@ from semkit.files import atomic_write, shown
 from semkit.imageset import ImageSet, Split
 from semkit.learn import LearnRecipe, accuracy, fit
 from semkit.measure import trained_by
+from semkit.neighbours.bullettrain import KINDS
 from semkit.neighbours.convolve import filtered_tests
 from semkit.neighbours.defences import Gaussian, Smoothed
 from semkit.netfile import load_net, save_net
@@ -181,7 +182,9 @@ def learned_row(
 
     countermeasures: names in countermeasures.COUNTERMEASURES, applied to `train` first, in this order. also: further
     test sets by name; the final model's accuracy on each is in the row as on_NAME. net: a file for the trained net.
-    A learner of Gaussian noise has its accuracy as Smoothed in the row too, as `smoothed`.
+    A learner of Gaussian noise has its accuracy as Smoothed in the row too, as `smoothed`; one of BulletTrain has
+    `average`, which sets the threshold after the training, and `mined`, [[outlier, boundary, robust]]: the shares of
+    every batch.
     With a cache folder, the row is taken from there if it (and the net) is there, and kept. Raises ValueError for a
     damaged file in the cache.
     """
@@ -191,10 +194,11 @@ def learned_row(
     path = None if cache is None else Path(cache) / f"{_learner(train, test, recipe, seed, engine, *others)}.json"
     if path and path.exists() and (net is None or net.exists()):
         return _kept(path, _read_json)
-    stopped = False
+    stopped, mined = False, []
 
     def watch(step, total, metrics):
         nonlocal stopped
+        mined.append([round(metrics.get(kind, 0.0), 4) for kind in KINDS])
         stopped = bool(on_step and on_step(step, total, metrics))
         return stopped
 
@@ -206,6 +210,8 @@ def learned_row(
         "passes": done.passes.total, "learner_seconds": round(done.seconds, 1),
         **{f"on_{name}": accuracy(done.model, images, engine=engine) for name, images in also.items()},
     }  # fmt: skip
+    if done.mined.now:
+        row |= {"average": done.mined.average, "mined": mined}
     if isinstance(recipe.perturbation, Gaussian):
         row["smoothed"] = accuracy(Smoothed(done.model, recipe.perturbation), test, engine=engine)
     if net:

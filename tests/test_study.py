@@ -11,6 +11,7 @@ from semkit.augment import Identity
 from semkit.craft import CraftRecipe, Interrupted, craft
 from semkit.engine import Engine, predict
 from semkit.learn import LearnRecipe, Pretrained, accuracy, fit
+from semkit.neighbours.bullettrain import KINDS, BulletTrain
 from semkit.neighbours.convolve import ClassFilters, CleanPart, class_filters, convolve_set
 from semkit.neighbours.defences import Gaussian, Smoothed
 from semkit.noise import load
@@ -193,3 +194,14 @@ def test_a_grid_of_filters_is_learners_on_filtered_images_tested_on_filtered_one
     assert torch.equal(rest.images, split.train.images[untouched]) and len(rest) == 10
     assert grid(split, crafts, {"ours": LEARN}, seeds=[3], on_step=never, **how) == list(rows.values())
     assert grid_cost(20, crafts, {"ours": LEARN}, 1).total == sum(row["passes"] for row in rows.values())
+
+
+def test_a_row_of_bullettrain_has_what_its_batches_were_made_of(tmp_path):
+    split, told = image_split(20), []
+    recipe = replace(LEARN, perturbation=BulletTrain(PGD(4, 2), PGD(4, 1)))
+    how = dict(seed=3, engine=ENGINE, cache=tmp_path)
+    row = learned_row(split.train, split.test, recipe, on_step=lambda *step: told.append(step[2]), **how)
+    assert row["mined"] == [[round(metrics[kind], 4) for kind in KINDS] for metrics in told]
+    assert row["average"] == fit(split.train, split.test, recipe, seed=3, engine=ENGINE).mined.average > 0
+    assert learned_row(split.train, split.test, recipe, **how) == row
+    assert not {"mined", "average"} & set(learned_row(split.train, split.test, LEARN, **how))
