@@ -17,8 +17,7 @@ from semkit.learn import LearnRecipe
 from semkit.neighbours.convolve import filtered_tests
 from semkit.study import MadeBy, crafted_noise, learned_row, training_set
 
-# Dask's own wish adds a MALLOC_TRIM_THRESHOLD_: the batch's memory then goes back to the system after every operation,
-# and comes again page by page, which made a learner's step 1.6 times as dear.
+# In place of Dask's own wishes, a MALLOC_TRIM_THRESHOLD_ among them, which semkit.memory would have to undo.
 ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
 
 

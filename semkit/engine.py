@@ -13,6 +13,7 @@ from torch import nn
 
 from semkit import parallel
 from semkit.folding import Folded
+from semkit.memory import keep_freed
 from semkit.neighbours.injection import alphas
 from semkit.pixels import to_float
 
@@ -68,6 +69,7 @@ class Engine:
     Switches that change the speed and, but for rounding, not the result: fold batch-norm into convolutions in eval
     mode; batch_samples gives a net several EOT samples in one pass, where that changes none; compile gives the eval
     passes to torch.compile.
+    The first one has the whole process keep memory that is freed (memory.keep_freed).
     Raises ValueError for a device or precision that this machine or semkit does not have.
     """
 
@@ -99,6 +101,7 @@ class Engine:
             raise ValueError(f"precision must be auto, float32, bfloat16 or float64, got {precision!r}")
         object.__setattr__(self, "device", device)
         object.__setattr__(self, "precision", precision)
+        keep_freed()
 
     @property
     def dtype(self) -> torch.dtype:

@@ -5,6 +5,7 @@ import json
 import os
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -47,8 +48,8 @@ def test_runs_are_timed_in_turn_and_short_ones_by_the_mean_of_many_calls(seconds
         called.append(name)
         seconds_pass(next(durations[name]))
 
-    timed = {name: lambda name=name: run(name) for name in "ab"}
-    seconds = stopwatch.in_turn(timed, 2, "cpu", lambda: told.append(len(called)))
+    clocks = {name: partial(stopwatch.clock, partial(run, name), device="cpu") for name in "ab"}
+    seconds = stopwatch.in_turn(clocks, 2, lambda: told.append(len(called)))
     # a: warmed up twice, 0.02 s the second time, so 10 calls last 0.2 s. b: more than a second, so once and no more.
     assert "".join(called) == "aab" + 2 * ("a" * 10 + "b")
     assert told == [2, 3, 13, 14, 24, 25]

@@ -1,6 +1,14 @@
-"""The kit's own speed: the engine against the plain reference, in turn in one process, medians with their spread."""
+"""The kit's own speed: the engine against the plain reference, in turn, medians with their spread.
 
-from collections.abc import Callable, Sequence
+The plain reference runs in a process of its own, where memory is what a plain script has: the engine has the whole of
+its process keep what it frees (semkit.memory).
+"""
+
+import multiprocessing
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from itertools import count
@@ -18,7 +26,7 @@ from semkit.perturb import PGD, Clean, Uniform
 from semkit.pixels import LEVEL, check_count, uniform
 from semkit.speed import plain
 from semkit.speed.sets import NET, random_images, set_memory, set_seconds
-from semkit.speed.stopwatch import SHORTEST, Run, clock, hardware, in_turn
+from semkit.speed.stopwatch import SHORTEST, Clock, Run, clock, hardware, in_turn
 
 PAD = 4
 PRODUCT = "matrix product"
@@ -128,6 +136,27 @@ def _plain_works(plan: Plan, net: str, device: str) -> dict[str, Run]:
     x, y = (data.images / 255).to(device), data.labels.to(device)
     generator = torch.Generator(device).manual_seed(0)
     return _works(plan, models.build(net, 10).to(device), x, y, generator, _plain_view, _plain_noise, _plain_train)
+
+
+_theirs: dict[str, Run] = {}  # in the process of plain_clocks: its works
+
+
+def _begin_plain(plan: Plan, net: str, device: str, threads: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that asks
+    torch.set_num_threads(threads)
+    _theirs.update(_plain_works(plan, net, device))
+
+
+def _clock_plain(work: str, calls: int, device: str) -> float:
+    return clock(_theirs[work], calls, device)
+
+
+@contextmanager
+def plain_clocks(plan: Plan, net: str, device: str) -> Iterator[Callable[[str], Clock]]:
+    """The clock of every plain work, each read in one other process, which has no engine and ends with the block."""
+    given = plan, net, device, torch.get_num_threads()
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _begin_plain, given) as pool:
+        yield lambda work: lambda calls: pool.submit(_clock_plain, work, calls, device).result()
 
 
 def switches(engine: Engine, compiled: bool = False) -> dict[tuple[str, str], Engine]:
@@ -253,7 +282,12 @@ def bench(plan: Plan, engine: Engine, *, on_step: Callable | None = None, say: C
     rows = []
     for net in plan.nets:
         timed = timed_runs(plan, net, engine)
-        seconds = in_turn(timed, plan.rounds, engine.device, telling(net, len(timed) * (plan.rounds + 1)))
+        with plain_clocks(plan, net, engine.device) as plain_clock:
+            clocks = {
+                (work, path): plain_clock(work) if path == "plain" else partial(clock, run, device=engine.device)
+                for (work, path), run in timed.items()
+            }
+            seconds = in_turn(clocks, plan.rounds, telling(net, len(clocks) * (plan.rounds + 1)))
         rows += [*time_rows(net, seconds), rate_row(net, plan.batch, engine.precision, seconds)]
     tell = telling("sets", plan.set_rounds * sum((b + b // 8) * plan.times(b) for b in plan.sets))
     once = partial(set_seconds, batch=plan.batch, engine=engine, tell=tell)

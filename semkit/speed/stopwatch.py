@@ -1,4 +1,4 @@
-"""Seconds that calls take, all in turn in one process, and the hardware they were taken on."""
+"""Seconds that calls take, all in turn, and the hardware they were taken on."""
 
 import math
 import os
@@ -17,6 +17,7 @@ from semkit.engine import Engine
 SHORTEST = 0.2  # seconds that a timing lasts at least, by calling again
 
 Run = Callable[[], object]
+Clock = Callable[[int], float]  # the seconds of a call, the mean of so many
 
 
 def hardware(engine: Engine) -> dict:
@@ -49,21 +50,21 @@ def clock(run: Run, calls: int, device: str) -> float:
     return (time.perf_counter() - start) / calls
 
 
-def in_turn(runs: dict[Hashable, Run], rounds: int, device: str, tell: Run) -> dict[Hashable, list[float]]:
-    """Seconds of a call of each run, once a round: all runs one after another, so that they share the machine's moods.
+def in_turn(clocks: dict[Hashable, Clock], rounds: int, tell: Run) -> dict[Hashable, list[float]]:
+    """Seconds of a call by each clock, once a round: all one after another, so that they share the machine's moods.
 
     A round before, which does not count, warms up and finds how many calls last SHORTEST. tell() is called after each.
     """
-    calls, seconds = {}, {name: [] for name in runs}
-    for name, run in runs.items():
-        warm = clock(run, 1, device)
+    calls, seconds = {}, {name: [] for name in clocks}
+    for name, seconds_of in clocks.items():
+        warm = seconds_of(1)
         if warm < 1:  # longer ones are not slower for being first
-            warm = clock(run, 1, device)
+            warm = seconds_of(1)
         calls[name] = math.ceil(SHORTEST / max(warm, 1e-5))
         tell()
     for _ in range(rounds):
-        for name, run in runs.items():
-            seconds[name].append(clock(run, calls[name], device))
+        for name, seconds_of in clocks.items():
+            seconds[name].append(seconds_of(calls[name]))
             tell()
     return seconds
 
