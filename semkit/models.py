@@ -40,6 +40,17 @@ class Centre(nn.Module):
         return x - 0.5
 
 
+class Pooled(nn.Module):
+    """The mean over all pixels: [N,C,H,W] -> [N,C,1,1].
+
+    The gradient of torch's own pooling comes as [N,C,H,W] lies in plain memory, and what stands before it then walks
+    through two orders of memory at once: the last relu alone took as long as half of tiny's convolutions.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.permute(0, 2, 3, 1).flatten(1, 2).mean(1)[:, :, None, None]
+
+
 class Residual(nn.Module):
     """relu(norm(conv(relu(norm(conv(x))))) + shortcut(x)), the shortcut a 1x1 convolution where the shape changes."""
 
@@ -92,7 +103,7 @@ def small(classes: int, size: int = 32, widths: tuple[int, ...] = (32, 64, 128))
     layers = [Centre(), nn.Conv2d(3, widths[0], 3, 2, 1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU()]
     for inside, outside in zip((widths[0], *widths), widths, strict=False):
         layers.append(Residual(inside, outside, 1 if inside == outside else 2))
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], classes))
+    return nn.Sequential(*layers, Pooled(), nn.Flatten(), nn.Linear(widths[-1], classes))
 
 
 def tiny(classes: int, size: int = 32) -> nn.Module:
@@ -111,7 +122,7 @@ def wrn34_10(classes: int, size: int = 32, depth: int = 34, widen: int = 10) -> 
             blocks.append(PreActivation(inside, width, 2 if stage and not block else 1))
             inside = width
     stem = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
-    head = [nn.BatchNorm2d(inside), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inside, classes)]
+    head = [nn.BatchNorm2d(inside), nn.ReLU(), Pooled(), nn.Flatten(), nn.Linear(inside, classes)]
     return _kaiming(nn.Sequential(Centre(), stem, *blocks, *head))
 
 
@@ -133,6 +144,7 @@ def _resnet(name: str, classes: int, size: int) -> nn.Module:
     model = getattr(torchvision.models, name)(weights=None, num_classes=classes)
     if size < LARGE:
         model.conv1, model.maxpool = _stem(64, "fan_out"), nn.Identity()
+    model.avgpool = Pooled()
     return nn.Sequential(Centre(), model)
 
 
@@ -161,7 +173,7 @@ def vgg16_bn(classes: int, size: int = 32) -> nn.Module:
         return nn.Sequential(Centre(), torchvision.models.vgg16_bn(weights=None, num_classes=classes, dropout=0.0))
     vgg = torchvision.models.vgg
     features = _kaiming(vgg.make_layers(vgg.cfgs["D"], batch_norm=True))
-    return nn.Sequential(Centre(), features, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, classes))
+    return nn.Sequential(Centre(), features, Pooled(), nn.Flatten(), nn.Linear(512, classes))
 
 
 def densenet121(classes: int, size: int = 32) -> nn.Module:
