@@ -89,6 +89,7 @@ def run_grid(
 
     engine, cache = engine or Engine(), Path(cache).resolve()
     images = client.scatter(split, broadcast=True)
+    learned_by = [client.scatter(recipe, broadcast=True, hash=False) for recipe in learners.values()]  # may hold images
     runs = []
     for seed, made_by in product(seeds, crafts.values()):
         noisy = isinstance(made_by, CraftRecipe)
@@ -96,7 +97,7 @@ def run_grid(
         runs += [crafted] if crafted else []
         runs += [
             client.submit(_learn, images, crafted, made_by, learn_by, first, seed, engine, cache, pure=False)
-            for first, learn_by in product([(name,) for name in countermeasures] or [()], learners.values())
+            for first, learn_by in product([(name,) for name in countermeasures] or [()], learned_by)
         ]
     what = f"runs on {len(client.scheduler_info(n_workers=-1)['workers'])} workers"
     try:

@@ -5,15 +5,17 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import nn
 
 from semkit import models, parallel, storage
 from semkit.augment import Augment, FlipCrop
-from semkit.engine import Engine, Passes, all_passes, count_passes, input_gradient, together, train_step
+from semkit.engine import Engine, Passes, all_passes, count_passes, input_gradient, step_down, together
 from semkit.imageset import ImageSet
 from semkit.neighbours.bullettrain import mining
+from semkit.objectives import Plain
 from semkit.perturb import PGD, Perturbation, Uniform, shrunk
 from semkit.pixels import LEVEL, box, check_count, check_radius, check_step_size, to_levels, uniform
 from semkit.schedule import SGD
@@ -194,9 +196,9 @@ def _train(images: ImageSet, recipe: CraftRecipe, seed: int, engine: Engine, sta
         delta = engine.images(state.noise[kept])
         drawn = recipe.augment.draw(len(x), x.shape[2:], generator)
         z = recipe.augment.apply(box(x + (delta if rows is None else delta[rows])), drawn)
-        a = now.surrogate_side(state.model, z, y, generator)
         recipe.sgd.set_rate(state.optimizer, step)
-        state.losses.append(train_step(state.model, state.optimizer, a, y))
+        loss = partial(Plain(), state.model, z, y, now.surrogate_side, generator)
+        state.losses.append(step_down(state.model, state.optimizer, loss))
         yield
 
 

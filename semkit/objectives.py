@@ -37,6 +37,13 @@ def divergence(logits: Tensor, others: Tensor) -> Tensor:
     return F.kl_div(others.log_softmax(1), logits.log_softmax(1), reduction="none", log_target=True).sum(1)
 
 
+def answers(model: nn.Module, a: Tensor, y: Tensor, perturbation: Perturbation) -> Tensor:
+    """training_logits(model, a) at what the perturbation returned; the perturbation learns of them."""
+    logits = training_logits(model, a)
+    perturbation.learn(logits.detach(), y)
+    return logits
+
+
 @dataclass(frozen=True)
 class Plain:
     """Mean CE(f(a), y), a = perturbation(x): ERM with Clean(), adversarial training (Madry et al.) with PGD."""
@@ -46,7 +53,7 @@ class Plain:
     def __call__(
         self, model: nn.Module, x: Tensor, y: Tensor, perturbation: Perturbation, generator: Generator | None = None
     ) -> Tensor:
-        return F.cross_entropy(training_logits(model, perturbation(model, x, y, generator)), y)
+        return F.cross_entropy(answers(model, perturbation(model, x, y, generator), y, perturbation), y)
 
 
 class TwoBatches:
@@ -75,7 +82,7 @@ class TwoBatches:
         self, model: nn.Module, x: Tensor, y: Tensor, perturbation: Perturbation, generator: Generator | None = None
     ) -> Tensor:
         a = perturbation(model, x, y, generator, target=self.target(model, x))
-        return self.loss(training_logits(model, x), training_logits(model, a), y)
+        return self.loss(training_logits(model, x), answers(model, a, y, perturbation), y)
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,9 @@ class Perturbation:
         """The same at a share of its radius and step size."""
         return replace(self, radius=self.radius * share)
 
+    def learn(self, logits: Tensor, y: Tensor) -> None:
+        """Takes in a training net's answers [N,classes] at what `apply` returned, and their labels; most need none."""
+
     def __call__(
         self, model: nn.Module, x: Tensor, y: Tensor, generator: Generator | None = None, target: Tensor | None = None
     ) -> Tensor:

@@ -28,7 +28,7 @@ def made(tmp_path_factory):
 
 
 def test_every_row_cost_what_its_shares_say(made):
-    steps = {"plain": (10, 10, 10), "bullettrain": (0, 10, 2), "outliers too": (2, 10, 2)}
+    steps = {"plain": (10, 10, 10), "bullettrain": (0, 10, 2), "one step": (1, 10, 1)}
     for row in made[1]:
         shares = [row[kind] or 0 for kind in ("outlier", "boundary", "robust")]
         if row["attacked"] is None:
@@ -39,7 +39,7 @@ def test_every_row_cost_what_its_shares_say(made):
             wanted = N * (2 + sum(a * b for a, b in zip(steps[row["form"]], shares, strict=True)))
         assert row["passes"] == pytest.approx(wanted)
         sorted_ = row["form"] != "plain"
-        asked = (row["objective"] == "trades" or sorted_) + (sorted_ and row["attacked"] is not None) * sum(shares[1:])
+        asked = row["objective"] == "trades" or sorted_
         assert row["forward"] == pytest.approx(N * asked)
         assert spared.cost(row) == pytest.approx(wanted + N * asked / 2)
 
@@ -68,7 +68,7 @@ def test_times_are_taken_in_turn_and_of_nets_that_are_there(made):
         spared.seconds_rows(image_split(classes=3), **how)  # seed 0 is not there
     spared.training_rows(image_split(classes=3), seeds=[0], sgd=FEW, engine=ENGINE, cache=cache)
     rows = spared.seconds_rows(image_split(classes=3), **how)
-    assert [row["form"] for row in rows if row["objective"] == "mart"] == ["plain", "bullettrain", "outliers too"] * 2
+    assert [row["form"] for row in rows if row["objective"] == "mart"] == ["plain", "bullettrain", "one step"] * 2
     assert len(rows) == 2 * (3 + 3 + 2) and all(row["seconds"] > 0 for row in rows)
 
 
@@ -85,8 +85,8 @@ def test_what_is_saved_and_lost_is_paired_by_seed():
         return {"objective": "mart", "form": form, "seed": seed, "passes": passes, "forward": 10, "clean": clean}
 
     rows = [row("plain", 1, 95, 0.5), row("bullettrain", 2, 45, 0.25), row("plain", 2, 195, 0.75)]
-    rows += [row("bullettrain", 1, 20, 0.625), row("outliers too", 1, 5, 0.5), row("plain", 3, 10, 0.5)]
-    assert sorted(spared.fewer(rows, "mart")) == [4, 4] and spared.fewer(rows, "mart", "outliers too") == [10]
+    rows += [row("bullettrain", 1, 20, 0.625), row("one step", 1, 5, 0.5), row("plain", 3, 10, 0.5)]
+    assert sorted(spared.fewer(rows, "mart")) == [4, 4] and spared.fewer(rows, "mart", "one step") == [10]
     assert sorted(spared.lost(rows, "mart", "clean")) == [-12.5, 50] and spared.lost(rows, "trades", "clean") == []
 
 
@@ -100,7 +100,7 @@ def mean(values):
     return interval(values)[0]
 
 
-every_form = pytest.mark.parametrize("form", ["bullettrain", "outliers too"])
+every_form = pytest.mark.parametrize("form", ["bullettrain", "one step"])
 both_losses = pytest.mark.parametrize("objective", ["trades", "mart"])
 
 
@@ -125,7 +125,7 @@ def test_no_clean_accuracy_is_lost(objective, form):
     assert len(found) == 3 and mean(found) < 0
 
 
-@pytest.mark.parametrize("form, within", [("bullettrain", False), ("outliers too", True)])
+@pytest.mark.parametrize("form, within", [("bullettrain", False), ("one step", True)])
 @both_losses
 def test_under_attack_points_are_lost_as_published_and_none_with_steps_for_outliers(objective, form, within):
     found = spared.lost(ROWS, objective, "attacked", form)

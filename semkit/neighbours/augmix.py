@@ -81,6 +81,7 @@ class AugMix:
         mixtures = [mixed(a[chosen], self.severity, generator) for _ in range(2)] if len(chosen) else []
         answers = training_logits(model, torch.cat([a, *mixtures]))
         clean, rest = answers[: len(y)], answers[len(y) :]
+        perturbation.learn(clean.detach(), y)
         if self.mining:
             stood = (rest.argmax(1) == y[chosen].repeat(len(mixtures))).sum().item() if mixtures else 0
             self.mining.learn(robust + stood / 2, len(y))

@@ -81,8 +81,8 @@ class Mining:
         average <- memory * average + (1 - memory) * gamma * adversarial accuracy of the batch
 
     So about as many are called robust as lately proved to be, times gamma. Where the published text is silent, this
-    kit chooses: the average starts at 0 (nothing is robust before it has proved to be); the batch's own quantile;
-    outliers count as wrong. Source: Hua et al., NeurIPS 2021 (BulletTrain).
+    kit chooses: the average starts at 0 (nothing is robust before it has proved to be); the batch's own quantile.
+    Source: Hua et al., NeurIPS 2021 (BulletTrain).
     """
 
     gamma: float = 0.8
@@ -111,9 +111,9 @@ class BulletTrain(Perturbation):
     """PGD whose steps depend on the image: `boundary` at boundary images, `robust` (few, large steps) at robust ones,
     `outlier` at those that are wrong without it: Clean(), no step, as published.
 
-    One forward pass in eval mode sorts a batch (none where the answers come as `target`), one more over the perturbed
-    boundary and robust images tells how many stand it: this kit's choice of where adversarial accuracy comes from. The
-    groups are gathered into batches of their own, so that what is spared is not computed.
+    One forward pass in eval mode sorts a batch (none where the answers come as `target`); how many stand it is told by
+    the training step that follows, through `learn`: this kit's choice of where adversarial accuracy comes from. Groups
+    are gathered into batches of their own, so that what is spared is not computed.
     Raises ValueError for more than one radius. Source: Hua et al., NeurIPS 2021.
     """
 
@@ -155,7 +155,7 @@ class BulletTrain(Perturbation):
             if part.radius and len(chosen):
                 goal = None if target is None else target[chosen]
                 x_adv[chosen] = part.apply(model, x[chosen], y[chosen], drawn[chosen], goal)
-        tried = torch.cat(found[1:])
-        right = (predict(model, x_adv[tried]).argmax(1) == y[tried]).sum().item() if len(tried) else 0
-        self.mining.learn(right, len(x))
         return x_adv
+
+    def learn(self, logits: Tensor, y: Tensor) -> None:
+        self.mining.learn((logits.argmax(1) == y).sum().item(), len(y))
