@@ -48,7 +48,7 @@ def key(*parts) -> str:
     return hashlib.sha256(repr((__version__, torch.__version__, *parts)).encode()).hexdigest()[:24]
 
 
-def _how(engine: Engine) -> tuple:
+def of_engine(engine: Engine) -> tuple:
     """What of the engine a result may depend on."""
     switches = engine.fold, engine.batch_samples, engine.compile
     return torch.device(engine.device).type, engine.precision, *switches, parallel.processes()
@@ -67,7 +67,7 @@ def _kept(path: Path, read: Callable):
 
 
 def _stem(images: ImageSet, recipe: CraftRecipe, seed: int, engine: Engine, cache: Path) -> Path:
-    return Path(cache) / f"noise-{key(images.fingerprint, recipe, seed, _how(engine))}"
+    return Path(cache) / f"noise-{key(images.fingerprint, recipe, seed, of_engine(engine))}"
 
 
 def crafted_noise(
@@ -152,7 +152,7 @@ def kept_json(make: Callable[[], list | dict], cache: Path | None, kind: str, *p
 
     Raises ValueError for a damaged file in the cache.
     """
-    path = None if cache is None else Path(cache) / f"{kind}-{key(*parts, _how(engine))}.json"
+    path = None if cache is None else Path(cache) / f"{kind}-{key(*parts, of_engine(engine))}.json"
     if path and path.exists():
         return _kept(path, _read_json)
     made = make()
@@ -162,7 +162,7 @@ def kept_json(make: Callable[[], list | dict], cache: Path | None, kind: str, *p
 
 
 def _learner(train: ImageSet, test: ImageSet, recipe: LearnRecipe, seed: int, engine: Engine, *others) -> str:
-    return f"learner-{key(train.fingerprint, test.fingerprint, recipe, seed, _how(engine), *others)}"
+    return f"learner-{key(train.fingerprint, test.fingerprint, recipe, seed, of_engine(engine), *others)}"
 
 
 def learned_row(

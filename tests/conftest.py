@@ -5,6 +5,7 @@ Notebooks keep their runs in pytest's cache, so that a second execution is quick
 """
 
 import os
+import shutil
 
 import pytest
 import torch
@@ -34,3 +35,11 @@ def hostile_folder(tmp_path_factory):
     """(the hostile folder, its image names), to be read only."""
     folder = tmp_path_factory.mktemp("hostile")
     return folder, make_hostile(folder)
+
+
+@pytest.fixture
+def small(pristine, tmp_path):
+    """(photos, a copy of OUT to tamper with) of a file's own `pristine`, which is (photos, OUT)."""
+    photos, out = pristine
+    shutil.copytree(out, tmp_path / "out")
+    return photos, tmp_path / "out"

@@ -44,14 +44,6 @@ def pristine(tmp_path_factory):
     return photos, folder / "out"
 
 
-@pytest.fixture
-def small(pristine, tmp_path):
-    """(photos, a copy of OUT to tamper with)."""
-    photos, out = pristine
-    shutil.copytree(out, tmp_path / "out")
-    return photos, tmp_path / "out"
-
-
 def run(*arguments):
     try:
         return main([str(argument) for argument in arguments])

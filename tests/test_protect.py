@@ -58,14 +58,6 @@ def pristine(tmp_path_factory):
     return photos, folder / "out"
 
 
-@pytest.fixture
-def small(pristine, tmp_path):
-    """(photos, a copy of OUT to tamper with)."""
-    photos, out = pristine
-    shutil.copytree(out, tmp_path / "out")
-    return photos, tmp_path / "out"
-
-
 def test_every_hostile_file_has_a_protected_one_of_its_name_size_mode_and_alpha_within_the_radius(hostile):
     folder, names, out = hostile
     assert len(names) >= 200
