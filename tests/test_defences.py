@@ -1,5 +1,7 @@
 """Blurring against filters: the ascent ascends, its gradient is that of a loop, and random filters are the family's."""
 
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,8 +9,10 @@ from nets import batch, net
 from scipy import stats
 
 from semkit.engine import Engine, count_passes, logits, predict
+from semkit.measure import interval
 from semkit.neighbours.convolve import blur, convolve
 from semkit.neighbours.defences import LARGEST, ClassBlur, Gaussian, RandomBlur, Smoothed, rescaled
+from semkit.report import read_rows
 
 
 def loss(model, x, y):
@@ -152,3 +156,16 @@ def test_the_votes_on_a_plane_are_binomial_with_the_normal_share_on_its_side():
 def test_what_makes_no_sense_is_refused(make, reason):
     with pytest.raises(ValueError, match=reason):
         make()
+
+
+LEFT = {"random blur": 22, "smoothing": 1, "fine-tuned": 19, "last layer": 5, "AT L2 0.5": 4, "DAT": 1}  # in points
+
+
+def test_what_is_left_after_a_defence():
+    rows = read_rows(Path(__file__).parents[1] / "results" / "cuda" / "defences.csv")
+    last = {(row["learner"], row["method"], row["seed"]): row["last"] for row in rows}
+    assert len(last) == len(rows) == 36
+    for defence, points in LEFT.items():
+        left = interval([100 * (last[defence, "clean", s] - last[defence, "cuda .3", s]) for s in range(3)])
+        assert round(left[0]) == points and (left[0] >= 15) == (defence in ("random blur", "fine-tuned"))
+        assert (left[1] > 0) == (defence != "smoothing")
