@@ -43,8 +43,8 @@ class Centre(nn.Module):
 class Pooled(nn.Module):
     """The mean over all pixels: [N,C,H,W] -> [N,C,1,1].
 
-    The gradient of torch's own pooling comes as [N,C,H,W] lies in plain memory, and what stands before it then walks
-    through two orders of memory at once: the last relu alone took as long as half of tiny's convolutions.
+    The gradient of torch's own pooling lies in memory as [N,C,H,W], whatever the net's order is, and what stands before
+    it then walks through two orders at once: a twelfth of tiny's input gradient.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
