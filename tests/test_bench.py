@@ -10,14 +10,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from pages import fresh_pages
+from pages import fresh_pages, saying_where
 from torch import nn
 
 from semkit import figures, models
 from semkit.cli import main
 from semkit.craft import Interrupted
 from semkit.engine import Engine, count_passes, input_gradient
-from semkit.speed import bench, benchreport, sets, stopwatch
+from semkit.memory import keep_freed
+from semkit.speed import bench, benchreport, elsewhere, sets, stopwatch
 
 CPU = Engine("cpu", "float32")
 PLAN = bench.Plan(
@@ -54,6 +55,14 @@ def test_runs_are_timed_in_turn_and_short_ones_by_the_mean_of_many_calls(seconds
     assert "".join(called) == "aab" + 2 * ("a" * 10 + "b")
     assert told == [2, 3, 13, 14, 24, 25]
     assert seconds["a"] == pytest.approx([0.04, 0.04]) and seconds["b"] == [2.0, 3.0]
+
+
+def test_clocks_elsewhere_are_of_another_process_that_keeps_no_memory(tmp_path):
+    keep_freed()
+    with elsewhere.clocks(saying_where, tmp_path / "where", device="cpu") as clock_of:
+        assert 0 < clock_of("a work")(1) < 10
+    process, asked = (tmp_path / "where").read_text().split()
+    assert int(process) != os.getpid() and asked == "0"
 
 
 def test_the_hardware_is_named():

@@ -13,7 +13,7 @@ FLOORS = (
     {"netfile", "perturb", "schedule", "state", "foreign", "convert", "stopwatch", "sparse", "bullettrain", "shown"},
     {"objectives", "corruptions", "transform"},
     {"augmix", "mixing"},
-    {"craft", "defences", "learn", "measure", "patterns", "plain"},
+    {"craft", "defences", "learn", "measure", "patterns", "plain", "elsewhere"},
     {
         "presets", "countermeasures", "study", "obfuscated", "designs", "cluster", "plots", "dots", "originals", "jobs",
         "sets", "bench", "exercises", "pruning", "sparseplots",

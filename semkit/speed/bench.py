@@ -4,11 +4,7 @@ The plain reference runs in a process of its own, where memory is what a plain s
 its process keep what it frees (semkit.memory).
 """
 
-import multiprocessing
-import signal
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from itertools import count
@@ -24,9 +20,9 @@ from semkit.craft import CraftRecipe, Interrupted, noise_step
 from semkit.engine import Engine, input_gradient, predict, train_step
 from semkit.perturb import PGD, Clean, Uniform
 from semkit.pixels import LEVEL, check_count, uniform
-from semkit.speed import plain
+from semkit.speed import elsewhere, plain
 from semkit.speed.sets import NET, random_images, set_memory, set_seconds
-from semkit.speed.stopwatch import SHORTEST, Clock, Run, clock, hardware, in_turn
+from semkit.speed.stopwatch import SHORTEST, Run, clock, hardware, in_turn
 
 PAD = 4
 PRODUCT = "matrix product"
@@ -136,27 +132,6 @@ def _plain_works(plan: Plan, net: str, device: str) -> dict[str, Run]:
     x, y = (data.images / 255).to(device), data.labels.to(device)
     generator = torch.Generator(device).manual_seed(0)
     return _works(plan, models.build(net, 10).to(device), x, y, generator, _plain_view, _plain_noise, _plain_train)
-
-
-_theirs: dict[str, Run] = {}  # in the process of plain_clocks: its works
-
-
-def _begin_plain(plan: Plan, net: str, device: str, threads: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that asks
-    torch.set_num_threads(threads)
-    _theirs.update(_plain_works(plan, net, device))
-
-
-def _clock_plain(work: str, calls: int, device: str) -> float:
-    return clock(_theirs[work], calls, device)
-
-
-@contextmanager
-def plain_clocks(plan: Plan, net: str, device: str) -> Iterator[Callable[[str], Clock]]:
-    """The clock of every plain work, each read in one other process, which has no engine and ends with the block."""
-    given = plan, net, device, torch.get_num_threads()
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _begin_plain, given) as pool:
-        yield lambda work: lambda calls: pool.submit(_clock_plain, work, calls, device).result()
 
 
 def switches(engine: Engine, compiled: bool = False) -> dict[tuple[str, str], Engine]:
@@ -282,7 +257,7 @@ def bench(plan: Plan, engine: Engine, *, on_step: Callable | None = None, say: C
     rows = []
     for net in plan.nets:
         timed = timed_runs(plan, net, engine)
-        with plain_clocks(plan, net, engine.device) as plain_clock:
+        with elsewhere.clocks(_plain_works, plan, net, engine.device, device=engine.device) as plain_clock:
             clocks = {
                 (work, path): plain_clock(work) if path == "plain" else partial(clock, run, device=engine.device)
                 for (work, path), run in timed.items()
