@@ -16,7 +16,7 @@ def keep_freed() -> bool:
 
     Every pass of a net frees its activations. glibc gives the top of the heap back to the system as it grows, and the
     next pass gets it again page by page, each one zeroed: thousands of page faults a pass, a sixth of a small net's
-    time and more. What is held at most does not change; nothing of it is given back before the process ends.
+    time and more. What is held at most hardly changes; nothing of it is given back before the process ends.
     """
     if any(name in os.environ for name in THEIRS):
         return False

@@ -198,7 +198,8 @@ def learned_row(
 
     def watch(step, total, metrics):
         nonlocal stopped
-        mined.append([round(metrics.get(kind, 0.0), 4) for kind in KINDS])
+        if shares := [round(metrics[kind], 4) for kind in KINDS if kind in metrics]:
+            mined.append(shares)
         stopped = bool(on_step and on_step(step, total, metrics))
         return stopped
 
@@ -210,7 +211,7 @@ def learned_row(
         "passes": done.passes.total, "learner_seconds": round(done.seconds, 1),
         **{f"on_{name}": accuracy(done.model, images, engine=engine) for name, images in also.items()},
     }  # fmt: skip
-    if done.mined.now:
+    if mined:
         row |= {"average": done.mined.average, "mined": mined}
     if isinstance(recipe.perturbation, Gaussian):
         row["smoothed"] = accuracy(Smoothed(done.model, recipe.perturbation), test, engine=engine)
