@@ -6,12 +6,14 @@ import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from semkit import parallel
+from semkit.flat import Flat
 from semkit.folding import Folded
 from semkit.memory import keep_freed
 from semkit.neighbours.injection import alphas
@@ -67,8 +69,9 @@ class Engine:
     """Where and how nets are run. `Engine()` takes a GPU if there is one, and bfloat16 where hardware has it.
 
     Switches that change the speed and, but for rounding, not the result: fold batch-norm into convolutions in eval
-    mode; batch_samples gives a net several EOT samples in one pass, where that changes none; compile gives the eval
-    passes to torch.compile.
+    mode; flat writes the folded net's input gradient down as a list of operations, the same bits (semkit.flat);
+    batch_samples gives a net several EOT samples in one pass, where that changes none; compile gives the eval passes to
+    torch.compile instead.
     The first one has the whole process keep memory that is freed (memory.keep_freed).
     Raises ValueError for a device or precision that this machine or semkit does not have.
     """
@@ -76,6 +79,7 @@ class Engine:
     device: str = "auto"
     precision: str = "auto"
     fold: bool = True
+    flat: bool = True
     batch_samples: bool = True
     compile: bool = False
     layout: torch.memory_format = field(default=torch.channels_last, repr=False)
@@ -120,7 +124,12 @@ class Engine:
         was_training = model.training
         # Not a sub-module: its weights are the model's own, and must not be saved or trained twice.
         inside = torch.bfloat16 if self.precision == "bfloat16" else None
-        object.__setattr__(model, "folded", Folded(model.eval(), self.compile, inside) if self.fold else None)
+        folded = Folded(model.eval(), self.compile, inside) if self.fold else None
+        object.__setattr__(model, "folded", folded)
+        # On a GPU nothing was measured; injected noise is drawn anew at every pass.
+        listed = self.flat and folded and not self.compile and torch.device(self.device).type == "cpu"
+        listed = listed and folded.why_not is None and not alphas(model)
+        object.__setattr__(model, "flat", Flat(partial(_gradient, self.autocast), folded) if listed else None)
         return model.train(was_training)
 
     def images(self, images: torch.Tensor) -> torch.Tensor:
@@ -181,10 +190,18 @@ def input_gradient(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.
     y: labels [N], or class probabilities [N,classes]: the gradient is then that of KL(y || softmax(model(x))).
     """
     _count("input_gradient", len(x))
-    with evaluating(model), torch.enable_grad():
+    with evaluating(model):
+        flat = getattr(model, "flat", None)
+        return flat(x, y) if flat else _gradient(contextlib.nullcontext, partial(logits, model), x, y)
+
+
+def _gradient(autocast: Callable, net: Callable, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """`input_gradient` of net, which is called under autocast()."""
+    with torch.enable_grad():
         x = x.detach().requires_grad_()
-        loss = F.cross_entropy(logits(model, x), y, reduction="sum")
-        return torch.autograd.grad(loss, x)[0]
+        with autocast():
+            out = net(x)
+        return torch.autograd.grad(F.cross_entropy(out.to(x.dtype), y, reduction="sum"), x)[0]
 
 
 def _agree(model: nn.Module) -> None:

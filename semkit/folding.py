@@ -14,26 +14,28 @@ def _first_line(error: BaseException) -> str:
 
 
 class SideBySide(nn.Conv2d):
-    """A convolution that lays small feature maps side by side in one wide one, a column of zeros between them.
+    """A convolution that lays small feature maps side by side in one wide one, columns of zeros between them.
 
         conv(x)[n] = conv(wide)[n // 16][..., its columns]
 
     The same sums. Processors with matrix units take the pixels of a row together, and a row of 4 leaves most of the
-    unit idle: 512 channels of 4 x 4 take half the time so. For stride 1, kernel 3 and padding 1; others as ever.
+    unit idle: 512 channels of 4 x 4 take half the time so. For kernel 3 and padding 1; others as ever.
     """
 
     MOST, WIDTH, CHANNELS = 16, 4, 256
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         n, c, h, w = x.shape
-        many = math.gcd(n, self.MOST)
+        stride, many = self.stride[0], math.gcd(n, self.MOST)
         shape = (self.stride, self.kernel_size, self.padding, self.dilation, self.groups)
-        if shape != ((1, 1), (3, 3), (1, 1), (1, 1), 1) or w > self.WIDTH or c < self.CHANNELS or x.is_cuda:
+        fits = shape == ((stride, stride), (3, 3), (1, 1), (1, 1), 1) and h % stride == w % stride == 0
+        if not fits or w > self.WIDTH * stride or c < self.CHANNELS or x.is_cuda:
             return super().forward(x)
-        wide = F.pad(x.permute(0, 2, 3, 1), (0, 0, 0, 1)).view(n // many, many, h, w + 1, c)
-        y = super().forward(wide.transpose(1, 2).reshape(n // many, h, many * (w + 1), c).permute(0, 3, 1, 2))
-        y = y.permute(0, 2, 3, 1).view(n // many, h, many, w + 1, -1)[:, :, :, :w].transpose(1, 2)
-        return y.reshape(n, h, w, -1).permute(0, 3, 1, 2)
+        # As many columns of zeros as the stride, so that every map begins where the kernel stops.
+        wide = F.pad(x.permute(0, 2, 3, 1), (0, 0, 0, stride)).view(n // many, many, h, w + stride, c).transpose(1, 2)
+        y = super().forward(wide.reshape(n // many, h, many * (w + stride), c).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        y = y.view(n // many, h // stride, many, w // stride + 1, -1)[:, :, :, : w // stride].transpose(1, 2)
+        return y.reshape(n, h // stride, w // stride, -1).permute(0, 3, 1, 2)
 
 
 class Folded:
@@ -69,6 +71,9 @@ class Folded:
     def _fold(self) -> None:
         modules = dict(self.graph.named_modules())
         for node in list(self.graph.graph.nodes):
+            if node.op == "call_module" and type(modules[node.target]) is nn.ReLU:
+                # Not in place as the module may be: autograd keeps books of what is written over, and is slow at it.
+                node.op, node.target = "call_function", F.relu
             norm = modules.get(node.target) if node.op == "call_module" else None
             before = node.args[0] if node.args else None
             conv = modules.get(before.target) if getattr(before, "op", None) == "call_module" else None
@@ -87,7 +92,7 @@ class Folded:
         self.graph.recompile()
 
     @torch.no_grad()
-    def _refresh(self) -> None:
+    def refresh(self) -> None:
         """New folded weights if any weight or running statistic was written to since the last time."""
         version = sum(t._version for t in self.sources)
         if version == self.version:
@@ -103,7 +108,7 @@ class Folded:
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         if self.why_not is not None:
             return self.model(x)
-        self._refresh()
+        self.refresh()
         if not self.compiled:
             return self.graph(x)
         try:
