@@ -28,7 +28,7 @@ class FlipCrop:
 
         apply(x, (flip, top, left))[n, c, i, j] = pad(flip(x))[n, c, i + top[n], j + left[n]]
 
-    x [N,C,H,W] of any dtype; one gather for the whole batch, so gradients flow through it.
+    x [N,C,H,W] of any dtype; one gather for the whole batch.
     """
 
     pad: int = 4
@@ -47,18 +47,35 @@ class FlipCrop:
         return flip, top, left
 
     def apply(self, x: torch.Tensor, drawn: tuple) -> torch.Tensor:
-        flip, top, left = drawn
-        n, c, h, w = x.shape
-        padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, *[self.pad] * 4))
-        rows, columns = torch.arange(h, device=x.device), torch.arange(w, device=x.device)
-        i = top[:, None] + rows
-        j = left[:, None] + columns
-        # Flipping the image before padding symmetrically is reading the padded one from the right.
-        j = torch.where(flip[:, None], w + 2 * self.pad - 1 - j, j)
-        high, wide = h + 2 * self.pad, w + 2 * self.pad
-        index = (torch.arange(n, device=x.device)[:, None, None] * high + i[:, :, None]) * wide + j[:, None, :]
-        # Rows of C channels: one gather, and the result lies in channels_last memory.
-        return padded.reshape(-1, c).index_select(0, index.flatten()).view(n, h, w, c).permute(0, 3, 1, 2)
+        return _FlipCrop.apply(x, *drawn, self.pad)
+
+
+class _FlipCrop(torch.autograd.Function):
+    """FlipCrop.apply; its gradient, too, is a flip and a crop, of the padded slope: no sum, so no scatter."""
+
+    @staticmethod
+    def forward(ctx, x: torch.Tensor, flip: torch.Tensor, top: torch.Tensor, left: torch.Tensor, pad: int):
+        ctx.save_for_backward(flip, 2 * pad - top, torch.where(flip, left, 2 * pad - left))
+        ctx.pad = pad
+        return _flipped_and_cropped(x, flip, top, left, pad)
+
+    @staticmethod
+    def backward(ctx, slope: torch.Tensor):
+        return _flipped_and_cropped(slope, *ctx.saved_tensors, ctx.pad), None, None, None, None
+
+
+def _flipped_and_cropped(x, flip, top, left, pad: int) -> torch.Tensor:
+    n, c, h, w = x.shape
+    padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, *[pad] * 4))
+    rows, columns = torch.arange(h, device=x.device), torch.arange(w, device=x.device)
+    i = top[:, None] + rows
+    j = left[:, None] + columns
+    # Flipping the image before padding symmetrically is reading the padded one from the right.
+    j = torch.where(flip[:, None], w + 2 * pad - 1 - j, j)
+    high, wide = h + 2 * pad, w + 2 * pad
+    index = (torch.arange(n, device=x.device)[:, None, None] * high + i[:, :, None]) * wide + j[:, None, :]
+    # Rows of C channels: one gather, and the result lies in channels_last memory.
+    return padded.reshape(-1, c).index_select(0, index.flatten()).view(n, h, w, c).permute(0, 3, 1, 2)
 
 
 @dataclass(frozen=True)

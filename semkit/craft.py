@@ -119,7 +119,7 @@ def noise_step(
 ) -> torch.Tensor:
     """delta after one step of descent on the surrogate's loss over `samples` draws of t and of the noise side.
 
-        z = t(box(x + delta));  a = noise_side(z)
+        z = box(t(x + delta));  a = noise_side(z)
         delta <- clip(delta - step_size * sign(sum over samples of d<z, grad_a L(f(a), y)> / d delta), radius)
 
     Straight-through: the gradient is taken at the perturbed image a and carried to delta at the unperturbed z.
@@ -131,7 +131,7 @@ def noise_step(
         samples = min(at_once, recipe.samples - done)
         gradient += _straight_through(model, x, y, delta, recipe, generator, rows, samples)
     radius = recipe.radius * LEVEL
-    return (delta - recipe.step_size * LEVEL * gradient.sign()).clamp(-radius, radius)
+    return delta.sub(gradient.sign_(), alpha=recipe.step_size * LEVEL).clamp_(-radius, radius)
 
 
 def _straight_through(model, x, y, delta, recipe: CraftRecipe, generator, rows, samples: int) -> torch.Tensor:
@@ -141,11 +141,12 @@ def _straight_through(model, x, y, delta, recipe: CraftRecipe, generator, rows, 
     """
     leaf, views, drawn = delta.detach().requires_grad_(), [], []
     with torch.enable_grad():
-        protected = box(x + (leaf if rows is None else leaf[rows]))
+        protected = x + (leaf if rows is None else leaf[rows])
         for _ in range(samples):
-            views.append(recipe.augment.apply(protected, recipe.augment.draw(len(x), x.shape[2:], generator)))
-            drawn.append(recipe.noise_side.draw(views[-1], generator))
-        z = torch.cat(views)
+            view = recipe.augment.apply(protected, recipe.augment.draw(len(x), x.shape[2:], generator))
+            views.append(view)
+            drawn.append(recipe.noise_side.draw(view, generator))
+        z = box(torch.cat(views))
     y = y.repeat(samples)
     a = recipe.noise_side.apply(model, z.detach(), y, torch.cat(drawn))
     return torch.autograd.grad(z, leaf, input_gradient(model, a, y))[0]
@@ -195,7 +196,7 @@ def _train(images: ImageSet, recipe: CraftRecipe, seed: int, engine: Engine, sta
         state.noise[kept] = _rounded(delta, recipe).to(state.noise.device)
         delta = engine.images(state.noise[kept])
         drawn = recipe.augment.draw(len(x), x.shape[2:], generator)
-        z = recipe.augment.apply(box(x + (delta if rows is None else delta[rows])), drawn)
+        z = box(recipe.augment.apply(x + (delta if rows is None else delta[rows]), drawn))
         recipe.sgd.set_rate(state.optimizer, step)
         loss = partial(Plain(), state.model, z, y, now.surrogate_side, generator)
         state.losses.append(step_down(state.model, state.optimizer, loss))

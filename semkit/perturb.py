@@ -144,8 +144,9 @@ class PGD(Perturbation):
         x, goal = x.detach(), y if target is None else target
         x_adv = box(x + drawn)
         for _ in range(self.steps):
-            step = step_size * ascent_direction(self.gradient(model, x_adv, goal), self.norm)
-            x_adv = box(x + project(x_adv + step - x, radius, self.norm))
+            moved = ascent_direction(self.gradient(model, x_adv, goal), self.norm).mul_(step_size)
+            # In place: the images of a step stay where the processor has them at hand.
+            x_adv = project(moved.add_(x_adv).sub_(x), radius, self.norm).add_(x).clamp_(0, 1)
         return x_adv
 
     def scaled(self, share: float) -> "PGD":

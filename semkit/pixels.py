@@ -55,14 +55,27 @@ def check_share(value: float, name: str) -> float:
     return float(value)
 
 
+class _Box(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(x)
+        return x.clamp(0, 1)
+
+    @staticmethod
+    def backward(ctx, slope: torch.Tensor) -> torch.Tensor:
+        [x] = ctx.saved_tensors
+        ends = torch.finfo(x.dtype)
+        # 0 from the given ends on: the nearest numbers outside [0, 1] (below 0, the nearest of full precision).
+        return torch.ops.aten.hardtanh_backward(slope, x, -ends.tiny, 1 + ends.eps)
+
+
 def box(x: torch.Tensor) -> torch.Tensor:
     """x clipped to [0, 1], where images live; the gradient is 1 inside and at the ends, 0 outside.
 
-    Not clamp alone: its gradient at the ends differs between versions of torch, and with 0 there noise that starts from
-    zero would never leave a black or white value.
+    Not clamp: its gradient at the ends differs between versions of torch, and with 0 there noise that starts from zero
+    would never leave a black or white value.
     """
-    clipped = x.clamp(0, 1)
-    return torch.where(x == clipped, x, clipped.detach()) if x.requires_grad else clipped
+    return _Box.apply(x) if x.requires_grad else x.clamp(0, 1)
 
 
 def to_float(images: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:

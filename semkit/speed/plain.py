@@ -70,7 +70,7 @@ def noise_step(
     delta = delta.detach().requires_grad_()
     total = torch.zeros_like(delta)
     for drawn, offset in draws:
-        z = views(box(x + delta), drawn, recipe.augment.pad)
+        z = box(views(x + delta, drawn, recipe.augment.pad))
         a = perturbed(model, z.detach(), y, recipe.noise_side, offset)
         straight_through = z + (a - z).detach()
         total += torch.autograd.grad(F.cross_entropy(model(straight_through), y), delta)[0]
