@@ -11,7 +11,7 @@ from semkit.commands.telling import complain
 from semkit.convert import UNITS
 from semkit.countermeasures import COUNTERMEASURES, PURIFIER, check_countermeasure
 from semkit.designs import DESIGNS
-from semkit.models import MODELS, check_model
+from semkit.models import LARGE, MODELS, check_model
 from semkit.netfile import check_net
 from semkit.pixels import NORMS, check_radius
 from semkit.presets import METHODS, PRESETS, check_name
@@ -79,14 +79,16 @@ def _add_images(parser) -> None:
     add("--data", metavar="DIR", help="where torchvision's sets are (else $SEMKIT_DATA, else ~/.cache/semkit)")
     add("--download", action="store_true", help="let torchvision download the set")
     add("--limit", type=_count(2), metavar="N", help="N training images only, every class in its share")
-    add("--size", type=_count(8), default=32, metavar="N", help="side to which images are resized for the nets (32)")
+    sizes = "side to which images are resized for the nets (32; --preset paper: 256 for ImageNet's recipe)"
+    add("--size", type=_count(8), default=32, metavar="N", help=sizes)
     add("--hold", type=_word(HOLDS, "storage"), default="auto", help="images in memory, on disk, or what fits (auto)")
     add("--skip-unreadable", action="store_true", help="leave out, and list, files that cannot be read")
 
 
 def _add_run(parser) -> None:
     add = parser.add_argument
-    add("--preset", type=_word(PRESETS, "preset"), default="lesson", help="quick, demo, lesson or paper (%(default)s)")
+    presets = f"quick, demo, lesson or paper: CIFAR's recipe, from {LARGE} pixels on ImageNet's (%(default)s)"
+    add("--preset", type=_word(PRESETS, "preset"), default="lesson", help=presets)
     add("--seed", type=_count(0), default=0, metavar="N", help="the same seed gives the same result (0)")
     _add_engine(parser)
     _add_json(parser)
