@@ -111,6 +111,7 @@ BAD_OPTIONS = [
     (["--limit", "²"], "a whole number"),
     (["--size", "0"], "a whole number >= 8"),
     (["--seed", "-1"], "a whole number >= 0 is needed, got -1"),
+    (["--seed", str(2**64)], f"a whole number below 2**63 is needed, got {2**64}"),
     (["--fraction", "0"], "fraction must be above 0 and at most 1, got 0"),
     (["--fraction", "1.5"], "fraction must be above 0 and at most 1, got 1.5"),
     (["--fraction", "nan"], "fraction must be above 0 and at most 1, got nan"),
@@ -150,6 +151,7 @@ def test_no_gpu_where_one_is_asked_for_is_one_line(here, capsys, command):
         (["protect", "cifar10", "out", "--data", "nowhere"], "cifar10 is not in nowhere or is broken: add --download"),
         (["learn", "photos", "--learner", "tinny"], "did you mean tiny?"),
         (["learn", "photos", "--seeds", "0"], "a whole number >= 1"),
+        (["learn", "photos", "--split-seed", str(2**64)], "a whole number below 2**63 is needed"),
         (["learn", "photos", "--norm", "l3"], "unknown norm"),
         (["learn", "photos", "--protected", "nowhere"], "nowhere/report.json is missing; semkit protect writes it"),
         (["learn", "photos", "--limit", "1"], "a whole number >= 2"),
@@ -209,10 +211,25 @@ def test_the_same_run_may_be_resumed_under_another_name_of_the_folder(finished):
     assert run("protect", finished / "photos", "./out", "--resume", *QUICK) == 0
 
 
+@pytest.mark.parametrize("text", ['{"radius": ', "[]", "null"])
 @pytest.mark.parametrize("file", ["run.json", "report.json"])
-def test_a_damaged_record_is_one_line(finished, capsys, file):
-    (finished / "out" / file).write_text('{"radius": ')
+def test_a_damaged_record_is_one_line(finished, capsys, file, text):
+    (finished / "out" / file).write_text(text)
     assert f"out/{file} is damaged" in complaint(capsys, "protect", "photos", "out", "--resume", *QUICK)
+
+
+def test_a_report_whose_radius_is_no_number_is_one_line(finished, capsys):
+    report = json.loads((finished / "out/report.json").read_text())
+    (finished / "out/report.json").write_text(json.dumps({**report, "radius": "8"}))
+    for command in (["check", "photos", "out"], ["learn", "photos", "--protected", "out", *QUICK]):
+        assert "out/report.json is damaged" in complaint(capsys, *command)
+
+
+def test_links_that_lead_to_themselves_are_one_line(here, capsys):
+    (here / "loop").symlink_to(here / "loop")
+    assert "loop: no such folder" in complaint(capsys, "protect", "loop", "out", *QUICK)
+    assert not (here / "out").exists()
+    assert "loop is a broken link; name a folder" in complaint(capsys, "protect", "photos", "loop", *QUICK)
 
 
 def test_unreadable_files_are_left_out_and_listed_where_asked_for(here, capsys):

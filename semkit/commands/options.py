@@ -47,8 +47,10 @@ def _word(known: tuple[str, ...], what: str):
 
 def _count(least: int):
     def check(text: str) -> int:
-        if not re.fullmatch(r"-?[0-9]+", text) or int(text) < least:
+        if not re.fullmatch(r"-?[0-9]{1,30}", text) or int(text) < least:
             raise ValueError(f"a whole number >= {least} is needed, got {text}")
+        if int(text) >= 2**63:  # torch takes no seed of more than 64 bits, and seeds are counted on
+            raise ValueError(f"a whole number below 2**63 is needed, got {text}")
         return int(text)
 
     return _checked(check)

@@ -1,6 +1,7 @@
 """The folder that protected images are written to: OUT/run.json before, OUT/images, and OUT/report.json when all is."""
 
 import json
+import os
 from collections.abc import Callable, Collection
 from pathlib import Path
 
@@ -19,13 +20,13 @@ from semkit.study import as_dict, key
 
 
 def check_place(source: str, out: Path) -> None:
-    """Raises OutputError if `out` is a file, or if it and the images lie in each other."""
+    """Raises OutputError if `out` is no folder, or if it and the images lie in each other."""
     if source not in NAMES:
-        inside, folder = out.resolve(), Path(source).resolve()
+        inside, folder = (Path(os.path.realpath(path)) for path in (out, source))  # resolve() may raise on a link loop
         if inside == folder or folder in inside.parents or inside in folder.parents:
             raise OutputError(f"the output {shown(out)} and the images {shown(source)} lie in each other; name another")
-    if out.exists() and not out.is_dir():
-        raise OutputError(f"the output {shown(out)} is a file; name a folder")
+    if os.path.lexists(out) and not out.is_dir():
+        raise OutputError(f"the output {shown(out)} is a {'file' if out.exists() else 'broken link'}; name a folder")
 
 
 def requested(
@@ -67,7 +68,9 @@ def check_request(out: Path, request: dict, resume: bool) -> None:
     try:
         begun = json.loads(run.read_text())
     except ValueError:
-        raise OutputError(f"{shown(run)} is damaged; name another folder") from None
+        begun = None
+    if not isinstance(begun, dict):
+        raise OutputError(f"{shown(run)} is damaged; name another folder")
     differing = [name for name in request if name != "source" and begun.get(name) != request[name]]
     if differing:
         what = ", ".join(name.replace("_", " ") for name in differing)

@@ -36,7 +36,8 @@ def read_report(out: str | os.PathLike) -> dict:
         report = json.loads(path.read_text())
     except ValueError:
         report = None
-    if not isinstance(report, dict) or not REPORTED <= report.keys():
+    whole = isinstance(report, dict) and REPORTED <= report.keys() and isinstance(report["radius"], int | float | None)
+    if not whole:
         raise OutputError(f"{shown(path)} is damaged; protect the images again, to another folder")
     return report
 
