@@ -198,7 +198,7 @@ def _learn_options(parser) -> None:
     add("--seeds", type=_count(1), default=1, metavar="N", help="how many learners (1)")
     add("--without", type=_count(1), metavar="N", help="leave out the images that --limit N would take")
     add("--save", type=Path, metavar="FILE", help="the trained net as a file, for --countermeasure purifier=FILE")
-    add("--split-seed", type=_count(0), default=0, help="of the division of a folder without train/ and test/ (0)")
+    add("--split-seed", type=_count(0), default=0, help="of the division of a folder without test/ (0)")
     add("--cache", type=Path, metavar="DIR", help="keeps finished learners, so that a second call is instant")
 
 
