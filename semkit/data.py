@@ -201,7 +201,7 @@ def load_folder(
         skipped += left
     if skip_unreadable:
         sets = _divided(folder, sets[0], sets[1] if len(sets) > 1 else None, seed, limit)
-    return Split(*sets, tuple(skipped))
+    return Split(*sets, tuple(skipped), folder.ignored)
 
 
 def data_root(root: str | os.PathLike | None = None) -> Path:

@@ -163,11 +163,15 @@ class ImageSet:
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """A train and a test ImageSet with the same classes; skipped: relative names of files that could not be read."""
+    """A train and a test ImageSet with the same classes.
+
+    skipped: relative names of files that could not be read; ignored: of what is taken for no image of a class.
+    """
 
     train: ImageSet
     test: ImageSet
     skipped: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
 
 
 def without(images: ImageSet, others: ImageSet) -> ImageSet:

@@ -242,6 +242,19 @@ def test_unreadable_files_are_left_out_and_listed_where_asked_for(here, capsys):
     assert "not protected, unreadable: a/two\\nlines.jpg\n" in capsys.readouterr().out
 
 
+def test_what_is_no_image_of_a_class_is_named(here, capsys):
+    for name in ("loose.png", "a/phone.heic", "a/notes.txt", "b/notes.txt"):
+        (here / "photos" / name).write_bytes((here / "photos/a/00.png").read_bytes())
+    line = "left out, not taken for images of a class: loose.png, a/notes.txt, a/phone.heic and 1"
+    for command in (["protect", "photos", "out"], ["learn", "photos"], ["learn", "photos", "--protected", "out"]):
+        assert run(*command, *QUICK) == 0
+        assert f"{line} more\n" in capsys.readouterr().out
+    make_photos(here / "parts/train", 8), make_photos(here / "parts/test", 8), make_photos(here / "parts/val", 8)
+    assert run("learn", "parts", *QUICK, "--json") == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["ignored"] == ["val/"] and "class: val/\n" in said.err
+
+
 def test_names_that_are_no_text_are_printed_all_the_same(here, capsys):
     (here / os.fsdecode(b"photos/a/\xff.png")).write_bytes(b"no image")
     assert "photos/a/\\xff.png" in complaint(capsys, "protect", "photos", "out", *QUICK)

@@ -61,6 +61,7 @@ def _report_learners(options, split, recipe, rows) -> int:
     print_json(options, {
         "images": repr(split.train), "test_images": len(split.test), "recipe": repr(recipe), "last": last,
         "rows": rows, "countermeasures": list(options.countermeasure), "skipped": list(split.skipped),
+        "ignored": list(split.ignored),
     })  # fmt: skip
     if len(rows) > 1:
         tell(options, f"last, mean of {len(rows)} seeds: {mean:.3f}, 95 % interval {low:.3f} to {high:.3f}")
