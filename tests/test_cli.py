@@ -242,6 +242,14 @@ def test_unreadable_files_are_left_out_and_listed_where_asked_for(here, capsys):
     assert "not protected, unreadable: a/two\\nlines.jpg\n" in capsys.readouterr().out
 
 
+def test_learners_of_a_part_of_a_folder_want_the_whole_of_it_protected(here, capsys):
+    assert run("protect", "photos", "part", "--limit", 4, *QUICK) == run("protect", "photos", "out", *QUICK) == 0
+    capsys.readouterr()
+    learn = ["learn", "photos", "--limit", 4, *QUICK, "--protected"]  # a folder is divided first, so these are others
+    assert "for every training image: protect without --limit 4" in complaint(capsys, *learn, "part")
+    assert run(*learn, "out") == 0
+
+
 def test_what_is_no_image_of_a_class_is_named(here, capsys):
     for name in ("loose.png", "a/phone.heic", "a/notes.txt", "b/notes.txt"):
         (here / "photos" / name).write_bytes((here / "photos/a/00.png").read_bytes())

@@ -160,7 +160,9 @@ def protected_split(split: Split, source: str, out: str | os.PathLike) -> Split:
         try:
             images[i] = torch.from_numpy(working_image(read_image(Path(out) / "images" / name), images.shape[-1]))
         except UnreadableImage as error:
-            raise OutputError(f"{error}; {shown(out)} must hold a protected file for every training image") from None
+            needed = f"{shown(out)} must hold a protected file for every training image"
+            hint = "" if report["limit"] is None else f": protect without --limit {report['limit']}"
+            raise OutputError(f"{error}; {needed}{hint}") from None
         # A resize averages, so it keeps the radius but for its rounding.
         apart = int((images[i].int() - train.images[i].int()).abs().max())
         if report["radius"] is not None and apart > report["radius"] + 1:
