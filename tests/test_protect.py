@@ -255,6 +255,16 @@ def test_unreadable_files_are_left_out_and_listed_where_asked_for(tmp_path):
     assert not found["problems"] and sorted(found["skipped"]) == bad
 
 
+def test_a_limit_counts_files_that_can_be_read(tmp_path):
+    photos = make_photos(tmp_path / "in", 8)
+    for path in sorted((photos / "b").iterdir())[:-1]:
+        path.write_bytes(b"no image")
+    report = protect(str(photos), tmp_path / "out", quick(), size=8, limit=2, skip_unreadable=True)
+    names = contents(tmp_path / "out/images")
+    assert report["images"] == len(names) == 2 and len(report["skipped"]) == 3 and "b/07.png" in names
+    assert not check(str(photos), tmp_path / "out")["problems"]
+
+
 def test_learners_are_given_the_protected_training_images_and_the_clean_test_images(pristine):
     photos, out = pristine
     split = load(str(photos), size=8)
