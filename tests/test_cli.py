@@ -250,6 +250,11 @@ def test_learners_of_a_part_of_a_folder_want_the_whole_of_it_protected(here, cap
     assert run(*learn, "out") == 0
 
 
+def test_noise_that_is_trained_to_stand_nothing_is_made(here):
+    for method in ("sem", "rem"):
+        assert run("protect", "photos", method, "--method", method, "--perturbation-radius", 0, *QUICK) == 0
+
+
 def test_what_is_no_image_of_a_class_is_named(here, capsys):
     for name in ("loose.png", "a/phone.heic", "a/notes.txt", "b/notes.txt"):
         (here / "photos" / name).write_bytes((here / "photos/a/00.png").read_bytes())

@@ -3,6 +3,7 @@
 import itertools
 
 import pytest
+import torch
 
 from semkit.augment import FlipCrop, ResizedCrop
 from semkit.craft import CraftRecipe
@@ -63,6 +64,15 @@ def test_radii_and_nets_are_those_asked_for(preset):
     assert craft_recipe("sem", preset, class_wise=True).start == "warm"
     learned = learn_recipe(preset, perturbation_radius=3, norm="l2", learner="small")
     assert (learned.perturbation.radius, learned.perturbation.norm, learned.model) == (3, "l2", "small")
+
+
+@pytest.mark.parametrize(("preset", "size"), [*itertools.product(PRESETS, [32]), ("paper", 256)])
+def test_at_perturbation_radius_0_a_method_perturbs_nothing(preset, size):
+    images = torch.rand(2, 3, 8, 8)
+    for method in ("em", "rem", "sem"):
+        made = craft_recipe(method, preset, perturbation_radius=0, size=size)
+        for side in (made.noise_side, made.surrogate_side):
+            assert side(None, images, torch.zeros(2, dtype=int), torch.Generator()).equal(images) and side.passes == 0
 
 
 def test_a_sweeps_recipes_are_the_presets():
