@@ -371,6 +371,25 @@ def test_sweep_writes_rows_table_and_figure_and_a_second_call_finds_its_runs(her
     assert contents(here / "out/runs") == runs
 
 
+def test_rows_of_another_sweep_and_what_is_not_of_semkit_are_left_alone(here, capsys):
+    sweep = ["sweep", "photos", "--methods", "clean", "--radii", 0, "--seeds", 1, *QUICK, "--out"]
+    (here / "file").touch()
+    (here / "mine").mkdir()
+    (here / "mine/figure.png").write_text("years of work")
+    assert run(*sweep, "out") == 0
+    capsys.readouterr()
+    before = contents(here)
+    assert "file is a file; name a folder" in complaint(capsys, *sweep, "file")
+    assert "mine has another figure.png; name another folder" in complaint(capsys, *sweep, "mine")
+    for option, what in (("--methods", "methods"), ("--radii", "radii"), ("--limit", "fingerprint")):
+        value = "em" if option == "--methods" else 4
+        said = complaint(capsys, *sweep, "out", option, value)
+        assert f"was begun with other settings ({what}); name another folder" in said
+    assert contents(here) == before
+    assert "file is a file" in complaint(capsys, "demo", "--out", "file")
+    assert run(*sweep, "out", "--seeds", 2) == 0
+
+
 def test_learn_reports_its_countermeasures_and_changes_the_training_images_only(here, capsys):
     assert run("learn", "photos", "--countermeasure", "grayscale", "jpeg", "--json", *QUICK) == 0
     said = capsys.readouterr()
@@ -388,11 +407,13 @@ def test_a_sweep_with_countermeasures_names_them_and_without_them_has_no_such_co
     lines = [line.split("|")[1].strip() for line in (here / "out/table.md").read_text().splitlines()]
     assert lines[2:] == ["clean images", "clean images, jpeg", "clean images, mixup", "EM", "EM, jpeg", "EM, mixup"]
     runs = contents(here / "out/runs")
+    shutil.copytree(here / "out/runs", here / "plain/runs")
+    sweep[sweep.index("out")] = "plain"
     assert run(*sweep, "--json") == 0
     plain = json.loads(capsys.readouterr().out)
     strip = lambda row: {name: value for name, value in row.items() if name != "countermeasure"}  # noqa: E731
     assert plain == [strip(row) for row in rows if row["countermeasure"] == "none"]
-    assert contents(here / "out/runs") == runs
+    assert contents(here / "plain/runs") == runs
     assert "did you mean median?" in complaint(capsys, *sweep, "--countermeasures", "medain")
 
 

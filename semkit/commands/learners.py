@@ -6,6 +6,7 @@ from functools import partial
 
 from semkit.cluster import connected
 from semkit.commands.inputs import engine_of, load_split, split_of
+from semkit.commands.outputs import claim
 from semkit.commands.progress import progress
 from semkit.commands.telling import FINE, announce, print_json, tell
 from semkit.countermeasures import counter
@@ -68,6 +69,12 @@ def _report_learners(options, split, recipe, rows) -> int:
     return FINE
 
 
+def _claim(options, split, *names: str) -> None:
+    """Leaves rows, table and figure of other images or another recipe alone; seeds may be added to."""
+    told = {name: getattr(options, name) for name in ("command", "preset", "learner_steps", *names)}
+    claim(options.out, {**told, "fingerprint": [split.train.fingerprint, split.test.fingerprint]})
+
+
 def sweep(options) -> int:
     """semkit sweep and demo: learners over methods, training radii and seeds; rows, a table and a figure."""
     engine, preset = engine_of(options), options.preset
@@ -81,6 +88,7 @@ def sweep(options) -> int:
         split, spare = limit_test(split_of(options, on_step), options.test_limit)
         if options.design in LEARNERS:
             learners = LEARNERS[options.design](options.preset, options.size, spare)
+        _claim(options, split, "methods", "design", "radii", "countermeasures")
         table, rows = write_sweep(
             split, options.out, crafts, learners, preset=preset, engine=engine, seeds=_seeds(options),
             measure_noise=options.measure_noise, countermeasures=options.countermeasures, client=client,
@@ -98,6 +106,7 @@ def transform(options) -> int:
         learners[0] = lasting(learners[0], options.learner_steps)
     with progress() as on_step:
         split, _ = limit_test(split_of(options, on_step), options.test_limit)
+        _claim(options, split, "net", "radius", "attacked")
         table, rows = write_defences(
             split, Transform(options.net), learners, options.out, radius=options.radius, attacked=options.attacked,
             seeds=_seeds(options), engine=engine_of(options), on_step=on_step,

@@ -18,6 +18,8 @@ from semkit.quality import Quality
 from semkit.storage import Storage
 from semkit.study import as_dict, key
 
+RESULTS = ("rows.csv", "table.md", "figure.png", "noise.csv", "losses.csv")  # what report.write_sweep writes
+
 
 def check_place(source: str, out: Path) -> None:
     """Raises OutputError if `out` is no folder, or if it and the images lie in each other."""
@@ -25,6 +27,11 @@ def check_place(source: str, out: Path) -> None:
         inside, folder = (Path(os.path.realpath(path)) for path in (out, source))  # resolve() may raise on a link loop
         if inside == folder or folder in inside.parents or inside in folder.parents:
             raise OutputError(f"the output {shown(out)} and the images {shown(source)} lie in each other; name another")
+    check_folder(out)
+
+
+def check_folder(out: Path) -> None:
+    """Raises OutputError if there is something at `out` that is no folder."""
     if os.path.lexists(out) and not out.is_dir():
         raise OutputError(f"the output {shown(out)} is a {'file' if out.exists() else 'broken link'}; name a folder")
 
@@ -59,12 +66,33 @@ def requested(
 
 def check_request(out: Path, request: dict, resume: bool) -> None:
     """Raises OutputError unless `out` is free, or holds what this request began and `resume` is asked for."""
-    run = out / "run.json"
-    if not run.exists():
+    if not (out / "run.json").exists():
         # Hidden files are no one's work: a kill may leave one of ours.
         if out.exists() and any(not path.name.startswith(".") for path in out.iterdir()):
             raise OutputError(f"the output {shown(out)} is not empty; name another folder")
         return
+    _check_same(out, request)
+    if not resume:
+        raise OutputError(f"the output {shown(out)} exists; --resume continues it, or name another folder")
+
+
+def claim(out: Path, request: dict) -> None:
+    """OUT/run.json says of what the rows, the table and the figure in `out` are, before they are made.
+
+    Raises OutputError if `out` is no folder, or has some that are not of this request.
+    """
+    check_folder(out)
+    request = json.loads(_as_json(request))
+    if (out / "run.json").exists():
+        return _check_same(out, request)
+    if there := [name for name in RESULTS if (out / name).exists()]:
+        raise OutputError(f"the output {shown(out)} has another {there[0]}; name another folder")
+    atomic_write(out / "run.json", _as_json(request))
+
+
+def _check_same(out: Path, request: dict) -> None:
+    """Raises OutputError unless OUT/run.json is that of the request, wherever its images are."""
+    run = out / "run.json"
     try:
         begun = json.loads(run.read_text())
     except ValueError:
@@ -75,8 +103,6 @@ def check_request(out: Path, request: dict, resume: bool) -> None:
     if differing:
         what = ", ".join(name.replace("_", " ") for name in differing)
         raise OutputError(f"the output {shown(out)} was begun with other settings ({what}); name another folder")
-    if not resume:
-        raise OutputError(f"the output {shown(out)} exists; --resume continues it, or name another folder")
 
 
 def _as_json(values: dict) -> bytes:
