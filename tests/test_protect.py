@@ -94,6 +94,9 @@ def test_the_report_says_what_was_done_with_what_and_what_it_did(hostile):
     assert report["seconds"] > 0 and 0 < report["clipped_fraction"] < 0.5
     assert 30 < report["psnr_db"] < 48 and 0.5 < report["ssim"] < 1
     assert 0.3 < report["after_resize_to_working_size"]["noise_correlation"] <= 1
+    size = report["size"]
+    assert f"crafted at {size} x {size} pixels and resized" in report["noise_size"]
+    assert "semkit learn IMAGES --protected" in report["noise_size"]
     assert not (out / "unfinished").exists()
 
 
