@@ -98,7 +98,8 @@ def craft_recipe(
     quick: seconds, for tests, protects little. demo: for the embedded images. lesson: minutes on two cores; its SEM is
     the cheapest that was found to protect as the published noise step does (results/README.md, cifar10-budgets).
     paper: the released recipe of SEM and REM for CIFAR-10 and CIFAR-100, and from 64 pixels on the one for the ImageNet
-    subset. Raises ValueError for unknown names.
+    subset; its EM has their EOT samples, random starts and steps, not the warm starts and schedule of Huang et al.
+    Raises ValueError for unknown names.
     """
     check_name(preset, PRESETS, "preset")
     made = {"quick": _quick, "demo": _demo, "lesson": _lesson}.get(preset, _paper_large if size >= LARGE else _paper)
