@@ -66,7 +66,8 @@ def _announce_cost(options, recipe, images, engine) -> None:
     seconds = predict_seconds(surrogate, images.images[: recipe.sgd.batch], cost, engine)
     announce(
         f"{options.method.upper()} noise for {len(images)} images, {options.preset} preset: {cost.total:,} passes of "
-        f"{recipe.surrogate} at {options.size} px on {engine.device}, about {duration(seconds)}"
+        f"{recipe.surrogate} at {options.size} px on {engine.device}, "
+        f"{'at most ' if options.resume else ''}about {duration(seconds)}"
     )
 
 

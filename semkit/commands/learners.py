@@ -8,12 +8,14 @@ from semkit.cluster import connected
 from semkit.commands.inputs import engine_of, load_split, split_of
 from semkit.commands.outputs import claim
 from semkit.commands.progress import progress
-from semkit.commands.telling import FINE, announce, print_json, tell
+from semkit.commands.telling import FINE, announce, duration, print_json, tell
 from semkit.countermeasures import counter
 from semkit.designs import DESIGNS, LEARNERS
+from semkit.engine import predict_seconds
 from semkit.files import shown
 from semkit.imageset import limit_test, without
 from semkit.measure import interval
+from semkit.models import build
 from semkit.neighbours.transform import Transform
 from semkit.presets import lasting, learn_recipe, sweep_recipes
 from semkit.report import write_defences, write_sweep
@@ -41,11 +43,16 @@ def learn(options) -> int:
             split = replace(split, train=without(split.train, left_out))
         train, recipe = counter(split.train, recipe, options.countermeasure)
         split = replace(split, train=train)
-        cost = recipe.cost(len(train)).total * options.seeds
         kind = f"AT {radius:g} ({options.norm})" if radius else "ERM"
-        announce(f"{options.seeds} x {kind}: {recipe.model} on {train!r}, {cost:,} passes on {engine.device}")
+        announce(f"{options.seeds} x {kind}: {recipe.model} on {train!r}, {_cost(options, train, recipe, engine)}")
         rows = list(_learner_rows(options, split, recipe, engine, on_step))
     return _report_learners(options, split, recipe, rows)
+
+
+def _cost(options, train, recipe, engine) -> str:
+    cost, some = recipe.cost(len(train)), recipe.tested(train.take(slice(recipe.sgd.batch))).images
+    seconds = predict_seconds(build(recipe.model, len(train.classes), size=some.shape[-1]), some, cost, engine)
+    return f"{options.seeds * cost.total:,} passes on {engine.device}, about {duration(options.seeds * seconds)}"
 
 
 def _learner_rows(options, split, recipe, engine, on_step) -> Iterator[dict]:
