@@ -185,6 +185,13 @@ def test_images_and_output_that_lie_in_each_other_are_one_line(here, capsys):
     (here / "link").symlink_to(here / "photos")
     assert "lie in each other" in complaint(capsys, "protect", "photos", "link/out", *QUICK)
     (here / "link").unlink()
+    (here / "elsewhere").mkdir()
+    (here / "photos/a").rename(here / "elsewhere/a")
+    (here / "photos/a").symlink_to(here / "elsewhere/a")
+    for out in ("elsewhere/a/out", "elsewhere/a", "elsewhere"):
+        assert "lie in each other" in complaint(capsys, "protect", "photos", out, *QUICK)
+    (here / "photos/a").unlink()
+    (here / "elsewhere/a").rename(here / "photos/a")
     assert contents(here) == before
 
 

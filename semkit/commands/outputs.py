@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable, Collection
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -11,7 +12,7 @@ from PIL import Image
 from semkit import __version__
 from semkit.commands.originals import OnStep, Originals, job, originals
 from semkit.commands.protected import OutputError, read_report
-from semkit.data import NAMES
+from semkit.data import NAMES, find_folder
 from semkit.files import atomic_write, remove_leftovers, shown
 from semkit.image import write_png
 from semkit.quality import Quality
@@ -24,10 +25,17 @@ RESULTS = ("rows.csv", "table.md", "figure.png", "noise.csv", "losses.csv")  # w
 def check_place(source: str, out: Path) -> None:
     """Raises OutputError if `out` is no folder, or if it and the images lie in each other."""
     if source not in NAMES:
-        inside, folder = (Path(os.path.realpath(path)) for path in (out, source))  # resolve() may raise on a link loop
-        if inside == folder or folder in inside.parents or inside in folder.parents:
+        inside = Path(os.path.realpath(out))  # resolve() may raise on a link loop
+        if any(inside == at or at in inside.parents or inside in at.parents for at in _real_folders(source)):
             raise OutputError(f"the output {shown(out)} and the images {shown(source)} lie in each other; name another")
     check_folder(out)
+
+
+def _real_folders(source: str) -> set[Path]:
+    """`source` and all folders with images of it, wherever links lead."""
+    found = find_folder(source)
+    names = chain.from_iterable(part.names for part in (found.train, found.test) if part)
+    return {Path(os.path.realpath(path)) for path in {found.root, *((found.root / name).parent for name in names)}}
 
 
 def check_folder(out: Path) -> None:
