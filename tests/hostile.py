@@ -99,6 +99,7 @@ def kinds(rng: np.random.Generator, width: int, height: int) -> dict[str, bytes]
         "lab.tiff": encoded(rgb.convert("LAB"), "TIFF"),
         "bits.tiff": encoded(rgb.convert("1"), "TIFF", compression="group4"),
         "moving.gif": encoded(_palette(rgb), "GIF", save_all=True, append_images=[_palette(rgb.convert("L"))]),
+        "moving.webp": encoded(rgb, "WEBP", save_all=True, append_images=[rgb.rotate(180)]),
         "stereo.jpg": encoded(rgb, "MPO", save_all=True, append_images=[rgb]),
         "map.ppm": encoded(rgb, "PPM"),
         "really a png.jpg": encoded(rgb, "PNG"),

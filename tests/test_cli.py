@@ -159,6 +159,7 @@ def test_no_gpu_where_one_is_asked_for_is_one_line(here, capsys, command):
         (["check", "photos", "photos"], "photos/report.json is missing"),
         (["sweep", "photos", "--out", "o", "--methods", "sam"], "did you mean sem?"),
         (["sweep", "photos", "--out", "o", "--radii", "0.02"], "looks like a fraction"),
+        (["sweep", "photos", "--out", "o", "--learner-steps", "-1"], "a whole number >= 1 is needed, got -1"),
         (["convert", "nothing.npy", "x.safetensors"], "nothing.npy"),
         (["convert", "nothing.npy", "x.safetensor"], "did you mean .safetensors?"),
         (["lab", "nothing.ipynb"], "no notebook nothing.ipynb"),
@@ -263,7 +264,7 @@ def test_noise_that_is_trained_to_stand_nothing_is_made(here):
 
 
 def test_what_is_no_image_of_a_class_is_named(here, capsys):
-    for name in ("loose.png", "a/phone.heic", "a/notes.txt", "b/notes.txt"):
+    for name in ("loose.png", "a/phone.heic", "a/notes.txt", "b/Thumbs.db"):
         (here / "photos" / name).write_bytes((here / "photos/a/00.png").read_bytes())
     line = "left out, not taken for images of a class: loose.png, a/notes.txt, a/phone.heic and 1"
     for command in (["protect", "photos", "out"], ["learn", "photos"], ["learn", "photos", "--protected", "out"]):
@@ -273,6 +274,22 @@ def test_what_is_no_image_of_a_class_is_named(here, capsys):
     assert run("learn", "parts", *QUICK, "--json") == 0
     said = capsys.readouterr()
     assert json.loads(said.out)["ignored"] == ["val/"] and "class: val/\n" in said.err
+
+
+def test_protected_files_of_another_set_are_one_line(finished, capsys):
+    make_photos(finished / "others", 8, seed=5)
+    said = complaint(capsys, "learn", "others", "--protected", "out", *QUICK)
+    assert "out protects other images: a/" in said and "levels from its original" in said
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+@pytest.mark.parametrize("name", ["photos/a/00.png", "photos/a", "photos"])
+def test_what_may_not_be_read_is_one_line(here, capsys, name):
+    mode = (here / name).stat().st_mode
+    (here / name).chmod(0)
+    said = complaint(capsys, "protect", "photos", "out", *QUICK)
+    (here / name).chmod(mode)
+    assert f"{name}: Permission denied" in said and not (here / "out").exists()
 
 
 def test_names_that_are_no_text_are_printed_all_the_same(here, capsys):

@@ -171,6 +171,9 @@ def test_folder_with_parts(tmp_path, test):
     folder_of(tmp_path / test, "c", n=1)
     with pytest.raises(DataError, match=rf"class 'c' is in {test}/ but not in train/"):
         scan(tmp_path)
+    (tmp_path / test / "c").rename(tmp_path / "train" / "c")
+    with pytest.raises(DataError, match=rf"class 'c' is in train/ but not in {test}/"):
+        scan(tmp_path)
 
 
 def test_a_train_folder_alone_is_divided_as_a_folder_without_parts_is(tmp_path):

@@ -119,9 +119,10 @@ def test_broken_exif_does_not_matter(tmp_path):
     same(read(tmp_path, hostile.encoded(RGB, "PNG", exif=b"Exif\0\0not exif")), np.asarray(RGB), "RGB")
 
 
-def test_first_frame_and_content_before_suffix(tmp_path):
+@pytest.mark.parametrize("kind", ["GIF", "WEBP"])
+def test_first_frame_and_content_before_suffix(tmp_path, kind):
     first, second = (Image.new("L", (5, 4), level) for level in (10, 200))
-    content = hostile.encoded(first, "GIF", save_all=True, append_images=[second])
+    content = hostile.encoded(first, kind, save_all=True, append_images=[second], lossless=True)
     opened = read(tmp_path, content, "named.jpg")
     assert opened.convert("L").getextrema() == (10, 10)
 

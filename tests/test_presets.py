@@ -34,6 +34,21 @@ def test_paper_crafts_by_the_released_recipe(size, fields, attack):
         assert craft_recipe(method, "paper", size=size) == expected, method
 
 
+@pytest.mark.parametrize(("fields", "words"), [
+    ({"steps": -1}, "steps must be a whole number >= 0, got -1"),
+    ({"samples": 0}, "samples must be a whole number >= 1, got 0"),
+    ({"start": "cold"}, "start must be one of random, zero, warm, got 'cold'"),
+    ({"fade_in": 1.5}, "fade_in is a share of the steps, 0 to 1, got 1.5"),
+    ({"ramp": -0.1}, "ramp is a share of the steps, 0 to 1, got -0.1"),
+    ({"class_wise": True}, "class-wise noise is carried from batch to batch: write start='warm'"),
+    ({"radius": 128}, "radius must be at most 127 levels"),
+])  # fmt: skip
+def test_a_crafting_that_cannot_be_is_one_line(fields, words):
+    with pytest.raises(ValueError) as error:
+        CraftRecipe(**fields)
+    assert words in str(error.value) and "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_method_is_what_its_name_says_at_every_preset(preset):
     sides = {"em": (Clean, Clean), "rem": (PGD, PGD), "sem": (Uniform, PGD)}
