@@ -190,8 +190,11 @@ def _learn_options(parser) -> None:
     _add_run(parser)
     add = parser.add_argument
     add("--protected", metavar="OUT", type=Path, help="what semkit protect wrote for these images")
-    add("--perturbation-radius", type=_radius, default=0, help="adversarial training at this radius; 0 is ERM")
-    add("--norm", type=_word(NORMS, "norm"), default="linf", help="linf (the default), l2 or l1")
+    add("--perturbation-radius", type=_radius, default=0, help="adversarial training at it, in levels; 0 is ERM (0)")
+    norms = (
+        "of that radius: linf (the default), l2 or l1, in levels too: an l2 radius of 0.5 on pixels of 0 to 1 is 127.5"
+    )
+    add("--norm", type=_word(NORMS, "norm"), default="linf", help=norms)
     add("--learner", type=_checked(check_model), help=f"one of {', '.join(MODELS)}")
     help_ = f"what is done to the training images first, in this order: {_known_countermeasures}"
     add("--countermeasure", nargs="+", type=_countermeasure, default=(), metavar="NAME", help=help_)
