@@ -5,13 +5,14 @@ import os
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, permutations
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 
-from semkit.files import find_images, shown, split_folders
+from semkit.files import find_images, is_image_name, shown, split_folders
 from semkit.image import UnreadableImage, read_image, working_image
 from semkit.imageset import ImageSet, Split, stratified_limit, stratified_split
 from semkit.imageset import split as split
@@ -44,7 +45,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder of class sub-folders: train holds all its images, unless it has train/ and test/ (or val/).
+    """A folder of class sub-folders, or of train/ with these in it: train holds all images but those of a test/ (val/).
 
     `protect` covers train. ignored: names of files, and folders ('name/'), that are not taken for images.
     """
@@ -64,15 +65,34 @@ def scan(root: str | os.PathLike) -> Folder:
     root = Path(root)
     if not root.is_dir():
         raise DataError(f"{shown(root)}: {'a file, not a folder' if root.exists() else 'no such folder'}")
-    if (parts := split_folders(root)) is None:
+    if not (parts := _parts(root)):
         images, ignored = _class_images(root)
         return Folder(root, tuple(images), _part(images), ignored=ignored)
-    (train, in_train), (test, in_test) = (_class_images(root, below) for below in parts)
-    for classes, others, where, absent in ((test, train, *parts[::-1]), (train, test, *parts)):
+    images, ignored = zip(*(_class_images(root, below) for below in parts), strict=True)
+    for (classes, where), (others, absent) in permutations(zip(images[::-1], parts[::-1], strict=True), 2):
         if extra := sorted(set(classes) - set(others)):
             raise DataError(f"{shown(root)}: class {shown(extra[0])!r} is in {where}/ but not in {absent}/")
     beside = sorted(p.name + "/" * p.is_dir() for p in root.iterdir() if p.name not in parts and p.name[0] != ".")
-    return Folder(root, tuple(train), _part(train), _part(test), (*beside, *in_train, *in_test))
+    return Folder(root, tuple(images[0]), *map(_part, images), ignored=(*beside, *chain(*ignored)))
+
+
+def _parts(root: Path) -> tuple[str, ...]:
+    """The names of train/ and test/ below root, or of train/ alone; () where every sub-folder is a class.
+
+    Raises DataError for a train/ of folders beside one that could be the test images or a class.
+    """
+    if parts := split_folders(root):
+        return parts
+    folders = [p for p in root.iterdir() if p.is_dir() and p.name[0] != "."]
+    inside = [p for folder in folders if folder.name.lower() == "train" for p in folder.iterdir()]
+    if not any(p.is_dir() for p in inside) or any(is_image_name(p.name) for p in inside):
+        return ()
+    if len(folders) > 1:
+        raise DataError(
+            f"{shown(root)}: train/ holds folders, no images, and there is no test/ or val/ beside it; give that name "
+            "to the folder of test images, or another one to train/ if it is a class"
+        )
+    return (folders[0].name,)
 
 
 def find_folder(source: str | os.PathLike) -> Folder:
@@ -181,7 +201,7 @@ def load_folder(
         skipped += left
     if skip_unreadable:
         sets = _divided(folder, sets[0], sets[1] if len(sets) > 1 else None, seed, limit)
-    return Split(*sets, tuple(skipped))
+    return Split(*sets, tuple(skipped), folder.ignored)
 
 
 def data_root(root: str | os.PathLike | None = None) -> Path:
@@ -244,7 +264,7 @@ def load(
     """The Split of a set by name (shapes, cifar10, cifar100, svhn) or of a folder of class sub-folders.
 
     Images are resized to size x size; `limit` keeps that many train images, every class in its share; a folder without
-    train/ and test/ is divided by `seed`. root: where torchvision's sets are (data_root). storage: where the images
+    test/ is divided by `seed`. root: where torchvision's sets are (data_root). storage: where the images
     go; large sets go to disk. on_step(done, total): files.
     Raises DataError, with what to do, for whatever cannot be found or read.
     """

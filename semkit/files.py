@@ -13,7 +13,8 @@ from typing import BinaryIO
 
 # What torchvision's ImageFolder takes for an image, and GIF. WebP, GIF and TIFF files give their first frame.
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
-SPLITS = ("test", "val", "valid", "validation")
+SPLITS = ("test", "val", "valid", "validation", "eval", "dev")
+LONGEST = 255  # bytes of a file's name
 
 
 def shown(path: str | os.PathLike) -> str:
@@ -77,7 +78,7 @@ def _walk(root: Path, name: str) -> tuple[tuple[str, ...], list[str]]:
 
 
 def split_folders(folder: str | os.PathLike) -> tuple[str, str] | None:
-    """The names of the sub-folders train and test (or val, valid, validation), in any case; None without both."""
+    """The names of the sub-folders train and test (else the next of SPLITS), in any case; None without both."""
     found = {p.name.lower(): p.name for p in sorted(Path(folder).iterdir(), reverse=True) if p.is_dir()}
     test = next((found[name] for name in SPLITS if name in found), None)
     return (found["train"], test) if "train" in found and test else None
@@ -87,7 +88,7 @@ def output_names(names: Iterable[str]) -> dict[str, str]:
     """Relative image name -> relative PNG name, no two the same.
 
     a.jpg -> a.png; names that would meet, also in upper and lower case or as a folder, stay whole: a.jpg -> a.jpg.png.
-    Raises ValueError if a folder has even that name.
+    Raises ValueError if a folder has even that name, or if it is longer than file systems take.
     """
     outputs = {name: posixpath.splitext(name)[0] + ".png" for name in names}
     folders = {_alike(str(parent)) for name in outputs for parent in PurePosixPath(name).parents}
@@ -100,6 +101,11 @@ def output_names(names: Iterable[str]) -> dict[str, str]:
     for name in meeting:
         if _alike(outputs[name]) in folders:
             raise ValueError(f"no name for the PNG of {shown(name)}: {shown(outputs[name])} is a folder")
+    for name, output in outputs.items():
+        if len(os.fsencode(posixpath.basename(output))) > LONGEST:
+            raise ValueError(
+                f"no name for the PNG of {shown(name)}: with .png after it, it is too long; rename the file"
+            )
     return outputs
 
 

@@ -34,7 +34,8 @@ def read_image(path: str | os.PathLike) -> Image.Image:
     """The image of a file, upright, in mode L, LA, RGB or RGBA.
 
     EXIF orientation applied; palettes, CMYK, YCbCr, LAB -> RGB, with A if anything can be transparent; 1 bit -> L;
-    16-bit grey v -> round(v / 257); the first frame of several. Metadata is dropped but for a colour profile.
+    16-bit grey v -> round(v / 257); of 16-bit colours, and of grey with alpha, which becomes RGBA, the high byte, all
+    that Pillow gives; the first frame of several. Metadata is dropped but for a colour profile.
     Raises UnreadableImage.
     """
     # Not only Pillow's own errors: on broken files its parsers raise whatever they run into.

@@ -143,6 +143,11 @@ class ImageSet:
             )
         return self.changed(lambda images, part: add_noise(images, noise[part].to(images.device)))
 
+    def centre(self, side: int) -> "ImageSet":
+        """The middle side x side pixels of every image, which is no smaller; a view, not a copy."""
+        top, left = ((have - side) // 2 for have in self.images.shape[2:])
+        return replace(self, images=self.images[:, :, top : top + side, left : left + side])
+
     def changed(self, change: Callable[[torch.Tensor, slice], torch.Tensor]) -> "ImageSet":
         """The set with change(images[part], part) as images, made part by part where the images are."""
         images = storage.zeros(self.images.shape, torch.uint8, self.scratch, self.images.device)
@@ -158,11 +163,15 @@ class ImageSet:
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """A train and a test ImageSet with the same classes; skipped: relative names of files that could not be read."""
+    """A train and a test ImageSet with the same classes.
+
+    skipped: relative names of files that could not be read; ignored: of what is taken for no image of a class.
+    """
 
     train: ImageSet
     test: ImageSet
     skipped: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
 
 
 def without(images: ImageSet, others: ImageSet) -> ImageSet:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from semkit import models, parallel
 from semkit.augment import Augment, FlipCrop
+from semkit.data import resized
 from semkit.engine import Engine, Passes, all_passes, count_passes, predict, step_down
 from semkit.imageset import ImageSet
 from semkit.neighbours.bullettrain import Mined, mining
@@ -48,6 +49,12 @@ class LearnRecipe:
         """The passes that training on n images takes."""
         visits = self.sgd.steps * min(self.sgd.batch, n)
         return Passes(visits * self.perturbation.passes, visits * self.objective.passes)
+
+    def tested(self, images: ImageSet) -> ImageSet:
+        """Test images at the side that the augmented ones have: the centre of larger ones, smaller ones resized."""
+        have = images.images.shape[-1]
+        side = self.augment.output_size(have)
+        return images.centre(side) if side < have else resized(images, side)
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,7 +166,7 @@ def _fit_share(
 ) -> Learned:
     """`fit` in one process of a group, on its share of the images and of every batch."""
     tested = len(test)
-    train, test = parallel.mine(train).to(engine.device), parallel.mine(test).to(engine.device)
+    train, test = parallel.mine(train).to(engine.device), recipe.tested(parallel.mine(test)).to(engine.device)
     sgd = recipe.sgd.share(parallel.place()[1])
 
     def tested_accuracy() -> float:

@@ -30,7 +30,7 @@ def sides(method: str, perturbation_radius: float, pgd: PGD) -> dict[str, Pertur
     """The noise side and the surrogate side of a method, as fields of a CraftRecipe.
 
     em: Clean, Clean (Huang et al., ICLR 2021). rem: PGD, PGD (Fu et al., ICLR 2022).
-    sem: Uniform, PGD (Liu et al., AAAI 2024).
+    sem: Uniform, PGD (Liu et al., AAAI 2024). At radius 0 all are em.
     """
     noise_side, surrogate_side = {
         "em": (Clean(), Clean()),
@@ -42,7 +42,7 @@ def sides(method: str, perturbation_radius: float, pgd: PGD) -> dict[str, Pertur
 
 def _pgd(radius: float, steps: int, norm: str = "linf") -> PGD:
     """PGD whose few steps can cross the ball: 10 steps of radius / 5 as released, fewer ones larger."""
-    return PGD(radius, steps, radius * max(0.2, 1.2 / steps), norm)
+    return PGD(radius, steps, radius * max(0.2, 1.2 / steps) or None, norm)  # radius 0 has no step
 
 
 def _quick(method: str, radius: float, perturbation_radius: float) -> CraftRecipe:
@@ -79,7 +79,7 @@ def _paper_large(method: str, radius: float, perturbation_radius: float) -> Craf
     return CraftRecipe(
         radius=radius, step_size=radius / 4, steps=7, samples=4, augment=ResizedCrop(224), surrogate=STRIDE1,
         sgd=SGD(steps=3000, batch=128, milestones=(1200, 2400)),
-        **sides(method, perturbation_radius, PGD(perturbation_radius, 7, perturbation_radius / 4)),
+        **sides(method, perturbation_radius, PGD(perturbation_radius, 7, perturbation_radius / 4 or None)),
     )  # fmt: skip
 
 
@@ -98,7 +98,8 @@ def craft_recipe(
     quick: seconds, for tests, protects little. demo: for the embedded images. lesson: minutes on two cores; its SEM is
     the cheapest that was found to protect as the published noise step does (results/README.md, cifar10-budgets).
     paper: the released recipe of SEM and REM for CIFAR-10 and CIFAR-100, and from 64 pixels on the one for the ImageNet
-    subset. Raises ValueError for unknown names.
+    subset; its EM has their EOT samples, random starts and steps, not the warm starts and schedule of Huang et al.
+    Raises ValueError for unknown names.
     """
     check_name(preset, PRESETS, "preset")
     made = {"quick": _quick, "demo": _demo, "lesson": _lesson}.get(preset, _paper_large if size >= LARGE else _paper)

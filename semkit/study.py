@@ -209,14 +209,15 @@ def learned_row(
     row = {
         "last": done.last, "best": done.best, "curve": [list(point) for point in done.curve],
         "passes": done.passes.total, "learner_seconds": round(done.seconds, 1),
-        **{f"on_{name}": accuracy(done.model, images, engine=engine) for name, images in also.items()},
+        **{f"on_{name}": accuracy(done.model, recipe.tested(images), engine=engine) for name, images in also.items()},
     }  # fmt: skip
     if mined:
         row |= {"average": done.mined.average, "mined": mined}
     if isinstance(recipe.perturbation, Gaussian):
-        row["smoothed"] = accuracy(Smoothed(done.model, recipe.perturbation), test, engine=engine)
+        row["smoothed"] = accuracy(Smoothed(done.model, recipe.perturbation), recipe.tested(test), engine=engine)
     if net:
-        save_net(done.model, net, net=recipe.model, classes=train.classes, size=train.images.shape[-1])
+        seen = recipe.augment.output_size(train.images.shape[-1])
+        save_net(done.model, net, net=recipe.model, classes=train.classes, size=seen)
     if path:
         atomic_write(path, json.dumps(row).encode())
     return row

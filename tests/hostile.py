@@ -21,21 +21,31 @@ def pixels(rng: np.random.Generator, width: int, height: int, channels: int = 3)
 
 def grey16(rng: np.random.Generator, width: int, height: int) -> Image.Image:
     """A picture of mode I;16 that uses all 16 bits."""
-    fine = rng.integers(0, 256, (height, width), dtype=np.uint16)
-    return Image.fromarray(pixels(rng, width, height, 1)[..., 0].astype(np.uint16) * 256 + fine)
+    return Image.fromarray(deep(rng, width, height, 1)[..., 0])
 
 
 def _chunk(kind: bytes, body: bytes) -> bytes:
     return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
 
+def png_by_hand(levels: np.ndarray, more: bytes = b"") -> bytes:
+    """A PNG of uint8 or uint16 levels [height,width,channels], 1 to 4 of them; more: chunks before the pixels."""
+    height, width, channels = levels.shape
+    bits, kind = 8 * levels.itemsize, {1: 0, 2: 4, 3: 2, 4: 6}[channels]
+    rows = b"".join(b"\0" + row.tobytes() for row in levels.astype(levels.dtype.newbyteorder(">")))
+    header = _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, kind, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + more + _chunk(b"IDAT", zlib.compress(rows)) + _chunk(b"IEND", b"")
+
+
 def png_rgb_with_key(levels: np.ndarray, key: tuple[int, int, int]) -> bytes:
-    """An RGB PNG whose colour `key` is transparent (tRNS), built by hand."""
-    height, width, _ = levels.shape
-    rows = b"".join(b"\0" + row.tobytes() for row in levels)
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    body = _chunk(b"IHDR", header) + _chunk(b"tRNS", struct.pack(">HHH", *key))
-    return b"\x89PNG\r\n\x1a\n" + body + _chunk(b"IDAT", zlib.compress(rows)) + _chunk(b"IEND", b"")
+    """An RGB PNG whose colour `key` is transparent (tRNS)."""
+    return png_by_hand(levels, _chunk(b"tRNS", struct.pack(">HHH", *key)))
+
+
+def deep(rng: np.random.Generator, width: int, height: int, channels: int) -> np.ndarray:
+    """A picture that uses all 16 bits, uint16 [height,width,channels]."""
+    fine = rng.integers(0, 256, (height, width, channels), dtype=np.uint16)
+    return pixels(rng, width, height, channels).astype(np.uint16) * 256 + fine
 
 
 def encoded(image: Image.Image, kind: str, **options) -> bytes:
@@ -59,7 +69,7 @@ def kinds(rng: np.random.Generator, width: int, height: int) -> dict[str, bytes]
     """File name -> bytes: one file of every kind, of one size; the names are unique without regard to case."""
     rgb = Image.fromarray(pixels(rng, width, height))
     rgba = Image.fromarray(pixels(rng, width, height, 4), "RGBA")
-    deep = grey16(rng, width, height)
+    deep_grey = grey16(rng, width, height)
     half = bytes(range(0, 256, 16))  # the alpha of 16 palette entries
     files = {
         "photo.jpg": encoded(rgb, "JPEG"),
@@ -73,7 +83,9 @@ def kinds(rng: np.random.Generator, width: int, height: int) -> dict[str, bytes]
         "palette with alpha.png": encoded(_palette(rgb), "PNG", transparency=half),
         "palette with hole.png": encoded(_palette(rgb), "PNG", transparency=0),
         "bits.png": encoded(rgb.convert("1"), "PNG"),
-        "deep.png": encoded(deep, "PNG"),
+        "deep.png": encoded(deep_grey, "PNG"),
+        "deep colours.png": png_by_hand(deep(rng, width, height, 3)),
+        "deep grey alpha.png": png_by_hand(deep(rng, width, height, 2)),
         "key.png": png_rgb_with_key(np.asarray(rgb), tuple(int(v) for v in np.asarray(rgb)[0, 0])),
         "lossy.webp": encoded(rgb, "WEBP", quality=60),
         "alpha.webp": encoded(rgba, "WEBP", lossless=True),
@@ -83,10 +95,11 @@ def kinds(rng: np.random.Generator, width: int, height: int) -> dict[str, bytes]
         "scan.tif": encoded(rgb, "TIFF"),
         "alpha.tiff": encoded(rgba, "TIFF", compression="tiff_lzw"),
         "print.tif": encoded(rgb.convert("CMYK"), "TIFF"),
-        "deep.TIF": encoded(deep, "TIFF"),
+        "deep.TIF": encoded(deep_grey, "TIFF"),
         "lab.tiff": encoded(rgb.convert("LAB"), "TIFF"),
         "bits.tiff": encoded(rgb.convert("1"), "TIFF", compression="group4"),
         "moving.gif": encoded(_palette(rgb), "GIF", save_all=True, append_images=[_palette(rgb.convert("L"))]),
+        "moving.webp": encoded(rgb, "WEBP", save_all=True, append_images=[rgb.rotate(180)]),
         "stereo.jpg": encoded(rgb, "MPO", save_all=True, append_images=[rgb]),
         "map.ppm": encoded(rgb, "PPM"),
         "really a png.jpg": encoded(rgb, "PNG"),

@@ -111,6 +111,7 @@ BAD_OPTIONS = [
     (["--limit", "²"], "a whole number"),
     (["--size", "0"], "a whole number >= 8"),
     (["--seed", "-1"], "a whole number >= 0 is needed, got -1"),
+    (["--seed", str(2**64)], f"a whole number below 2**63 is needed, got {2**64}"),
     (["--fraction", "0"], "fraction must be above 0 and at most 1, got 0"),
     (["--fraction", "1.5"], "fraction must be above 0 and at most 1, got 1.5"),
     (["--fraction", "nan"], "fraction must be above 0 and at most 1, got nan"),
@@ -150,6 +151,7 @@ def test_no_gpu_where_one_is_asked_for_is_one_line(here, capsys, command):
         (["protect", "cifar10", "out", "--data", "nowhere"], "cifar10 is not in nowhere or is broken: add --download"),
         (["learn", "photos", "--learner", "tinny"], "did you mean tiny?"),
         (["learn", "photos", "--seeds", "0"], "a whole number >= 1"),
+        (["learn", "photos", "--split-seed", str(2**64)], "a whole number below 2**63 is needed"),
         (["learn", "photos", "--norm", "l3"], "unknown norm"),
         (["learn", "photos", "--protected", "nowhere"], "nowhere/report.json is missing; semkit protect writes it"),
         (["learn", "photos", "--limit", "1"], "a whole number >= 2"),
@@ -157,6 +159,7 @@ def test_no_gpu_where_one_is_asked_for_is_one_line(here, capsys, command):
         (["check", "photos", "photos"], "photos/report.json is missing"),
         (["sweep", "photos", "--out", "o", "--methods", "sam"], "did you mean sem?"),
         (["sweep", "photos", "--out", "o", "--radii", "0.02"], "looks like a fraction"),
+        (["sweep", "photos", "--out", "o", "--learner-steps", "-1"], "a whole number >= 1 is needed, got -1"),
         (["convert", "nothing.npy", "x.safetensors"], "nothing.npy"),
         (["convert", "nothing.npy", "x.safetensor"], "did you mean .safetensors?"),
         (["lab", "nothing.ipynb"], "no notebook nothing.ipynb"),
@@ -183,6 +186,13 @@ def test_images_and_output_that_lie_in_each_other_are_one_line(here, capsys):
     (here / "link").symlink_to(here / "photos")
     assert "lie in each other" in complaint(capsys, "protect", "photos", "link/out", *QUICK)
     (here / "link").unlink()
+    (here / "elsewhere").mkdir()
+    (here / "photos/a").rename(here / "elsewhere/a")
+    (here / "photos/a").symlink_to(here / "elsewhere/a")
+    for out in ("elsewhere/a/out", "elsewhere/a", "elsewhere"):
+        assert "lie in each other" in complaint(capsys, "protect", "photos", out, *QUICK)
+    (here / "photos/a").unlink()
+    (here / "elsewhere/a").rename(here / "photos/a")
     assert contents(here) == before
 
 
@@ -209,10 +219,25 @@ def test_the_same_run_may_be_resumed_under_another_name_of_the_folder(finished):
     assert run("protect", finished / "photos", "./out", "--resume", *QUICK) == 0
 
 
+@pytest.mark.parametrize("text", ['{"radius": ', "[]", "null"])
 @pytest.mark.parametrize("file", ["run.json", "report.json"])
-def test_a_damaged_record_is_one_line(finished, capsys, file):
-    (finished / "out" / file).write_text('{"radius": ')
+def test_a_damaged_record_is_one_line(finished, capsys, file, text):
+    (finished / "out" / file).write_text(text)
     assert f"out/{file} is damaged" in complaint(capsys, "protect", "photos", "out", "--resume", *QUICK)
+
+
+def test_a_report_whose_radius_is_no_number_is_one_line(finished, capsys):
+    report = json.loads((finished / "out/report.json").read_text())
+    (finished / "out/report.json").write_text(json.dumps({**report, "radius": "8"}))
+    for command in (["check", "photos", "out"], ["learn", "photos", "--protected", "out", *QUICK]):
+        assert "out/report.json is damaged" in complaint(capsys, *command)
+
+
+def test_links_that_lead_to_themselves_are_one_line(here, capsys):
+    (here / "loop").symlink_to(here / "loop")
+    assert "loop: no such folder" in complaint(capsys, "protect", "loop", "out", *QUICK)
+    assert not (here / "out").exists()
+    assert "loop is a broken link; name a folder" in complaint(capsys, "protect", "photos", "loop", *QUICK)
 
 
 def test_unreadable_files_are_left_out_and_listed_where_asked_for(here, capsys):
@@ -223,6 +248,48 @@ def test_unreadable_files_are_left_out_and_listed_where_asked_for(here, capsys):
     assert json.loads((here / "out/report.json").read_text())["skipped"] == ["a/two\nlines.jpg"]
     assert run("check", "photos", "out") == 0
     assert "not protected, unreadable: a/two\\nlines.jpg\n" in capsys.readouterr().out
+
+
+def test_learners_of_a_part_of_a_folder_want_the_whole_of_it_protected(here, capsys):
+    assert run("protect", "photos", "part", "--limit", 4, *QUICK) == run("protect", "photos", "out", *QUICK) == 0
+    capsys.readouterr()
+    learn = ["learn", "photos", "--limit", 4, *QUICK, "--protected"]  # a folder is divided first, so these are others
+    assert "for every training image: protect without --limit 4" in complaint(capsys, *learn, "part")
+    assert run(*learn, "out") == 0
+
+
+def test_noise_that_is_trained_to_stand_nothing_is_made(here):
+    for method in ("sem", "rem"):
+        assert run("protect", "photos", method, "--method", method, "--perturbation-radius", 0, *QUICK) == 0
+
+
+def test_what_is_no_image_of_a_class_is_named(here, capsys):
+    for name in ("loose.png", "a/phone.heic", "a/notes.txt", "b/Thumbs.db"):
+        (here / "photos" / name).write_bytes((here / "photos/a/00.png").read_bytes())
+    line = "left out, not taken for images of a class: loose.png, a/notes.txt, a/phone.heic and 1"
+    for command in (["protect", "photos", "out"], ["learn", "photos"], ["learn", "photos", "--protected", "out"]):
+        assert run(*command, *QUICK) == 0
+        assert f"{line} more\n" in capsys.readouterr().out
+    make_photos(here / "parts/train", 8), make_photos(here / "parts/test", 8), make_photos(here / "parts/val", 8)
+    assert run("learn", "parts", *QUICK, "--json") == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["ignored"] == ["val/"] and "class: val/\n" in said.err
+
+
+def test_protected_files_of_another_set_are_one_line(finished, capsys):
+    make_photos(finished / "others", 8, seed=5)
+    said = complaint(capsys, "learn", "others", "--protected", "out", *QUICK)
+    assert "out protects other images: a/" in said and "levels from its original" in said
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+@pytest.mark.parametrize("name", ["photos/a/00.png", "photos/a", "photos"])
+def test_what_may_not_be_read_is_one_line(here, capsys, name):
+    mode = (here / name).stat().st_mode
+    (here / name).chmod(0)
+    said = complaint(capsys, "protect", "photos", "out", *QUICK)
+    (here / name).chmod(mode)
+    assert f"{name}: Permission denied" in said and not (here / "out").exists()
 
 
 def test_names_that_are_no_text_are_printed_all_the_same(here, capsys):
@@ -279,6 +346,7 @@ def test_without_json_the_report_is_on_stdout_the_cost_on_stderr_and_no_bar_wher
     said = capsys.readouterr()
     assert said.out.startswith("seed 0: clean test accuracy last ") and said.out.count("\n") == 1
     assert said.err.startswith("1 x ERM: tiny on ImageSet('photos', 6 images of 8x8") and "\r" not in said.err
+    assert re.search(r", \d+ passes on cpu, about \d+ s\n$", said.err)
 
 
 class _Terminal(io.StringIO):
@@ -328,6 +396,25 @@ def test_sweep_writes_rows_table_and_figure_and_a_second_call_finds_its_runs(her
     assert contents(here / "out/runs") == runs
 
 
+def test_rows_of_another_sweep_and_what_is_not_of_semkit_are_left_alone(here, capsys):
+    sweep = ["sweep", "photos", "--methods", "clean", "--radii", 0, "--seeds", 1, *QUICK, "--out"]
+    (here / "file").touch()
+    (here / "mine").mkdir()
+    (here / "mine/figure.png").write_text("years of work")
+    assert run(*sweep, "out") == 0
+    capsys.readouterr()
+    before = contents(here)
+    assert "file is a file; name a folder" in complaint(capsys, *sweep, "file")
+    assert "mine has another figure.png; name another folder" in complaint(capsys, *sweep, "mine")
+    for option, what in (("--methods", "methods"), ("--radii", "radii"), ("--limit", "fingerprint")):
+        value = "em" if option == "--methods" else 4
+        said = complaint(capsys, *sweep, "out", option, value)
+        assert f"was begun with other settings ({what}); name another folder" in said
+    assert contents(here) == before
+    assert "file is a file" in complaint(capsys, "demo", "--out", "file")
+    assert run(*sweep, "out", "--seeds", 2) == 0
+
+
 def test_learn_reports_its_countermeasures_and_changes_the_training_images_only(here, capsys):
     assert run("learn", "photos", "--countermeasure", "grayscale", "jpeg", "--json", *QUICK) == 0
     said = capsys.readouterr()
@@ -345,11 +432,13 @@ def test_a_sweep_with_countermeasures_names_them_and_without_them_has_no_such_co
     lines = [line.split("|")[1].strip() for line in (here / "out/table.md").read_text().splitlines()]
     assert lines[2:] == ["clean images", "clean images, jpeg", "clean images, mixup", "EM", "EM, jpeg", "EM, mixup"]
     runs = contents(here / "out/runs")
+    shutil.copytree(here / "out/runs", here / "plain/runs")
+    sweep[sweep.index("out")] = "plain"
     assert run(*sweep, "--json") == 0
     plain = json.loads(capsys.readouterr().out)
     strip = lambda row: {name: value for name, value in row.items() if name != "countermeasure"}  # noqa: E731
     assert plain == [strip(row) for row in rows if row["countermeasure"] == "none"]
-    assert contents(here / "out/runs") == runs
+    assert contents(here / "plain/runs") == runs
     assert "did you mean median?" in complaint(capsys, *sweep, "--countermeasures", "medain")
 
 

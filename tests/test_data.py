@@ -171,6 +171,38 @@ def test_folder_with_parts(tmp_path, test):
     folder_of(tmp_path / test, "c", n=1)
     with pytest.raises(DataError, match=rf"class 'c' is in {test}/ but not in train/"):
         scan(tmp_path)
+    (tmp_path / test / "c").rename(tmp_path / "train" / "c")
+    with pytest.raises(DataError, match=rf"class 'c' is in train/ but not in {test}/"):
+        scan(tmp_path)
+
+
+def test_a_train_folder_alone_is_divided_as_a_folder_without_parts_is(tmp_path):
+    alone, plain = folder_of(tmp_path / "alone/Train", "a", "b").parent, folder_of(tmp_path / "plain", "a", "b")
+    Image.new("L", (3, 3)).save(alone / "loose.png")
+    found = scan(alone)
+    assert found.classes == ("a", "b") and found.test is None and found.ignored == ("loose.png",)
+    assert found.train.names == tuple(f"Train/{name}" for name in scan(plain).train.names)
+    ours, theirs = load(alone), load(plain)
+    assert ours.train.fingerprint == theirs.train.fingerprint and ours.test.fingerprint == theirs.test.fingerprint
+
+
+def test_a_train_folder_beside_an_unknown_one_is_one_line(tmp_path):
+    root = folder_of(tmp_path / "train", "a", "b").parent
+    folder_of(root / "holdout", "a", "b")
+    clear_line(
+        root,
+        f"{root}: train/ holds folders, no images, and there is no test/ or val/ beside it; give that name "
+        "to the folder of test images, or another one to train/ if it is a class",
+    )
+    (root / "holdout").rename(root / "dev")
+    assert scan(root).classes == ("a", "b") and scan(root).test.names[0] == "dev/a/0.png"
+
+
+def test_train_may_be_a_class(tmp_path):
+    assert scan(folder_of(tmp_path / "flat", "plane", "train")).classes == ("plane", "train")
+    mixed = folder_of(tmp_path / "mixed", "plane", "train")
+    folder_of(mixed / "train", "old")
+    assert scan(mixed).classes == ("plane", "train")
 
 
 def test_scan_covers_every_file_of_a_hostile_folder(hostile_folder):

@@ -76,6 +76,15 @@ def test_output_names_by_example():
         files.output_names(["a.png/1.jpg", "a.jpg.png/1.jpg", "a.jpg"])
 
 
+def test_a_name_that_would_be_too_long_is_refused():
+    longest = ["c/" + "ä" * 125 + end for end in (".jpg", ".tif")]  # 254 bytes
+    with pytest.raises(ValueError, match=r"no name for the PNG of c/ä+\.jpg: with \.png after it, it is too long; ren"):
+        files.output_names(longest)
+    assert len(files.output_names(longest[:1])) == 1  # alone it stays as long as it is
+    fits = [name.replace("ää", "", 1) for name in longest]  # 254 with .png, and folders do not count
+    assert files.output_names(fits) == {name: name + ".png" for name in fits}
+
+
 part = st.text("abAB.é", min_size=1, max_size=4).filter(lambda s: s.strip("."))
 name = st.tuples(st.sampled_from(["", "c/", "C/", "d/e/"]), part, st.sampled_from([".png", ".jpg", ".PNG", ".jpg.png"]))
 

@@ -85,6 +85,14 @@ def test_16_bit_grey_is_rounded_to_8(tmp_path, kind):
     same(opened, np.rint(levels / 257).astype(np.uint8), "L")
 
 
+@pytest.mark.parametrize(("channels", "mode"), [(2, "RGBA"), (3, "RGB"), (4, "RGBA")])
+def test_of_16_bit_colours_and_alpha_the_high_byte_is_read(tmp_path, channels, mode):
+    levels = hostile.deep(np.random.default_rng(1), 6, 5, channels)
+    high = (levels // 256).astype(np.uint8)
+    grey = channels == 2
+    same(read(tmp_path, hostile.png_by_hand(levels)), high[..., [0, 0, 0, 1]] if grey else high, mode)
+
+
 def test_integers_that_do_not_fit_16_bits_are_refused(tmp_path):
     content = hostile.encoded(Image.fromarray(np.full((2, 2), 70000, np.int32)), "TIFF")
     with pytest.raises(UnreadableImage, match=r"deep\.tif: grey levels from 70000 to 70000 do not fit 16 bits"):
@@ -111,9 +119,10 @@ def test_broken_exif_does_not_matter(tmp_path):
     same(read(tmp_path, hostile.encoded(RGB, "PNG", exif=b"Exif\0\0not exif")), np.asarray(RGB), "RGB")
 
 
-def test_first_frame_and_content_before_suffix(tmp_path):
+@pytest.mark.parametrize("kind", ["GIF", "WEBP"])
+def test_first_frame_and_content_before_suffix(tmp_path, kind):
     first, second = (Image.new("L", (5, 4), level) for level in (10, 200))
-    content = hostile.encoded(first, "GIF", save_all=True, append_images=[second])
+    content = hostile.encoded(first, kind, save_all=True, append_images=[second], lossless=True)
     opened = read(tmp_path, content, "named.jpg")
     assert opened.convert("L").getextrema() == (10, 10)
 

@@ -7,15 +7,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 from photos import image_set, image_split
+from torchvision.transforms.v2 import CenterCrop
 
-from semkit.augment import Identity
+from semkit.augment import Identity, ResizedCrop
 from semkit.craft import CraftRecipe, craft
 from semkit.engine import Engine
 from semkit.imageset import Split
 from semkit.learn import LearnRecipe, Pretrained, accuracy, fit
 from semkit.models import build
+from semkit.netfile import load_net
 from semkit.perturb import PGD, Clean, Uniform
 from semkit.schedule import SGD
+from semkit.study import learned_row
 
 ENGINE = Engine("cpu", "float32")
 RECIPE = LearnRecipe(model="tiny", sgd=SGD(steps=12, batch=16), evaluations=4)
@@ -34,6 +37,26 @@ def trace(learned):
 
 def test_an_easy_set_is_learned():
     assert learn(replace(RECIPE, sgd=SGD(steps=30, batch=16))).last > 0.95  # chance is .5
+
+
+def test_test_images_are_seen_at_the_side_of_the_training_ones():
+    recipe, images = replace(RECIPE, augment=ResizedCrop(8)), image_set(10, size=13)
+    assert torch.equal(recipe.tested(images).images, CenterCrop(8)(images.images))
+    assert recipe.tested(image_set(10, size=6)).images.shape[2:] == (8, 8)
+    assert recipe.tested(image_set(10)).images.shape == RECIPE.tested(image_set(10)).images.shape == (10, 3, 8, 8)
+    split = image_split(size=12, classes=3)
+    done = learn(recipe, split)
+    assert done.last == accuracy(done.model, split.test.centre(8), engine=ENGINE)
+    assert done.last != accuracy(done.model, split.test, engine=ENGINE)
+
+
+@pytest.mark.parametrize("size", [12, 24])
+def test_a_net_for_one_size_learns_from_resized_crops_and_is_kept(tmp_path, size):
+    pytest.importorskip("timm")
+    recipe = replace(RECIPE, model="deit_tiny", augment=ResizedCrop(16), sgd=SGD(steps=1, batch=8))
+    images, net = image_set(8, size), tmp_path / "net.st"
+    row = learned_row(images, images, recipe, net=net, engine=ENGINE)
+    assert accuracy(load_net(net, ENGINE), recipe.tested(images), engine=ENGINE) == row["last"]
 
 
 def test_adversarial_training_at_radius_0_is_erm_bit_for_bit():

@@ -3,6 +3,7 @@
 import itertools
 
 import pytest
+import torch
 
 from semkit.augment import FlipCrop, ResizedCrop
 from semkit.craft import CraftRecipe
@@ -31,6 +32,21 @@ def test_paper_crafts_by_the_released_recipe(size, fields, attack):
     for method, (noise_side, surrogate_side) in sides.items():
         expected = CraftRecipe(noise_side=noise_side, surrogate_side=surrogate_side, **fields)
         assert craft_recipe(method, "paper", size=size) == expected, method
+
+
+@pytest.mark.parametrize(("fields", "words"), [
+    ({"steps": -1}, "steps must be a whole number >= 0, got -1"),
+    ({"samples": 0}, "samples must be a whole number >= 1, got 0"),
+    ({"start": "cold"}, "start must be one of random, zero, warm, got 'cold'"),
+    ({"fade_in": 1.5}, "fade_in is a share of the steps, 0 to 1, got 1.5"),
+    ({"ramp": -0.1}, "ramp is a share of the steps, 0 to 1, got -0.1"),
+    ({"class_wise": True}, "class-wise noise is carried from batch to batch: write start='warm'"),
+    ({"radius": 128}, "radius must be at most 127 levels"),
+])  # fmt: skip
+def test_a_crafting_that_cannot_be_is_one_line(fields, words):
+    with pytest.raises(ValueError) as error:
+        CraftRecipe(**fields)
+    assert words in str(error.value) and "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -63,6 +79,15 @@ def test_radii_and_nets_are_those_asked_for(preset):
     assert craft_recipe("sem", preset, class_wise=True).start == "warm"
     learned = learn_recipe(preset, perturbation_radius=3, norm="l2", learner="small")
     assert (learned.perturbation.radius, learned.perturbation.norm, learned.model) == (3, "l2", "small")
+
+
+@pytest.mark.parametrize(("preset", "size"), [*itertools.product(PRESETS, [32]), ("paper", 256)])
+def test_at_perturbation_radius_0_a_method_perturbs_nothing(preset, size):
+    images = torch.rand(2, 3, 8, 8)
+    for method in ("em", "rem", "sem"):
+        made = craft_recipe(method, preset, perturbation_radius=0, size=size)
+        for side in (made.noise_side, made.surrogate_side):
+            assert side(None, images, torch.zeros(2, dtype=int), torch.Generator()).equal(images) and side.passes == 0
 
 
 def test_a_sweeps_recipes_are_the_presets():

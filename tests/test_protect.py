@@ -94,6 +94,9 @@ def test_the_report_says_what_was_done_with_what_and_what_it_did(hostile):
     assert report["seconds"] > 0 and 0 < report["clipped_fraction"] < 0.5
     assert 30 < report["psnr_db"] < 48 and 0.5 < report["ssim"] < 1
     assert 0.3 < report["after_resize_to_working_size"]["noise_correlation"] <= 1
+    size = report["size"]
+    assert f"crafted at {size} x {size} pixels and resized" in report["noise_size"]
+    assert "semkit learn IMAGES --protected" in report["noise_size"]
     assert not (out / "unfinished").exists()
 
 
@@ -253,6 +256,16 @@ def test_unreadable_files_are_left_out_and_listed_where_asked_for(tmp_path):
     assert report["images"] == 8 and sorted(report["skipped"]) == bad
     found = check(str(photos), tmp_path / "out")
     assert not found["problems"] and sorted(found["skipped"]) == bad
+
+
+def test_a_limit_counts_files_that_can_be_read(tmp_path):
+    photos = make_photos(tmp_path / "in", 8)
+    for path in sorted((photos / "b").iterdir())[:-1]:
+        path.write_bytes(b"no image")
+    report = protect(str(photos), tmp_path / "out", quick(), size=8, limit=2, skip_unreadable=True)
+    names = contents(tmp_path / "out/images")
+    assert report["images"] == len(names) == 2 and len(report["skipped"]) == 3 and "b/07.png" in names
+    assert not check(str(photos), tmp_path / "out")["problems"]
 
 
 def test_learners_are_given_the_protected_training_images_and_the_clean_test_images(pristine):

@@ -101,6 +101,36 @@ def test_a_full_disk_is_one_line_and_leaves_a_run_that_can_go_on(undisturbed, tm
     assert results(out) == expected
 
 
+RUNS = {
+    "sweep": ["--methods", "clean", "em", "sem", "--radii", "0", "4", "--seeds", "1", "--out"],
+    "learn": ["--seeds", "6", "--cache"],
+}
+
+
+def learners(folder):
+    """Name -> when it was written, of every learner that is kept below the folder."""
+    return {path.name: path.stat().st_mtime_ns for path in folder.rglob("learner-*.json")}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_ctrl_c_leaves_learners_with_which_the_same_command_goes_on(tmp_path, name):
+    photos, log = make_photos(tmp_path / "photos", 36), tmp_path / "log"
+    run = [name, str(photos), *QUICK, *RUNS[name]]
+    process = start([*run, str(tmp_path / "stopped")], log)
+    while not learners(tmp_path / "stopped"):
+        assert process.is_alive(), log.read_text()
+        time.sleep(0.002)
+    os.kill(process.pid, signal.SIGINT)
+    process.join(60)
+    assert process.exitcode == 130
+    last = log.read_text().splitlines()[-1]
+    assert last.startswith("semkit: stopped while a learner was trained; finished runs are kept; "), last
+    kept = learners(tmp_path / "stopped")
+    assert finish([*run, str(tmp_path / "stopped")], log) == 0
+    found = learners(tmp_path / "stopped")
+    assert 1 <= len(kept) < len(found) == 6 and kept.items() <= found.items()
+
+
 STARTS = {name: {"start": name} for name in ("random", "zero", "warm")} | {
     "class-wise": {"start": "warm", "class_wise": True},
     "faded in": {"start": "warm", "fade_in": 0.8, "ramp": 0.6},

@@ -12,6 +12,15 @@ from semkit.schedule import SGD
 ENGINE = Engine("cpu", "float32")
 
 
+@pytest.mark.parametrize(("fields", "words"), [
+    ({"steps": -1}, "steps must be a whole number >= 1, got -1"),
+    ({"batch": 1}, "batch must be a whole number >= 2, got 1"),
+])  # fmt: skip
+def test_a_descent_that_cannot_be_is_refused(fields, words):
+    with pytest.raises(ValueError, match=words):
+        SGD(**fields)
+
+
 def test_without_milestones_the_rate_is_a_triangle():
     sgd = SGD(steps=100, lr=0.2, warmup=0.2)
     rates = [sgd.rate(step) for step in range(100)]

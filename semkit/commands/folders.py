@@ -9,7 +9,7 @@ from semkit.commands.progress import progress
 from semkit.commands.protect import protect as protect_by_noise
 from semkit.commands.protected import check as check_folder
 from semkit.commands.protected import read_report
-from semkit.commands.telling import FAILED, FINE, announce, duration, print_json, tell
+from semkit.commands.telling import FAILED, FINE, announce, duration, print_json, tell, tell_left_out
 from semkit.engine import predict_seconds
 from semkit.files import shown
 from semkit.models import build
@@ -31,8 +31,7 @@ def protect(options) -> int:
     )
     for name in report["skipped"]:
         tell(options, f"skipped, unreadable: {shown(name)}")
-    if report["ignored"]:
-        tell(options, f"left out, no images: {len(report['ignored'])} files, named in report.json")
+    tell_left_out(options, report["ignored"])
     return FINE
 
 
@@ -67,7 +66,8 @@ def _announce_cost(options, recipe, images, engine) -> None:
     seconds = predict_seconds(surrogate, images.images[: recipe.sgd.batch], cost, engine)
     announce(
         f"{options.method.upper()} noise for {len(images)} images, {options.preset} preset: {cost.total:,} passes of "
-        f"{recipe.surrogate} at {options.size} px on {engine.device}, about {duration(seconds)}"
+        f"{recipe.surrogate} at {options.size} px on {engine.device}, "
+        f"{'at most ' if options.resume else ''}about {duration(seconds)}"
     )
 
 

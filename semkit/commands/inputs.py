@@ -2,7 +2,7 @@
 
 from semkit.commands.originals import job
 from semkit.commands.protected import protected_split
-from semkit.commands.telling import tell
+from semkit.commands.telling import tell, tell_left_out
 from semkit.data import load
 from semkit.engine import Engine
 from semkit.files import shown
@@ -33,4 +33,5 @@ def split_of(options, on_step) -> Split:
     split = load_split(options, options.limit, on_step)
     for name in split.skipped:
         tell(options, f"skipped, unreadable: {shown(name)}")
+    tell_left_out(options, split.ignored)
     return protected_split(split, options.images, options.protected) if options.protected else split

@@ -6,13 +6,16 @@ from functools import partial
 
 from semkit.cluster import connected
 from semkit.commands.inputs import engine_of, load_split, split_of
+from semkit.commands.outputs import claim
 from semkit.commands.progress import progress
-from semkit.commands.telling import FINE, announce, print_json, tell
+from semkit.commands.telling import FINE, announce, duration, print_json, tell
 from semkit.countermeasures import counter
 from semkit.designs import DESIGNS, LEARNERS
+from semkit.engine import predict_seconds
 from semkit.files import shown
 from semkit.imageset import limit_test, without
 from semkit.measure import interval
+from semkit.models import build
 from semkit.neighbours.transform import Transform
 from semkit.presets import lasting, learn_recipe, sweep_recipes
 from semkit.report import write_defences, write_sweep
@@ -40,11 +43,16 @@ def learn(options) -> int:
             split = replace(split, train=without(split.train, left_out))
         train, recipe = counter(split.train, recipe, options.countermeasure)
         split = replace(split, train=train)
-        cost = recipe.cost(len(train)).total * options.seeds
         kind = f"AT {radius:g} ({options.norm})" if radius else "ERM"
-        announce(f"{options.seeds} x {kind}: {recipe.model} on {train!r}, {cost:,} passes on {engine.device}")
+        announce(f"{options.seeds} x {kind}: {recipe.model} on {train!r}, {_cost(options, train, recipe, engine)}")
         rows = list(_learner_rows(options, split, recipe, engine, on_step))
     return _report_learners(options, split, recipe, rows)
+
+
+def _cost(options, train, recipe, engine) -> str:
+    cost, some = recipe.cost(len(train)), recipe.tested(train.take(slice(recipe.sgd.batch))).images
+    seconds = predict_seconds(build(recipe.model, len(train.classes), size=some.shape[-1]), some, cost, engine)
+    return f"{options.seeds * cost.total:,} passes on {engine.device}, about {duration(options.seeds * seconds)}"
 
 
 def _learner_rows(options, split, recipe, engine, on_step) -> Iterator[dict]:
@@ -61,10 +69,17 @@ def _report_learners(options, split, recipe, rows) -> int:
     print_json(options, {
         "images": repr(split.train), "test_images": len(split.test), "recipe": repr(recipe), "last": last,
         "rows": rows, "countermeasures": list(options.countermeasure), "skipped": list(split.skipped),
+        "ignored": list(split.ignored),
     })  # fmt: skip
     if len(rows) > 1:
         tell(options, f"last, mean of {len(rows)} seeds: {mean:.3f}, 95 % interval {low:.3f} to {high:.3f}")
     return FINE
+
+
+def _claim(options, split, *names: str) -> None:
+    """Leaves rows, table and figure of other images or another recipe alone; seeds may be added to."""
+    told = {name: getattr(options, name) for name in ("command", "preset", "learner_steps", *names)}
+    claim(options.out, {**told, "fingerprint": [split.train.fingerprint, split.test.fingerprint]})
 
 
 def sweep(options) -> int:
@@ -80,6 +95,7 @@ def sweep(options) -> int:
         split, spare = limit_test(split_of(options, on_step), options.test_limit)
         if options.design in LEARNERS:
             learners = LEARNERS[options.design](options.preset, options.size, spare)
+        _claim(options, split, "methods", "design", "radii", "countermeasures")
         table, rows = write_sweep(
             split, options.out, crafts, learners, preset=preset, engine=engine, seeds=_seeds(options),
             measure_noise=options.measure_noise, countermeasures=options.countermeasures, client=client,
@@ -97,6 +113,7 @@ def transform(options) -> int:
         learners[0] = lasting(learners[0], options.learner_steps)
     with progress() as on_step:
         split, _ = limit_test(split_of(options, on_step), options.test_limit)
+        _claim(options, split, "net", "radius", "attacked")
         table, rows = write_defences(
             split, Transform(options.net), learners, options.out, radius=options.radius, attacked=options.attacked,
             seeds=_seeds(options), engine=engine_of(options), on_step=on_step,

@@ -11,7 +11,7 @@ from semkit.commands.telling import complain
 from semkit.convert import UNITS
 from semkit.countermeasures import COUNTERMEASURES, PURIFIER, check_countermeasure
 from semkit.designs import DESIGNS
-from semkit.models import MODELS, check_model
+from semkit.models import LARGE, MODELS, check_model
 from semkit.netfile import check_net
 from semkit.pixels import NORMS, check_radius
 from semkit.presets import METHODS, PRESETS, check_name
@@ -47,8 +47,10 @@ def _word(known: tuple[str, ...], what: str):
 
 def _count(least: int):
     def check(text: str) -> int:
-        if not re.fullmatch(r"-?[0-9]+", text) or int(text) < least:
+        if not re.fullmatch(r"-?[0-9]{1,30}", text) or int(text) < least:
             raise ValueError(f"a whole number >= {least} is needed, got {text}")
+        if int(text) >= 2**63:  # torch takes no seed of more than 64 bits, and seeds are counted on
+            raise ValueError(f"a whole number below 2**63 is needed, got {text}")
         return int(text)
 
     return _checked(check)
@@ -79,14 +81,16 @@ def _add_images(parser) -> None:
     add("--data", metavar="DIR", help="where torchvision's sets are (else $SEMKIT_DATA, else ~/.cache/semkit)")
     add("--download", action="store_true", help="let torchvision download the set")
     add("--limit", type=_count(2), metavar="N", help="N training images only, every class in its share")
-    add("--size", type=_count(8), default=32, metavar="N", help="side to which images are resized for the nets (32)")
+    sizes = "side to which images are resized for the nets (32; --preset paper: 256 for ImageNet's recipe)"
+    add("--size", type=_count(8), default=32, metavar="N", help=sizes)
     add("--hold", type=_word(HOLDS, "storage"), default="auto", help="images in memory, on disk, or what fits (auto)")
     add("--skip-unreadable", action="store_true", help="leave out, and list, files that cannot be read")
 
 
 def _add_run(parser) -> None:
     add = parser.add_argument
-    add("--preset", type=_word(PRESETS, "preset"), default="lesson", help="quick, demo, lesson or paper (%(default)s)")
+    presets = f"quick, demo, lesson or paper: CIFAR's recipe, from {LARGE} pixels on ImageNet's (%(default)s)"
+    add("--preset", type=_word(PRESETS, "preset"), default="lesson", help=presets)
     add("--seed", type=_count(0), default=0, metavar="N", help="the same seed gives the same result (0)")
     _add_engine(parser)
     _add_json(parser)
@@ -186,15 +190,18 @@ def _learn_options(parser) -> None:
     _add_run(parser)
     add = parser.add_argument
     add("--protected", metavar="OUT", type=Path, help="what semkit protect wrote for these images")
-    add("--perturbation-radius", type=_radius, default=0, help="adversarial training at this radius; 0 is ERM")
-    add("--norm", type=_word(NORMS, "norm"), default="linf", help="linf (the default), l2 or l1")
+    add("--perturbation-radius", type=_radius, default=0, help="adversarial training at it, in levels; 0 is ERM (0)")
+    norms = (
+        "of that radius: linf (the default), l2 or l1, in levels too: an l2 radius of 0.5 on pixels of 0 to 1 is 127.5"
+    )
+    add("--norm", type=_word(NORMS, "norm"), default="linf", help=norms)
     add("--learner", type=_checked(check_model), help=f"one of {', '.join(MODELS)}")
     help_ = f"what is done to the training images first, in this order: {_known_countermeasures}"
     add("--countermeasure", nargs="+", type=_countermeasure, default=(), metavar="NAME", help=help_)
     add("--seeds", type=_count(1), default=1, metavar="N", help="how many learners (1)")
     add("--without", type=_count(1), metavar="N", help="leave out the images that --limit N would take")
     add("--save", type=Path, metavar="FILE", help="the trained net as a file, for --countermeasure purifier=FILE")
-    add("--split-seed", type=_count(0), default=0, help="of the division of a folder without train/ and test/ (0)")
+    add("--split-seed", type=_count(0), default=0, help="of the division of a folder without test/ (0)")
     add("--cache", type=Path, metavar="DIR", help="keeps finished learners, so that a second call is instant")
 
 

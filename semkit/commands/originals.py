@@ -69,12 +69,14 @@ def originals(
         return Originals(images, named_outputs(images), read, lambda i: (NATIVE, NATIVE))
     folder = find_folder(source)
     names, part = output_names(folder.train.names), folder.train
-    if limit is not None:
+    if limit is not None and not skip_unreadable:  # else what can be read must be known first, as in load_folder
         part = part.take(stratified_limit(torch.tensor(part.labels), limit))
     images, skipped = load_files(
         folder.root, part.names, part.labels, folder.classes, size=size, skip_unreadable=skip_unreadable,
         storage=storage, on_step=job(on_step, "reading images"),
     )  # fmt: skip
+    if limit is not None:
+        images = images.limit(limit)
     outputs = tuple(names[name] for name in images.files)
     read, stored = (lambda i, do=do: do(folder.root / images.files[i]) for do in (read_image, stored_size))
     return Originals(images, outputs, read, stored, skipped, folder.ignored)

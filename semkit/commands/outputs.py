@@ -1,7 +1,9 @@
 """The folder that protected images are written to: OUT/run.json before, OUT/images, and OUT/report.json when all is."""
 
 import json
+import os
 from collections.abc import Callable, Collection
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -10,22 +12,36 @@ from PIL import Image
 from semkit import __version__
 from semkit.commands.originals import OnStep, Originals, job, originals
 from semkit.commands.protected import OutputError, read_report
-from semkit.data import NAMES
+from semkit.data import NAMES, find_folder
 from semkit.files import atomic_write, remove_leftovers, shown
 from semkit.image import write_png
 from semkit.quality import Quality
 from semkit.storage import Storage
 from semkit.study import as_dict, key
 
+RESULTS = ("rows.csv", "table.md", "figure.png", "noise.csv", "losses.csv")  # what report.write_sweep writes
+
 
 def check_place(source: str, out: Path) -> None:
-    """Raises OutputError if `out` is a file, or if it and the images lie in each other."""
+    """Raises OutputError if `out` is no folder, or if it and the images lie in each other."""
     if source not in NAMES:
-        inside, folder = out.resolve(), Path(source).resolve()
-        if inside == folder or folder in inside.parents or inside in folder.parents:
+        inside = Path(os.path.realpath(out))  # resolve() may raise on a link loop
+        if any(inside == at or at in inside.parents or inside in at.parents for at in _real_folders(source)):
             raise OutputError(f"the output {shown(out)} and the images {shown(source)} lie in each other; name another")
-    if out.exists() and not out.is_dir():
-        raise OutputError(f"the output {shown(out)} is a file; name a folder")
+    check_folder(out)
+
+
+def _real_folders(source: str) -> set[Path]:
+    """`source` and all folders with images of it, wherever links lead."""
+    found = find_folder(source)
+    names = chain.from_iterable(part.names for part in (found.train, found.test) if part)
+    return {Path(os.path.realpath(path)) for path in {found.root, *((found.root / name).parent for name in names)}}
+
+
+def check_folder(out: Path) -> None:
+    """Raises OutputError if there is something at `out` that is no folder."""
+    if os.path.lexists(out) and not out.is_dir():
+        raise OutputError(f"the output {shown(out)} is a {'file' if out.exists() else 'broken link'}; name a folder")
 
 
 def requested(
@@ -58,22 +74,43 @@ def requested(
 
 def check_request(out: Path, request: dict, resume: bool) -> None:
     """Raises OutputError unless `out` is free, or holds what this request began and `resume` is asked for."""
-    run = out / "run.json"
-    if not run.exists():
+    if not (out / "run.json").exists():
         # Hidden files are no one's work: a kill may leave one of ours.
         if out.exists() and any(not path.name.startswith(".") for path in out.iterdir()):
             raise OutputError(f"the output {shown(out)} is not empty; name another folder")
         return
+    _check_same(out, request)
+    if not resume:
+        raise OutputError(f"the output {shown(out)} exists; --resume continues it, or name another folder")
+
+
+def claim(out: Path, request: dict) -> None:
+    """OUT/run.json says of what the rows, the table and the figure in `out` are, before they are made.
+
+    Raises OutputError if `out` is no folder, or has some that are not of this request.
+    """
+    check_folder(out)
+    request = json.loads(_as_json(request))
+    if (out / "run.json").exists():
+        return _check_same(out, request)
+    if there := [name for name in RESULTS if (out / name).exists()]:
+        raise OutputError(f"the output {shown(out)} has another {there[0]}; name another folder")
+    atomic_write(out / "run.json", _as_json(request))
+
+
+def _check_same(out: Path, request: dict) -> None:
+    """Raises OutputError unless OUT/run.json is that of the request, wherever its images are."""
+    run = out / "run.json"
     try:
         begun = json.loads(run.read_text())
     except ValueError:
-        raise OutputError(f"{shown(run)} is damaged; name another folder") from None
+        begun = None
+    if not isinstance(begun, dict):
+        raise OutputError(f"{shown(run)} is damaged; name another folder")
     differing = [name for name in request if name != "source" and begun.get(name) != request[name]]
     if differing:
         what = ", ".join(name.replace("_", " ") for name in differing)
         raise OutputError(f"the output {shown(out)} was begun with other settings ({what}); name another folder")
-    if not resume:
-        raise OutputError(f"the output {shown(out)} exists; --resume continues it, or name another folder")
 
 
 def _as_json(values: dict) -> bytes:

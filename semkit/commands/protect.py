@@ -19,6 +19,11 @@ from semkit.noise import Noise, clipped_fraction, mean_effective, save
 from semkit.storage import blocks, zeros
 from semkit.study import crafted_noise
 
+NOISE_SIZE = (
+    "The noise was crafted at {size} x {size} pixels and resized to the size of each image, within the radius there; "
+    "what a trainer who resizes the images still meets is measured by semkit learn IMAGES --protected OUT."
+)
+
 
 def _check_recipe(recipe: CraftRecipe, fraction: float) -> None:
     check_fraction(fraction)
@@ -94,4 +99,4 @@ def _write(found: Originals, chosen: torch.Tensor, noise: Noise, out: Path, on_s
     levels, radius = levels.numpy(), noise.radius
     add = lambda i, original: apply_noise(original, levels[i], radius)  # noqa: E731
     told, _ = write_images(found, chosen.tolist(), add, out, noise=levels, on_step=on_step)
-    return {**told, "radius": radius}
+    return {**told, "radius": radius, "noise_size": NOISE_SIZE.format(size=levels.shape[-1])}

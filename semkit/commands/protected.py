@@ -36,7 +36,8 @@ def read_report(out: str | os.PathLike) -> dict:
         report = json.loads(path.read_text())
     except ValueError:
         report = None
-    if not isinstance(report, dict) or not REPORTED <= report.keys():
+    whole = isinstance(report, dict) and REPORTED <= report.keys() and isinstance(report["radius"], int | float | None)
+    if not whole:
         raise OutputError(f"{shown(path)} is damaged; protect the images again, to another folder")
     return report
 
@@ -159,7 +160,9 @@ def protected_split(split: Split, source: str, out: str | os.PathLike) -> Split:
         try:
             images[i] = torch.from_numpy(working_image(read_image(Path(out) / "images" / name), images.shape[-1]))
         except UnreadableImage as error:
-            raise OutputError(f"{error}; {shown(out)} must hold a protected file for every training image") from None
+            needed = f"{shown(out)} must hold a protected file for every training image"
+            hint = "" if report["limit"] is None else f": protect without --limit {report['limit']}"
+            raise OutputError(f"{error}; {needed}{hint}") from None
         # A resize averages, so it keeps the radius but for its rounding.
         apart = int((images[i].int() - train.images[i].int()).abs().max())
         if report["radius"] is not None and apart > report["radius"] + 1:

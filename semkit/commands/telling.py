@@ -2,9 +2,13 @@
 
 import json
 import sys
+from collections.abc import Sequence
 
 from tqdm import tqdm
 
+from semkit.files import shown
+
+FEW = 3  # names in a line
 FINE, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 130
 
 
@@ -22,6 +26,14 @@ def announce(text: str) -> None:
 def tell(options, text: str) -> None:
     """A line of the report: on stdout, or on stderr where stdout gets the JSON."""
     tqdm.write(text, file=sys.stderr if options.json else sys.stdout)
+
+
+def tell_left_out(options, names: Sequence[str]) -> None:
+    """A line with the first of the names that were taken for no image of a class, if there are any."""
+    if names:
+        first, more = ", ".join(map(shown, names[:FEW])), len(names) - FEW
+        rest = f" and {more} more" if more > 0 else ""
+        tell(options, f"left out, not taken for images of a class: {first}{rest}")
 
 
 def print_json(options, values) -> None:

@@ -1,0 +1,75 @@
+"""The bars of the main job, held against the committed rows; README's tables say what these rows say."""
+
+from pathlib import Path
+
+import pytest
+
+from semkit.measure import interval
+from semkit.report import read_rows, table
+
+ROOT = Path(__file__).parents[1]
+SETS = {name: read_rows(ROOT / "results" / name / "rows.csv") for name in ("shapes-demo", "cifar10-lesson")}
+
+
+def reached(rows, method, radius):
+    """(mean, low, high) in points of accuracy over the three seeds."""
+    values = [100 * row["last"] for row in rows if (row["method"], row["training_radius"]) == (method, radius)]
+    assert len(values) == 3, (method, radius)
+    return interval(values)
+
+
+def unmet(name, rows):
+    """The bars that these rows miss."""
+    mean = lambda method, radius: reached(rows, method, radius)[0]  # noqa: E731
+    bars = {
+        "SEM under ERM 40 points below clean": mean("clean", 0) - mean("sem", 0) >= 40,
+        "EM under AT 4 at most 6 points below clean": mean("clean", 4) - mean("em", 4) <= 6,
+        "SEM under AT 4 12 points below clean": mean("clean", 4) - mean("sem", 4) >= 12,
+    }
+    if name == "shapes-demo":
+        bars |= {"clean ERM 75": mean("clean", 0) >= 75, "clean AT 4 55": mean("clean", 4) >= 55}
+    else:
+        bars |= {"SEM below EM under AT 4": reached(rows, "sem", 4)[2] < reached(rows, "em", 4)[1]}
+        for method in ("clean", "em", "sem", "rem"):  # the sweep that is drawn
+            bars |= {f"{method} under AT {radius}": reached(rows, method, radius) for radius in range(5)}
+    return [bar for bar, met in bars.items() if not met]
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_the_committed_rows_meet_the_bars(name):
+    assert unmet(name, SETS[name]) == []
+
+
+@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize(("method", "radius", "last", "missed"), [
+    ("sem", 0, 0.5, "SEM under ERM 40"), ("sem", 4, 0.6, "SEM under AT 4 12"), ("em", 4, 0.3, "EM under AT 4 at most"),
+])  # fmt: skip
+def test_rows_that_miss_a_bar_are_seen(name, method, radius, last, missed):
+    row_of = lambda row: (row["method"], row["training_radius"]) == (method, radius)  # noqa: E731
+    twin = [{**row, "last": last} if row_of(row) else row for row in SETS[name]]
+    assert any(bar.startswith(missed) for bar in unmet(name, twin))
+
+
+def lines_of(text):
+    """The cells of every line of the tables in Markdown, without the lines below their heads."""
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+    return [cells for cells in lines if set("".join(cells)) != {"-"}]
+
+
+def untold(name, rows, text):
+    """The lines of the rows' table that `text` does not have, with what noise costs where it is told."""
+    wanted = lines_of(table(rows))[1:]
+    if name == "cifar10-lesson":
+        passes = [max(row["noise_passes"] for row in rows if row["method"] == m) for m in ("clean", "em", "sem", "rem")]
+        for cells, cost in zip(wanted, passes, strict=True):
+            cells.append(f"{cost / 4000:.0f} passes" if cost else "")
+    told = lines_of(text)
+    return [cells for cells in wanted if cells not in told]
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_readme_tells_the_rows(name):
+    text = (ROOT / "README.md").read_text()
+    assert untold(name, SETS[name], text) == []
+    assert untold(name, SETS[name], text.replace("| EM ", "| SEM "))  # a broken twin
+    assert untold(name, [{**row, "last": row["last"] - 0.001} for row in SETS[name]], text)

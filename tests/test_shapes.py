@@ -1,0 +1,22 @@
+"""The embedded images: what the seed decides, and classes alike in number."""
+
+import torch
+
+from semkit.shapes import CLASSES, SIZE, shapes
+
+
+def test_the_seed_decides_every_image():
+    made = shapes.__wrapped__(40, 20, seed=3)  # not what is kept of the call before
+    again, other = shapes.__wrapped__(40, 20, seed=3), shapes.__wrapped__(40, 20, seed=4)
+    for part in ("train", "test"):
+        assert getattr(made, part).fingerprint == getattr(again, part).fingerprint
+        assert (getattr(made, part).images != getattr(other, part).images).flatten(1).any(1).all()
+
+
+def test_classes_are_alike_in_number_and_no_image_is_there_twice():
+    split = shapes()
+    for part in (split.train, split.test):
+        assert part.images.shape == (1000, 3, SIZE, SIZE) and part.classes == CLASSES
+        assert part.labels.bincount().tolist() == 10 * [100]
+    both = torch.cat([split.train.images, split.test.images])
+    assert len({image.numpy().tobytes() for image in both}) == 2000
