@@ -5,6 +5,7 @@ What is written down is what autograd does, operation by operation (semkit.rewri
 run as a list it costs less Python, and what is not needed any more is freed at once or written over.
 """
 
+import copy
 from collections import Counter
 from collections.abc import Callable
 
@@ -55,15 +56,26 @@ class Flat:
         self.calls, self.written = Counter(), {}
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
-        shape = x.shape, x.stride(), x.dtype, y.shape, y.dtype
-        if shape not in self.written and self.why_not is None:
+        shape = _shape(x, y)
+        if shape not in self.written:
             self.calls[shape] += 1
             if self.calls[shape] > CALLS_BEFORE:
-                self._write(shape, x, y)
+                self.write(x, y)
         return self.written[shape](x, y) if shape in self.written else self.gradient(self.folded, x, y)
 
-    def _write(self, shape: tuple, x: Tensor, y: Tensor) -> None:
+    def __deepcopy__(self, memo: dict) -> "Flat":
+        """One without lists: those read the weights of the net that they were written for."""
+        return Flat(self.gradient, copy.deepcopy(self.folded, memo))
+
+    def write(self, x: Tensor, y: Tensor) -> None:
+        """Writes the list for the shape of x and y now, unless it is written or why_not says something."""
+        if self.why_not is not None or _shape(x, y) in self.written:
+            return
         try:
-            self.written[shape] = Written(self.gradient, self.folded, x, y)
+            self.written[_shape(x, y)] = Written(self.gradient, self.folded, x, y)
         except Exception as error:  # whatever an operation raises that cannot be written down
             self.why_not = " ".join(str(error).split())[:200]
+
+
+def _shape(x: Tensor, y: Tensor) -> tuple:
+    return x.shape, x.stride(), x.dtype, y.shape, y.dtype

@@ -31,11 +31,17 @@ class SideBySide(nn.Conv2d):
         fits = shape == ((stride, stride), (3, 3), (1, 1), (1, 1), 1) and h % stride == w % stride == 0
         if not fits or w > self.WIDTH * stride or c < self.CHANNELS or x.is_cuda:
             return super().forward(x)
+        maps = x.permute(0, 2, 3, 1).reshape(n // many, many, h, w, c).transpose(1, 2)
         # As many columns of zeros as the stride, so that every map begins where the kernel stops.
-        wide = F.pad(x.permute(0, 2, 3, 1), (0, 0, 0, stride)).view(n // many, many, h, w + stride, c).transpose(1, 2)
-        y = super().forward(wide.reshape(n // many, h, many * (w + stride), c).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        wide = F.pad(maps, (0, 0, 0, stride)).view(n // many, h, many * (w + stride), c)
+        y = super().forward(wide.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         y = y.view(n // many, h // stride, many, w // stride + 1, -1)[:, :, :, : w // stride].transpose(1, 2)
         return y.reshape(n, h // stride, w // stride, -1).permute(0, 3, 1, 2)
+
+
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        return isinstance(module, nn.BatchNorm2d) or super().is_leaf_module(module, name)
 
 
 class Folded:
@@ -56,7 +62,7 @@ class Folded:
         self.sources = [*model.parameters(), *model.buffers()]
         self.version = None
         try:
-            self.graph = fx.symbolic_trace(model)
+            self.graph = fx.GraphModule(model, _Tracer().trace(model))
         except Exception as error:  # whatever a model's own forward raises when it meets a symbol
             self.why_not = " ".join(str(error).split())[:200]
             return

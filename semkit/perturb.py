@@ -16,7 +16,6 @@ from semkit.pixels import (
     LEVEL,
     NORMS,
     ascent_direction,
-    box,
     check_count,
     check_radius,
     check_step_size,
@@ -99,7 +98,7 @@ class Uniform(Perturbation):
         return random_point(x, self.radius * LEVEL, self.norm, generator)
 
     def apply(self, model: nn.Module, x: Tensor, y: Tensor, drawn: Tensor, target: Tensor | None = None) -> Tensor:
-        return box(x + drawn)
+        return (x + drawn).clamp_(0, 1)
 
 
 @dataclass(frozen=True)
@@ -142,7 +141,7 @@ class PGD(Perturbation):
             return x
         radius, step_size = self.radius * LEVEL, self.step_size * LEVEL
         x, goal = x.detach(), y if target is None else target
-        x_adv = box(x + drawn)
+        x_adv = (x + drawn).clamp_(0, 1)
         for _ in range(self.steps):
             moved = ascent_direction(self.gradient(model, x_adv, goal), self.norm).mul_(step_size)
             # In place: the images of a step stay where the processor has them at hand.

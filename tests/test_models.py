@@ -298,3 +298,43 @@ def test_what_is_left_to_train_is_the_layer_that_answers(name):
     for weight in left:
         weight.data.zero_()
     assert not model(x).any()
+
+
+# -- batch-norm of several threads -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def norm_step(norm, dtype, channels):
+    """What a norm returns, its gradients and what it remembers, after two batches in train mode."""
+    generator = torch.Generator().manual_seed(channels)
+    told = []
+    for _ in range(2):
+        x = torch.randn(8, channels, 16, 16, generator=generator).to(dtype)
+        x = x.contiguous(memory_format=torch.channels_last)
+        y = norm.train()(x.requires_grad_())
+        slope = torch.randn(y.shape, generator=generator).to(dtype)
+        told += [y, *torch.autograd.grad(y, [x, norm.weight, norm.bias], slope)]
+    return [*told, norm.running_mean.clone(), norm.running_var.clone(), norm.num_batches_tracked.clone()]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("channels", [24, 17, 32])
+def test_norm_in_sixteens_is_torchs_bit_for_bit(dtype, channels, two_threads):
+    mine, theirs, other = models.Norm(channels), nn.BatchNorm2d(channels), nn.BatchNorm2d(channels, momentum=0.2)
+    found, expected, differing = (norm_step(norm, dtype, channels) for norm in (mine, theirs, other))
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(differing, expected, strict=True))
+    assert found[0].is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(mine.eval()(found[0]), theirs.eval()(found[0]))
+
+
+def test_the_lesson_nets_have_norms_of_several_threads(two_threads):
+    kinds = {type(module) for module in models.build("tiny", 3).modules() if isinstance(module, nn.BatchNorm2d)}
+    assert kinds == {models.Norm}

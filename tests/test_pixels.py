@@ -215,3 +215,21 @@ def test_a_very_small_gradient_still_gives_a_unit_step(norm):
     # A confident net's float32 gradients fall below 1e-23, where their squares are zero.
     d = pixels.ascent_direction((points(4) * 1e-26).float(), norm)
     assert np.allclose(lengths(d, ORDER[norm]), 1, atol=1e-5)
+
+
+# -- the box -----------------------------------------------------------------------------------------------------------
+
+
+def box_slopes(box, dtype):
+    """The gradients of box just outside, at and just inside the ends of [0, 1], and in the middle."""
+    just = torch.finfo(dtype)
+    x = torch.tensor([-1, -2 * just.tiny, 0, just.tiny, 0.5, 1 - just.eps, 1, 1 + just.eps, 2], dtype=dtype)
+    assert torch.equal(box(x.requires_grad_()).detach(), x.detach().clamp(0, 1))
+    return torch.autograd.grad(box(x).sum(), x)[0].tolist()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_the_box_lets_gradients_through_inside_and_at_its_ends_only(dtype):
+    expected = [0, 0, 1, 1, 1, 1, 1, 0, 0]
+    assert box_slopes(pixels.box, dtype) == expected
+    assert box_slopes(lambda x: torch.nn.functional.hardtanh(x, 0, 1), dtype) != expected  # 0 at the ends

@@ -101,7 +101,7 @@ def _add_engine(parser) -> None:
     add("--device", type=_device, default="auto", help="cpu, cuda or cuda:N (a GPU if there is one)")
     precisions = _word(("auto", "float32", "bfloat16"), "precision")
     add("--precision", type=precisions, default="auto", help="float32 or bfloat16 (what the hardware is fast in)")
-    add("--compile", action="store_true", help="torch.compile for large nets: seconds to a minute first, then faster")
+    add("--compile", action="store_true", help="torch.compile instead of lists of operations; takes a while at first")
 
 
 def _add_json(parser) -> None:

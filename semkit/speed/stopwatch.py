@@ -53,17 +53,21 @@ def clock(run: Run, calls: int, device: str) -> float:
 def in_turn(clocks: dict[Hashable, Clock], rounds: int, tell: Run) -> dict[Hashable, list[float]]:
     """Seconds of a call by each clock, once a round: all one after another, so that they share the machine's moods.
 
-    A round before, which does not count, warms up and finds how many calls last SHORTEST. tell() is called after each.
+    A round before, which does not count, finds how many calls last SHORTEST. What takes less than a second is called once
+    more before its calls count: after other work it has to find its memory again. tell() is called after each.
     """
-    calls, seconds = {}, {name: [] for name in clocks}
+    calls, short, seconds = {}, set(), {name: [] for name in clocks}
     for name, seconds_of in clocks.items():
-        warm = seconds_of(1)
-        if warm < 1:  # longer ones are not slower for being first
-            warm = seconds_of(1)
-        calls[name] = math.ceil(SHORTEST / max(warm, 1e-5))
+        took = seconds_of(1)
+        if took < 1:
+            short.add(name)
+            took = seconds_of(1)
+        calls[name] = math.ceil(SHORTEST / max(took, 1e-5))
         tell()
     for _ in range(rounds):
         for name, seconds_of in clocks.items():
+            if name in short:
+                seconds_of(1)
             seconds[name].append(seconds_of(calls[name]))
             tell()
     return seconds

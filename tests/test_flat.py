@@ -1,0 +1,181 @@
+"""The input gradient as a list of operations: the bits of autograd, for every net, before and after it is trained."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from nets import batch, far_from_fresh, net
+from torch import nn
+
+from semkit import flat, models, rewriting
+from semkit.engine import Engine, input_gradient, train_step
+from semkit.rewriting import relu_, slope_
+
+PRECISIONS = ["bfloat16", "float32", "float64"]
+
+
+class TwoReaders(nn.Module):
+    """A convolution whose result is looked at again after relu, and a relu whose result is seen from the side."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16)
+        self.head = nn.Linear(32, 4)
+
+    def forward(self, x):
+        y = self.norm(self.conv(x))
+        positive = F.relu(y)
+        return self.head(torch.cat([positive.permute(0, 2, 3, 1).mean((1, 2)), (positive * y - y).mean((2, 3))], 1))
+
+
+def depthwise():
+    """Convolutions in groups, dilated, with a bias, without padding."""
+    layers = [nn.Conv2d(3, 16, 3, 2, 1), nn.BatchNorm2d(16), nn.ReLU(True), nn.Conv2d(16, 16, 3, 1, 1, groups=16)]
+    layers += [nn.BatchNorm2d(16), nn.ReLU6(True), nn.Conv2d(16, 8, 3, 1, 2, dilation=2), nn.ReLU(), nn.Conv2d(8, 8, 2)]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
+
+
+NETS = {
+    "small": lambda: net(),
+    "resnet18": lambda: models.build("resnet18", 4),
+    "pre-activation": lambda: models.wrn34_10(4, depth=10, widen=1),
+    "depthwise": depthwise,
+    "two readers": TwoReaders,
+}
+
+
+@pytest.fixture
+def at_once(monkeypatch):
+    """Lists are written at the first call."""
+    monkeypatch.setattr(flat, "CALLS_BEFORE", 0)
+
+
+def pair(build, precision="bfloat16"):
+    """A net on an engine with lists, and the same one without."""
+    engine = Engine("cpu", precision)
+    mine, theirs = engine.prepare(far_from_fresh(build())), replace(engine, flat=False).prepare(far_from_fresh(build()))
+    theirs.load_state_dict(mine.state_dict())
+    return mine, theirs
+
+
+def same(mine, theirs, x, y):
+    return torch.equal(input_gradient(mine, x, y), input_gradient(theirs, x, y))
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("name", NETS)
+def test_a_list_gives_the_bits_of_autograd_before_and_after_training(name, precision, at_once):
+    mine, theirs = pair(NETS[name], precision)
+    x, y = batch(8, dtype=mine.engine.dtype, size=16)
+    x = x.contiguous(memory_format=torch.channels_last)
+    shares = torch.softmax(torch.arange(32, dtype=x.dtype).view(8, 4).sin(), 1)
+    for _ in range(2):
+        assert same(mine, theirs, x, y) and same(mine, theirs, x, shares)
+        assert same(mine, theirs, x[:3], y[:3])  # another shape, another list
+        losses = [train_step(m, torch.optim.SGD(m.parameters(), 0.1), x, y) for m in (mine, theirs)]
+        assert losses[0] == losses[1]
+    assert mine.flat.why_not is None and len(mine.flat.written) == 3 and theirs.flat is None
+
+
+def test_a_list_follows_weights_that_are_loaded_and_a_copy_its_own(at_once):
+    mine, theirs = pair(net)
+    x, y = batch()
+    assert same(mine, theirs, x, y)
+    copied, before = copy.deepcopy(mine), input_gradient(mine, x, y)
+    for m in (mine, theirs):
+        m.load_state_dict(far_from_fresh(net(), seed=5).state_dict())
+    assert same(mine, theirs, x, y) and not torch.equal(input_gradient(mine, x, y), before)
+    assert torch.equal(input_gradient(copied, x, y), before)
+    train_step(copied, torch.optim.SGD(copied.parameters(), 0.1), x, y)
+    assert not torch.equal(input_gradient(copied, x, y), before) and same(mine, theirs, x, y)
+
+
+def test_a_list_is_written_for_a_shape_that_came_often_and_used_from_then_on():
+    mine, _ = pair(net)
+    x, y = batch()
+    for _ in range(flat.CALLS_BEFORE):
+        input_gradient(mine, x, y)
+        input_gradient(mine, x[:2], y[:2])
+    assert not mine.flat.written
+    input_gradient(mine, x, y)
+    assert [shape[0] for shape in mine.flat.written] == [x.shape]
+    written = mine.flat.written[flat._shape(x, y)]
+    written.run = lambda x, *_: torch.full_like(x, 7)
+    assert (input_gradient(mine, x, y) == 7).all() and not (input_gradient(mine, x[:2], y[:2]) == 7).any()
+
+
+def test_a_net_that_cannot_be_written_down_says_why_and_autograd_does_it(at_once, monkeypatch):
+    mine, theirs = pair(net)
+    x, y = batch()
+
+    def refuses(function):
+        raise NotImplementedError("no rule\nfor this operation")
+
+    monkeypatch.setattr(flat, "make_fx", refuses)
+    assert same(mine, theirs, x, y) and same(mine, theirs, x, y)
+    assert mine.flat.why_not == "no rule for this operation" and not mine.flat.written
+
+
+@pytest.mark.parametrize("engine", [dict(flat=False), dict(fold=False), dict(compile=True)])
+def test_lists_are_of_folded_nets_that_torch_does_not_compile(engine):
+    assert Engine("cpu", "float32", **engine).prepare(net()).flat is None
+
+
+def test_injected_noise_is_not_written_down():
+    assert Engine("cpu").prepare(models.build("tiny+injected", 4)).flat is None
+
+
+def test_a_list_that_writes_over_what_is_still_looked_at_would_be_seen(at_once, monkeypatch):
+    def always(graph):
+        for node in graph.nodes:
+            if node.target is torch.ops.aten.relu.default:
+                node.target = relu_
+
+    mine, theirs = pair(TwoReaders)
+    x, y = batch(8, size=16)
+    monkeypatch.setattr(rewriting, "_write_over", always)
+    assert not same(mine, theirs, x, y)
+
+
+def test_a_list_with_the_weights_of_before_would_be_seen(at_once):
+    mine, theirs = pair(net)
+    x, y = batch()
+    assert same(mine, theirs, x, y)
+    [written] = mine.flat.written.values()
+    assert written.made  # convolutions with weights laid out for oneDNN
+    for m in (mine, theirs):
+        train_step(m, torch.optim.SGD(m.parameters(), 0.1), x, y)
+    mine.folded.refresh()
+    written.version = mine.folded.version
+    assert not same(mine, theirs, x, y)
+
+
+# -- relu on integers --------------------------------------------------------------------------------------------------
+
+EVERY = torch.arange(2**16).to(torch.uint16).view(torch.bfloat16)  # every bfloat16 number, infinities, NaNs
+
+
+def test_relu_of_every_bfloat16_number_is_torchs():
+    mine, theirs = relu_(EVERY.clone()), torch.relu(EVERY)
+    assert torch.equal(mine.isnan(), theirs.isnan()) and mine.isnan().sum() == 254
+    assert torch.equal(mine.nan_to_num(7), theirs.nan_to_num(7))
+    clamped = EVERY.clone().view(torch.int16).clamp_min_(0).view(torch.bfloat16)
+    assert not torch.equal(clamped.isnan(), theirs.isnan())  # the simpler way loses the NaNs that have a sign
+
+
+def test_the_slope_of_relu_at_every_bfloat16_number_is_torchs():
+    generator = torch.Generator().manual_seed(0)
+    slopes, y = torch.randn(2**16, generator=generator).bfloat16(), torch.relu(EVERY.nan_to_num(1))
+    theirs = torch.ops.aten.threshold_backward(slopes, y, 0)
+    given = slopes.clone()
+    mine = slope_(given, y)
+    assert torch.equal(mine, theirs) and mine.data_ptr() == given.data_ptr() and (mine == 0).any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_other_numbers_take_torchs_own_operations_in_place(dtype):
+    x = torch.randn(100, generator=torch.Generator().manual_seed(0)).to(dtype)
+    y = relu_(x.clone())
+    assert torch.equal(y, torch.relu(x)) and torch.equal(slope_(x.clone(), y), torch.where(y > 0, x, 0))
