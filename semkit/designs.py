@@ -50,6 +50,16 @@ def noise_sides(preset: str, size: int) -> Crafts:
     return {"clean": None, **{name(side): replace(base, noise_side=side) for side in sides}}
 
 
+def sides_alone(preset: str, size: int) -> Crafts:
+    """EM and SEM as the preset has them, and between them EM's sides, none and none, in all else SEM's recipe.
+
+    So what SEM owes to its perturbations is told from what it owes to steps, samples and curriculum.
+    """
+    em, sem = (craft_recipe(method, preset, size=size) for method in ("em", "sem"))
+    like_sem = replace(sem, noise_side=Clean(), surrogate_side=Clean())
+    return {"clean": None, "em": em, "em, SEM's recipe": like_sem, "sem": sem}
+
+
 def budgets(preset: str, size: int) -> Crafts:
     """SEM at falling cost, named "noise steps x EOT samples".
 
@@ -89,8 +99,8 @@ def cuda_defences(preset: str, size: int) -> Crafts:
 
 
 DESIGNS: dict[str, Callable[[str, int], Crafts]] = {
-    "pairs": pairs, "noise-sides": noise_sides, "budgets": budgets, "cuda": cuda, "cuda-controls": cuda_controls,
-    "cuda-parts": cuda_parts, "cuda-defences": cuda_defences,
+    "pairs": pairs, "noise-sides": noise_sides, "sides-alone": sides_alone, "budgets": budgets, "cuda": cuda,
+    "cuda-controls": cuda_controls, "cuda-parts": cuda_parts, "cuda-defences": cuda_defences,
 }  # fmt: skip
 
 

@@ -98,6 +98,8 @@ class Engine:
             raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got {device!r}")
         if kind == "cuda" and not torch.cuda.is_available():
             raise ValueError(f"device {device!r} asked for, but torch sees no CUDA GPU; write cpu or auto")
+        if kind == "cuda" and (torch.device(device).index or 0) >= (found := torch.cuda.device_count()):
+            raise ValueError(f"device {device!r} asked for, but torch sees cuda:0 to cuda:{found - 1} only")
         precision = self.precision
         if precision == "auto":
             precision = "bfloat16" if has_fast_bf16(torch.device(device)) else "float32"

@@ -8,7 +8,17 @@ import torch
 from photos import image_set, image_split
 
 from semkit.craft import craft
-from semkit.designs import ALONG, DESIGNS, budgets, defence_learners, loss_rows, noise_rows, noise_sides, pairs
+from semkit.designs import (
+    ALONG,
+    DESIGNS,
+    budgets,
+    defence_learners,
+    loss_rows,
+    noise_rows,
+    noise_sides,
+    pairs,
+    sides_alone,
+)
 from semkit.engine import Engine
 from semkit.measure import cosine, interval, losses_along, protection_for_passes, robustness, stability
 from semkit.perturb import PGD, Clean, Uniform
@@ -66,6 +76,15 @@ def test_the_noise_sides_share_the_surrogate_recipe_and_grow():
     assert [made[f"random {r}"].noise_side for r in (2, 4, 8)] == [Uniform(2), Uniform(4), Uniform(8)]
     step = sem.surrogate_side.step_size / 4
     assert made["adversarial 8 x2"].noise_side == PGD(8, 2, 8 * step)
+
+
+def test_sides_alone_puts_ems_sides_into_sems_recipe():
+    made = sides_alone("lesson", 32)
+    assert list(made) == ["clean", "em", "em, SEM's recipe", "sem"] and made["clean"] is None
+    assert (made["em"], made["sem"]) == tuple(craft_recipe(method, "lesson") for method in ("em", "sem"))
+    between = made["em, SEM's recipe"]
+    assert replace(made["sem"], noise_side=between.noise_side, surrogate_side=between.surrogate_side) == between
+    assert (between.noise_side, between.surrogate_side) == (made["em"].noise_side, made["em"].surrogate_side)
 
 
 def test_noise_rows_are_the_measures_of_every_noise(tmp_path):

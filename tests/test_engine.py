@@ -124,6 +124,13 @@ def test_a_gpu_that_is_not_there_is_refused_with_what_to_write():
         Engine("cuda")
 
 
+def test_a_gpu_beyond_those_that_are_there_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ValueError, match="'cuda:9' asked for, but torch sees cuda:0 to cuda:1 only"):
+        Engine("cuda:9", "float32")
+
+
 @pytest.mark.parametrize("device", ["gpu", "graphics card", "cpu:x"])
 def test_an_unknown_device_is_a_value_error(device):
     with pytest.raises(ValueError):

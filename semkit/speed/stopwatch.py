@@ -53,8 +53,8 @@ def clock(run: Run, calls: int, device: str) -> float:
 def in_turn(clocks: dict[Hashable, Clock], rounds: int, tell: Run) -> dict[Hashable, list[float]]:
     """Seconds of a call by each clock, once a round: all one after another, so that they share the machine's moods.
 
-    A round before, which does not count, finds how many calls last SHORTEST. What takes less than a second is called once
-    more before its calls count: after other work it has to find its memory again. tell() is called after each.
+    A round before, which does not count, finds how many calls last SHORTEST. What takes less than a second is called
+    once more before its calls count: after other work it has to find its memory again. tell() is called after each.
     """
     calls, short, seconds = {}, set(), {name: [] for name in clocks}
     for name, seconds_of in clocks.items():
