@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from pages import fresh_pages, saying_where
+from pages import fresh_pages, killed_at_work, saying_where
 from torch import nn
 
 from semkit import figures, models
@@ -63,6 +63,12 @@ def test_clocks_elsewhere_are_of_another_process_that_keeps_no_memory(tmp_path):
         assert 0 < clock_of("a work")(1) < 10
     process, asked = (tmp_path / "where").read_text().split()
     assert int(process) != os.getpid() and asked == "0"
+
+
+def test_another_process_that_is_killed_is_one_clear_line():
+    line = "was killed, for want of memory perhaps; a smaller --batch"
+    with elsewhere.clocks(killed_at_work, device="cpu") as clock_of, pytest.raises(ChildProcessError, match=line):
+        clock_of("a work")(1)
 
 
 def test_the_hardware_is_named():
