@@ -90,7 +90,7 @@ def _parts(root: Path) -> tuple[str, ...]:
     if len(folders) > 1:
         raise DataError(
             f"{shown(root)}: train/ holds folders, no images, and there is no test/ or val/ beside it; give that name "
-            "to the folder of test images, or another one to train/ if it is a class"
+            "to the folder of test images, another one to train/ if it is a class, or move the other folder away"
         )
     return (folders[0].name,)
 

@@ -20,10 +20,8 @@ from semkit.neighbours.injection import alphas
 from semkit.pixels import to_float
 
 # Of images in one pass of a net: 128 of 32 pixels on a processor, where the blocks of more are too large for memory
-# to be kept (semkit.memory), and twice as many for nets of fewer weights than SMALL; 4,096 on a GPU, where nothing was
-# measured.
+# to be kept (semkit.memory); 4,096 on a GPU, where nothing was measured.
 PIXELS_AT_ONCE = {"cpu": 2**17, "cuda": 2**22}
-SMALL = 2**20
 
 
 @dataclass
@@ -164,8 +162,7 @@ def together(model: nn.Module, x: torch.Tensor) -> int:
     engine = getattr(model, "engine", None)
     if not (engine and engine.batch_samples) or alphas(model):
         return 1
-    small = sum(weight.numel() for weight in model.parameters()) < SMALL
-    return max(1, PIXELS_AT_ONCE[torch.device(engine.device).type] * (1 + small) // x[:, 0].numel())
+    return max(1, PIXELS_AT_ONCE[torch.device(engine.device).type] // x[:, 0].numel())
 
 
 def _autocast(model: nn.Module):

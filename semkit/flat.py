@@ -5,7 +5,6 @@ What is written down is what autograd does, operation by operation (semkit.rewri
 run as a list it costs less Python, and what is not needed any more is freed at once or written over.
 """
 
-import copy
 from collections import Counter
 from collections.abc import Callable
 
@@ -18,6 +17,7 @@ from semkit.folding import Folded
 from semkit.rewriting import rewritten
 
 CALLS_BEFORE = 24  # of a shape: writing down takes as long as what a hundred calls save, and odd shapes come once
+MOST = 8  # lists of a net: each has its own copy of the weights
 
 
 class Written:
@@ -48,7 +48,8 @@ class Written:
 class Flat:
     """gradient(folded, x, y), from a list of operations for every shape that comes often; from autograd for others.
 
-    why_not says why a net could not be written down; autograd then does all of it.
+    A list must give autograd's bits before it is used. why_not says why a net could not be written down, or that this
+    machine computed another gradient from the list; autograd then does all of it.
     """
 
     def __init__(self, gradient: Callable[[Callable, Tensor, Tensor], Tensor], folded: Folded):
@@ -63,18 +64,24 @@ class Flat:
                 self.write(x, y)
         return self.written[shape](x, y) if shape in self.written else self.gradient(self.folded, x, y)
 
-    def __deepcopy__(self, memo: dict) -> "Flat":
-        """One without lists: those read the weights of the net that they were written for."""
-        return Flat(self.gradient, copy.deepcopy(self.folded, memo))
+    def __getstate__(self) -> dict:
+        """For a copy, without lists: those read the weights of the net that they were written for."""
+        return {**vars(self), "calls": Counter(), "written": {}}
 
     def write(self, x: Tensor, y: Tensor) -> None:
-        """Writes the list for the shape of x and y now, unless it is written or why_not says something."""
-        if self.why_not is not None or _shape(x, y) in self.written:
+        """Writes the list for the shape of x and y now, where there is none and none of why_not and MOST forbids it."""
+        if self.why_not is not None or _shape(x, y) in self.written or len(self.written) == MOST:
             return
         try:
-            self.written[_shape(x, y)] = Written(self.gradient, self.folded, x, y)
-        except Exception as error:  # whatever an operation raises that cannot be written down
+            written = Written(self.gradient, self.folded, x, y)
+            differs = not torch.equal(written(x, y), self.gradient(self.folded, x, y))
+        except Exception as error:  # whatever an operation raises that cannot be written down, or run in another form
             self.why_not = " ".join(str(error).split())[:200]
+            return
+        if differs:
+            self.why_not = "the list gave another gradient than autograd"
+        else:
+            self.written[_shape(x, y)] = written
 
 
 def _shape(x: Tensor, y: Tensor) -> tuple:

@@ -27,8 +27,8 @@ class SideBySide(nn.Conv2d):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         n, c, h, w = x.shape
         stride, many = self.stride[0], math.gcd(n, self.MOST)
-        shape = (self.stride, self.kernel_size, self.padding, self.dilation, self.groups)
-        fits = shape == ((stride, stride), (3, 3), (1, 1), (1, 1), 1) and h % stride == w % stride == 0
+        shape = (self.stride, self.kernel_size, self.padding, self.dilation, self.groups, self.padding_mode)
+        fits = shape == ((stride, stride), (3, 3), (1, 1), (1, 1), 1, "zeros") and h % stride == w % stride == 0
         if not fits or w > self.WIDTH * stride or c < self.CHANNELS or x.is_cuda:
             return super().forward(x)
         maps = x.permute(0, 2, 3, 1).reshape(n // many, many, h, w, c).transpose(1, 2)
@@ -37,11 +37,6 @@ class SideBySide(nn.Conv2d):
         y = super().forward(wide.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         y = y.view(n // many, h // stride, many, w // stride + 1, -1)[:, :, :, : w // stride].transpose(1, 2)
         return y.reshape(n, h // stride, w // stride, -1).permute(0, 3, 1, 2)
-
-
-class _Tracer(fx.Tracer):
-    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        return isinstance(module, nn.BatchNorm2d) or super().is_leaf_module(module, name)
 
 
 class Folded:
@@ -62,7 +57,7 @@ class Folded:
         self.sources = [*model.parameters(), *model.buffers()]
         self.version = None
         try:
-            self.graph = fx.GraphModule(model, _Tracer().trace(model))
+            self.graph = fx.symbolic_trace(model)
         except Exception as error:  # whatever a model's own forward raises when it meets a symbol
             self.why_not = " ".join(str(error).split())[:200]
             return
@@ -77,7 +72,8 @@ class Folded:
     def _fold(self) -> None:
         modules = dict(self.graph.named_modules())
         for node in list(self.graph.graph.nodes):
-            if node.op == "call_module" and type(modules[node.target]) is nn.ReLU:
+            relu = node.op == "call_module" and type(modules[node.target]) is nn.ReLU
+            if relu and len(node.args[0].users) == 1:
                 # Not in place as the module may be: autograd keeps books of what is written over, and is slow at it.
                 node.op, node.target = "call_function", F.relu
             norm = modules.get(node.target) if node.op == "call_module" else None

@@ -54,6 +54,8 @@ class LearnRecipe:
         """Test images at the side that the augmented ones have: the centre of larger ones, smaller ones resized."""
         have = images.images.shape[-1]
         side = self.augment.output_size(have)
+        if side == have:
+            return images
         return images.centre(side) if side < have else resized(images, side)
 
 

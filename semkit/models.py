@@ -24,7 +24,6 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.autograd.function import once_differentiable
 
 from semkit.chance import seeded
 from semkit.neighbours.injection import with_noise_injection
@@ -52,59 +51,18 @@ class Pooled(nn.Module):
         return x.permute(0, 2, 3, 1).flatten(1, 2).mean(1)[:, :, None, None]
 
 
-class _NormInSixteens(torch.autograd.Function):
-    """torch's batch-norm of a batch [N,C,H,W] with channels of zeros after its own, up to a multiple of 16."""
-
-    @staticmethod
-    def forward(ctx, x, weight, bias, running_mean, running_var, momentum, eps):
-        missing = -x.shape[1] % 16
-        wide = F.pad(x, (0, 0, 0, 0, 0, missing))
-        weight, bias, mean, var = (F.pad(values, (0, missing)) for values in (weight, bias, running_mean, running_var))
-        y, *saved = torch.native_batch_norm(wide, weight, bias, mean, var, True, momentum, eps)
-        running_mean.copy_(mean[:-missing])
-        running_var.copy_(var[:-missing])
-        ctx.save_for_backward(wide, weight, mean, var, *saved)
-        ctx.missing, ctx.eps = missing, eps
-        return y[:, :-missing].contiguous(memory_format=torch.channels_last)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, slope):
-        wide, *values = ctx.saved_tensors
-        slope = F.pad(slope, (0, 0, 0, 0, 0, ctx.missing))
-        which = [*ctx.needs_input_grad[:3]]
-        x, weight, bias = torch.ops.aten.native_batch_norm_backward(slope, wide, *values, True, ctx.eps, which)
-        x = x[:, : -ctx.missing].contiguous(memory_format=torch.channels_last)
-        return x, weight[: -ctx.missing], bias[: -ctx.missing], None, None, None, None
-
-
-class Norm(nn.BatchNorm2d):
-    """Batch-norm that several threads of a processor train in sixteens of channels, the missing ones zeros; same bits.
-
-    Every thread of torch's own sums channels into a row of its own, and where rows of 24 channels end, two threads take
-    one cache line from each other all the time: five times as long for the gradient.
-    """
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if not (self.training and x.shape[1] % 16) or x.is_cuda or torch.get_num_threads() == 1:
-            return super().forward(x)
-        self.num_batches_tracked += 1
-        values = self.weight, self.bias, self.running_mean, self.running_var
-        return _NormInSixteens.apply(x, *values, self.momentum, self.eps)
-
-
 class Residual(nn.Module):
     """relu(norm(conv(relu(norm(conv(x))))) + shortcut(x)), the shortcut a 1x1 convolution where the shape changes."""
 
     def __init__(self, inside: int, outside: int, stride: int):
         super().__init__()
         self.conv1 = nn.Conv2d(inside, outside, 3, stride, 1, bias=False)
-        self.norm1 = Norm(outside)
+        self.norm1 = nn.BatchNorm2d(outside)
         self.conv2 = nn.Conv2d(outside, outside, 3, 1, 1, bias=False)
-        self.norm2 = Norm(outside)
+        self.norm2 = nn.BatchNorm2d(outside)
         self.shortcut = nn.Identity()
         if stride != 1 or inside != outside:
-            self.shortcut = nn.Sequential(nn.Conv2d(inside, outside, 1, stride, bias=False), Norm(outside))
+            self.shortcut = nn.Sequential(nn.Conv2d(inside, outside, 1, stride, bias=False), nn.BatchNorm2d(outside))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         inner = self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x)))))
@@ -142,7 +100,7 @@ def _kaiming(model: nn.Module) -> nn.Module:
 
 def small(classes: int, size: int = 32, widths: tuple[int, ...] = (32, 64, 128)) -> nn.Module:
     """The lesson net: a stride-2 stem and one residual block per width."""
-    layers = [Centre(), nn.Conv2d(3, widths[0], 3, 2, 1, bias=False), Norm(widths[0]), nn.ReLU()]
+    layers = [Centre(), nn.Conv2d(3, widths[0], 3, 2, 1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU()]
     for inside, outside in zip((widths[0], *widths), widths, strict=False):
         layers.append(Residual(inside, outside, 1 if inside == outside else 2))
     return nn.Sequential(*layers, Pooled(), nn.Flatten(), nn.Linear(widths[-1], classes))

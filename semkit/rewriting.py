@@ -32,7 +32,10 @@ def relu_(x: Tensor) -> Tensor:
 
 
 def slope_(slope: Tensor, y: Tensor) -> Tensor:
-    """relu's gradient in the memory of `slope`: slope where y = relu(x) is positive, else 0."""
+    """relu's gradient in the memory of `slope`: slope where y = relu(x) is positive, else 0.
+
+    For bfloat16 also 0, not slope, where y is a NaN with a sign.
+    """
     aten.threshold_backward.grad_input(_bits(slope), _bits(y), 0, grad_input=_bits(slope))
     return slope
 
@@ -41,10 +44,13 @@ def _shares_memory(node: fx.Node) -> bool:
     """Whether what a node returns may lie in the memory of what it was given."""
     if node.op != "call_function":
         return True
-    if node.target in (operator.getitem, relu_, slope_):
+    if node.target is operator.getitem:
+        return _shares_memory(node.args[0])
+    if node.target in (relu_, slope_):
         return False
-    returns = node.target._schema.returns
-    return any(r.alias_info is not None for r in returns) or node.target is aten._unsafe_view.default
+    schema = node.target._schema
+    unsafe = schema.name.startswith(("aten::_unsafe_", "aten::unsafe_"))  # views that do not say so
+    return unsafe or any(found.alias_info is not None for found in schema.returns)
 
 
 def _is_gradient(node: fx.Node) -> bool:

@@ -269,7 +269,7 @@ def test_what_is_no_image_of_a_class_is_named(here, capsys):
     line = "left out, not taken for images of a class: loose.png, a/notes.txt, a/phone.heic and 1"
     for command in (["protect", "photos", "out"], ["learn", "photos"], ["learn", "photos", "--protected", "out"]):
         assert run(*command, *QUICK) == 0
-        assert f"{line} more\n" in capsys.readouterr().out
+        assert f"{line} more, all in " in capsys.readouterr().out
     make_photos(here / "parts/train", 8), make_photos(here / "parts/test", 8), make_photos(here / "parts/val", 8)
     assert run("learn", "parts", *QUICK, "--json") == 0
     said = capsys.readouterr()
@@ -405,7 +405,8 @@ def test_rows_of_another_sweep_and_what_is_not_of_semkit_are_left_alone(here, ca
     capsys.readouterr()
     before = contents(here)
     assert "file is a file; name a folder" in complaint(capsys, *sweep, "file")
-    assert "mine has another figure.png; name another folder" in complaint(capsys, *sweep, "mine")
+    assert "mine has a figure.png that is no sweep's of semkit; name" in complaint(capsys, *sweep, "mine")
+    assert "lie in each other" in complaint(capsys, *sweep, "photos/out")
     for option, what in (("--methods", "methods"), ("--radii", "radii"), ("--limit", "fingerprint")):
         value = "em" if option == "--methods" else 4
         said = complaint(capsys, *sweep, "out", option, value)
@@ -413,6 +414,17 @@ def test_rows_of_another_sweep_and_what_is_not_of_semkit_are_left_alone(here, ca
     assert contents(here) == before
     assert "file is a file" in complaint(capsys, "demo", "--out", "file")
     assert run(*sweep, "out", "--seeds", 2) == 0
+
+
+def test_a_sweep_may_grow_and_one_of_an_older_semkit_is_taken_over(here, capsys):
+    sweep = ["sweep", "photos", "--radii", 0, "--seeds", 1, *QUICK, "--out", "out", "--json", "--methods"]
+    assert run(*sweep, "clean") == 0
+    [clean] = json.loads(capsys.readouterr().out)
+    runs = contents(here / "out/runs")
+    (here / "out/run.json").unlink()  # 0.2 wrote none
+    assert run(*sweep, "em", "clean") == 0
+    assert clean in json.loads(capsys.readouterr().out) and runs.items() < contents(here / "out/runs").items()
+    assert "other settings (methods)" in complaint(capsys, *sweep, "clean")
 
 
 def test_learn_reports_its_countermeasures_and_changes_the_training_images_only(here, capsys):

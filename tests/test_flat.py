@@ -1,6 +1,7 @@
 """The input gradient as a list of operations: the bits of autograd, for every net, before and after it is trained."""
 
 import copy
+import pickle
 from dataclasses import replace
 
 import pytest
@@ -17,17 +18,20 @@ PRECISIONS = ["bfloat16", "float32", "float64"]
 
 
 class TwoReaders(nn.Module):
-    """A convolution whose result is looked at again after relu, and a relu whose result is seen from the side."""
+    """Results that are looked at again after relu has seen them, whole or in part, and the images too."""
 
     def __init__(self):
         super().__init__()
         self.conv, self.norm = nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16)
-        self.head = nn.Linear(32, 4)
+        self.head = nn.Linear(41, 4)
 
     def forward(self, x):
         y = self.norm(self.conv(x))
         positive = F.relu(y)
-        return self.head(torch.cat([positive.permute(0, 2, 3, 1).mean((1, 2)), (positive * y - y).mean((2, 3))], 1))
+        halves = torch.tanh(y).chunk(2, 1)
+        seen = [positive.permute(0, 2, 3, 1).mean((1, 2)), (positive * y - y).mean((2, 3))]
+        parts = [F.relu(halves[0]), F.relu((x - 0.5).split(1, 1)[0]) * x[:, :1]]
+        return self.head(torch.cat([*seen, *(part.mean((2, 3)) for part in parts)], 1))
 
 
 def depthwise():
@@ -79,6 +83,14 @@ def test_a_list_gives_the_bits_of_autograd_before_and_after_training(name, preci
     assert mine.flat.why_not is None and len(mine.flat.written) == 3 and theirs.flat is None
 
 
+def test_a_list_leaves_the_images_as_they_were(at_once):
+    mine, _ = pair(TwoReaders)
+    x, y = batch(8, size=16)
+    before = x.clone()
+    input_gradient(mine, x, y)
+    assert mine.flat.written and torch.equal(x, before)
+
+
 def test_a_list_follows_weights_that_are_loaded_and_a_copy_its_own(at_once):
     mine, theirs = pair(net)
     x, y = batch()
@@ -118,6 +130,28 @@ def test_a_net_that_cannot_be_written_down_says_why_and_autograd_does_it(at_once
     assert mine.flat.why_not == "no rule for this operation" and not mine.flat.written
 
 
+def test_a_list_that_gives_other_bits_is_not_used(at_once, monkeypatch):
+    mine, theirs = pair(net)
+    x, y = batch()
+    monkeypatch.setattr(flat.Written, "__call__", lambda self, x, y: torch.nextafter(theirs.flat_free(x, y), x))
+    theirs.flat_free = lambda x, y: input_gradient(theirs, x, y)
+    assert same(mine, theirs, x, y) and mine.flat.why_not == "the list gave another gradient than autograd"
+
+
+def test_a_net_has_so_many_lists_and_not_more(at_once):
+    mine, _ = pair(net)
+    x, y = batch(flat.MOST + 2)
+    for n in range(1, flat.MOST + 3):
+        input_gradient(mine, x[:n], y[:n])
+    assert len(mine.flat.written) == flat.MOST and mine.flat.why_not is None
+
+
+def test_what_is_kept_of_lists_can_be_pickled(at_once):
+    mine, _ = pair(net)
+    input_gradient(mine, *batch())
+    assert mine.flat.written and pickle.loads(pickle.dumps(mine.flat.__getstate__()["calls"])) == {}
+
+
 @pytest.mark.parametrize("engine", [dict(flat=False), dict(fold=False), dict(compile=True)])
 def test_lists_are_of_folded_nets_that_torch_does_not_compile(engine):
     assert Engine("cpu", "float32", **engine).prepare(net()).flat is None
@@ -133,10 +167,11 @@ def test_a_list_that_writes_over_what_is_still_looked_at_would_be_seen(at_once, 
             if node.target is torch.ops.aten.relu.default:
                 node.target = relu_
 
-    mine, theirs = pair(TwoReaders)
+    mine, _ = pair(TwoReaders)
     x, y = batch(8, size=16)
     monkeypatch.setattr(rewriting, "_write_over", always)
-    assert not same(mine, theirs, x, y)
+    input_gradient(mine, x, y)
+    assert mine.flat.why_not == "the list gave another gradient than autograd"
 
 
 def test_a_list_with_the_weights_of_before_would_be_seen(at_once):

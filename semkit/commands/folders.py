@@ -31,7 +31,7 @@ def protect(options) -> int:
     )
     for name in report["skipped"]:
         tell(options, f"skipped, unreadable: {shown(name)}")
-    tell_left_out(options, report["ignored"])
+    tell_left_out(options, report["ignored"], "report.json")
     return FINE
 
 

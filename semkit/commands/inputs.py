@@ -33,5 +33,5 @@ def split_of(options, on_step) -> Split:
     split = load_split(options, options.limit, on_step)
     for name in split.skipped:
         tell(options, f"skipped, unreadable: {shown(name)}")
-    tell_left_out(options, split.ignored)
+    tell_left_out(options, split.ignored, "the report of learn --json")
     return protected_split(split, options.images, options.protected) if options.protected else split

@@ -6,7 +6,7 @@ from functools import partial
 
 from semkit.cluster import connected
 from semkit.commands.inputs import engine_of, load_split, split_of
-from semkit.commands.outputs import claim
+from semkit.commands.outputs import check_place, claim
 from semkit.commands.progress import progress
 from semkit.commands.telling import FINE, announce, duration, print_json, tell
 from semkit.countermeasures import counter
@@ -52,7 +52,8 @@ def learn(options) -> int:
 def _cost(options, train, recipe, engine) -> str:
     cost, some = recipe.cost(len(train)), recipe.tested(train.take(slice(recipe.sgd.batch))).images
     seconds = predict_seconds(build(recipe.model, len(train.classes), size=some.shape[-1]), some, cost, engine)
-    return f"{options.seeds * cost.total:,} passes on {engine.device}, about {duration(options.seeds * seconds)}"
+    seeds = options.seeds
+    return f"{seeds * cost.total:,} passes on {engine.device}, at most about {duration(seeds * seconds)}"
 
 
 def _learner_rows(options, split, recipe, engine, on_step) -> Iterator[dict]:
@@ -76,14 +77,15 @@ def _report_learners(options, split, recipe, rows) -> int:
     return FINE
 
 
-def _claim(options, split, *names: str) -> None:
-    """Leaves rows, table and figure of other images or another recipe alone; seeds may be added to."""
+def _claim(options, split, *names: str, **more) -> None:
+    """Leaves rows, table and figure of other images or another recipe alone; some settings may grow."""
     told = {name: getattr(options, name) for name in ("command", "preset", "learner_steps", *names)}
-    claim(options.out, {**told, "fingerprint": [split.train.fingerprint, split.test.fingerprint]})
+    claim(options.out, {**told, **more, "fingerprint": [split.train.fingerprint, split.test.fingerprint]})
 
 
 def sweep(options) -> int:
     """semkit sweep and demo: learners over methods, training radii and seeds; rows, a table and a figure."""
+    check_place(options.images, options.out)
     engine, preset = engine_of(options), options.preset
     crafts, learners = sweep_recipes(options.methods, options.radii, preset, size=options.size)
     if options.learner_steps:
@@ -108,14 +110,16 @@ def sweep(options) -> int:
 
 def transform(options) -> int:
     """semkit transform: a classifier behind an adversarial-example transform under attacks, ERM and AT beside it."""
+    check_place(options.images, options.out)
     _, learners = sweep_recipes((), (0, options.radius), options.preset, size=options.size)
     if options.learner_steps:
         learners[0] = lasting(learners[0], options.learner_steps)
     with progress() as on_step:
         split, _ = limit_test(split_of(options, on_step), options.test_limit)
-        _claim(options, split, "net", "radius", "attacked")
+        behind = Transform(options.net)
+        _claim(options, split, "radius", "attacked", net=behind.content)
         table, rows = write_defences(
-            split, Transform(options.net), learners, options.out, radius=options.radius, attacked=options.attacked,
+            split, behind, learners, options.out, radius=options.radius, attacked=options.attacked,
             seeds=_seeds(options), engine=engine_of(options), on_step=on_step,
         )  # fmt: skip
     print_json(options, rows)

@@ -81,7 +81,7 @@ def _add_images(parser) -> None:
     add("--data", metavar="DIR", help="where torchvision's sets are (else $SEMKIT_DATA, else ~/.cache/semkit)")
     add("--download", action="store_true", help="let torchvision download the set")
     add("--limit", type=_count(2), metavar="N", help="N training images only, every class in its share")
-    sizes = "side to which images are resized for the nets (32; --preset paper: 256 for ImageNet's recipe)"
+    sizes = "side to which images are resized for the nets (32; ImageNet's recipe was published at 256)"
     add("--size", type=_count(8), default=32, metavar="N", help=sizes)
     add("--hold", type=_word(HOLDS, "storage"), default="auto", help="images in memory, on disk, or what fits (auto)")
     add("--skip-unreadable", action="store_true", help="leave out, and list, files that cannot be read")
@@ -101,7 +101,7 @@ def _add_engine(parser) -> None:
     add("--device", type=_device, default="auto", help="cpu, cuda or cuda:N (a GPU if there is one)")
     precisions = _word(("auto", "float32", "bfloat16"), "precision")
     add("--precision", type=precisions, default="auto", help="float32 or bfloat16 (what the hardware is fast in)")
-    add("--compile", action="store_true", help="torch.compile instead of lists of operations; takes a while at first")
+    add("--compile", action="store_true", help="torch.compile for the eval passes; seconds to a minute at first")
 
 
 def _add_json(parser) -> None:

@@ -1,4 +1,4 @@
-"""The folder that protected images are written to: OUT/run.json before, OUT/images, and OUT/report.json when all is."""
+"""The folder that a command writes to: OUT/run.json before it works, and for protected images OUT/report.json after."""
 
 import json
 import os
@@ -20,6 +20,7 @@ from semkit.storage import Storage
 from semkit.study import as_dict, key
 
 RESULTS = ("rows.csv", "table.md", "figure.png", "noise.csv", "losses.csv")  # what report.write_sweep writes
+GROWING = ("methods", "radii", "countermeasures")  # a sweep may have more of them the next time
 
 
 def check_place(source: str, out: Path) -> None:
@@ -87,19 +88,20 @@ def check_request(out: Path, request: dict, resume: bool) -> None:
 def claim(out: Path, request: dict) -> None:
     """OUT/run.json says of what the rows, the table and the figure in `out` are, before they are made.
 
-    Raises OutputError if `out` is no folder, or has some that are not of this request.
+    Raises OutputError if `out` is no folder, or has some that are of other settings, fewer methods, radii and
+    countermeasures excepted, or of no known ones. Finished runs, in OUT/runs, are known by themselves.
     """
     check_folder(out)
     request = json.loads(_as_json(request))
     if (out / "run.json").exists():
-        return _check_same(out, request)
-    if there := [name for name in RESULTS if (out / name).exists()]:
-        raise OutputError(f"the output {shown(out)} has another {there[0]}; name another folder")
+        _check_same(out, request, GROWING)
+    elif not (out / "runs").is_dir() and (there := [name for name in RESULTS if (out / name).exists()]):
+        raise OutputError(f"the output {shown(out)} has a {there[0]} that is no sweep's of semkit; name another folder")
     atomic_write(out / "run.json", _as_json(request))
 
 
-def _check_same(out: Path, request: dict) -> None:
-    """Raises OutputError unless OUT/run.json is that of the request, wherever its images are."""
+def _check_same(out: Path, request: dict, growing: Collection[str] = ()) -> None:
+    """Raises OutputError unless OUT/run.json is that of the request, wherever its images are, or has fewer of some."""
     run = out / "run.json"
     try:
         begun = json.loads(run.read_text())
@@ -107,7 +109,12 @@ def _check_same(out: Path, request: dict) -> None:
         begun = None
     if not isinstance(begun, dict):
         raise OutputError(f"{shown(run)} is damaged; name another folder")
-    differing = [name for name in request if name != "source" and begun.get(name) != request[name]]
+
+    def agrees(name: str, now) -> bool:
+        before = begun.get(name)
+        return before == now or (name in growing and isinstance(before, list) and all(one in now for one in before))
+
+    differing = [name for name, now in request.items() if name != "source" and not agrees(name, now)]
     if differing:
         what = ", ".join(name.replace("_", " ") for name in differing)
         raise OutputError(f"the output {shown(out)} was begun with other settings ({what}); name another folder")

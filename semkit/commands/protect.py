@@ -60,8 +60,8 @@ def protect(
     found, request = requested(source, out, recipe, seed, on_step=on_step, **reading)
     request |= {
         "fraction": fraction, "device": torch.device(engine.device).type, "precision": engine.precision,
-        "folded": engine.fold, "listed": engine.flat, "samples_batched": engine.batch_samples,
-        "compiled": engine.compile, "processes": parallel.processes(),
+        "folded": engine.fold, "samples_batched": engine.batch_samples, "compiled": engine.compile,
+        "processes": parallel.processes(),
     }  # fmt: skip
     check_request(out, request, resume)
     chosen = stratified_share(found.images.labels, fraction, seed)

@@ -28,11 +28,11 @@ def tell(options, text: str) -> None:
     tqdm.write(text, file=sys.stderr if options.json else sys.stdout)
 
 
-def tell_left_out(options, names: Sequence[str]) -> None:
-    """A line with the first of the names that were taken for no image of a class, if there are any."""
+def tell_left_out(options, names: Sequence[str], where: str) -> None:
+    """A line with the first of the names that were taken for no image of a class, if any, and where they all are."""
     if names:
         first, more = ", ".join(map(shown, names[:FEW])), len(names) - FEW
-        rest = f" and {more} more" if more > 0 else ""
+        rest = f" and {more} more, all in {where}" if more > 0 else ""
         tell(options, f"left out, not taken for images of a class: {first}{rest}")
 
 

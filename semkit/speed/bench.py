@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from semkit import models
 from semkit.augment import FlipCrop
 from semkit.craft import CraftRecipe, Interrupted, noise_step
-from semkit.engine import Engine, input_gradient, predict, together, train_step
+from semkit.engine import Engine, evaluating, input_gradient, predict, together, train_step
 from semkit.perturb import PGD, Clean, Uniform
 from semkit.pixels import LEVEL, check_count, uniform
 from semkit.speed import elsewhere, plain
@@ -124,8 +124,9 @@ def _engine_works(plan: Plan, net: str, engine: Engine) -> dict[str, Run]:
     model = engine.prepare(models.build(net, 10))
     x, y = engine.images(data.images), data.labels.to(engine.device)
     if model.flat:  # what crafting does after some calls is done before anything is timed
-        for times in {1, min(plan.samples, together(model, x))}:
-            model.flat.write(torch.cat([x] * times), y.repeat(times))
+        with evaluating(model):
+            for times in {1, min(plan.samples, together(model, x))}:
+                model.flat.write(torch.cat([x] * times), y.repeat(times))
     works = _works(plan, model, x, y, engine.generator(0), _view, noise_step, _train)
     return {**works, "input gradient": partial(input_gradient, model, x, y)}
 
@@ -143,7 +144,7 @@ def switches(engine: Engine, compiled: bool = False) -> dict[tuple[str, str], En
     off = {"channels_last": dict(layout=torch.contiguous_format), "folding": dict(fold=False, compile=False)}
     if engine.compile:
         off["compile"] = dict(compile=False)
-    elif engine.flat:
+    elif engine.flat and engine.device == "cpu":
         off["list"] = dict(flat=False)
     if engine.precision == "bfloat16":
         off["bfloat16"] = dict(precision="float32")
