@@ -192,7 +192,7 @@ def test_a_train_folder_beside_an_unknown_one_is_one_line(tmp_path):
     clear_line(
         root,
         f"{root}: train/ holds folders, no images, and there is no test/ or val/ beside it; give that name "
-        "to the folder of test images, or another one to train/ if it is a class",
+        "to the folder of test images, another one to train/ if it is a class, or move the other folder away",
     )
     (root / "holdout").rename(root / "dev")
     assert scan(root).classes == ("a", "b") and scan(root).test.names[0] == "dev/a/0.png"
