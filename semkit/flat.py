@@ -16,7 +16,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from semkit.folding import Folded
 from semkit.rewriting import rewritten
 
-CALLS_BEFORE = 24  # of a shape: writing down takes as long as what a hundred calls save, and odd shapes come once
+CALLS_BEFORE = 100  # of a shape: writing down takes as long as what so many calls save, and odd shapes come once
 MOST = 8  # lists of a net: each has its own copy of the weights
 
 

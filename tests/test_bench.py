@@ -57,6 +57,7 @@ def test_runs_are_timed_in_turn_and_short_ones_by_the_mean_of_many_calls(seconds
     assert seconds["a"] == pytest.approx([0.04, 0.04]) and seconds["b"] == [2.0, 3.0]
 
 
+@pytest.mark.whole
 def test_clocks_elsewhere_are_of_another_process_that_keeps_no_memory(tmp_path):
     keep_freed()
     with elsewhere.clocks(saying_where, tmp_path / "where", device="cpu") as clock_of:
@@ -65,6 +66,7 @@ def test_clocks_elsewhere_are_of_another_process_that_keeps_no_memory(tmp_path):
     assert int(process) != os.getpid() and asked == "0"
 
 
+@pytest.mark.whole
 def test_another_process_that_is_killed_is_one_clear_line():
     line = "was killed, for want of memory perhaps; a smaller --batch"
     with elsewhere.clocks(killed_at_work, device="cpu") as clock_of, pytest.raises(ChildProcessError, match=line):
@@ -294,6 +296,7 @@ def test_the_figure_shows_the_ratios_with_their_range_and_the_cost_by_set(result
 # -- the command -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.whole
 def test_the_command_reports_and_writes_what_it_measured(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(bench, "QUICK", replace(PLAN, rounds=1, sets=(8,), set_rounds=1))
     monkeypatch.setattr(stopwatch, "SHORTEST", 0.001)
@@ -312,6 +315,7 @@ def test_the_command_reports_and_writes_what_it_measured(tmp_path, capsys, monke
     assert (out / "figure.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.whole
 def test_a_bench_that_is_stopped_returns_nothing():
     steps = []
 
