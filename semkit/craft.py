@@ -146,10 +146,14 @@ def _straight_through(model, x, y, delta, recipe: CraftRecipe, generator, rows, 
             view = recipe.augment.apply(protected, recipe.augment.draw(len(x), x.shape[2:], generator))
             views.append(view)
             drawn.append(recipe.noise_side.draw(view, generator))
-        z = box(torch.cat(views))
-    y = y.repeat(samples)
-    a = recipe.noise_side.apply(model, z.detach(), y, torch.cat(drawn))
+        z = box(_as_one(views))
+    y = y if samples == 1 else y.repeat(samples)
+    a = recipe.noise_side.apply(model, z.detach(), y, _as_one(drawn))
     return torch.autograd.grad(z, leaf, input_gradient(model, a, y))[0]
+
+
+def _as_one(parts: list[torch.Tensor]) -> torch.Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)  # which copies even one
 
 
 def noise_of_batch(

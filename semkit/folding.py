@@ -1,6 +1,6 @@
 """The eval-mode net that most passes run: batch-norm folded into the convolution before it, compiled if asked."""
 
-import math
+import operator
 import warnings
 
 import torch
@@ -8,35 +8,13 @@ import torch.nn.functional as F
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from semkit.convolving import Convolution, has_own
+
+ADDITIONS = (operator.add, torch.add, "add", "add_")
+
 
 def _first_line(error: BaseException) -> str:
     return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-
-
-class SideBySide(nn.Conv2d):
-    """A convolution that lays small feature maps side by side in one wide one, columns of zeros between them.
-
-        conv(x)[n] = conv(wide)[n // 16][..., its columns]
-
-    The same sums. Processors with matrix units take the pixels of a row together, and a row of 4 leaves most of the
-    unit idle: 512 channels of 4 x 4 take half the time so. For kernel 3 and padding 1; others as ever.
-    """
-
-    MOST, WIDTH, CHANNELS = 16, 4, 256
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        n, c, h, w = x.shape
-        stride, many = self.stride[0], math.gcd(n, self.MOST)
-        shape = (self.stride, self.kernel_size, self.padding, self.dilation, self.groups, self.padding_mode)
-        fits = shape == ((stride, stride), (3, 3), (1, 1), (1, 1), 1, "zeros") and h % stride == w % stride == 0
-        if not fits or w > self.WIDTH * stride or c < self.CHANNELS or x.is_cuda:
-            return super().forward(x)
-        maps = x.permute(0, 2, 3, 1).reshape(n // many, many, h, w, c).transpose(1, 2)
-        # As many columns of zeros as the stride, so that every map begins where the kernel stops.
-        wide = F.pad(maps, (0, 0, 0, stride)).view(n // many, h, many * (w + stride), c)
-        y = super().forward(wide.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        y = y.view(n // many, h // stride, many, w // stride + 1, -1)[:, :, :, : w // stride].transpose(1, 2)
-        return y.reshape(n, h // stride, w // stride, -1).permute(0, 3, 1, 2)
 
 
 class Folded:
@@ -54,6 +32,7 @@ class Folded:
 
     def __init__(self, model: nn.Module, compiled: bool = False, dtype: torch.dtype | None = None):
         self.model, self.dtype, self.pairs, self.why_not = model, dtype, [], None
+        native = dtype == torch.bfloat16 and not compiled and has_own()
         self.sources = [*model.parameters(), *model.buffers()]
         self.version = None
         try:
@@ -61,7 +40,11 @@ class Folded:
         except Exception as error:  # whatever a model's own forward raises when it meets a symbol
             self.why_not = " ".join(str(error).split())[:200]
             return
-        self._fold()
+        self._fold(native)
+        if native and not any(map(self._writes_over, self.graph.graph.nodes)):
+            self._sum_inside()
+            self._keep_inside()
+        self.graph.recompile()
         self.run = torch.compile(self.graph) if compiled else self.graph
 
     @property
@@ -69,29 +52,68 @@ class Folded:
         """Whether torch.compile has the net, and has not failed."""
         return self.why_not is None and self.run is not self.graph
 
-    def _fold(self) -> None:
-        modules = dict(self.graph.named_modules())
+    def _fold(self, native: bool) -> None:
         for node in list(self.graph.graph.nodes):
-            relu = node.op == "call_module" and type(modules[node.target]) is nn.ReLU
-            if relu and len(node.args[0].users) == 1:
+            module = self._module(node)
+            if type(module) is nn.Identity:
+                node.replace_all_uses_with(node.args[0])
+                self.graph.graph.erase_node(node)
+            if type(module) is nn.ReLU and len(node.args[0].users) == 1:
                 # Not in place as the module may be: autograd keeps books of what is written over, and is slow at it.
                 node.op, node.target = "call_function", F.relu
-            norm = modules.get(node.target) if node.op == "call_module" else None
-            before = node.args[0] if node.args else None
-            conv = modules.get(before.target) if getattr(before, "op", None) == "call_module" else None
-            if not (isinstance(norm, nn.BatchNorm2d) and type(conv) is nn.Conv2d and len(before.users) == 1):
+            before = node.args[0] if isinstance(module, nn.BatchNorm2d) else None
+            conv = self._module(before)
+            if type(conv) is not nn.Conv2d or len(before.users) > 1:
                 continue
-            fused = SideBySide(
-                conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation,
-                conv.groups, bias=True, padding_mode=conv.padding_mode, device=conv.weight.device,
-                dtype=self.dtype or conv.weight.dtype,
-            ).requires_grad_(False)  # fmt: skip
-            self.pairs.append((conv, norm, fused))
+            fused = Convolution(conv, self.dtype, native)
+            self.pairs.append((conv, module, fused))
             # The traced graph has its own containers: the model keeps its convolution.
             self.graph.set_submodule(before.target, fused)
             node.replace_all_uses_with(before)
             self.graph.graph.erase_node(node)
-        self.graph.recompile()
+
+    def _module(self, node: object) -> nn.Module | None:
+        """What a node calls, if it calls a module."""
+        return self.graph.get_submodule(node.target) if getattr(node, "op", None) == "call_module" else None
+
+    def _writes_over(self, node: fx.Node) -> bool:
+        """Whether a node writes over what others may look at; nobody else looks at what a module returns, used once."""
+        named = node.op == "call_method" and node.target.endswith("_")
+        asked = node.kwargs.get("inplace") or "out" in node.kwargs or getattr(self._module(node), "inplace", False)
+        return bool(named or asked) and not (node.args[0].op == "call_module" and len(node.args[0].users) == 1)
+
+    def _sum_inside(self) -> None:
+        """Has convolutions make the sum of their result and another tensor."""
+        graph = self.graph.graph
+        for node in list(graph.nodes):
+            if node.target not in ADDITIONS or len(node.all_input_nodes) != 2 or node.kwargs:
+                continue
+            for conv, added in (node.args, node.args[::-1]):
+                if isinstance(self._module(conv), Convolution) and len(conv.users) == len(conv.args) == 1:
+                    with graph.inserting_before(node):
+                        summed = graph.call_module(conv.target, (*conv.args, added))
+                    node.replace_all_uses_with(summed)
+                    graph.erase_node(node)
+                    graph.erase_node(conv)
+                    break
+
+    def _keep_inside(self) -> None:
+        """Has convolutions hand on what others look at besides, so that they add the gradients up."""
+        graph = self.graph.graph
+        for node in list(graph.nodes):
+            convs = [user for user in node.users if len(user.args) == 1]
+            convs = [conv for conv in convs if isinstance(self._module(conv), Convolution)]
+            # Those that look at a few pixels last on the way back, first on the way there: they add to what is there.
+            convs.sort(key=lambda conv: self._module(conv).kernel_size != (1, 1))
+            for conv in convs[: len(node.users) - 1]:
+                with graph.inserting_after(node):
+                    both = graph.call_module(conv.target, (node,), {"keep": True})
+                with graph.inserting_after(both):
+                    kept, mine = (graph.call_function(operator.getitem, (both, i)) for i in (1, 0))
+                conv.replace_all_uses_with(mine)
+                graph.erase_node(conv)
+                node.replace_all_uses_with(kept, delete_user_cb=lambda user, both=both: user is not both)
+                node = kept
 
     @torch.no_grad()
     def refresh(self) -> None:
@@ -103,8 +125,7 @@ class Folded:
             weight, bias = fuse_conv_bn_weights(
                 conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
             )
-            # The parameters stay: compiled code holds them.
-            fused.weight.data, fused.bias.data = weight.to(fused.weight.dtype), bias.to(fused.bias.dtype)
+            fused.write(weight, bias)
         self.version = version
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:

@@ -2,16 +2,19 @@
 
 relu and its gradient on the integers that bfloat16 numbers are made of: processors have no bfloat16 arithmetic but in
 products, and turn every number into a float32 and back. Both in the memory of what they are given, where nothing else
-looks at that. Convolutions with weights laid out for the processor once, not at every call; the gradient of one of
-stride 1 as the convolution that it is.
+looks at that, and so the sums that convolutions make. Convolutions with weights laid out for the processor once, not
+at every call.
 """
 
 import operator
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
+
+from semkit.convolving import ONEDNN, SUMMED
 
 aten = torch.ops.aten
 
@@ -40,43 +43,55 @@ def slope_(slope: Tensor, y: Tensor) -> Tensor:
     return slope
 
 
+def add_(added: Tensor, x: Tensor, *how) -> Tensor:
+    """conv(x) + added in the memory of `added`."""
+    return ONEDNN._convolution_pointwise_.binary(added, x, *how)
+
+
 def _shares_memory(node: fx.Node) -> bool:
     """Whether what a node returns may lie in the memory of what it was given."""
     if node.op != "call_function":
         return True
     if node.target is operator.getitem:
         return _shares_memory(node.args[0])
-    if node.target in (relu_, slope_):
+    if node.target in (relu_, slope_, add_):
         return False
     schema = node.target._schema
     unsafe = schema.name.startswith(("aten::_unsafe_", "aten::unsafe_"))  # views that do not say so
     return unsafe or any(found.alias_info is not None for found in schema.returns)
 
 
-def _is_gradient(node: fx.Node) -> bool:
-    """Whether a node is the gradient of a plain convolution, without dilation or groups, at its input alone."""
-    backward = node.target is aten.convolution_backward.default
-    return backward and node.args[6:] == ([1, 1], False, [0, 0], 1, [True, False, False])
+def _leave_out(graph: fx.Graph, node: fx.Node) -> None:
+    node.replace_all_uses_with(node.args[0])
+    graph.erase_node(node)
 
 
 def _write_over(graph: fx.Graph) -> None:
-    """relu and its gradient in the memory of what they are given, where they are the last to look at it."""
+    """Operations in the memory of what they are given, where they are the last to look at it."""
     place = {node: i for i, node in enumerate(graph.nodes)}
-    for node in graph.nodes:
-        if node.target not in (aten.relu.default, aten.threshold_backward.default):
-            continue
-        given = node.args[0]
-        if _shares_memory(given) or any(place[user] > place[node] or _shares_memory(user) for user in given.users):
-            continue
-        if node.target is aten.relu.default:
+
+    def looked_at_after(given: fx.Node, node: fx.Node) -> bool:
+        others = [user for user in given.users if user is not node]
+        return any(
+            place[user] > place[node] or (_shares_memory(user) and looked_at_after(user, node)) for user in others
+        )
+
+    def free(given: fx.Node, node: fx.Node) -> bool:
+        while given.op == "call_function" and _shares_memory(given):
+            given = given.args[0]
+        return not _shares_memory(given) and not looked_at_after(given, node)
+
+    for node in list(graph.nodes):
+        if node.target is aten.relu.default and free(node.args[0], node):
             node.target = relu_
-        elif node.args[2] == 0:
+        elif node.target is aten.threshold_backward.default and node.args[2] == 0 and free(node.args[0], node):
             node.target, node.args = slope_, node.args[:2]
-
-
-def _turned(weight: Tensor) -> Tensor:
-    """The weight of the convolution that is the gradient, at its input, of one of stride 1 with this weight."""
-    return weight.flip(2, 3).transpose(0, 1)
+        elif node.target is aten.clone.default and not node.kwargs and free(node.args[0], node):
+            _leave_out(graph, node)
+        elif node.target is SUMMED and free(node.args[1], node):
+            x, added, *how = node.args
+            if added.meta["val"].stride() == node.meta["val"].stride():
+                node.target, node.args = add_, (added, x, *how)
 
 
 def _lay_out(graph: fx.Graph, given: Sequence[Tensor | None]) -> list[Callable[[], Tensor]]:
@@ -86,35 +101,30 @@ def _lay_out(graph: fx.Graph, given: Sequence[Tensor | None]) -> list[Callable[[
     """
     weights = dict(zip(graph.find_nodes(op="placeholder"), given, strict=True))
     after, makers = [*weights][-1], []
-
-    def lay_out(node: fx.Node, x: fx.Node, weight: Tensor, turn: Callable, bias, padding, stride) -> None:
-        nonlocal after
-        how, shape = (padding, stride, [1, 1], 1), list(x.meta["val"].shape)
-        makers.append(lambda: torch.ops.mkldnn._reorder_convolution_weight(turn(weight), *how, shape))
-        with graph.inserting_after(after):
-            after = graph.placeholder(f"laid_out_{len(makers)}")
-        node.target = torch.ops.mkldnn._convolution_pointwise.default
-        node.args = (x, after, bias, *how, "none", [], None)
-
     for node in list(graph.nodes):
-        if node.target not in (aten.convolution.default, aten.convolution_backward.default):
+        if node.target is SUMMED:
+            x, added, its_weight, bias, padding, stride, *rest = node.args
+        elif node.target is aten.convolution.default and node.args[5:] == ([1, 1], False, [0, 0], 1):
+            (x, its_weight, bias, stride, padding), added = node.args[:5], None
+        else:
             continue
-        weight = weights.get(node.args[1 if node.target is aten.convolution.default else 2])
+        weight = weights.get(its_weight)
         if weight is None or weight.dtype != torch.bfloat16:
             continue
-        if node.target is aten.convolution.default:
-            x, _, bias, stride, padding, *rest = node.args
-            if rest == [[1, 1], False, [0, 0], 1]:
-                lay_out(node, x, weight, lambda weight: weight, bias, padding, stride)
-        elif _is_gradient(node) and node.args[4] == [1, 1] and len(node.users) == 1:
-            [found], kernel = node.users, list(weight.shape[2:])
-            if kernel == [1, 1]:
-                continue  # added up in another order, in large nets
-            padding = [size - 1 - pad for size, pad in zip(kernel, node.args[5], strict=True)]
-            lay_out(node, node.args[0], weight, _turned, None, padding, [1, 1])
-            node.meta = found.meta
-            found.replace_all_uses_with(node)
+        how = (padding, stride, [1, 1], 1)
+        makers.append(partial(_laid_out, weight, *how, [*x.meta["val"].shape]))
+        with graph.inserting_after(after):
+            after = graph.placeholder(f"laid_out_{len(makers)}")
+        if added is None:
+            node.target = ONEDNN._convolution_pointwise.default
+            node.args = (x, after, bias, *how, "none", [], None)
+        else:
+            node.args = (x, added, after, bias, padding, stride, *rest)
     return makers
+
+
+def _laid_out(weight: Tensor, *how) -> Tensor:
+    return ONEDNN._reorder_convolution_weight(weight, *how)
 
 
 def rewritten(listed: fx.GraphModule, given: Sequence[Tensor | None]) -> list[Callable[[], Tensor]]:
@@ -122,9 +132,9 @@ def rewritten(listed: fx.GraphModule, given: Sequence[Tensor | None]) -> list[Ca
     graph = listed.graph
     for node in list(graph.nodes):
         if node.target in (aten.detach.default, aten.alias.default):
-            node.replace_all_uses_with(node.args[0])
+            _leave_out(graph, node)
     graph.eliminate_dead_code()
-    makers = _lay_out(graph, given) if torch.backends.mkldnn.is_available() else []
+    makers = _lay_out(graph, given) if ONEDNN else []
     graph.eliminate_dead_code()
     _write_over(graph)
     for node in graph.nodes:
