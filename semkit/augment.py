@@ -68,12 +68,12 @@ def _flipped_and_cropped(x, flip, top, left, pad: int) -> torch.Tensor:
     n, c, h, w = x.shape
     padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, *[pad] * 4))
     rows, columns = torch.arange(h, device=x.device), torch.arange(w, device=x.device)
-    i = top[:, None] + rows
     j = left[:, None] + columns
     # Flipping the image before padding symmetrically is reading the padded one from the right.
     j = torch.where(flip[:, None], w + 2 * pad - 1 - j, j)
     high, wide = h + 2 * pad, w + 2 * pad
-    index = (torch.arange(n, device=x.device)[:, None, None] * high + i[:, :, None]) * wide + j[:, None, :]
+    i = (torch.arange(n, device=x.device)[:, None] * high + top[:, None] + rows) * wide
+    index = i.int()[:, :, None] + j.int()[:, None, :]  # half as long as torch's own integers
     # Rows of C channels: one gather, and the result lies in channels_last memory.
     return padded.reshape(-1, c).index_select(0, index.flatten()).view(n, h, w, c).permute(0, 3, 1, 2)
 

@@ -126,24 +126,26 @@ def noise_step(
     x [N,C,H,W] in [0,1], y [N], delta [N,C,H,W] with |delta| <= radius/255 -> the same. Class-wise: delta [M,C,H,W]
     and rows [N], the delta of each image. Source: Liu et al., AAAI 2024; EM: Huang et al., ICLR 2021.
     """
-    gradient, at_once = torch.zeros_like(delta), 1 if recipe.noise_side.whole_batch else together(model, x)
+    protected = x + (delta if rows is None else delta[rows])
+    total, at_once = None, 1 if recipe.noise_side.whole_batch else together(model, x)
     for done in range(0, recipe.samples, at_once):
-        samples = min(at_once, recipe.samples - done)
-        gradient += _straight_through(model, x, y, delta, recipe, generator, rows, samples)
+        slope = _straight_through(model, protected, y, recipe, generator, min(at_once, recipe.samples - done))
+        total = slope if total is None else total.add_(slope)
+    if rows is not None:
+        total = torch.zeros_like(delta).index_put_((rows,), total, accumulate=True)
     radius = recipe.radius * LEVEL
-    return delta.sub(gradient.sign_(), alpha=recipe.step_size * LEVEL).clamp_(-radius, radius)
+    return delta.sub(total.sign_(), alpha=recipe.step_size * LEVEL).clamp_(-radius, radius)
 
 
-def _straight_through(model, x, y, delta, recipe: CraftRecipe, generator, rows, samples: int) -> torch.Tensor:
-    """The gradient of noise_step for some of the samples, which the net sees as one batch of samples * N images.
+def _straight_through(model, protected, y, recipe: CraftRecipe, generator, samples: int) -> torch.Tensor:
+    """The gradient of noise_step at x + delta for some of the samples, which the net sees as one batch of samples * N.
 
     Their draws are those of one sample after the other.
     """
-    leaf, views, drawn = delta.detach().requires_grad_(), [], []
+    leaf, views, drawn = protected.detach().requires_grad_(), [], []
     with torch.enable_grad():
-        protected = x + (leaf if rows is None else leaf[rows])
         for _ in range(samples):
-            view = recipe.augment.apply(protected, recipe.augment.draw(len(x), x.shape[2:], generator))
+            view = recipe.augment.apply(leaf, recipe.augment.draw(len(leaf), leaf.shape[2:], generator))
             views.append(view)
             drawn.append(recipe.noise_side.draw(view, generator))
         z = box(_as_one(views))
