@@ -105,7 +105,8 @@ class Convolution(nn.Conv2d):
         )  # fmt: skip
         self.requires_grad_(False)
         plain = self.dilation == (1, 1) and self.groups == 1 and self.padding_mode == "zeros"
-        self.plain = plain and not isinstance(self.padding, str) and self.stride[0] == self.stride[1]
+        plain = plain and not isinstance(self.padding, str) and self.stride[0] == self.stride[1]
+        self.plain = plain and all(pad < size for pad, size in zip(self.padding, self.kernel_size, strict=True))
         self.native = self.plain and native and self.weight.dtype == torch.bfloat16 and not self.weight.is_cuda
         self.register_buffer("back", self._back(self.weight), persistent=False)
 
@@ -139,7 +140,7 @@ class Convolution(nn.Conv2d):
         return gradient if kept is None else gradient + kept
 
     def forward(self, x: Tensor, added: Tensor | None = None, keep: bool = False):
-        """conv(x) + added [N,O,h,w]; with `keep` also x, which nobody else is then to look at."""
+        """conv(x) + added [N,O,h,w]; with `keep` also an x for whoever else looks at it."""
         x = x.to(self.weight.dtype, memory_format=torch.channels_last) if self.native else x
         beside = self._beside(x)
         if self.native and not beside and (added is None or self._fits(x, added)):

@@ -69,9 +69,9 @@ class Engine:
     """Where and how nets are run. `Engine()` takes a GPU if there is one, and bfloat16 where hardware has it.
 
     Switches that change the speed and, but for rounding, not the result: fold batch-norm into convolutions in eval
-    mode; flat writes the folded net's input gradient down as a list of operations, the same bits (semkit.flat);
-    batch_samples gives a net several EOT samples in one pass, where that changes none; compile gives the eval passes to
-    torch.compile instead.
+    mode, and residual sums where a processor multiplies in bfloat16 (semkit.convolving); flat writes the folded net's
+    input gradient down as a list of operations, the same bits (semkit.flat); batch_samples gives a net several EOT
+    samples in one pass, where that changes none; compile gives the eval passes to torch.compile instead.
     The first one has the whole process keep memory that is freed (memory.keep_freed).
     Raises ValueError for a device or precision that this machine or semkit does not have.
     """

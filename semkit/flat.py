@@ -14,66 +14,82 @@ from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from semkit.folding import Folded
-from semkit.rewriting import rewritten
+from semkit.rewriting import Layout, laid_out, rewritten
 
 CALLS_BEFORE = 100  # of a shape: writing down takes as long as what so many calls save, and odd shapes come once
-MOST = 8  # lists of a net: each has its own copy of the weights
+MOST = 8  # lists that a net uses: each has its own copy of the weights
+
+_calls: Counter = Counter()  # of this process, by what a net is built like and the shape
+_lists: dict[tuple, tuple[Callable, list[Layout]]] = {}  # the same; read by every net that is built alike
+
+
+def _listed(gradient: Callable, folded: Folded, x: Tensor, y: Tensor) -> tuple[Callable, list[Layout]]:
+    """list(x, y, *weights, *laid out weights) for one shape of x and y, and which weights are to be laid out how."""
+    weights = _weights(folded)
+
+    def of_weights(x, y, *given):
+        named = dict(zip(weights, given, strict=True))
+        return gradient(lambda x: functional_call(folded.graph, named, (x,)), x, y)
+
+    listed = make_fx(of_weights)(x, y, *(weight.detach() for weight in weights.values()))
+    layouts = rewritten(listed)  # which makes the list's code anew
+    return listed.forward, layouts
+
+
+def _weights(folded: Folded) -> dict[str, Tensor]:
+    return {**dict(folded.graph.named_parameters()), **dict(folded.graph.named_buffers())}
 
 
 class Written:
-    """A list of operations for one shape of x and y, and what it needs of the weights, made anew when they change."""
+    """A list and a net's own weights for it, laid out anew when they change."""
 
-    def __init__(self, gradient: Callable, folded: Folded, x: Tensor, y: Tensor):
-        self.folded, self.version = folded, None
-        weights = {**dict(folded.graph.named_parameters()), **dict(folded.graph.named_buffers())}
-
-        def of_weights(x, y, *given):
-            named = dict(zip(weights, given, strict=True))
-            return gradient(lambda x: functional_call(folded.graph, named, (x,)), x, y)
-
-        self.weights = list(weights.values())
-        listed = make_fx(of_weights)(x, y, *(weight.detach() for weight in self.weights))
-        self.makers = rewritten(listed, [None, None, *self.weights])
-        self.run = listed.forward
+    def __init__(self, run: Callable, layouts: list[Layout], folded: Folded):
+        self.run, self.layouts, self.folded, self.version = run, layouts, folded, None
+        self.weights = [*_weights(folded).values()]
 
     @torch.no_grad()
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
         self.folded.refresh()
         if self.version != self.folded.version:
-            self.made = [make() for make in self.makers]
+            arguments = [x, y, *self.weights]
+            self.laid_out = [laid_out(arguments[which], *how) for which, *how in self.layouts]
             self.version = self.folded.version
-        return self.run(x, y, *self.weights, *self.made)
+        return self.run(x, y, *self.weights, *self.laid_out)
 
 
 class Flat:
     """gradient(folded, x, y), from a list of operations for every shape that comes often; from autograd for others.
 
-    A list must give autograd's bits before it is used. why_not says why a net could not be written down, or that this
-    machine computed another gradient from the list; autograd then does all of it.
+    Nets that are built alike share lists. One must give autograd's bits for a net before the net uses it. why_not says
+    why a net could not be written down, or that this machine computed another gradient from the list; autograd then
+    does all of it.
     """
 
     def __init__(self, gradient: Callable[[Callable, Tensor, Tensor], Tensor], folded: Folded):
-        self.gradient, self.folded, self.why_not = gradient, folded, None
-        self.calls, self.written = Counter(), {}
+        self.gradient, self.folded, self.why_not, self.written = gradient, folded, None, {}
+        self.build = str(folded.graph), folded.dtype
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
         shape = _shape(x, y)
         if shape not in self.written:
-            self.calls[shape] += 1
-            if self.calls[shape] > CALLS_BEFORE:
+            _calls[self.build, shape] += 1
+            if _calls[self.build, shape] > CALLS_BEFORE:
                 self.write(x, y)
         return self.written[shape](x, y) if shape in self.written else self.gradient(self.folded, x, y)
 
     def __getstate__(self) -> dict:
         """For a copy, without lists: those read the weights of the net that they were written for."""
-        return {**vars(self), "calls": Counter(), "written": {}}
+        return {**vars(self), "written": {}}
 
     def write(self, x: Tensor, y: Tensor) -> None:
-        """Writes the list for the shape of x and y now, where there is none and none of why_not and MOST forbids it."""
-        if self.why_not is not None or _shape(x, y) in self.written or len(self.written) == MOST:
+        """Has a list for the shape of x and y from now on, if none of why_not and MOST forbids it."""
+        shape = _shape(x, y)
+        if self.why_not is not None or shape in self.written or len(self.written) == MOST:
             return
         try:
-            written = Written(self.gradient, self.folded, x, y)
+            if (self.build, shape) not in _lists:
+                _lists[self.build, shape] = _listed(self.gradient, self.folded, x, y)
+            written = Written(*_lists[self.build, shape], self.folded)
             differs = not torch.equal(written(x, y), self.gradient(self.folded, x, y))
         except Exception as error:  # whatever an operation raises that cannot be written down, or run in another form
             self.why_not = " ".join(str(error).split())[:200]
@@ -81,7 +97,7 @@ class Flat:
         if differs:
             self.why_not = "the list gave another gradient than autograd"
         else:
-            self.written[_shape(x, y)] = written
+            self.written[shape] = written
 
 
 def _shape(x: Tensor, y: Tensor) -> tuple:

@@ -7,8 +7,6 @@ at every call.
 """
 
 import operator
-from collections.abc import Callable, Sequence
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +15,8 @@ from torch import Tensor, fx
 from semkit.convolving import ONEDNN, SUMMED
 
 aten = torch.ops.aten
+
+Layout = tuple  # (which argument, padding, stride, dilation, groups, shape of the images) of a convolution's weight
 
 MINUS_INFINITY = -128  # of bfloat16, read as int16: below it are the negative numbers, above it NaN and then 0 and up
 
@@ -94,50 +94,47 @@ def _write_over(graph: fx.Graph) -> None:
                 node.target, node.args = add_, (added, x, *how)
 
 
-def _lay_out(graph: fx.Graph, given: Sequence[Tensor | None]) -> list[Callable[[], Tensor]]:
-    """Convolutions whose weights are among the `given` tensors in bfloat16, with these laid out for oneDNN.
-
-    How to make what the list takes besides.
-    """
-    weights = dict(zip(graph.find_nodes(op="placeholder"), given, strict=True))
-    after, makers = [*weights][-1], []
+def _lay_out(graph: fx.Graph) -> list[Layout]:
+    """Has convolutions whose weights are arguments in bfloat16 take them laid out for oneDNN, as further arguments."""
+    arguments = graph.find_nodes(op="placeholder")
+    layouts, last = [], arguments[-1]
     for node in list(graph.nodes):
         if node.target is SUMMED:
-            x, added, its_weight, bias, padding, stride, *rest = node.args
+            x, added, weight, bias, padding, stride, *rest = node.args
         elif node.target is aten.convolution.default and node.args[5:] == ([1, 1], False, [0, 0], 1):
-            (x, its_weight, bias, stride, padding), added = node.args[:5], None
+            (x, weight, bias, stride, padding), added = node.args[:5], None
         else:
             continue
-        weight = weights.get(its_weight)
-        if weight is None or weight.dtype != torch.bfloat16:
+        if weight not in arguments or weight.meta["val"].dtype != torch.bfloat16:
             continue
         how = (padding, stride, [1, 1], 1)
-        makers.append(partial(_laid_out, weight, *how, [*x.meta["val"].shape]))
-        with graph.inserting_after(after):
-            after = graph.placeholder(f"laid_out_{len(makers)}")
+        layouts.append((arguments.index(weight), *how, [*x.meta["val"].shape]))
+        with graph.inserting_after(last):
+            last = graph.placeholder(f"laid_out_{len(layouts)}")
         if added is None:
             node.target = ONEDNN._convolution_pointwise.default
-            node.args = (x, after, bias, *how, "none", [], None)
+            node.args = (x, last, bias, *how, "none", [], None)
         else:
-            node.args = (x, added, after, bias, padding, stride, *rest)
-    return makers
+            node.args = (x, added, last, bias, padding, stride, *rest)
+    return layouts
 
 
-def _laid_out(weight: Tensor, *how) -> Tensor:
+def laid_out(weight: Tensor, *how) -> Tensor:
+    """The weight as a Layout says, all but the argument that it is."""
     return ONEDNN._reorder_convolution_weight(weight, *how)
 
 
-def rewritten(listed: fx.GraphModule, given: Sequence[Tensor | None]) -> list[Callable[[], Tensor]]:
-    """The list with the operations above, in place; how to make the tensors that it takes besides those `given`."""
+def rewritten(listed: fx.GraphModule) -> list[Layout]:
+    """The list with the operations above, in place; which of its arguments it takes once more at the end, laid out."""
     graph = listed.graph
     for node in list(graph.nodes):
         if node.target in (aten.detach.default, aten.alias.default):
             _leave_out(graph, node)
     graph.eliminate_dead_code()
-    makers = _lay_out(graph, given) if ONEDNN else []
+    layouts = _lay_out(graph) if ONEDNN else []
     graph.eliminate_dead_code()
     _write_over(graph)
     for node in graph.nodes:
         node.meta = {}  # the tensors that it was written down with
     listed.recompile()
-    return makers
+    return layouts

@@ -91,7 +91,7 @@ def test_maps_side_by_side_are_convolved_as_each_alone(channels, side, stride, n
     torch.testing.assert_close(*slopes, rtol=0, atol=1e-12)
 
 
-KINDS = {
+OWN = {
     "plain": dict(channels=24, out=16),
     "1x1": dict(channels=24, out=16, kernel=1, padding=0),
     "without padding": dict(channels=8, out=16, kernel=(3, 2), padding=0),
@@ -100,21 +100,24 @@ KINDS = {
     "stride 2": dict(channels=64, out=16, stride=2),
     "1x1, stride 2": dict(channels=24, out=16, kernel=1, stride=2, padding=0),
     "side by side": dict(channels=256, out=8),
+}
+TORCHS = {
     "in groups": dict(channels=16, out=16, groups=16),
     "dilated": dict(channels=8, out=8, padding=2, dilation=2),
     "reflecting": dict(channels=8, out=8, padding_mode="reflect"),
     "padded by name": dict(channels=8, out=8, padding="same"),
     "uneven strides": dict(channels=8, out=8, stride=(2, 1)),
+    "padded beyond its kernel": dict(channels=8, out=8, kernel=1),
 }
 SIDES = {"side by side": (4, 4), "in quarters, odd": (7, 8)}
 
 
 @own
 @pytest.mark.parametrize("rows", [True, False])
-@pytest.mark.parametrize("name", [*KINDS, "in quarters, odd"])
+@pytest.mark.parametrize("name", [*OWN, "in quarters, odd", *TORCHS])
 def test_a_convolution_its_sum_and_its_gradients_are_torchs(name, rows):
-    conv = convolution(**KINDS[name.split(", odd")[0]])
-    assert conv.native == conv.plain == (name not in [*KINDS][8:])
+    conv = convolution(**(OWN | TORCHS)[name.removesuffix(", odd")])
+    assert conv.native == conv.plain == (name not in TORCHS)
     layout = in_rows if rows else torch.Tensor.contiguous
     x = layout(randn(4, conv.in_channels, *SIDES.get(name, (8, 8)), dtype=torch.bfloat16)).requires_grad_()
     wide = nn.Conv2d.forward(convolution_in_double(conv), x.double())

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -48,6 +49,12 @@ NETS = {
     "depthwise": depthwise,
     "two readers": TwoReaders,
 }
+
+
+@pytest.fixture(autouse=True)
+def nothing_written(monkeypatch):
+    monkeypatch.setattr(flat, "_lists", {})
+    monkeypatch.setattr(flat, "_calls", Counter())
 
 
 @pytest.fixture
@@ -122,6 +129,61 @@ def test_a_list_is_written_for_a_shape_that_came_often_and_used_from_then_on():
     assert (input_gradient(mine, x, y) == 7).all() and not (input_gradient(mine, x[:2], y[:2]) == 7).any()
 
 
+def test_nets_that_are_built_alike_share_a_list_each_with_its_own_weights():
+    (one, two), (x, y) = pair(net), batch()
+    two.load_state_dict(far_from_fresh(net(), seed=5).state_dict())
+    two = one.engine.prepare(two)
+    for i in range(flat.CALLS_BEFORE):
+        input_gradient((one, two)[i % 2], x, y)
+    expected = [input_gradient(replace(m.engine, flat=False).prepare(copy.deepcopy(m)), x, y) for m in (one, two)]
+    found = [input_gradient(m, x, y) for m in (one, two)]
+    assert all(map(torch.equal, found, expected)) and not torch.equal(*found)
+    assert len(one.flat.written) == len(two.flat.written) == len(flat._lists) == 1
+
+
+def test_nets_that_are_built_otherwise_or_run_in_another_precision_do_not(at_once):
+    x, y = batch()
+    nets = [net(), models.small(4, widths=(8, 8)), nn.Sequential(nn.Flatten(), nn.Linear(192, 4))]
+    for precision in ("bfloat16", "float32"):
+        for model in nets:
+            model = Engine("cpu", precision).prepare(model)
+            input_gradient(model, x, y)
+            assert model.flat.why_not is None and len(model.flat.written) == 1
+    assert len(flat._lists) == 2 * len(nets)
+
+
+class Scaled(nn.Module):
+    """A tensor that is neither weight nor buffer."""
+
+    def __init__(self, scale):
+        super().__init__()
+        self.scale, self.head = torch.tensor(scale), nn.Linear(192, 4)
+
+    def forward(self, x):
+        return self.head((x * self.scale).flatten(1))
+
+
+def test_tensors_that_are_neither_weights_nor_buffers_are_a_nets_own_too(at_once):
+    for scale in (2.0, 3.0):
+        mine, theirs = pair(lambda scale=scale: Scaled(scale), "float32")
+        assert same(mine, theirs, *batch()) and mine.flat.why_not is None
+    assert len(flat._lists) == 1
+
+
+@pytest.mark.parametrize(("activation", "why_not"), [
+    (nn.ReLU, None), (nn.Tanh, "the list gave another gradient than autograd"),
+])  # fmt: skip
+def test_a_list_of_a_net_that_only_looks_the_same_is_not_used(activation, why_not, at_once):
+    def built(activation):
+        return nn.Sequential(nn.Flatten(), nn.Linear(192, 8), activation(), nn.Linear(8, 4))
+
+    one, _ = pair(lambda: built(nn.ReLU), "float32")
+    input_gradient(one, *batch())
+    mine, theirs = pair(lambda: built(activation), "float32")
+    mine.flat.build = one.flat.build  # as if nothing told the two apart
+    assert same(mine, theirs, *batch()) and mine.flat.why_not == why_not
+
+
 def test_a_net_that_cannot_be_written_down_says_why_and_autograd_does_it(at_once, monkeypatch):
     mine, theirs = pair(net)
     x, y = batch()
@@ -184,7 +246,7 @@ def test_a_list_with_the_weights_of_before_would_be_seen(at_once):
     x, y = batch()
     assert same(mine, theirs, x, y)
     [written] = mine.flat.written.values()
-    assert written.made  # convolutions with weights laid out for oneDNN
+    assert written.laid_out  # convolutions with weights laid out for oneDNN
     for m in (mine, theirs):
         train_step(m, torch.optim.SGD(m.parameters(), 0.1), x, y)
     mine.folded.refresh()
