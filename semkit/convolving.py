@@ -41,9 +41,10 @@ def quartered(weight: Tensor) -> Tensor:
     Four pixels of the input, 2 x 2, for each of the output: a pixel in an even row has met the kernel's middle row, one
     in an odd row the last row there and the first of the next pixel below.
     """
-    rows = torch.tensor([[1, 3], [2, 0]], device=weight.device)  # 3: none
-    taps = F.pad(weight, (0, 1, 0, 1))[:, :, rows][..., rows]  # [O, C, 2, below, 2, to the right]
-    return taps.permute(2, 4, 1, 0, 3, 5).flatten(0, 2)
+    taps = F.pad(weight.permute(1, 2, 3, 0), (0, 0, 0, 1, 0, 1))  # [C, row, column, O], the last row and column zeros
+    where = torch.tensor([1, 3, 2, 0], device=weight.device)  # of a pixel in an even row: here, below; in an odd row
+    taps = taps.index_select(1, where).index_select(2, where).unflatten(2, (2, 2)).unflatten(1, (2, 2))
+    return taps.permute(1, 3, 0, 2, 4, 5).flatten(0, 2).permute(0, 3, 1, 2)
 
 
 def from_quarters(slope: Tensor, back: Tensor) -> Tensor:
@@ -120,9 +121,7 @@ class Convolution(nn.Conv2d):
         make = turned if self.stride == (1, 1) else None
         if (self.stride, self.kernel_size, self.padding) == ((2, 2), (3, 3), (1, 1)):
             make = quartered if self.in_channels <= self.QUARTERED else None
-        if not (self.native and make):
-            return None
-        return make(weight.detach()).contiguous(memory_format=torch.channels_last)
+        return make(weight.detach()) if self.native and make else None
 
     def gradient(self, x: Tensor, weight: Tensor, back: Tensor | None, slope: Tensor, kept: Tensor | None) -> Tensor:
         """The gradient at x [N,C,H,W] from that at the result, plus `kept`, if any."""
