@@ -121,7 +121,9 @@ class Convolution(nn.Conv2d):
         make = turned if self.stride == (1, 1) else None
         if (self.stride, self.kernel_size, self.padding) == ((2, 2), (3, 3), (1, 1)):
             make = quartered if self.in_channels <= self.QUARTERED else None
-        return make(weight.detach()) if self.native and make else None
+        if not (self.native and make):
+            return None
+        return make(weight.detach()).contiguous(memory_format=torch.channels_last)
 
     def gradient(self, x: Tensor, weight: Tensor, back: Tensor | None, slope: Tensor, kept: Tensor | None) -> Tensor:
         """The gradient at x [N,C,H,W] from that at the result, plus `kept`, if any."""
