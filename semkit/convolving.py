@@ -108,7 +108,7 @@ class Convolution(nn.Conv2d):
         plain = self.dilation == (1, 1) and self.groups == 1 and self.padding_mode == "zeros"
         plain = plain and not isinstance(self.padding, str) and self.stride[0] == self.stride[1]
         self.plain = plain and all(pad < size for pad, size in zip(self.padding, self.kernel_size, strict=True))
-        self.native = self.plain and native and self.weight.dtype == torch.bfloat16 and not self.weight.is_cuda
+        self.native = self.plain and native and self.weight.dtype == torch.bfloat16
         self.register_buffer("back", self._back(self.weight), persistent=False)
 
     def write(self, weight: Tensor, bias: Tensor) -> None:

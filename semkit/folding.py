@@ -2,6 +2,7 @@
 
 import operator
 import warnings
+from collections import Counter
 
 import torch
 import torch.nn.functional as F
@@ -34,8 +35,9 @@ class Folded:
 
     def __init__(self, model: nn.Module, compiled: bool = False, dtype: torch.dtype | None = None):
         self.model, self.dtype, self.pairs, self.why_not = model, dtype, [], None
-        native = dtype == torch.bfloat16 and not compiled and has_own()
         self.sources = [*model.parameters(), *model.buffers()]
+        here = not compiled and not any(values.is_cuda for values in self.sources)
+        native = here and dtype == torch.bfloat16 and has_own()
         self.version = None
         try:
             self.graph = fx.symbolic_trace(model)
@@ -55,6 +57,7 @@ class Folded:
         return self.why_not is None and self.run is not self.graph
 
     def _fold(self, native: bool) -> None:
+        calls = Counter(node.target for node in self.graph.graph.nodes)
         for node in list(self.graph.graph.nodes):
             module = self._module(node)
             if type(module) is nn.Identity:
@@ -65,7 +68,7 @@ class Folded:
                 node.op, node.target = "call_function", F.relu
             before = node.args[0] if isinstance(module, nn.BatchNorm2d) else None
             conv = self._module(before)
-            if type(conv) is not nn.Conv2d or len(before.users) > 1:
+            if type(conv) is not nn.Conv2d or len(before.users) > 1 or calls[before.target] > 1:
                 continue
             fused = Convolution(conv, self.dtype, native)
             self.pairs.append((conv, module, fused))

@@ -179,8 +179,23 @@ def depthwise():
     return nn.Sequential(first, nn.BatchNorm2d(6), nn.ReLU6(True), second, nn.BatchNorm2d(6), nn.ReLU6(True), *head)
 
 
+class Again(nn.Module):
+    """A convolution that is called twice, before one norm and before another or the same."""
+
+    def __init__(self, norms):
+        super().__init__()
+        self.first, self.conv, self.head = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, 1, 1, bias=False), nn.Linear(8, 4)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(8) for _ in range(norms))
+
+    def forward(self, x):
+        y = torch.relu(self.norms[0](self.conv(self.first(x))))
+        return self.head(self.norms[-1](self.conv(y)).mean((2, 3)))
+
+
 NETS = {
     "small": net,
+    "one convolution and norm twice": lambda: Again(1),
+    "one convolution, two norms": lambda: Again(2),
     "resnet18": lambda: models.build("resnet18", 4),
     "depthwise": depthwise,
     "pre-activation": lambda: models.wrn34_10(4, depth=10, widen=1),
