@@ -38,6 +38,7 @@ def _main(arguments: list[str]) -> int:
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise
+        error.__traceback__ = None  # lets go of what the frames hold, so that there is memory to say so
         needs_less = "--hold disk, a smaller --size or another --device needs less"
         return complain(f"out of memory ({one_line(error)}); {needs_less}{hint}")
     except ValueError as error:
