@@ -76,10 +76,13 @@ def _write_over(graph: fx.Graph) -> None:
             place[user] > place[node] or (_shares_memory(user) and looked_at_after(user, node)) for user in others
         )
 
-    def free(given: fx.Node, node: fx.Node) -> bool:
+    def owner(given: fx.Node) -> fx.Node:
         while given.op == "call_function" and _shares_memory(given):
             given = given.args[0]
-        return not _shares_memory(given) and not looked_at_after(given, node)
+        return given
+
+    def free(given: fx.Node, node: fx.Node) -> bool:
+        return not _shares_memory(owner(given)) and not looked_at_after(owner(given), node)
 
     for node in list(graph.nodes):
         if node.target is aten.relu.default and free(node.args[0], node):
@@ -90,7 +93,8 @@ def _write_over(graph: fx.Graph) -> None:
             _leave_out(graph, node)
         elif node.target is SUMMED and free(node.args[1], node):
             x, added, *how = node.args
-            if added.meta["val"].stride() == node.meta["val"].stride():
+            apart = owner(x) is not owner(added)  # a convolution still reads what it has written beside
+            if apart and added.meta["val"].stride() == node.meta["val"].stride():
                 node.target, node.args = add_, (added, x, *how)
 
 

@@ -248,6 +248,10 @@ def test_sums_and_forks_change_no_result_whatever_a_net_does_with_them(name):
         found, right = (answer(model, x.to(model.engine.dtype)).double() for model in (mine, exact))
         assert (found - right).norm() < 0.1 * right.norm()
     assert torch.equal(x, before)
+    if name != "one written over":
+        listed = Engine("cpu", "bfloat16").prepare(of_blocks(way))
+        listed.eval().flat.write(x, y)
+        assert listed.flat.why_not is None and torch.equal(input_gradient(listed, x, y), input_gradient(mine, x, y))
 
 
 @pytest.mark.parametrize("how", [dict(precision="float32"), dict(precision="bfloat16", compile=True)])
