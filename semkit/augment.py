@@ -1,5 +1,6 @@
 """Batched, differentiable random augmentation: every image draws its own flip and crop."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -96,7 +97,7 @@ class ResizedCrop:
     def draw(self, n: int, size: tuple[int, int], generator: torch.Generator) -> tuple:
         u = torch.rand(5, n, generator=generator, device=generator.device)
         area = self.scale[0] + u[0] * (self.scale[1] - self.scale[0])
-        low, high = (torch.tensor(r, device=u.device).log() for r in self.ratio)
+        low, high = map(math.log, self.ratio)
         aspect = (low + u[1] * (high - low)).exp() * size[0] / size[1]
         width, height = (area * aspect).sqrt().clamp(max=1), (area / aspect).sqrt().clamp(max=1)
         # Centre of the part in [-1, 1], the frame that affine_grid uses.

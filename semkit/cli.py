@@ -1,11 +1,13 @@
 """The command line: which command runs, and every error as one line and an exit code."""
 
 import sys
+import warnings
+from collections.abc import Callable
 
 from semkit import parallel
 from semkit.commands import folders, lab, learners, noisefiles, timing
 from semkit.commands.options import parse
-from semkit.commands.telling import FAILED, FINE, STOPPED, complain
+from semkit.commands.telling import FAILED, FINE, STOPPED, announce, complain
 from semkit.craft import Interrupted
 from semkit.files import shown
 from semkit.noise import one_line
@@ -27,8 +29,21 @@ def main(arguments: list[str] | None = None) -> int:
         return FINE
 
 
+def _once() -> Callable:
+    """A warnings.showwarning of one line, without the code that it is from, told once."""
+    told = set()
+
+    def show(message, *_):
+        if str(message) not in told:
+            told.add(str(message))
+            announce(f"semkit: {message}")
+
+    return show
+
+
 def _main(arguments: list[str]) -> int:
     options = parse(arguments)
+    warnings.showwarning = _once()
     hint = f"; {options.again}" if options.again else ""
     try:
         return RUN[options.command](options)

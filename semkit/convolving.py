@@ -109,13 +109,16 @@ class Convolution(nn.Conv2d):
         plain = plain and not isinstance(self.padding, str) and self.stride[0] == self.stride[1]
         self.plain = plain and all(pad < size for pad, size in zip(self.padding, self.kernel_size, strict=True))
         self.native = self.plain and native and self.weight.dtype == torch.bfloat16
-        self.register_buffer("back", self._back(self.weight), persistent=False)
+        back = self._back(self.weight)
+        laid = None if back is None else back.contiguous(memory_format=torch.channels_last)
+        self.register_buffer("back", laid, persistent=False)
 
     def write(self, weight: Tensor, bias: Tensor) -> None:
-        """Takes these values. The tensors stay: compiled code and lists of operations hold them."""
-        self.weight.data, self.bias.data = weight.to(self.weight.dtype), bias.to(self.bias.dtype)
+        """Takes these values, in the memory it has: compiled code, lists of operations and CUDA graphs read that."""
+        self.weight.copy_(weight)
+        self.bias.copy_(bias)
         if self.back is not None:
-            self.back.data = self._back(self.weight)
+            self.back.copy_(self._back(self.weight))
 
     def _back(self, weight: Tensor) -> Tensor | None:
         make = turned if self.stride == (1, 1) else None
@@ -123,7 +126,7 @@ class Convolution(nn.Conv2d):
             make = quartered if self.in_channels <= self.QUARTERED else None
         if not (self.native and make):
             return None
-        return make(weight.detach()).contiguous(memory_format=torch.channels_last)
+        return make(weight.detach())
 
     def gradient(self, x: Tensor, weight: Tensor, back: Tensor | None, slope: Tensor, kept: Tensor | None) -> Tensor:
         """The gradient at x [N,C,H,W] from that at the result, plus `kept`, if any."""

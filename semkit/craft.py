@@ -240,7 +240,7 @@ def craft(
     save takes, if more than one) and when stopped, and a state found there is continued as if it had never been
     interrupted.
     Under torchrun every process makes the noise of its share of the images, and here the whole is returned.
-    Raises ValueError if the state there belongs to another recipe, seed or image set.
+    Raises ValueError if the state there belongs to another recipe, seed, engine or image set.
     """
     return parallel.together(_craft_share, images, recipe, seed, engine or Engine(), checkpoint, every, on_step=on_step)
 
@@ -258,7 +258,7 @@ def _craft_share(
     shape = (len(images.classes) if recipe.class_wise else len(images), *images.images.shape[1:])
     noise = storage.zeros(shape, torch.int8, images.scratch, images.images.device)
     state = State(model, recipe.sgd.optimizer(model), noise, [], Passes())
-    made_by = repr((recipe, seed, engine.precision, everyone.fingerprint))
+    made_by = repr((recipe, seed, engine.settings(), everyone.fingerprint))
     files = [] if checkpoint is None else state_files(checkpoint)
     if saved := newest(files, made_by):
         state.load(saved)
@@ -287,4 +287,5 @@ def _craft_share(
         noise = storage.rows(state.noise, images.labels, images.scratch)
     else:
         noise = parallel.whole(state.noise, len(everyone))
-    return Crafted(noise.cpu(), model, state.losses, all_passes(state.passes), state.seconds)
+    noise = noise.cpu()  # a GPU is done with its last steps only here
+    return Crafted(noise, model, state.losses, all_passes(state.passes), time.monotonic() - began)

@@ -1,6 +1,6 @@
 """The run behind the craft panel, without its widgets: its settings, what it will cost, the run, what it shows."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import product
@@ -9,21 +9,19 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from semkit import figures
+from semkit import figures, prediction
 from semkit.craft import CraftRecipe
 from semkit.drawings.shown import as_html
-from semkit.engine import Engine, Passes, count_passes, predict_seconds
+from semkit.engine import Engine, count_passes
 from semkit.imageset import ImageSet, Split, stratified_limit
 from semkit.learn import LearnRecipe, accuracy
 from semkit.measure import LABEL, learner
-from semkit.models import build
 from semkit.noise import Noise
 from semkit.perturb import Clean
 from semkit.presets import craft_recipe, learn_recipe
 from semkit.study import OnStep, crafted_noise, learned_row
 
 TRAINING_RADII = (0, 4)  # of the learners: ERM and AT
-_speeds: dict[tuple, tuple[float, float]] = {}
 
 
 @dataclass(frozen=True)
@@ -42,15 +40,14 @@ class Settings:
             f"{recipe.samples}"
         )
 
-    def costs(self, n: int) -> Iterator[tuple[str, int, Passes]]:
-        """(net, batch, passes) of every training for n images; learners see clean and protected ones."""
-        yield self.recipe.surrogate, self.recipe.sgd.batch, self.recipe.cost(n)
-        for recipe in 2 * list(self.learners.values()):
-            yield recipe.model, recipe.sgd.batch, recipe.cost(n)
+    @property
+    def recipes(self) -> list[CraftRecipe | LearnRecipe]:
+        """All that is run: learners see clean and protected images."""
+        return [self.recipe, *2 * list(self.learners.values())]
 
     def passes(self, n: int) -> int:
         """The passes of the whole run for n images."""
-        return sum(cost.total for _, _, cost in self.costs(n))
+        return prediction.cost(self.recipes, n).total
 
 
 def settings(
@@ -84,24 +81,9 @@ def settings(
 
 def seconds(run: Settings, split: Split, engine: Engine, *, measure: bool = False) -> float | None:
     """The seconds that the run will take at most; None where a net's speed is not known yet and not to be measured."""
-    total, size = 0.0, split.train.images.shape[-1]
-    seen = run.recipe.augment.output_size(size)
-    for net, batch, cost in run.costs(len(split.train)):
-        key = net, len(split.train.classes), seen, batch, engine
-        if key not in _speeds and not measure:
-            return None
-        if key not in _speeds:
-            _speeds[key] = _measured(*key)
-        gradient, training = _speeds[key]
-        total += cost.input_gradient * gradient + cost.training * training
-    return total
-
-
-def _measured(net: str, classes: int, size: int, batch: int, engine: Engine) -> tuple[float, float]:
-    """Seconds of an input-gradient pass and of a training pass."""
-    images = torch.zeros((batch, 3, size, size), dtype=torch.uint8)
-    each = Passes(input_gradient=1), Passes(training=1)
-    return tuple(predict_seconds(build(net, classes, size=size), images, one, engine) for one in each)
+    train = split.train
+    what = len(train), len(train.classes), train.images.shape[-1]
+    return prediction.seconds(run.recipes, *what, engine, probe=measure)
 
 
 def _trained_on(method: str) -> str:

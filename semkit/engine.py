@@ -3,7 +3,6 @@
 import contextlib
 import contextvars
 import hashlib
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,6 +21,11 @@ from semkit.pixels import to_float
 # Of images in one pass of a net: 128 of 32 pixels on a processor, where the blocks of more are too large for memory
 # to be kept (semkit.memory); 4,096 on a GPU, where nothing was measured.
 PIXELS_AT_ONCE = {"cpu": 2**17, "cuda": 2**22}
+OFF = "switched off"
+FAST_PATHS = {  # by name, what switches them off
+    "channels_last": {"layout": torch.contiguous_format}, "folding": {"fold": False}, "list": {"flat": False},
+    "batching": {"batch_samples": False},
+}  # fmt: skip
 
 
 @dataclass
@@ -59,7 +63,8 @@ def _count(kind: str, n: int) -> None:
 def has_fast_bf16(device: torch.device) -> bool:
     """Whether bfloat16 matrix products run in hardware on this device."""
     if device.type == "cuda":
-        return torch.cuda.get_device_capability(device)[0] >= 8
+        with torch.cuda.device(device):
+            return torch.cuda.is_bf16_supported(including_emulation=False)
     asked = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
     return any(getattr(torch.cpu, name, lambda: False)() for name in asked)
 
@@ -72,7 +77,8 @@ class Engine:
     mode, and residual sums where a processor multiplies in bfloat16 (semkit.convolving); flat writes the folded net's
     input gradient down as a list of operations, the same bits (semkit.flat); batch_samples gives a net several EOT
     samples in one pass, where that changes none; compile gives the eval passes to torch.compile instead.
-    The first one has the whole process keep memory that is freed (memory.keep_freed).
+    The first one has the whole process keep memory that is freed (memory.keep_freed), and cuDNN compute float32 in
+    float32 and the same sums at every run.
     Raises ValueError for a device or precision that this machine or semkit does not have.
     """
 
@@ -108,11 +114,21 @@ class Engine:
         object.__setattr__(self, "device", device)
         object.__setattr__(self, "precision", precision)
         keep_freed()
+        if kind == "cuda":  # float32 is not to be TF32, and the same call is to give the same result
+            torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic = False, True
 
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of images, noise and weights; bfloat16 is used inside the nets only."""
         return torch.float64 if self.precision == "float64" else torch.float32
+
+    def settings(self) -> dict:
+        """What a result may depend on besides its seed, for reports and the names of kept runs; a list changes none."""
+        return {
+            "device": torch.device(self.device).type, "precision": self.precision,
+            "channels_last": self.layout == torch.channels_last, "folded": self.fold,
+            "samples_batched": self.batch_samples, "compiled": self.compile, "processes": parallel.processes(),
+        }  # fmt: skip
 
     def generator(self, seed: int, *stream) -> torch.Generator:
         """A generator whose draws depend on `seed` and `stream` alone, so that any step can be replayed."""
@@ -128,9 +144,7 @@ class Engine:
         inside = torch.bfloat16 if self.precision == "bfloat16" else None
         folded = Folded(model.eval(), self.compile, inside) if self.fold else None
         object.__setattr__(model, "folded", folded)
-        # On a GPU nothing was measured; injected noise is drawn anew at every pass.
-        listed = self.flat and folded and not self.compile and torch.device(self.device).type == "cpu"
-        listed = listed and folded.why_not is None and not alphas(model)
+        listed = self.flat and folded and folded.why_not is None and not alphas(model)  # drawn anew at every pass
         object.__setattr__(model, "flat", Flat(partial(_gradient, self.autocast), folded) if listed else None)
         return model.train(was_training)
 
@@ -140,6 +154,30 @@ class Engine:
 
     def autocast(self):
         return torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.precision == "bfloat16")
+
+
+def _why_not_listed(engine: Engine, folded: Folded | None, flat: Flat | None) -> str | None:
+    if folded and folded.compiled:
+        return "compiled"
+    if flat:
+        return None if flat.written else flat.why_not or "too few passes of one shape"
+    if not engine.flat:
+        return OFF
+    return "noise is injected" if folded and folded.why_not is None else "not folded"
+
+
+def how_run(model: nn.Module) -> str:
+    """How the passes of a prepared model are made and, where not in the fast way, why: a line for reports."""
+    engine, folded, flat = model.engine, model.folded, model.flat
+    why_not = {
+        "channels_last": None if engine.layout == torch.channels_last else OFF,
+        "folded": folded.why_not if folded else OFF,
+        **({"compiled": folded.not_compiled} if engine.compile else {}),
+        "listed": _why_not_listed(engine, folded, flat),
+        "samples batched": None if engine.batch_samples else OFF,
+    }
+    ways = [way if why is None else f"not {way} ({why})" for way, why in why_not.items()]
+    return ", ".join((engine.device, engine.precision, *ways))
 
 
 @contextlib.contextmanager
@@ -248,24 +286,3 @@ def step_down(model: nn.Module, optimizer: torch.optim.Optimizer, loss_of: Calla
 def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, x: torch.Tensor, y: torch.Tensor) -> float:
     """One step of `optimizer` on the mean cross-entropy in train mode; returns the loss before it."""
     return step_down(model, optimizer, lambda: F.cross_entropy(training_logits(model, x), y))
-
-
-def predict_seconds(model: nn.Module, images: torch.Tensor, cost: Passes, engine: Engine) -> float:
-    """The seconds that `cost` will take, from timing a few passes of a fresh `model` on a uint8 batch [N,C,H,W]."""
-    model = engine.prepare(model)
-    optimizer = torch.optim.SGD(model.parameters(), 0.0)
-    x, y = engine.images(images), torch.zeros(len(images), dtype=torch.int64, device=engine.device)
-
-    def fastest(run) -> float:
-        seconds = []
-        for _ in range(4):  # the first one warms up
-            began = time.perf_counter()
-            run()
-            if x.is_cuda:
-                torch.cuda.synchronize(x.device)
-            seconds.append(time.perf_counter() - began)
-        return min(seconds[1:]) / len(x)
-
-    gradient = fastest(lambda: input_gradient(model, x, y))
-    training = fastest(lambda: train_step(model, optimizer, x, y))
-    return cost.input_gradient * gradient + cost.training * training

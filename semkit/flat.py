@@ -2,7 +2,8 @@
 without autograd.
 
 What is written down is what autograd does, operation by operation (semkit.rewriting says what is done in other ways);
-run as a list it costs less Python, and what is not needed any more is freed at once or written over.
+run as a list it costs less Python, and what is not needed any more is freed at once or written over. On a GPU the list
+is a CUDA graph: one launch for some hundred.
 """
 
 from collections import Counter
@@ -41,10 +42,13 @@ def _weights(folded: Folded) -> dict[str, Tensor]:
 
 
 class Written:
-    """A list and a net's own weights for it, laid out anew when they change."""
+    """A list, which nets that are built alike share, and a net's own weights for it, laid out anew when they change."""
 
-    def __init__(self, run: Callable, layouts: list[Layout], folded: Folded):
-        self.run, self.layouts, self.folded, self.version = run, layouts, folded, None
+    def __init__(self, gradient: Callable, folded: Folded, x: Tensor, y: Tensor):
+        name = folded.kind, _shape(x, y)
+        if name not in _lists:
+            _lists[name] = _listed(gradient, folded, x, y)
+        (self.run, self.layouts), self.folded, self.version = _lists[name], folded, None
         self.weights = [*_weights(folded).values()]
 
     @torch.no_grad()
@@ -57,23 +61,47 @@ class Written:
         return self.run(x, y, *self.weights, *self.laid_out)
 
 
+class Captured:
+    """A gradient as a CUDA graph, which reads a net's folded weights where they lie.
+
+    Nobody has run it yet: no GPU was to be had. As every list it is tried against autograd before it is used.
+    """
+
+    def __init__(self, gradient: Callable, folded: Folded, x: Tensor, y: Tensor):
+        self.folded, self.given = folded, (x.clone(), y.clone())
+        aside = torch.cuda.Stream(x.device)  # what is captured has to have run before, on another stream than the usual
+        aside.wait_stream(torch.cuda.current_stream(x.device))
+        with torch.cuda.stream(aside):
+            gradient(folded, *self.given)
+        torch.cuda.current_stream(x.device).wait_stream(aside)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.made = gradient(folded, *self.given)
+
+    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
+        self.folded.refresh()
+        for mine, given in zip(self.given, (x, y), strict=True):
+            mine.copy_(given)
+        self.graph.replay()
+        return self.made.clone()  # the next call writes over it
+
+
 class Flat:
     """gradient(folded, x, y), from a list of operations for every shape that comes often; from autograd for others.
 
     Nets that are built alike share lists. One must give autograd's bits for a net before the net uses it. why_not says
     why a net could not be written down, or that this machine computed another gradient from the list; autograd then
-    does all of it.
+    does all of it. So it does while torch.compile has the net.
     """
 
     def __init__(self, gradient: Callable[[Callable, Tensor, Tensor], Tensor], folded: Folded):
         self.gradient, self.folded, self.why_not, self.written = gradient, folded, None, {}
-        self.build = str(folded.graph), folded.dtype
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
         shape = _shape(x, y)
-        if shape not in self.written:
-            _calls[self.build, shape] += 1
-            if _calls[self.build, shape] > CALLS_BEFORE:
+        if shape not in self.written and not self.folded.compiled:
+            _calls[self.folded.kind, shape] += 1
+            if _calls[self.folded.kind, shape] > CALLS_BEFORE:
                 self.write(x, y)
         return self.written[shape](x, y) if shape in self.written else self.gradient(self.folded, x, y)
 
@@ -87,9 +115,7 @@ class Flat:
         if self.why_not is not None or shape in self.written or len(self.written) == MOST:
             return
         try:
-            if (self.build, shape) not in _lists:
-                _lists[self.build, shape] = _listed(self.gradient, self.folded, x, y)
-            written = Written(*_lists[self.build, shape], self.folded)
+            written = (Captured if x.is_cuda else Written)(self.gradient, self.folded, x, y)
             differs = not torch.equal(written(x, y), self.gradient(self.folded, x, y))
         except Exception as error:  # whatever an operation raises that cannot be written down, or run in another form
             self.why_not = " ".join(str(error).split())[:200]

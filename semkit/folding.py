@@ -14,8 +14,19 @@ from semkit.convolving import Convolution, has_own
 ADDITIONS = (operator.add, torch.add, "add", "add_")
 
 
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+def _why(error: BaseException) -> str:
+    """What went wrong in few words: what torch wraps it in, and a compiler's command line, are left out."""
+    error = getattr(error, "inner_exception", error)
+    told, _, output = str(error).partition("Output:")
+    first = next(iter(told.strip().splitlines()), type(error).__name__)
+    said = [line.strip() for line in output.splitlines() if "error" in line or "not found" in line]
+    return ": ".join([first, *said[:1]])[:200]
+
+
+def _of_compiling(error: Exception) -> bool:
+    """Whether the compiler failed, a missing C++ one or no place for what it makes among it, not what it compiled."""
+    # By name: where torch has no place for its files, the module that has the class cannot be imported.
+    return isinstance(error, OSError) or "TorchDynamoException" in (kind.__name__ for kind in type(error).__mro__)
 
 
 class Folded:
@@ -26,35 +37,40 @@ class Folded:
     It follows what torch counts in a tensor's _version: optimizers, load_state_dict, in-place operations, passes in
     train mode. Not counted are writes through .data, fused optimizers in eval mode, and a tensor put in another's
     place: Engine.prepare the model anew after those. `why_not` says why a model could not be traced; it then runs as
-    it is. compiled: through torch.compile, which takes seconds at the first call and at every new shape, and then is
-    faster; where it fails it warns, once, and the traced graph runs as it is. dtype: what the folded weights are kept
-    in, so that autocast has nothing to round at every call. In bfloat16 on a processor, uncompiled, convolutions also
-    make the sums of residual nets and, on the way back, those of their gradients: each is rounded once, not twice, and
-    saves a pass over memory. Not so in nets that write over what they have computed.
+    it is. compiled: through torch.compile, which takes seconds at the first call and at every new shape; where it fails
+    it warns, once, and not_compiled says why: all is then as if it had not been asked for. dtype: what the folded
+    weights are kept in, so that autocast has nothing to round at every call. In bfloat16 on a processor, uncompiled,
+    convolutions also make the sums of residual nets and, on the way back, those of their gradients: each is rounded
+    once, not twice, and saves a pass over memory. Not so in nets that write over what they have computed.
     """
 
     def __init__(self, model: nn.Module, compiled: bool = False, dtype: torch.dtype | None = None):
-        self.model, self.dtype, self.pairs, self.why_not = model, dtype, [], None
+        self.model, self.dtype, self.why_not, self.not_compiled = model, dtype, None, None
         self.sources = [*model.parameters(), *model.buffers()]
-        here = not compiled and not any(values.is_cuda for values in self.sources)
-        native = here and dtype == torch.bfloat16 and has_own()
-        self.version = None
+        self._build(compiled)
+
+    def _build(self, compiled: bool) -> None:
+        self.pairs, self.version, self.run, self.compiled = [], None, None, compiled
         try:
-            self.graph = fx.symbolic_trace(model)
+            self.graph = fx.symbolic_trace(self.model)
         except Exception as error:  # whatever a model's own forward raises when it meets a symbol
-            self.why_not = " ".join(str(error).split())[:200]
+            self.why_not, self.compiled = " ".join(str(error).split())[:200], False
+            if compiled:
+                self._tell("the net cannot be traced")
             return
+        here = not compiled and not any(values.is_cuda for values in self.sources)
+        native = here and self.dtype == torch.bfloat16 and has_own()
         self._fold(native)
         if native and not any(map(self._writes_over, self.graph.graph.nodes)):
             self._sum_inside()
             self._keep_inside()
         self.graph.recompile()
-        self.run = torch.compile(self.graph) if compiled else self.graph
+        self.kind = str(self.graph), self.dtype  # the same for nets that are built alike
 
-    @property
-    def compiled(self) -> bool:
-        """Whether torch.compile has the net, and has not failed."""
-        return self.why_not is None and self.run is not self.graph
+    def _tell(self, why: str) -> None:
+        self.not_compiled = why
+        # As if from here, wherever the net is called: so it is told once.
+        warnings.warn(f"torch.compile failed, the net runs uncompiled: {why}", stacklevel=1)
 
     def _fold(self, native: bool) -> None:
         calls = Counter(node.target for node in self.graph.graph.nodes)
@@ -140,8 +156,12 @@ class Folded:
         if not self.compiled:
             return self.graph(x)
         try:
+            if self.run is None:
+                self.run = torch.compile(self.graph)
             return self.run(x)
-        except torch._dynamo.exc.TorchDynamoException as error:  # the compiler's own, a missing C++ one among them
-            warnings.warn(f"torch.compile failed, the net runs uncompiled: {_first_line(error)}", stacklevel=2)
-            self.run = self.graph
-            return self.graph(x)
+        except Exception as error:
+            if not _of_compiling(error):
+                raise
+            self._build(compiled=False)
+            self._tell(_why(error))
+            return self(x)

@@ -101,9 +101,17 @@ def _column(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     return values.view(-1, *[1] * (like.dim() - 1))
 
 
+def to_draw(like: torch.Tensor) -> torch.Tensor:
+    """An empty tensor shaped `like`, in channels_last memory if it has images [N,C,H,W]: values are drawn in the order
+    of memory, and those of an image are not to depend on how it lies there.
+    """
+    layout = torch.channels_last if like.dim() == 4 else torch.preserve_format
+    return torch.empty_like(like, memory_format=layout)
+
+
 def uniform(like: torch.Tensor, radius: float, generator: torch.Generator | None = None) -> torch.Tensor:
     """Independent draws U(-radius, radius), shaped `like`; radius on the scale of `like`."""
-    return torch.empty_like(like).uniform_(-radius, radius, generator=generator)
+    return to_draw(like).uniform_(-radius, radius, generator=generator)
 
 
 def random_point(
@@ -118,10 +126,10 @@ def random_point(
     n = like[0].numel()
     length = torch.empty(len(like), dtype=like.dtype, device=like.device).uniform_(0, 1, generator=generator) ** (1 / n)
     if norm == "l2":
-        d = torch.empty_like(like).normal_(generator=generator)
+        d = to_draw(like).normal_(generator=generator)
         return d * _column(radius * length / _flat(d).norm(dim=1), d)
-    d = torch.empty_like(like).exponential_(generator=generator)
-    sign = torch.empty_like(like).uniform_(-1, 1, generator=generator).sign()
+    d = to_draw(like).exponential_(generator=generator)
+    sign = to_draw(like).uniform_(-1, 1, generator=generator).sign()
     return sign * d * _column(radius * length / _flat(d).sum(1), d)
 
 

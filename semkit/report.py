@@ -7,19 +7,19 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from semkit import prediction
 from semkit.cluster import run_grid
 from semkit.craft import CraftRecipe
 from semkit.designs import loss_rows, noise_rows
-from semkit.engine import Engine, predict_seconds
+from semkit.engine import Engine
 from semkit.files import atomic_write, shown
 from semkit.imageset import Split
 from semkit.learn import LearnRecipe
 from semkit.measure import LABEL, interval, trained_by
-from semkit.models import build
 from semkit.neighbours.obfuscated import by_defence, defence_rows
 from semkit.neighbours.transform import Transform
 from semkit.presets import craft_recipe
-from semkit.study import MadeBy, crafted_noise, grid, grid_cost
+from semkit.study import MadeBy, crafted_noise, grid, grid_recipes
 
 
 def _cell(values: Sequence[float]) -> str:
@@ -135,13 +135,14 @@ def write_sweep(
     out/runs.
     """
     how = dict(seeds=seeds, engine=engine, cache=out / "runs", on_step=on_step)
-    cost = grid_cost(len(split.train), crafts, learners, len(seeds), countermeasures)
-    net = build(next(iter(learners.values())).model, len(split.train.classes), size=split.train.images.shape[-1])
-    seconds = predict_seconds(net, split.train.images[:64], cost, engine)
+    recipes = grid_recipes(crafts, learners, len(seeds), countermeasures)
+    n, size = len(split.train), split.train.images.shape[-1]
+    passes = prediction.cost(recipes, n)
+    seconds = prediction.seconds(recipes, n, len(split.train.classes), size, engine)
     times = f"{len(countermeasures)} countermeasures x " if countermeasures else ""
     say(
         f"{split.train!r}, {len(split.test)} test images: {len(crafts)} methods x {times}{len(learners)} ways x "
-        f"{len(seeds)} seeds, {cost.total:,} passes, at most about {seconds / 60:.1f} min on {engine.device} in "
+        f"{len(seeds)} seeds, {passes.total:,} passes, at most about {seconds / 60:.1f} min on {engine.device} in "
         f"{engine.precision}"
     )
     if client:

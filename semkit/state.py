@@ -44,7 +44,7 @@ def _save(state: dict, file: BinaryIO) -> None:
 
 
 def _read_state(path: Path, made_by: str) -> dict:
-    """The state at `path`, mapped; raises ValueError if another recipe, seed or image set made it."""
+    """The state at `path`, mapped; raises ValueError if another recipe, seed, engine or image set made it."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:
@@ -52,7 +52,7 @@ def _read_state(path: Path, made_by: str) -> dict:
             raise
         raise ValueError(f"{path} is no crafting state ({error}); delete it to start afresh") from error
     if state["made_by"] != made_by:
-        raise ValueError(f"{path} belongs to another recipe, seed or image set; delete it to start afresh")
+        raise ValueError(f"{path} belongs to another recipe, seed, engine or image set; delete it to start afresh")
     return state
 
 

@@ -16,7 +16,7 @@ from torch import nn
 from semkit import __version__, models, parallel
 from semkit.countermeasures import counter
 from semkit.craft import CraftRecipe, Interrupted, craft
-from semkit.engine import Engine, Passes
+from semkit.engine import Engine, how_run
 from semkit.files import atomic_write, shown
 from semkit.imageset import ImageSet, Split
 from semkit.learn import LearnRecipe, accuracy, fit
@@ -28,6 +28,7 @@ from semkit.netfile import load_net, save_net
 from semkit.noise import Noise, load, one_line, save
 
 OnStep = Callable[[str, int, int, dict], bool | None]  # on_step(what, step, total, metrics)
+NO_NOISE = {"passes": 0, "seconds": 0.0, "engine": None}
 MadeBy = CraftRecipe | Callable[[ImageSet, int], ImageSet] | None  # noise, another protection, or none
 
 
@@ -48,12 +49,6 @@ def key(*parts) -> str:
     return hashlib.sha256(repr((__version__, torch.__version__, *parts)).encode()).hexdigest()[:24]
 
 
-def of_engine(engine: Engine) -> tuple:
-    """What of the engine a result may depend on."""
-    switches = engine.fold, engine.batch_samples, engine.compile
-    return torch.device(engine.device).type, engine.precision, *switches, parallel.processes()
-
-
 def _read_json(path: Path) -> dict:
     return json.loads(path.read_text())
 
@@ -67,7 +62,7 @@ def _kept(path: Path, read: Callable):
 
 
 def _stem(images: ImageSet, recipe: CraftRecipe, seed: int, engine: Engine, cache: Path) -> Path:
-    return Path(cache) / f"noise-{key(images.fingerprint, recipe, seed, of_engine(engine))}"
+    return Path(cache) / f"noise-{key(images.fingerprint, recipe, seed, engine.settings())}"
 
 
 def crafted_noise(
@@ -80,7 +75,7 @@ def crafted_noise(
     on_step: Callable | None = None,
     checkpoint_every: float = 20,
 ) -> tuple[Noise, dict]:
-    """The noise of `recipe` for the images, and what it cost: {"passes": ..., "seconds": ...}.
+    """The noise of `recipe` for the images, and {"passes": ..., "seconds": ..., "engine": how_run(surrogate)}.
 
     With a cache folder, taken from there if it is there, resumed if it was interrupted, and kept; the state of an
     unfinished run is saved every checkpoint_every seconds. Raises ValueError for a damaged file in the cache.
@@ -94,7 +89,7 @@ def crafted_noise(
     done = craft(images, recipe, seed=seed, engine=engine, on_step=on_step, checkpoint=state, every=checkpoint_every)
     made = {**as_dict(recipe), "seed": seed, "precision": engine.precision, "processes": parallel.processes()}
     noise = Noise(done.noise, recipe.radius, made, images.fingerprint, images.classes)
-    cost = {"passes": done.passes.total, "seconds": round(done.seconds, 1)}
+    cost = {"passes": done.passes.total, "seconds": round(done.seconds, 1), "engine": how_run(done.surrogate)}
     if stem:
         atomic_write(stem.with_suffix(".json"), json.dumps(cost).encode())
         weights = {name: value.contiguous() for name, value in done.surrogate.state_dict().items()}
@@ -136,7 +131,7 @@ def training_set(
     cache: Path | None = None,
     on_step: Callable | None = None,
 ) -> tuple[ImageSet, dict]:
-    """The images that a learner is given, and what they cost: {"passes": ..., "seconds": ...}.
+    """The images that a learner is given, and what crafted_noise tells of their noise, {} where it made none.
 
     made_by: a CraftRecipe adds its noise; anything else, such as ClassFilters, is called as made_by(train, seed); None
     leaves the images as they are.
@@ -144,7 +139,7 @@ def training_set(
     if isinstance(made_by, CraftRecipe):
         noise, cost = crafted_noise(train, made_by, seed=seed, engine=engine, cache=cache, on_step=on_step)
         return train.with_noise(noise.levels), cost
-    return made_by(train, seed) if made_by else train, {"passes": 0, "seconds": 0.0}
+    return made_by(train, seed) if made_by else train, {}
 
 
 def kept_json(make: Callable[[], list | dict], cache: Path | None, kind: str, *parts, engine: Engine):
@@ -152,7 +147,7 @@ def kept_json(make: Callable[[], list | dict], cache: Path | None, kind: str, *p
 
     Raises ValueError for a damaged file in the cache.
     """
-    path = None if cache is None else Path(cache) / f"{kind}-{key(*parts, of_engine(engine))}.json"
+    path = None if cache is None else Path(cache) / f"{kind}-{key(*parts, engine.settings())}.json"
     if path and path.exists():
         return _kept(path, _read_json)
     made = make()
@@ -162,7 +157,7 @@ def kept_json(make: Callable[[], list | dict], cache: Path | None, kind: str, *p
 
 
 def _learner(train: ImageSet, test: ImageSet, recipe: LearnRecipe, seed: int, engine: Engine, *others) -> str:
-    return f"learner-{key(train.fingerprint, test.fingerprint, recipe, seed, of_engine(engine), *others)}"
+    return f"learner-{key(train.fingerprint, test.fingerprint, recipe, seed, engine.settings(), *others)}"
 
 
 def learned_row(
@@ -178,7 +173,7 @@ def learned_row(
     cache: Path | None = None,
     on_step: Callable | None = None,
 ) -> dict:
-    """A learner's row: last and best test accuracy, the curve [[step, accuracy]], passes, seconds.
+    """A learner's row: last and best test accuracy, the curve [[step, accuracy]], passes, seconds, engine.how_run.
 
     countermeasures: names in countermeasures.COUNTERMEASURES, applied to `train` first, in this order. also: further
     test sets by name; the final model's accuracy on each is in the row as on_NAME. net: a file for the trained net.
@@ -208,7 +203,7 @@ def learned_row(
         raise Interrupted("stopped while a learner was trained; finished runs are kept")
     row = {
         "last": done.last, "best": done.best, "curve": [list(point) for point in done.curve],
-        "passes": done.passes.total, "learner_seconds": round(done.seconds, 1),
+        "passes": done.passes.total, "learner_seconds": round(done.seconds, 1), "engine": how_run(done.model),
         **{f"on_{name}": accuracy(done.model, recipe.tested(images), engine=engine) for name, images in also.items()},
     }  # fmt: skip
     if mined:
@@ -240,17 +235,15 @@ def learned_net(
     return row, load_net(path, engine)
 
 
-def grid_cost(
-    n: int,
+def grid_recipes(
     crafts: Mapping[str, MadeBy],
     learners: Mapping[float | str, LearnRecipe],
     seeds: int,
     countermeasures: Sequence[str] = (),
-) -> Passes:
-    """The passes of a grid over n images, if nothing of it is in the cache."""
-    costs = [recipe.cost(n) for recipe in crafts.values() if isinstance(recipe, CraftRecipe)]
-    costs += [recipe.cost(n) for recipe in learners.values()] * len(crafts) * max(1, len(countermeasures))
-    return Passes(seeds * sum(c.input_gradient for c in costs), seeds * sum(c.training for c in costs))
+) -> list[CraftRecipe | LearnRecipe]:
+    """What a grid runs, if nothing of it is in the cache."""
+    made = [recipe for recipe in crafts.values() if isinstance(recipe, CraftRecipe)]
+    return seeds * (made + [*learners.values()] * len(crafts) * max(1, len(countermeasures)))
 
 
 def grid(
@@ -284,5 +277,5 @@ def grid(
             row |= learned_row(
                 train, split.test, learn_by, countermeasures=tuple(first.values()), also=also, on_step=told, **how
             )
-            rows.append(row | {"noise_passes": noise_cost["passes"], "noise_seconds": noise_cost["seconds"]})
+            rows.append(row | {f"noise_{name}": value for name, value in (NO_NOISE | noise_cost).items()})
     return rows

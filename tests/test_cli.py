@@ -18,6 +18,7 @@ from PIL import Image
 from semkit import __version__
 from semkit.cli import main
 from semkit.commands.options import COMMANDS
+from semkit.engine import Engine
 
 QUICK = ["--preset", "quick", "--size", "8"]
 
@@ -396,6 +397,42 @@ def test_sweep_writes_rows_table_and_figure_and_a_second_call_finds_its_runs(her
     assert contents(here / "out/runs") == runs
 
 
+def test_every_report_says_how_the_passes_were_made(here, capsys):
+    protect = ["protect", "photos", *QUICK, "--precision", "float32", "--switch-off"]
+    assert run(*protect, "folding", "channels_last", "--", "out") == 0
+    report = json.loads((here / "out/report.json").read_text())
+    assert report["engine"] == (
+        "cpu, float32, not channels_last (switched off), not folded (switched off), not listed (not folded), "
+        "samples batched"
+    )
+    assert (report["folded"], report["channels_last"]) == (False, False)
+    assert run(*protect, "list", "batching", "--", "out2") == 0
+    assert json.loads((here / "out2/report.json").read_text())["engine"] == (
+        "cpu, float32, channels_last, folded, not listed (switched off), not samples batched (switched off)"
+    )
+    capsys.readouterr()
+    how = [*QUICK, "--precision", "float32", "--json"]
+    assert run("learn", "photos", *how) == 0
+    usual = "cpu, float32, channels_last, folded, not listed (too few passes of one shape), samples batched"
+    assert [row["engine"] for row in json.loads(capsys.readouterr().out)["rows"]] == [usual]
+    assert run("sweep", "photos", *how, "--seeds", 1, "--radii", 0, "--methods", "clean", "em", "--out", "rows") == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [(row["engine"], row["noise_engine"]) for row in rows] == [(usual, None), (usual, usual)]
+    assert json.loads((here / "rows/run.json").read_text())["engine"] == Engine("cpu", "float32").settings()
+
+
+@pytest.mark.filterwarnings("default:torch.compile failed")
+def test_where_compiling_fails_one_line_says_so_and_the_report_why(here, capsys, monkeypatch):
+    def no_compiler(graph):
+        raise OSError("no C++ compiler")
+
+    monkeypatch.setattr(torch, "compile", no_compiler)
+    assert run("protect", "photos", "out", *QUICK, "--compile") == 0
+    said = [line for line in capsys.readouterr().err.splitlines() if "compile" in line]
+    assert said == ["semkit: torch.compile failed, the net runs uncompiled: no C++ compiler"]
+    assert ", folded, not compiled (no C++ compiler), " in json.loads((here / "out/report.json").read_text())["engine"]
+
+
 def test_rows_of_another_sweep_and_what_is_not_of_semkit_are_left_alone(here, capsys):
     sweep = ["sweep", "photos", "--methods", "clean", "--radii", 0, "--seeds", 1, *QUICK, "--out"]
     (here / "file").touch()
@@ -407,8 +444,11 @@ def test_rows_of_another_sweep_and_what_is_not_of_semkit_are_left_alone(here, ca
     assert "file is a file; name a folder" in complaint(capsys, *sweep, "file")
     assert "mine has a figure.png that is no sweep's of semkit; name" in complaint(capsys, *sweep, "mine")
     assert "lie in each other" in complaint(capsys, *sweep, "photos/out")
-    for option, what in (("--methods", "methods"), ("--radii", "radii"), ("--limit", "fingerprint")):
-        value = "em" if option == "--methods" else 4
+    others = (
+        ("--methods", "em", "methods"), ("--radii", 4, "radii"), ("--limit", 4, "fingerprint"),
+        ("--precision", "float64", "engine"),
+    )  # fmt: skip
+    for option, value, what in others:
         said = complaint(capsys, *sweep, "out", option, value)
         assert f"was begun with other settings ({what}); name another folder" in said
     assert contents(here) == before

@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from semkit import engine, models
+from semkit import engine, flat, models
 from semkit.augment import FlipCrop
 from semkit.craft import CraftRecipe
-from semkit.engine import Engine
+from semkit.engine import FAST_PATHS, Engine, how_run
 from semkit.imageset import ImageSet
 from semkit.neighbours.bullettrain import BulletTrain, mining
 from semkit.neighbours.defences import ClassBlur
@@ -274,6 +274,16 @@ def test_a_noise_side_that_looks_at_the_whole_batch_gets_one_sample_after_the_ot
         found.append((delta, mined))
         delta = torch.zeros_like(x)
     assert torch.equal(found[0][0], found[1][0]) and found[0][1] == found[1][1]
+
+
+@pytest.mark.parametrize("path", FAST_PATHS)
+def test_a_crafting_that_does_not_take_a_fast_path_makes_the_same_noise(path, monkeypatch):
+    monkeypatch.setattr(flat, "CALLS_BEFORE", 0)
+    slow = replace(ENGINE, **FAST_PATHS[path])
+    with_it, without = (crafting.craft(images(6), recipe_of(*SEM), engine=engine) for engine in (ENGINE, slow))
+    assert torch.equal(with_it.noise, without.noise) and with_it.losses == pytest.approx(without.losses, abs=1e-9)
+    told = how_run(with_it.surrogate), how_run(without.surrogate)
+    assert "not" not in told[0] and "(switched off)" in told[1]
 
 
 def test_a_warm_start_begins_at_the_stored_noise_and_zero_at_none():

@@ -12,7 +12,7 @@ from nets import batch, far_from_fresh, net
 from torch import nn
 
 from semkit import flat, models, rewriting
-from semkit.engine import Engine, input_gradient, train_step
+from semkit.engine import Engine, how_run, input_gradient, train_step
 from semkit.rewriting import relu_, slope_
 
 PRECISIONS = ["bfloat16", "float32", "float64"]
@@ -180,7 +180,7 @@ def test_a_list_of_a_net_that_only_looks_the_same_is_not_used(activation, why_no
     one, _ = pair(lambda: built(nn.ReLU), "float32")
     input_gradient(one, *batch())
     mine, theirs = pair(lambda: built(activation), "float32")
-    mine.flat.build = one.flat.build  # as if nothing told the two apart
+    mine.folded.kind = one.folded.kind  # as if nothing told the two apart
     assert same(mine, theirs, *batch()) and mine.flat.why_not == why_not
 
 
@@ -219,9 +219,27 @@ def test_a_net_with_a_list_can_be_pickled_and_the_one_that_comes_back_writes_its
     assert same(back, theirs, *batch()) and len(back.flat.written) == 1
 
 
-@pytest.mark.parametrize("engine", [dict(flat=False), dict(fold=False), dict(compile=True)])
-def test_lists_are_of_folded_nets_that_torch_does_not_compile(engine):
+@pytest.mark.parametrize("engine", [dict(flat=False), dict(fold=False)])
+def test_lists_are_of_folded_nets(engine):
     assert Engine("cpu", "float32", **engine).prepare(net()).flat is None
+
+
+def no_compiler(x):
+    raise OSError("no C++ compiler")
+
+
+def test_a_net_that_torch_compiles_has_no_list_before_that_fails(at_once, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda graph: graph)
+    mine, (x, y) = Engine("cpu", "float32", compile=True).prepare(net()), batch()
+    input_gradient(mine, x, y)
+    assert not mine.flat.written and how_run(mine).endswith("compiled, not listed (compiled), samples batched")
+    mine.folded.run = no_compiler
+    with pytest.warns(UserWarning, match="the net runs uncompiled: no C.. compiler"):
+        input_gradient(mine, x, y)
+    input_gradient(mine, x, y)
+    assert mine.flat.written and how_run(mine) == (
+        "cpu, float32, channels_last, folded, not compiled (no C++ compiler), listed, samples batched"
+    )
 
 
 def test_injected_noise_is_not_written_down():

@@ -15,8 +15,8 @@ FLOORS = (
     {"augmix", "mixing"},
     {"craft", "defences", "learn", "measure", "patterns", "plain", "elsewhere"},
     {
-        "presets", "countermeasures", "study", "obfuscated", "designs", "cluster", "plots", "dots", "originals", "jobs",
-        "sets", "bench", "exercises", "pruning", "sparseplots",
+        "presets", "countermeasures", "prediction", "study", "obfuscated", "designs", "cluster", "plots", "dots",
+        "originals", "jobs", "sets", "bench", "exercises", "pruning", "sparseplots",
     },
     {"mixtureplots", "methodoptions", "telling"},
     {

@@ -13,7 +13,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from photos import image_split
 
-from semkit import crafting, figures
+from semkit import crafting, figures, prediction
 from semkit.craft import Interrupted
 from semkit.craftpanel import craft_panel
 from semkit.data import load
@@ -169,7 +169,7 @@ def test_a_run_counts_the_passes_that_were_predicted():
 
 
 def test_seconds_are_measured_once_and_only_when_asked(monkeypatch):
-    monkeypatch.setattr(crafting, "_speeds", {})
+    monkeypatch.setattr(prediction, "_speeds", {})
     what = crafting.settings("sem", "quick")
     assert crafting.seconds(what, SPLIT, ENGINE) is None
     first = crafting.seconds(what, SPLIT, ENGINE, measure=True)

@@ -203,7 +203,7 @@ def test_a_state_of_another_run_is_refused(tmp_path, other):
     with pytest.raises(Interrupted):
         craft(images, recipe, seed=0, on_step=lambda *_: True, **how)
     before = contents(tmp_path)
-    with pytest.raises(ValueError, match="another recipe, seed or image set; delete it"):
+    with pytest.raises(ValueError, match="another recipe, seed, engine or image set; delete it"):
         craft(
             image_set(10, seed=1) if other == "images" else images,
             replace(recipe, step_size=1.0) if other == "recipe" else recipe,

@@ -7,6 +7,7 @@ import pytest
 import torch
 from photos import image_set, image_split
 
+from semkit import prediction
 from semkit.augment import Identity
 from semkit.craft import CraftRecipe, Interrupted, craft
 from semkit.engine import Engine, predict
@@ -19,7 +20,7 @@ from semkit.objectives import Trades
 from semkit.perturb import PGD, Clean, Uniform
 from semkit.presets import learn_recipe, sweep_recipes
 from semkit.schedule import SGD
-from semkit.study import crafted_noise, crafted_surrogate, grid, grid_cost, key, learned_row, training_set
+from semkit.study import crafted_noise, crafted_surrogate, grid, grid_recipes, key, learned_row, training_set
 
 ENGINE = Engine("cpu", "float32")
 CRAFT = CraftRecipe(Uniform(4), PGD(4, 1), steps=1, samples=1, surrogate="tiny", sgd=SGD(steps=4, batch=8))
@@ -159,7 +160,7 @@ def test_a_grid_has_a_row_for_every_method_radius_and_seed_made_as_it_says(tmp_p
         assert (row["noise_passes"] > 0) == (row["method"] != "clean")
         assert row["passes"] == learn_recipe("quick", perturbation_radius=row["training_radius"]).cost(20).total
     spent = sum(row["passes"] for row in rows) + sum(row["noise_passes"] for row in rows[::2])
-    assert grid_cost(20, *recipes, 2).total == spent
+    assert prediction.cost(grid_recipes(*recipes, 2), 20).total == spent
     jobs = ("sem noise", *(f"{method}, {kind}" for method in ("clean", "sem") for kind in ("ERM", "AT 4/255")))
     assert told == {f"{job}, seed {seed}" for job in jobs for seed in (0, 1)}
     before = stamps(tmp_path)
@@ -193,7 +194,8 @@ def test_a_grid_of_filters_is_learners_on_filtered_images_tested_on_filtered_one
     untouched = (half.images == split.train.images).flatten(1).all(1)
     assert torch.equal(rest.images, split.train.images[untouched]) and len(rest) == 10
     assert grid(split, crafts, {"ours": LEARN}, seeds=[3], on_step=never, **how) == list(rows.values())
-    assert grid_cost(20, crafts, {"ours": LEARN}, 1).total == sum(row["passes"] for row in rows.values())
+    spent = sum(row["passes"] for row in rows.values())
+    assert prediction.cost(grid_recipes(crafts, {"ours": LEARN}, 1), 20).total == spent
 
 
 def test_a_row_of_bullettrain_has_what_its_batches_were_made_of(tmp_path):

@@ -2,6 +2,7 @@
 
 import os
 
+from semkit import prediction
 from semkit.commands.filtered import protect_by_filters
 from semkit.commands.inputs import engine_of, where
 from semkit.commands.methodoptions import KEY_VARIABLE, settle
@@ -10,9 +11,7 @@ from semkit.commands.protect import protect as protect_by_noise
 from semkit.commands.protected import check as check_folder
 from semkit.commands.protected import read_report
 from semkit.commands.telling import FAILED, FINE, announce, duration, print_json, tell, tell_left_out
-from semkit.engine import predict_seconds
 from semkit.files import shown
-from semkit.models import build
 from semkit.neighbours.convolve import ClassFilters
 from semkit.presets import craft_recipe
 
@@ -61,12 +60,11 @@ def _craft(options) -> tuple[dict, str, str]:
 
 
 def _announce_cost(options, recipe, images, engine) -> None:
-    cost = recipe.cost(len(images))
-    surrogate = build(recipe.surrogate, len(images.classes), size=options.size)
-    seconds = predict_seconds(surrogate, images.images[: recipe.sgd.batch], cost, engine)
+    n, side = len(images), recipe.augment.output_size(options.size)
+    seconds = prediction.seconds([recipe], n, len(images.classes), options.size, engine)
     announce(
-        f"{options.method.upper()} noise for {len(images)} images, {options.preset} preset: {cost.total:,} passes of "
-        f"{recipe.surrogate} at {options.size} px on {engine.device}, "
+        f"{options.method.upper()} noise for {n} images, {options.preset} preset: {recipe.cost(n).total:,} passes of "
+        f"{recipe.surrogate} at {side} px on {engine.device}, "
         f"{'at most ' if options.resume else ''}about {duration(seconds)}"
     )
 

@@ -4,15 +4,16 @@ from semkit.commands.originals import job
 from semkit.commands.protected import protected_split
 from semkit.commands.telling import tell, tell_left_out
 from semkit.data import load
-from semkit.engine import Engine
+from semkit.engine import FAST_PATHS, Engine
 from semkit.files import shown
 from semkit.imageset import Split
 from semkit.storage import Storage
 
 
 def engine_of(options) -> Engine:
-    """The engine of --device, --precision and --compile."""
-    return Engine(options.device, options.precision, compile=options.compile)
+    """The engine of --device, --precision, --compile and --switch-off."""
+    off = {name: value for path in options.switch_off for name, value in FAST_PATHS[path].items()}
+    return Engine(options.device, options.precision, compile=options.compile, **off)
 
 
 def where(options) -> dict:

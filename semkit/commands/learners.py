@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 
+from semkit import prediction
 from semkit.cluster import connected
 from semkit.commands.inputs import engine_of, load_split, split_of
 from semkit.commands.outputs import check_place, claim
@@ -11,11 +12,10 @@ from semkit.commands.progress import progress
 from semkit.commands.telling import FINE, announce, duration, print_json, tell
 from semkit.countermeasures import counter
 from semkit.designs import DESIGNS, LEARNERS
-from semkit.engine import predict_seconds
+from semkit.engine import Engine
 from semkit.files import shown
 from semkit.imageset import limit_test, without
 from semkit.measure import interval
-from semkit.models import build
 from semkit.neighbours.transform import Transform
 from semkit.presets import lasting, learn_recipe, sweep_recipes
 from semkit.report import write_defences, write_sweep
@@ -44,16 +44,16 @@ def learn(options) -> int:
         train, recipe = counter(split.train, recipe, options.countermeasure)
         split = replace(split, train=train)
         kind = f"AT {radius:g} ({options.norm})" if radius else "ERM"
-        announce(f"{options.seeds} x {kind}: {recipe.model} on {train!r}, {_cost(options, train, recipe, engine)}")
+        cost = _cost(options.seeds * [recipe], train, engine)
+        announce(f"{options.seeds} x {kind}: {recipe.model} on {train!r}, {cost}")
         rows = list(_learner_rows(options, split, recipe, engine, on_step))
     return _report_learners(options, split, recipe, rows)
 
 
-def _cost(options, train, recipe, engine) -> str:
-    cost, some = recipe.cost(len(train)), recipe.tested(train.take(slice(recipe.sgd.batch))).images
-    seconds = predict_seconds(build(recipe.model, len(train.classes), size=some.shape[-1]), some, cost, engine)
-    seeds = options.seeds
-    return f"{seeds * cost.total:,} passes on {engine.device}, at most about {duration(seeds * seconds)}"
+def _cost(recipes, train, engine) -> str:
+    n, classes, size = len(train), len(train.classes), train.images.shape[-1]
+    seconds = prediction.seconds(recipes, n, classes, size, engine)
+    return f"{prediction.cost(recipes, n).total:,} passes on {engine.device}, at most about {duration(seconds)}"
 
 
 def _learner_rows(options, split, recipe, engine, on_step) -> Iterator[dict]:
@@ -77,9 +77,10 @@ def _report_learners(options, split, recipe, rows) -> int:
     return FINE
 
 
-def _claim(options, split, *names: str, **more) -> None:
-    """Leaves rows, table and figure of other images or another recipe alone; some settings may grow."""
+def _claim(options, split, engine: Engine, *names: str, **more) -> None:
+    """Leaves rows, table and figure of other images, recipe or engine alone; some settings may grow."""
     told = {name: getattr(options, name) for name in ("command", "preset", "learner_steps", *names)}
+    told["engine"] = engine.settings()
     claim(options.out, {**told, **more, "fingerprint": [split.train.fingerprint, split.test.fingerprint]})
 
 
@@ -97,7 +98,7 @@ def sweep(options) -> int:
         split, spare = limit_test(split_of(options, on_step), options.test_limit)
         if options.design in LEARNERS:
             learners = LEARNERS[options.design](options.preset, options.size, spare)
-        _claim(options, split, "methods", "design", "radii", "countermeasures")
+        _claim(options, split, engine, "methods", "design", "radii", "countermeasures")
         table, rows = write_sweep(
             split, options.out, crafts, learners, preset=preset, engine=engine, seeds=_seeds(options),
             measure_noise=options.measure_noise, countermeasures=options.countermeasures, client=client,
@@ -111,16 +112,22 @@ def sweep(options) -> int:
 def transform(options) -> int:
     """semkit transform: a classifier behind an adversarial-example transform under attacks, ERM and AT beside it."""
     check_place(options.images, options.out)
+    engine = engine_of(options)
     _, learners = sweep_recipes((), (0, options.radius), options.preset, size=options.size)
     if options.learner_steps:
         learners[0] = lasting(learners[0], options.learner_steps)
     with progress() as on_step:
         split, _ = limit_test(split_of(options, on_step), options.test_limit)
         behind = Transform(options.net)
-        _claim(options, split, "radius", "attacked", net=behind.content)
+        _claim(options, split, engine, "radius", "attacked", net=behind.content)
+        trained = options.seeds * [*learners.values(), learners[0]]
+        announce(
+            f"{len(trained)} learners on {split.train!r}, {_cost(trained, split.train, engine)}; then "
+            f"{options.attacked} test images are attacked"
+        )
         table, rows = write_defences(
             split, behind, learners, options.out, radius=options.radius, attacked=options.attacked,
-            seeds=_seeds(options), engine=engine_of(options), on_step=on_step,
+            seeds=_seeds(options), engine=engine, on_step=on_step,
         )  # fmt: skip
     print_json(options, rows)
     tell(options, table)

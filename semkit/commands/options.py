@@ -11,6 +11,7 @@ from semkit.commands.telling import complain
 from semkit.convert import UNITS
 from semkit.countermeasures import COUNTERMEASURES, PURIFIER, check_countermeasure
 from semkit.designs import DESIGNS
+from semkit.engine import FAST_PATHS
 from semkit.models import LARGE, MODELS, check_model
 from semkit.netfile import check_net
 from semkit.pixels import NORMS, check_radius
@@ -99,9 +100,12 @@ def _add_run(parser) -> None:
 def _add_engine(parser) -> None:
     add = parser.add_argument
     add("--device", type=_device, default="auto", help="cpu, cuda or cuda:N (a GPU if there is one)")
-    precisions = _word(("auto", "float32", "bfloat16"), "precision")
-    add("--precision", type=precisions, default="auto", help="float32 or bfloat16 (what the hardware is fast in)")
+    precisions = _word(("auto", "float32", "bfloat16", "float64"), "precision")
+    help_ = "float32, bfloat16 or float64 (the first two: what the hardware is fast in)"
+    add("--precision", type=precisions, default="auto", help=help_)
     add("--compile", action="store_true", help="torch.compile for the eval passes; seconds to a minute at first")
+    help_ = f"fast paths not to take: {', '.join(FAST_PATHS)}; results differ in their rounding, if at all"
+    add("--switch-off", nargs="+", type=_word(tuple(FAST_PATHS), "path"), default=(), metavar="PATH", help=help_)
 
 
 def _add_json(parser) -> None:

@@ -32,6 +32,7 @@ def progress():
             bars[what] = tqdm(total=total, desc=what, file=sys.stderr, leave=False, disable=None)
         bar = bars[what]
         numbers = {k: f"{v:.3f}" for k, v in metrics.items() if isinstance(v, float)}
+        numbers |= {k: f"{v:,}" for k, v in metrics.items() if k == "passes"}
         if numbers:
             bar.set_postfix(numbers, refresh=False)
         bar.update(step - bar.n)

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 
-from semkit import parallel
 from semkit.commands.originals import OnStep, Originals
 from semkit.commands.outputs import check_request, reported, requested, write_images
 from semkit.craft import CraftRecipe
@@ -58,11 +57,7 @@ def protect(
     engine, out = engine or Engine(), Path(out)
     _check_recipe(recipe, fraction)
     found, request = requested(source, out, recipe, seed, on_step=on_step, **reading)
-    request |= {
-        "fraction": fraction, "device": torch.device(engine.device).type, "precision": engine.precision,
-        "folded": engine.fold, "samples_batched": engine.batch_samples, "compiled": engine.compile,
-        "processes": parallel.processes(),
-    }  # fmt: skip
+    request |= {"fraction": fraction, **engine.settings()}
     check_request(out, request, resume)
     chosen = stratified_share(found.images.labels, fraction, seed)
     subset = found.images.take(chosen)

@@ -13,7 +13,7 @@ from torch import Generator, Tensor, nn
 from semkit.engine import input_gradient, predict
 from semkit.neighbours.convolve import blur, convolve
 from semkit.perturb import Perturbation
-from semkit.pixels import LEVEL, check_count, check_radius
+from semkit.pixels import LEVEL, check_count, check_radius, to_draw
 
 LARGEST = 5.0  # entry of a filter under ascent, in size
 
@@ -72,7 +72,7 @@ class Gaussian(Perturbation):
 
     def draw(self, x: Tensor, generator: Generator | None = None) -> Tensor:
         """sigma n, shaped x."""
-        return torch.empty_like(x).normal_(0, 1, generator=generator) * (self.sigma * LEVEL)
+        return to_draw(x).normal_(0, 1, generator=generator) * (self.sigma * LEVEL)
 
     def apply(self, model: nn.Module, x: Tensor, y: Tensor, drawn: Tensor, target: Tensor | None = None) -> Tensor:
         return x + drawn

@@ -23,7 +23,7 @@ from semkit.neighbours.corruptions import KINDS, corrupted
 from semkit.objectives import Mart, Trades
 from semkit.perturb import PGD, Clean
 from semkit.schedule import SGD
-from semkit.study import key, of_engine
+from semkit.study import key
 
 ATTACK = PGD(8, 10, 2)
 SGD_OF_ROWS = SGD(steps=232, batch=256, lr=0.2)
@@ -67,7 +67,7 @@ def _row(done: Learned, recipe: LearnRecipe, test: ImageSet, worse: list[ImageSe
 
 
 def _path(cache: Path, split: Split, recipe: LearnRecipe, seed: int, engine: Engine) -> Path:
-    name = key(split.train.fingerprint, split.test.fingerprint, recipe, seed, of_engine(engine))
+    name = key(split.train.fingerprint, split.test.fingerprint, recipe, seed, engine.settings())
     return Path(cache) / f"spared-{name}"
 
 

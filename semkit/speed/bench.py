@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from semkit import models
 from semkit.augment import FlipCrop
 from semkit.craft import CraftRecipe, Interrupted, noise_step
-from semkit.engine import Engine, evaluating, input_gradient, predict, together, train_step
+from semkit.engine import FAST_PATHS, Engine, evaluating, input_gradient, predict, together, train_step
 from semkit.perturb import PGD, Clean, Uniform
 from semkit.pixels import LEVEL, check_count, uniform
 from semkit.speed import elsewhere, plain
@@ -141,15 +141,15 @@ def _plain_works(plan: Plan, net: str, device: str) -> dict[str, Run]:
 def switches(engine: Engine, compiled: bool = False) -> dict[tuple[str, str], Engine]:
     """(work, path) -> the engine with one switch turned: precision (where it is not float32 already), layout, folding,
     the list of operations, samples in one pass, and, if asked and where it works, torch.compile."""
-    off = {"channels_last": dict(layout=torch.contiguous_format), "folding": dict(fold=False, compile=False)}
+    off = {"channels_last": FAST_PATHS["channels_last"], "folding": {**FAST_PATHS["folding"], "compile": False}}
     if engine.compile:
         off["compile"] = dict(compile=False)
-    elif engine.flat and engine.device == "cpu":
-        off["list"] = dict(flat=False)
+    elif engine.flat:
+        off["list"] = FAST_PATHS["list"]
     if engine.precision == "bfloat16":
         off["bfloat16"] = dict(precision="float32")
     turned = {("input gradient", f"engine without {name}"): replace(engine, **new) for name, new in off.items()}
-    turned["SEM noise step", "engine, samples one by one"] = replace(engine, batch_samples=False)
+    turned["SEM noise step", "engine, samples one by one"] = replace(engine, **FAST_PATHS["batching"])
     if compiled and not engine.compile and _compiles(engine):
         turned["input gradient", "engine with compile"] = replace(engine, compile=True)
     return turned

@@ -1,5 +1,6 @@
 """What whole sets cost: seconds an image by the size of the set, and the memory that crafting their noise takes."""
 
+import pickle
 import sys
 from contextlib import suppress
 from subprocess import run
@@ -57,9 +58,8 @@ def set_memory(n: int, size: int, batch: int, engine: Engine) -> int | None:
 
     Asked of a fresh process, since a process's peak never falls; None if that one failed, for want of memory perhaps.
     """
-    where = f"Engine({engine.device!r}, {engine.precision!r})"
-    code = f"from semkit.engine import Engine; from {memory_here.__module__} import memory_here"
-    code += f"; print(memory_here({n}, {size}, {batch}, {where}))"
+    code = f"import pickle; from {memory_here.__module__} import memory_here; "
+    code += f"print(memory_here({n}, {size}, {batch}, pickle.loads(bytes.fromhex({pickle.dumps(engine).hex()!r}))))"
     # A session of its own: Ctrl-C is for this process, and what was asked is not interrupted half-way.
     asked = run([sys.executable, "-c", code], capture_output=True, text=True, start_new_session=True, check=False)
     return None if asked.returncode else int(asked.stdout)

@@ -1,0 +1,69 @@
+"""What work will cost before it is done: passes by its recipes, seconds by a short probe of their nets."""
+
+import time
+from collections.abc import Callable, Iterable
+
+import torch
+
+from semkit import models
+from semkit.craft import CraftRecipe
+from semkit.engine import Engine, Passes, count_passes, evaluating, input_gradient, train_step
+from semkit.flat import CALLS_BEFORE
+from semkit.learn import LearnRecipe
+
+ENOUGH = 0.5  # seconds after which a pass is not timed once more
+_speeds: dict[tuple, tuple[float, float]] = {}  # of this process
+
+
+def cost(recipes: Iterable[CraftRecipe | LearnRecipe], n: int) -> Passes:
+    """The passes of all these recipes, each for n images."""
+    costs = [recipe.cost(n) for recipe in recipes]
+    return Passes(sum(one.input_gradient for one in costs), sum(one.training for one in costs))
+
+
+def seconds(
+    recipes: Iterable[CraftRecipe | LearnRecipe], n: int, classes: int, size: int, engine: Engine, *, probe: bool = True
+) -> float | None:
+    """The seconds that all these recipes will take at most, each for n images of a side of `size` pixels.
+
+    Each net is probed once in a process, at the batch and side that it sees; without `probe` the answer is None where
+    one was not.
+    """
+    total = 0.0
+    for recipe in recipes:
+        net = recipe.surrogate if isinstance(recipe, CraftRecipe) else recipe.model
+        passes, batch = recipe.cost(n), min(recipe.sgd.batch, n)
+        key = net, classes, recipe.augment.output_size(size), batch, engine
+        if key not in _speeds:
+            if not probe:
+                return None
+            _speeds[key] = _probed(*key, often=passes.input_gradient > CALLS_BEFORE * batch)
+        gradient, training = _speeds[key]
+        total += passes.input_gradient * gradient + passes.training * training
+    return total
+
+
+def _probed(net: str, classes: int, side: int, batch: int, engine: Engine, often: bool) -> tuple[float, float]:
+    """Seconds of an input gradient and of a training pass, an image. often: many gradients of the shape will come."""
+    model = engine.prepare(models.build(net, classes, size=side))
+    optimizer = torch.optim.SGD(model.parameters(), 0.0)
+    x = engine.images(torch.zeros((batch, 3, side, side), dtype=torch.uint8))
+    y = torch.zeros(batch, dtype=torch.int64, device=engine.device)
+    if often and model.flat and not engine.compile:
+        with evaluating(model):
+            model.flat.write(x, y)
+    with count_passes():  # these are no part of the work
+        gradient = _fastest(lambda: input_gradient(model, x, y), x)
+        return gradient, _fastest(lambda: train_step(model, optimizer, x, y), x)
+
+
+def _fastest(run: Callable, x: torch.Tensor) -> float:
+    """Seconds an image of the fastest of two to four calls; the first one warms up."""
+    times = []
+    while len(times) < 2 or (len(times) < 4 and sum(times) < ENOUGH):
+        began = time.perf_counter()
+        run()
+        if x.is_cuda:
+            torch.cuda.synchronize(x.device)
+        times.append(time.perf_counter() - began)
+    return min(times[1:]) / len(x)
