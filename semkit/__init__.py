@@ -1,6 +1,6 @@
 """semkit: stable unlearnable examples, taught and measured."""
 
-__version__ = "0.4.0"  # before the imports: the modules record it
+__version__ = "0.5.0"  # before the imports: the modules record it
 
 from semkit.augment import FlipCrop, Identity, ResizedCrop
 from semkit.commands.protect import protect

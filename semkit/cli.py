@@ -25,8 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
     with parallel.group() as leads:
         if leads:
             return _main(sys.argv[1:] if arguments is None else arguments)
-        parallel.serve(Interrupted)
-        return FINE
+        return _told(parallel.serve, who="process {} of {}: ".format(*parallel.member()))
 
 
 def _once() -> Callable:
@@ -44,21 +43,26 @@ def _once() -> Callable:
 def _main(arguments: list[str]) -> int:
     options = parse(arguments)
     warnings.showwarning = _once()
-    hint = f"; {options.again}" if options.again else ""
+    return _told(lambda: RUN[options.command](options), f"; {options.again}" if options.again else "")
+
+
+def _told(work: Callable[[], int | None], hint: str = "", who: str = "") -> int:
+    """The exit code of work(), FINE for None; its errors as one line, after `who` and with `hint` how to go on."""
     try:
-        return RUN[options.command](options)
+        return work() or FINE
     except (Interrupted, KeyboardInterrupt, parallel.LostProcess) as end:
-        complain(f"{str(end) or 'stopped'}{hint}")
+        complain(f"{who}{str(end) or 'stopped'}{hint}")
         return FAILED if isinstance(end, parallel.LostProcess) else STOPPED
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise
         error.__traceback__ = None  # lets go of what the frames hold, so that there is memory to say so
-        needs_less = "--hold disk, a smaller --size or another --device needs less"
-        return complain(f"out of memory ({one_line(error)}); {needs_less}{hint}")
+        disk = "--hold disk, " if parallel.processes() == 1 else ""
+        needs_less = f"{disk}a smaller --size or another --device needs less"
+        return complain(f"{who}out of memory ({one_line(error)}); {needs_less}{hint}")
     except ValueError as error:
-        return complain(error)
+        return complain(f"{who}{error}")
     except OSError as error:
         name = f"{shown(error.filename)}: " if error.filename else ""
         denied = isinstance(error, PermissionError | FileNotFoundError | NotADirectoryError | IsADirectoryError)
-        return complain(f"{name}{error.strerror or error}{'' if denied else hint}")
+        return complain(f"{who}{name}{error.strerror or error}{'' if denied else hint}")

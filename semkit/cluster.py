@@ -5,6 +5,7 @@ and a worker that dies costs the run it was at: Dask gives that run to another o
 """
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import product
@@ -17,8 +18,17 @@ from semkit.learn import LearnRecipe
 from semkit.neighbours.convolve import filtered_tests
 from semkit.study import MadeBy, crafted_noise, learned_row, training_set
 
-# In place of Dask's own wishes, a MALLOC_TRIM_THRESHOLD_ among them, which semkit.memory would have to undo.
-ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+# In place of Dask's own wishes, a MALLOC_TRIM_THRESHOLD_ among them, which semkit.memory would have to undo. What goes
+# wrong in a worker is raised here: it need not be told there as well.
+OF_A_WORKER = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+OF_A_WORKER["DASK_LOGGING__DISTRIBUTED"] = "critical"
+
+
+TRIES, PATIENCE = (
+    3,
+    30,
+)  # how often runs are given to new workers when all are lost, and the seconds one may take to come
+KILLED = "a run killed every worker it was given to, for want of memory perhaps"
 
 
 @contextmanager
@@ -38,9 +48,9 @@ def connected(workers: int | None = 2, address: str | None = None, patience: flo
         raise ValueError("runs on a cluster need dask.distributed: pip install semkit[cluster]") from None
     if address is None:
         # Any free port, where the usual one may be another cluster's.
-        quiet = dict(dashboard_address="127.0.0.1:0", silence_logs="ERROR", host="127.0.0.1")
+        quiet = dict(dashboard_address="127.0.0.1:0", silence_logs="CRITICAL", host="127.0.0.1")
         with (
-            dask.config.set({"distributed.nanny.pre-spawn-environ": ONE_THREAD}),
+            dask.config.set({"distributed.nanny.pre-spawn-environ": OF_A_WORKER}),
             LocalCluster(n_workers=workers, threads_per_worker=1, **quiet) as cluster,
             Client(cluster) as client,
         ):
@@ -83,11 +93,36 @@ def run_grid(
     """Every run of study.grid's rows made by the client's workers and kept in `cache`, where study.grid finds them.
 
     A learner starts when its noise is there. on_step("runs on n workers", done, total, {}) stops it by returning True.
-    Raises what a run raised, and ValueError for a run that killed worker after worker.
+    Raises what a run raised, and ValueError for a run that killed worker after worker, for a scheduler that is gone and
+    for one without workers.
     """
     from distributed import KilledWorker
 
     engine, cache = engine or Engine(), Path(cache).resolve()
+    how = (split, crafts, learners, countermeasures, seeds, engine, cache)
+    try:
+        for _ in range(TRIES):
+            _has_workers(client)
+            if _all_finished(client, _submitted(client, *how), on_step):
+                return
+            if client.status != "running":
+                raise ValueError(f"the Dask scheduler at {client.scheduler.address} is gone; finished runs are kept")
+    except KilledWorker as error:
+        raise ValueError(f"{KILLED} ({error})") from None
+    raise ValueError(f"{KILLED} (all of them, {TRIES} times)")
+
+
+def _has_workers(client) -> None:
+    """Raises ValueError where no worker comes within PATIENCE seconds."""
+    try:
+        client.wait_for_workers(1, timeout=PATIENCE)
+    except TimeoutError:
+        at = client.scheduler.address
+        raise ValueError(f"the Dask scheduler at {at} has no workers; start some: dask worker {at}") from None
+
+
+def _submitted(client, split: Split, crafts, learners, countermeasures, seeds, engine: Engine, cache: Path) -> list:
+    """The futures of all runs; those in the cache are over at once."""
     images = client.scatter(split, broadcast=True)
     learned_by = [client.scatter(recipe, broadcast=True, hash=False) for recipe in learners.values()]  # may hold images
     runs = []
@@ -99,17 +134,19 @@ def run_grid(
             client.submit(_learn, images, crafted, made_by, learn_by, first, seed, engine, cache, pure=False)
             for first, learn_by in product([(name,) for name in countermeasures] or [()], learned_by)
         ]
+    return runs
+
+
+def _all_finished(client, runs: list, on_step: Callable | None) -> bool:
+    """Waits for the runs; False if some were lost: with the scheduler, or with the last worker that had the images."""
     what = f"runs on {len(client.scheduler_info(n_workers=-1)['workers'])} workers"
-    try:
-        while True:
-            done = [run for run in runs if run.done()]
-            for failed in (run for run in done if run.status == "error"):
-                failed.result()
-            if on_step and on_step(what, len(done), len(runs), {}):
-                client.cancel(runs)
-                raise Interrupted("stopped; finished runs are kept")
-            if len(done) == len(runs):
-                return
-            time.sleep(0.2)
-    except KilledWorker as error:
-        raise ValueError(f"a run killed every worker it was given to, for want of memory perhaps ({error})") from None
+    while True:
+        status = Counter(run.status for run in runs)
+        for failed in (run for run in runs if run.status == "error"):
+            failed.result()
+        if on_step and on_step(what, status["finished"], len(runs), {}):
+            client.cancel(runs)
+            raise Interrupted("stopped; finished runs are kept")
+        if not status["pending"]:
+            return status["finished"] == len(runs)
+        time.sleep(0.2)

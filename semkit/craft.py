@@ -25,7 +25,7 @@ STARTS = ("random", "zero", "warm")
 OnStep = Callable[[int, int, dict], bool | None]
 
 
-class Interrupted(Exception):
+class Interrupted(parallel.Stopped):
     """Crafting was asked to stop; its state is on disk if a checkpoint was given."""
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -98,7 +99,8 @@ def save(noise: Noise, path: str | Path) -> None:
             save_file({"noise": levels}, file.name, metadata={"semkit": record})
             os.chmod(file.name, mode)
         except SafetensorError as error:
-            raise OSError(one_line(error)) from error
+            code = re.search(r"os error (\d+)", str(error))
+            raise (OSError(int(code[1]), os.strerror(int(code[1]))) if code else OSError(one_line(error))) from error
 
     atomic_write(path, content)
 

@@ -1,18 +1,23 @@
 """Several processes on one job, under torchrun: each holds its share of the images, their gradients are averaged.
 
 The first process runs the command as ever; the others serve it: what it hands to `together` all of them run. With one
-process every function here is the identity.
+process every function here is the identity. Gradients and what batch-norm remembers are averaged in one exchange a
+step; DistributedDataParallel, which averages gradients on the way back, would leave batch-norm the first one's memory.
 """
 
 import contextlib
 import contextvars
 import os
+import signal
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
+PATIENCE = timedelta(hours=1)  # with a process that is at the same job: a large step may take its time
+_within: dist.ProcessGroup | None = None  # the group of jobs: waits PATIENCE, no longer
+_broken = False  # whether this process has left a job that the others may still be at
 _together: contextvars.ContextVar[bool] = contextvars.ContextVar("together", default=False)
 
 
@@ -20,22 +25,33 @@ class LostProcess(RuntimeError):
     """A process of the group is gone."""
 
 
+class Stopped(Exception):
+    """The end of a job that all its processes raise at once: they are still together."""
+
+
 def place() -> tuple[int, int]:
     """(rank, number of processes) inside a job that all run together, (0, 1) elsewhere."""
-    return (dist.get_rank(), dist.get_world_size()) if _together.get() else (0, 1)
+    return member() if _together.get() else (0, 1)
+
+
+def member() -> tuple[int, int]:
+    """(rank, number of processes) of the group, (0, 1) where there is none."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
 
 
 def processes() -> int:
     """How many processes the group has, 1 where there is none."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    return member()[1]
 
 
 @contextlib.contextmanager
 def group() -> Iterator[bool]:
     """Joins the processes that torchrun started; True in the process that is to run the command.
 
-    Leaving it sends the serving processes home. Without torchrun: True, and nothing else.
+    Leaving it sends the serving processes home; they leave it to the first one what a signal to stop means. Without
+    torchrun: True, and nothing else.
     """
+    global _within
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield True
         return
@@ -43,18 +59,27 @@ def group() -> Iterator[bool]:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     # Serving processes wait as long as the first one is busy with what only it does.
     dist.init_process_group(timeout=timedelta(days=7))
+    _within = dist.new_group(timeout=PATIENCE)
+    if dist.get_rank():
+        _ignore_signals()
     try:
         yield dist.get_rank() == 0
     finally:
-        with contextlib.suppress(RuntimeError):  # who is gone needs not be told
-            if dist.get_rank() == 0:
+        _ignore_signals()  # torchrun's, which comes after the terminal's
+        if dist.get_rank() == 0 and not _broken:  # else they notice that the first one is gone
+            with contextlib.suppress(RuntimeError):  # who is gone needs not be told
                 _send(None)
         dist.destroy_process_group()
 
 
-def _send(job) -> object:
-    box = [job]
-    dist.broadcast_object_list(box)
+def _ignore_signals() -> None:
+    for asked_to_stop in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(asked_to_stop, signal.SIG_IGN)
+
+
+def _send(value, group: dist.ProcessGroup | None = None) -> object:
+    box = [value]
+    dist.broadcast_object_list(box, group=group)
     return box[0]
 
 
@@ -70,23 +95,30 @@ def _run(job: Callable, *arguments, **options):
         _together.reset(token)
 
 
-def serve(*ends: type[Exception]) -> None:
+def serve() -> None:
     """Runs what the first process hands out, until it leaves its group.
 
-    ends: what a job raises in all processes at once. Anything else ends this one, which the others then notice.
+    Raises what a job raises but Stopped; the other processes notice when this one has ended.
     """
-    with contextlib.suppress(LostProcess):  # the first one will say it, or is itself gone
-        while (job := _run(_send, None)) is not None:
-            with contextlib.suppress(*ends):
-                _run(job[0], *job[1])
+    while (job := _run(_send, None)) is not None:
+        with contextlib.suppress(Stopped):
+            _run(job[0], *job[1])
 
 
 def together(job: Callable, *arguments, **mine):
     """job(*arguments, **mine), run by every process of the group, the keywords in this one only; its result here."""
+    global _broken
     if processes() == 1 or _together.get():
         return job(*arguments, **mine)
     _send((job, arguments))
-    return _run(job, *arguments, **mine)
+    _broken = True
+    try:
+        made = _run(job, *arguments, **mine)
+    except Stopped:
+        _broken = False
+        raise
+    _broken = False
+    return made
 
 
 def mine(images):
@@ -106,7 +138,7 @@ def average_(tensors: list[torch.Tensor]) -> None:
     if place()[1] == 1 or not tensors:
         return
     flat = torch.cat([t.reshape(-1) for t in tensors])
-    dist.all_reduce(flat)
+    dist.all_reduce(flat, group=_within)
     flat /= place()[1]
     for tensor, mean in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
         tensor.copy_(mean.view_as(tensor))
@@ -123,13 +155,13 @@ def every(value) -> list:
     if size == 1:
         return [value]
     found = [None] * size
-    dist.all_gather_object(found, value)
+    dist.all_gather_object(found, value, group=_within)
     return found
 
 
 def first(value):
     """The first process's value, in all of them."""
-    return value if place()[1] == 1 else _send(value)
+    return value if place()[1] == 1 else _send(value, _within)
 
 
 def whole(part: torch.Tensor, n: int) -> torch.Tensor:

@@ -50,13 +50,26 @@ AUTO = Storage()
 
 
 def free_memory() -> int | None:
-    """Bytes that this machine, or container, has left for programs; None where the system does not say."""
-    info, limit = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
+    """Bytes that this machine and the control groups of this process have left; None where the system does not say."""
+    info, own = Path("/proc/meminfo"), Path("/proc/self/cgroup")
     if not info.exists():
         return None
     free = 1024 * int(re.search(r"MemAvailable:\s+(\d+) kB", info.read_text())[1])
-    text = limit.read_text().strip() if limit.exists() else "max"
-    return free if text == "max" else min(free, int(text))
+    group = re.search(r"^0::/(.*)$", own.read_text() if own.exists() else "", re.MULTILINE)
+    return max(0, min([free, *left_in_groups(Path("/sys/fs/cgroup"), group[1] if group else "")]))
+
+
+def left_in_groups(root: Path, name: str) -> list[int]:
+    """Bytes left in each control group from root/name up to root that has a limit; cached files count as free."""
+    left = []
+    for at in (root / name, *(root / name).parents):
+        limit = at / "memory.max"
+        if limit.exists() and (text := limit.read_text().strip()) != "max":
+            cached = re.search(r"^inactive_file (\d+)$", (at / "memory.stat").read_text(), re.MULTILINE)
+            left.append(int(text) - int((at / "memory.current").read_text()) + int(cached[1]))
+        if at == root:
+            break
+    return left
 
 
 def zeros(shape, dtype: torch.dtype, scratch: Path | None = None, device: str | torch.device = "cpu") -> torch.Tensor:

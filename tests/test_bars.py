@@ -51,6 +51,22 @@ def test_rows_that_miss_a_bar_are_seen(name, method, radius, last, missed):
     assert any(bar.startswith(missed) for bar in unmet(name, twin))
 
 
+def differing(rows, others):
+    """(method, radius) of which the interval of the differences, paired by seed, is without 0."""
+    last = [{(r["method"], r["training_radius"], r["seed"]): r["last"] for r in found} for found in (rows, others)]
+    assert last[0].keys() == last[1].keys()
+    cells = {(method, radius) for method, radius, _ in last[0]}
+    found = {cell: interval([last[0][*cell, s] - last[1][*cell, s] for s in range(3)]) for cell in cells}
+    return {cell for cell, (_, low, high) in found.items() if low > 0 or high < 0}
+
+
+def test_float32_and_bfloat16_come_to_the_same_within_their_intervals():
+    float32 = read_rows(ROOT / "results/shapes-demo/float32.csv")
+    assert differing(SETS["shapes-demo"], float32) == set()
+    twin = [{**row, "last": row["last"] + 0.2 * (row["method"] == "sem")} for row in float32]
+    assert differing(SETS["shapes-demo"], twin) == {("sem", 0), ("sem", 4)}
+
+
 def lines_of(text):
     """The cells of every line of the tables in Markdown, without the lines below their heads."""
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]

@@ -1,13 +1,16 @@
 """Runs on Dask: the same files as without it, a killed worker's run made again, one line where no scheduler is."""
 
+import json
 import os
 import signal
+import subprocess
 import sys
 import time
 
 import pytest
 from photos import image_split
 
+from semkit import cluster
 from semkit.craft import Interrupted
 from semkit.engine import Engine
 from semkit.presets import sweep_recipes
@@ -70,6 +73,57 @@ def test_a_killed_workers_run_is_made_again(client, tmp_path):
     run_grid(client, split, *RECIPES, seeds=(0, 1, 2), engine=ENGINE, cache=tmp_path, on_step=kill)
     assert killed
     assert len(grid(split, *RECIPES, seeds=(0, 1, 2), engine=ENGINE, cache=tmp_path, on_step=never)) == 6
+
+
+@pytest.mark.whole
+def test_the_only_worker_may_be_killed_as_well(tmp_path):
+    split, killed = image_split(20), []
+
+    def kill(what, done, total, metrics):
+        if done >= 2 and not killed:
+            killed.append(list(tmp_path.iterdir()))
+            os.kill(*client.run(os.getpid).values(), signal.SIGKILL)
+
+    with connected(1) as client:
+        run_grid(client, split, *RECIPES, seeds=(0, 1, 2), engine=ENGINE, cache=tmp_path, on_step=kill)
+    assert killed and set(killed[0]) < set(tmp_path.iterdir())
+    assert len(grid(split, *RECIPES, seeds=(0, 1, 2), engine=ENGINE, cache=tmp_path, on_step=never)) == 6
+
+
+def started(program, *arguments):
+    """A scheduler's or a worker's own process."""
+    command = [sys.executable, "-m", f"distributed.cli.dask_{program}", *arguments]
+    return subprocess.Popen(command, stderr=subprocess.DEVNULL)
+
+
+@pytest.fixture
+def scheduler(tmp_path):
+    """(process, address) of a scheduler without workers."""
+    told = tmp_path / "scheduler.json"
+    where = ("--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", told)
+    running = started("scheduler", *where)
+    while not told.exists() and running.poll() is None:
+        time.sleep(0.1)
+    yield running, json.loads(told.read_text())["address"]
+    running.kill()
+    running.wait()
+
+
+@pytest.mark.whole
+def test_a_scheduler_without_workers_and_one_that_goes_away_are_one_line_each(scheduler, tmp_path, monkeypatch):
+    running, address = scheduler
+    how = dict(seeds=(0, 1), engine=ENGINE, cache=tmp_path / "runs")
+    with connected(None, address) as client:
+        monkeypatch.setattr(cluster, "PATIENCE", 1)
+        with pytest.raises(ValueError, match=f"at {address} has no workers; start some: dask worker {address}"):
+            run_grid(client, image_split(20), *RECIPES, **how)
+        monkeypatch.undo()
+        worker = started("worker", address, "--no-nanny")
+        with pytest.raises(ValueError, match=f"scheduler at {address} is gone; finished runs are kept"):
+            run_grid(client, image_split(20), *RECIPES, on_step=lambda what, done, *_: done and running.kill(), **how)
+        worker.kill()
+        worker.wait()
+    assert list((tmp_path / "runs").iterdir())
 
 
 def test_stopping_keeps_what_is_finished(client, tmp_path):

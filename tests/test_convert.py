@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import copyreg
+import errno
 import io
 import os
 import pickle
@@ -582,6 +583,13 @@ def full_disk(room=1000):
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_noise_that_finds_no_room_names_its_file_and_the_reason(tmp_path):
+    levels = np.zeros((40, 3, 32, 32), np.int8)
+    with full_disk(), pytest.raises(OSError) as caught:
+        save(noise_of(levels), tmp_path / "noise.safetensors")
+    assert (caught.value.errno, caught.value.filename) == (errno.EFBIG, str(tmp_path / "noise.safetensors"))
 
 
 def test_a_full_disk_leaves_what_was_there_or_nothing(tmp_path):

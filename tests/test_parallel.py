@@ -2,13 +2,18 @@
 
 import json
 import os
+import resource
+import signal
 import socket
 import subprocess
 import sys
+import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from photos import make_photos
 from together import linear_step
 
 from semkit import parallel
@@ -16,17 +21,30 @@ from semkit import parallel
 SCRIPT = Path(__file__).with_name("together.py")
 
 
-def both(folder, **environment):
-    """(exit code, output) of each of two processes that run together.py side by side."""
+def side_by_side(*command, limited=None, **environment):
+    """Two processes of Python with the command as torchrun starts them; the `limited` one can write no large file."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     how = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), **environment}
-    running = [
-        subprocess.Popen([sys.executable, SCRIPT, folder], env={**how, "RANK": rank}, stdout=-1, stderr=-1, text=True)
-        for rank in "01"
-    ]
+    limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (4000, 4000))
+    return [
+        subprocess.Popen(
+            [sys.executable, *command], env={**how, "RANK": str(rank)}, stdout=-1, stderr=-1, text=True,
+            preexec_fn=limit if rank == limited else None,
+        )
+        for rank in (0, 1)
+    ]  # fmt: skip
+
+
+def ended(running):
+    """((output, errors), exit code) of each of the processes."""
     return [(process.communicate(timeout=120), process.returncode) for process in running]
+
+
+def both(folder, **environment):
+    """What two processes that run together.py side by side end with."""
+    return ended(side_by_side(SCRIPT, folder, **environment))
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +93,43 @@ def test_a_lost_process_is_said_in_one_line(tmp_path):
     (first, code), (_, other) = both(tmp_path, LOSE="1")
     assert code and other == -9
     assert first[1].strip().splitlines()[-1].endswith("a process of the group was lost; what was saved can be resumed")
+
+
+GONE = "a process of the group was lost; what was saved can be resumed"
+GOES_ON = "; the same command with --resume goes on from there"
+
+
+@pytest.fixture
+def protecting(tmp_path):
+    """A command that protects a few photos in some hundred steps, and saves its state after every one."""
+    make_photos(tmp_path / "photos", 8)
+    more = ["--preset", "lesson", "--size", "8", "--checkpoint-every", "0"]
+    return ["-m", "semkit", "protect", tmp_path / "photos", tmp_path / "out", *more]
+
+
+@pytest.mark.whole
+@pytest.mark.parametrize("limited", [0, 1])
+def test_what_goes_wrong_in_one_process_ends_both_with_a_line_each(limited, protecting):
+    found = ended(side_by_side(*protecting, limited=limited))
+    said = [errors.splitlines()[-1] for (_, errors), _ in found]
+    wrong, other = said[limited], said[1 - limited]
+    assert wrong.endswith(("File too large" + GOES_ON, "File too large")) and "state" in wrong
+    assert other.startswith("semkit: process 1 of 2: "[: 8 if limited else None]) and GONE in other
+    assert not any("Traceback" in errors for (_, errors), _ in found) and [code for _, code in found].count(0) == 0
+
+
+@pytest.mark.whole
+def test_a_signal_to_stop_is_the_first_ones_to_answer_however_often_it_comes(protecting, tmp_path):
+    running = side_by_side(*protecting)
+    while not list(tmp_path.glob("out/unfinished/*")) and running[0].poll() is None:
+        time.sleep(0.05)
+    for _ in range(2):  # from the terminal, and from torchrun
+        for process in running:
+            process.send_signal(signal.SIGINT)
+        time.sleep(0.05)
+    ((_, first), code), ((_, second), other) = ended(running)
+    assert first.splitlines()[-1].startswith("semkit: stopped after step ") and first.endswith(GOES_ON + "\n")
+    assert (code, other, second) == (130, 0, "")
 
 
 def test_one_process_is_itself():

@@ -61,6 +61,17 @@ def test_large_sets_go_to_disk_and_small_ones_to_memory(tmp_path):
         Storage("ram")
 
 
+def test_a_control_group_has_left_what_it_and_those_above_it_have_not_used(tmp_path):
+    groups = {"": ("max", 70, 1), "job": ("1000\n", 700, 100), "job/step": ("900", 500, 250), "other": ("5", 1, 0)}
+    for name, (limit, used, cached) in groups.items():
+        (tmp_path / name).mkdir(exist_ok=True)
+        (tmp_path / name / "memory.max").write_text(limit)
+        (tmp_path / name / "memory.current").write_text(f"{used}\n")
+        (tmp_path / name / "memory.stat").write_text(f"anon 3\ninactive_file {cached}\nactive_file 7\n")
+    assert storage.left_in_groups(tmp_path, "job/step") == [650, 400]
+    assert storage.left_in_groups(tmp_path, "job/gone") == [400] and storage.left_in_groups(tmp_path, "") == []
+
+
 def test_free_memory_is_between_nothing_and_all():
     assert 0 < storage.free_memory() < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 

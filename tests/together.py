@@ -100,4 +100,4 @@ if __name__ == "__main__":
             main(Path(sys.argv[1]))
         else:
             (Path(sys.argv[1]) / "pid").write_text(str(os.getpid()))
-            parallel.serve(Interrupted)
+            parallel.serve()

@@ -2,24 +2,30 @@
 
 import signal
 import sys
+import time
 from contextlib import contextmanager
 
 from tqdm import tqdm
+
+from semkit import parallel
+
+SAME = 5  # seconds within which torchrun's signal is the terminal's
 
 
 @contextmanager
 def progress():
     """An on_step(what, step, total, metrics) that draws a bar per job and returns True after Ctrl-C.
 
-    The first Ctrl-C lets the step finish, so that the saved state is whole; the second one ends at once.
+    The first Ctrl-C, or SIGTERM, lets the step finish, so that the saved state is whole; the second one ends at once.
     Bars are drawn on a terminal only.
     """
     bars, stop = {}, []
 
     def interrupt(*_):
-        if stop:
+        # A terminal asks torchrun as well, which passes it on.
+        if stop and (parallel.processes() == 1 or time.monotonic() - stop[0] > SAME):
             raise KeyboardInterrupt
-        stop.append(True)
+        stop.append(time.monotonic())
 
     def close():
         for bar in bars.values():
@@ -38,9 +44,10 @@ def progress():
         bar.update(step - bar.n)
         return bool(stop)
 
-    before = signal.signal(signal.SIGINT, interrupt)
+    before = {which: signal.signal(which, interrupt) for which in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield on_step
     finally:
-        signal.signal(signal.SIGINT, before)
+        for which, handler in before.items():
+            signal.signal(which, handler)
         close()

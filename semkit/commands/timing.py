@@ -7,11 +7,15 @@ from semkit.commands.telling import FINE, announce, print_json, tell
 
 def bench(options) -> int:
     """semkit bench: the engine against a plain reference; reports the table."""
-    from semkit.speed.bench import planned  # counting operations is imported with it: a moment the others need not pay
-    from semkit.speed.benchreport import markdown, run_bench
+    from semkit.speed import bench as timed  # counting operations is imported with it: a moment the others need not pay
+    from semkit.speed.benchreport import markdown, write_bench
 
+    if options.out:
+        options.out.mkdir(parents=True, exist_ok=True)  # fails before minutes of work, not after
     with progress() as on_step:
-        result = run_bench(planned(**vars(options)), engine_of(options), options.out, on_step=on_step, say=announce)
+        result = timed.bench(timed.planned(**vars(options)), engine_of(options), on_step=on_step, say=announce)
     print_json(options, result)
     tell(options, markdown(result))
+    if options.out:
+        write_bench(result, options.out)
     return FINE

@@ -5,9 +5,7 @@ from collections.abc import Sequence
 from itertools import cycle
 from pathlib import Path
 
-from semkit.engine import Engine
 from semkit.files import atomic_write
-from semkit.speed.bench import Plan, bench
 
 COLOURS = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"  # Okabe and Ito's
 
@@ -117,19 +115,11 @@ def draw(panels: Sequence, result: dict) -> None:
     panels[2].grid(axis="y", alpha=0.3)
 
 
-def run_bench(plan: Plan, engine: Engine, out: Path | None = None, **told) -> dict:
-    """bench(plan, engine, **told), written to the folder `out` as bench.json, table.md and figure.png.
-
-    Raises OSError before minutes of work where there can be no such folder.
-    """
-    if out:
-        out.mkdir(parents=True, exist_ok=True)
-    result = bench(plan, engine, **told)
-    if out:
-        atomic_write(out / "bench.json", json.dumps(result, indent=1, allow_nan=False).encode())
-        atomic_write(out / "table.md", (markdown(result) + "\n").encode())
-        _write_figure(result, out / "figure.png")
-    return result
+def write_bench(result: dict, out: Path) -> None:
+    """Writes what `bench` measured to the folder `out`, as bench.json, table.md and figure.png."""
+    atomic_write(out / "bench.json", json.dumps(result, indent=1, allow_nan=False).encode())
+    atomic_write(out / "table.md", (markdown(result) + "\n").encode())
+    _write_figure(result, out / "figure.png")
 
 
 def _write_figure(result: dict, path: Path) -> None:
