@@ -69,6 +69,14 @@ def has_fast_bf16(device: torch.device) -> bool:
     return any(getattr(torch.cpu, name, lambda: False)() for name in asked)
 
 
+def _set_up(device: str) -> None:
+    """This process, for passes on the device: freed memory is kept; on a GPU float32 is not TF32, and the same call
+    gives the same result."""
+    keep_freed()
+    if torch.device(device).type == "cuda":
+        torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic = False, True
+
+
 @dataclass(frozen=True)
 class Engine:
     """Where and how nets are run. `Engine()` takes a GPU if there is one, and bfloat16 where hardware has it.
@@ -77,7 +85,7 @@ class Engine:
     mode, and residual sums where a processor multiplies in bfloat16 (semkit.convolving); flat writes the folded net's
     input gradient down as a list of operations, the same bits (semkit.flat); batch_samples gives a net several EOT
     samples in one pass, where that changes none; compile gives the eval passes to torch.compile instead.
-    The first one has the whole process keep memory that is freed (memory.keep_freed), and cuDNN compute float32 in
+    Preparing a net has the whole process keep memory that is freed (memory.keep_freed), and cuDNN compute float32 in
     float32 and the same sums at every run.
     Raises ValueError for a device or precision that this machine or semkit does not have.
     """
@@ -113,9 +121,6 @@ class Engine:
             raise ValueError(f"precision must be auto, float32, bfloat16 or float64, got {precision!r}")
         object.__setattr__(self, "device", device)
         object.__setattr__(self, "precision", precision)
-        keep_freed()
-        if kind == "cuda":  # float32 is not to be TF32, and the same call is to give the same result
-            torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic = False, True
 
     @property
     def dtype(self) -> torch.dtype:
@@ -137,6 +142,7 @@ class Engine:
 
     def prepare(self, model: nn.Module) -> nn.Module:
         """The model, moved in place to this engine's device, dtype and memory layout."""
+        _set_up(self.device)  # here, since an engine may come by message to a process that has made none
         model.to(self.device, self.dtype, memory_format=self.layout)
         model.engine = self
         was_training = model.training

@@ -13,7 +13,7 @@ from nets import batch, far_from_fresh, net
 from scipy import stats
 from torch import nn
 
-from semkit import models
+from semkit import engine, models
 from semkit.engine import Engine, count_passes, evaluating, input_gradient, logits, predict, train_step
 from semkit.folding import Folded
 from semkit.perturb import PGD
@@ -132,11 +132,9 @@ def test_a_gpu_beyond_those_that_are_there_is_refused(monkeypatch):
 
 
 def test_on_a_gpu_float32_is_float32_and_sums_are_the_same_at_every_run(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     for flag in ("allow_tf32", "deterministic"):  # put back after the test
         monkeypatch.setattr(torch.backends.cudnn, flag, getattr(torch.backends.cudnn, flag))
-    Engine("cuda", "float32")
+    engine._set_up("cuda:1")
     assert not torch.backends.cudnn.allow_tf32 and torch.backends.cudnn.deterministic
 
 

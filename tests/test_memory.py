@@ -1,16 +1,19 @@
 """Freed memory stays with the process: the system is not asked for it again, unless the user's environment decides."""
 
 import os
+import pickle
 import subprocess
 import sys
 
 import pytest
 
+from semkit.engine import Engine
 from semkit.memory import THEIRS
 
 # A small net's pass, 20 times: eight activations, all of them freed.
 FAULTS = """
-import ctypes, resource
+import ctypes, pickle, resource
+import torch
 from semkit import Engine
 from semkit.memory import keep_freed
 {first}
@@ -39,9 +42,10 @@ def faults(first, **environment):
 
 
 @pytest.mark.skipif("CS_GNU_LIBC_VERSION" not in os.confstr_names, reason="only glibc is asked")
-def test_an_engine_keeps_what_is_freed_and_without_one_it_comes_back_page_by_page():
-    kept, yes = faults("Engine('cpu')")
-    given_back, no = faults("")
-    _, left_alone = faults("Engine('cpu')", MALLOC_MMAP_THRESHOLD_="100000")
+def test_a_prepared_net_keeps_what_is_freed_and_without_one_it_comes_back_page_by_page():
+    by_message = f"pickle.loads({pickle.dumps(Engine('cpu'))!r}).prepare(torch.nn.Linear(1, 1))"
+    kept, yes = faults(by_message)
+    given_back, no = faults("Engine('cpu')")
+    _, left_alone = faults(by_message, MALLOC_MMAP_THRESHOLD_="100000")
     assert yes and not no and not left_alone
     assert kept < 200 < 100_000 < given_back  # 20 * 8 blocks are 234,000 pages
