@@ -67,16 +67,15 @@ class _FlipCrop(torch.autograd.Function):
 
 def _flipped_and_cropped(x, flip, top, left, pad: int) -> torch.Tensor:
     n, c, h, w = x.shape
-    padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, *[pad] * 4))
-    rows, columns = torch.arange(h, device=x.device), torch.arange(w, device=x.device)
-    j = left[:, None] + columns
-    # Flipping the image before padding symmetrically is reading the padded one from the right.
-    j = torch.where(flip[:, None], w + 2 * pad - 1 - j, j)
-    high, wide = h + 2 * pad, w + 2 * pad
-    i = (torch.arange(n, device=x.device)[:, None] * high + top[:, None] + rows) * wide
-    index = i.int()[:, :, None] + j.int()[:, None, :]  # half as long as torch's own integers
-    # Rows of C channels: one gather, and the result lies in channels_last memory.
-    return padded.reshape(-1, c).index_select(0, index.flatten()).view(n, h, w, c).permute(0, 3, 1, 2)
+    # Rows of C channels, and one of zeros that stands for all that is outside: one gather, its result in channels_last.
+    table, outside = torch.cat([x.permute(0, 2, 3, 1).reshape(-1, c), x.new_zeros(1, c)]), n * h * w
+    i = top[:, None] + torch.arange(-pad, h - pad, device=x.device)
+    j = left[:, None] + torch.arange(-pad, w - pad, device=x.device)
+    first = torch.arange(n, device=x.device)[:, None] * h
+    i = torch.where((i >= 0) & (i < h), (first + i) * w, outside)
+    j = torch.where((j >= 0) & (j < w), torch.where(flip[:, None], w - 1 - j, j), outside)
+    index = (i.int()[:, :, None] + j.int()[:, None, :]).clamp_(max=outside)  # half as long as torch's own integers
+    return table.index_select(0, index.flatten()).view(n, h, w, c).permute(0, 3, 1, 2)
 
 
 @dataclass(frozen=True)
