@@ -74,7 +74,8 @@ def _flipped_and_cropped(x, flip, top, left, pad: int) -> torch.Tensor:
     first = torch.arange(n, device=x.device)[:, None] * h
     i = torch.where((i >= 0) & (i < h), (first + i) * w, outside)
     j = torch.where((j >= 0) & (j < w), torch.where(flip[:, None], w - 1 - j, j), outside)
-    index = (i.int()[:, :, None] + j.int()[:, None, :]).clamp_(max=outside)  # half as long as torch's own integers
+    short = torch.int32 if outside < 2**30 else torch.int64  # half as long as torch's own integers
+    index = (i.to(short)[:, :, None] + j.to(short)[:, None, :]).clamp_(max=outside)
     return table.index_select(0, index.flatten()).view(n, h, w, c).permute(0, 3, 1, 2)
 
 

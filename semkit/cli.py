@@ -21,11 +21,15 @@ RUN = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs a command; 0: fine, 1: a check failed, 2: bad input, 130: stopped by Ctrl-C."""
-    with parallel.group() as leads:
-        if leads:
-            return _main(sys.argv[1:] if arguments is None else arguments)
-        return _told(parallel.serve, who="process {} of {}: ".format(*parallel.member()))
+    """Runs a command; 0: fine, 1: a check failed, 2: bad input, 130: stopped by Ctrl-C or SIGTERM."""
+    shown_before, warnings.showwarning = warnings.showwarning, _once()
+    try:
+        with parallel.group() as leads:
+            if leads:
+                return _main(sys.argv[1:] if arguments is None else arguments)
+            return _told(parallel.serve, who="process {} of {}: ".format(*parallel.member()))
+    finally:
+        warnings.showwarning = shown_before
 
 
 def _once() -> Callable:
@@ -33,16 +37,16 @@ def _once() -> Callable:
     told = set()
 
     def show(message, *_):
-        if str(message) not in told:
-            told.add(str(message))
-            announce(f"semkit: {message}")
+        line = " ".join(str(message).split())
+        if line not in told:
+            told.add(line)
+            announce(f"semkit: {line}")
 
     return show
 
 
 def _main(arguments: list[str]) -> int:
     options = parse(arguments)
-    warnings.showwarning = _once()
     return _told(lambda: RUN[options.command](options), f"; {options.again}" if options.again else "")
 
 

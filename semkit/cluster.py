@@ -24,11 +24,8 @@ OF_A_WORKER = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPE
 OF_A_WORKER["DASK_LOGGING__DISTRIBUTED"] = "critical"
 
 
-TRIES, PATIENCE = (
-    3,
-    30,
-)  # how often runs are given to new workers when all are lost, and the seconds one may take to come
-KILLED = "a run killed every worker it was given to, for want of memory perhaps"
+TRIES = 3  # how often runs that were lost are given out again, with nothing finished in between
+PATIENCE = 30  # seconds that a worker may take to come
 
 
 @contextmanager
@@ -100,16 +97,23 @@ def run_grid(
 
     engine, cache = engine or Engine(), Path(cache).resolve()
     how = (split, crafts, learners, countermeasures, seeds, engine, cache)
+    at, tries, kept = client.scheduler.address, 0, None
     try:
-        for _ in range(TRIES):
+        while tries < TRIES:
             _has_workers(client)
             if _all_finished(client, _submitted(client, *how), on_step):
                 return
             if client.status != "running":
-                raise ValueError(f"the Dask scheduler at {client.scheduler.address} is gone; finished runs are kept")
+                raise OSError
+            before, kept = kept, len(list(cache.glob("*")))
+            tries = 1 if kept != before else tries + 1
     except KilledWorker as error:
-        raise ValueError(f"{KILLED} ({error})") from None
-    raise ValueError(f"{KILLED} (all of them, {TRIES} times)")
+        raise ValueError(f"a run killed every worker it was given to, for want of memory perhaps ({error})") from None
+    except OSError:
+        if client.status == "running":
+            raise
+        raise ValueError(f"the Dask scheduler at {at} is gone; finished runs are kept") from None
+    raise ValueError(f"runs were lost {TRIES} times, and their workers with them; finished runs are kept")
 
 
 def _has_workers(client) -> None:
@@ -138,7 +142,7 @@ def _submitted(client, split: Split, crafts, learners, countermeasures, seeds, e
 
 
 def _all_finished(client, runs: list, on_step: Callable | None) -> bool:
-    """Waits for the runs; False if some were lost: with the scheduler, or with the last worker that had the images."""
+    """Waits for the runs; False if some were lost, with the scheduler or with a worker that had what others need."""
     what = f"runs on {len(client.scheduler_info(n_workers=-1)['workers'])} workers"
     while True:
         status = Counter(run.status for run in runs)

@@ -104,6 +104,7 @@ class Convolution(nn.Conv2d):
             conv.groups, bias=True, padding_mode=conv.padding_mode, device=conv.weight.device,
             dtype=dtype or conv.weight.dtype,
         )  # fmt: skip
+        self.weight = nn.Parameter(torch.empty_like(conv.weight, dtype=dtype), requires_grad=False)  # in its layout
         self.requires_grad_(False)
         plain = self.dilation == (1, 1) and self.groups == 1 and self.padding_mode == "zeros"
         plain = plain and not isinstance(self.padding, str) and self.stride[0] == self.stride[1]

@@ -70,8 +70,9 @@ def has_fast_bf16(device: torch.device) -> bool:
 
 
 def _set_up(device: str) -> None:
-    """This process, for passes on the device: freed memory is kept; on a GPU float32 is not TF32, and the same call
-    gives the same result."""
+    """This process, for passes on the device: freed memory is kept; on a GPU convolutions in float32 are not in TF32,
+    and give the same at every run.
+    """
     keep_freed()
     if torch.device(device).type == "cuda":
         torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic = False, True
@@ -85,8 +86,8 @@ class Engine:
     mode, and residual sums where a processor multiplies in bfloat16 (semkit.convolving); flat writes the folded net's
     input gradient down as a list of operations, the same bits (semkit.flat); batch_samples gives a net several EOT
     samples in one pass, where that changes none; compile gives the eval passes to torch.compile instead.
-    Preparing a net has the whole process keep memory that is freed (memory.keep_freed), and cuDNN compute float32 in
-    float32 and the same sums at every run.
+    Preparing a net has the whole process keep memory that is freed (memory.keep_freed), and cuDNN's convolutions
+    compute float32 in float32 and the same sums at every run.
     Raises ValueError for a device or precision that this machine or semkit does not have.
     """
 
@@ -128,7 +129,10 @@ class Engine:
         return torch.float64 if self.precision == "float64" else torch.float32
 
     def settings(self) -> dict:
-        """What a result may depend on besides its seed, for reports and the names of kept runs; a list changes none."""
+        """What a result may depend on besides its seed, for reports and the names of kept runs; a list changes none.
+
+        As it was asked for: how_run says where torch.compile failed.
+        """
         return {
             "device": torch.device(self.device).type, "precision": self.precision,
             "channels_last": self.layout == torch.channels_last, "folded": self.fold,
@@ -148,7 +152,8 @@ class Engine:
         was_training = model.training
         # Not a sub-module: its weights are the model's own, and must not be saved or trained twice.
         inside = torch.bfloat16 if self.precision == "bfloat16" else None
-        folded = Folded(model.eval(), self.compile, inside) if self.fold else None
+        how = (self.compile, inside, self.layout == torch.channels_last)
+        folded = Folded(model.eval(), *how) if self.fold else None
         object.__setattr__(model, "folded", folded)
         listed = self.flat and folded and folded.why_not is None and not alphas(model)  # drawn anew at every pass
         object.__setattr__(model, "flat", Flat(partial(_gradient, self.autocast), folded) if listed else None)
@@ -172,6 +177,10 @@ def _why_not_listed(engine: Engine, folded: Folded | None, flat: Flat | None) ->
     return "noise is injected" if folded and folded.why_not is None else "not folded"
 
 
+def _at_once(engine: Engine) -> int:
+    return PIXELS_AT_ONCE[torch.device(engine.device).type]
+
+
 def how_run(model: nn.Module) -> str:
     """How the passes of a prepared model are made and, where not in the fast way, why: a line for reports."""
     engine, folded, flat = model.engine, model.folded, model.flat
@@ -180,7 +189,7 @@ def how_run(model: nn.Module) -> str:
         "folded": folded.why_not if folded else OFF,
         **({"compiled": folded.not_compiled} if engine.compile else {}),
         "listed": _why_not_listed(engine, folded, flat),
-        "samples batched": None if engine.batch_samples else OFF,
+        f"samples batched up to {_at_once(engine)} pixels": None if engine.batch_samples else OFF,
     }
     ways = [way if why is None else f"not {way} ({why})" for way, why in why_not.items()]
     return ", ".join((engine.device, engine.precision, *ways))
@@ -206,7 +215,7 @@ def together(model: nn.Module, x: torch.Tensor) -> int:
     engine = getattr(model, "engine", None)
     if not (engine and engine.batch_samples) or alphas(model):
         return 1
-    return max(1, PIXELS_AT_ONCE[torch.device(engine.device).type] // x[:, 0].numel())
+    return max(1, _at_once(engine) // x[:, 0].numel())
 
 
 def _autocast(model: nn.Module):
@@ -214,11 +223,17 @@ def _autocast(model: nn.Module):
     return engine.autocast() if engine else contextlib.nullcontext()
 
 
+def _in_layout(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """x as the engine has images lie: augmentations leave them in channels_last."""
+    engine = getattr(model, "engine", None)
+    return x.contiguous(memory_format=engine.layout) if engine else x
+
+
 def logits(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
     """model(x) in the model's mode and precision, as floats of x's dtype."""
     folded = None if model.training else getattr(model, "folded", None)
     with _autocast(model):
-        out = (folded or model)(x)
+        out = (folded or model)(_in_layout(model, x))
     return out.to(x.dtype)
 
 
@@ -237,7 +252,7 @@ def input_gradient(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.
     """
     _count("input_gradient", len(x))
     with evaluating(model):
-        flat = getattr(model, "flat", None)
+        flat, x = getattr(model, "flat", None), _in_layout(model, x)
         return flat(x, y) if flat else _gradient(contextlib.nullcontext, partial(logits, model), x, y)
 
 

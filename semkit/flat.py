@@ -8,13 +8,14 @@ is a CUDA graph: one launch for some hundred.
 
 from collections import Counter
 from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch import Tensor
 from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from semkit.folding import Folded
+from semkit.folding import TRACING, Folded
 from semkit.rewriting import Layout, laid_out, rewritten
 
 CALLS_BEFORE = 100  # of a shape: writing down takes as long as what so many calls save, and odd shapes come once
@@ -32,7 +33,8 @@ def _listed(gradient: Callable, folded: Folded, x: Tensor, y: Tensor) -> tuple[C
         named = dict(zip(weights, given, strict=True))
         return gradient(lambda x: functional_call(folded.graph, named, (x,)), x, y)
 
-    listed = make_fx(of_weights)(x, y, *(weight.detach() for weight in weights.values()))
+    with TRACING:
+        listed = make_fx(of_weights)(x, y, *(weight.detach() for weight in weights.values()))
     layouts = rewritten(listed)  # which makes the list's code anew
     return listed.forward, layouts
 
@@ -69,21 +71,28 @@ class Captured:
 
     def __init__(self, gradient: Callable, folded: Folded, x: Tensor, y: Tensor):
         self.folded, self.given = folded, (x.clone(), y.clone())
-        aside = torch.cuda.Stream(x.device)  # what is captured has to have run before, on another stream than the usual
-        aside.wait_stream(torch.cuda.current_stream(x.device))
-        with torch.cuda.stream(aside):
-            gradient(folded, *self.given)
-        torch.cuda.current_stream(x.device).wait_stream(aside)
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
-            self.made = gradient(folded, *self.given)
+        with torch.cuda.device(x.device):
+            aside = torch.cuda.Stream()  # what is captured has to have run before, on another stream than the usual one
+            aside.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(aside):
+                gradient(folded, *self.given)
+            torch.cuda.current_stream().wait_stream(aside)
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph, pool=_pool(), stream=aside, capture_error_mode="thread_local"):
+                self.made = gradient(folded, *self.given)
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
         self.folded.refresh()
         for mine, given in zip(self.given, (x, y), strict=True):
             mine.copy_(given)
         self.graph.replay()
-        return self.made.clone()  # the next call writes over it
+        return self.made.clone()  # the next graph that runs writes over it
+
+
+@cache
+def _pool() -> tuple:
+    """The memory that all graphs of this process share: one runs at a time."""
+    return torch.cuda.graph_pool_handle()
 
 
 class Flat:
@@ -116,7 +125,8 @@ class Flat:
             return
         try:
             written = (Captured if x.is_cuda else Written)(self.gradient, self.folded, x, y)
-            differs = not torch.equal(written(x, y), self.gradient(self.folded, x, y))
+            other = 1 - x, y.roll(1, 0)  # not what it was made with, which a list may hold by mistake
+            differs = any(not torch.equal(written(*at), self.gradient(self.folded, *at)) for at in ((x, y), other))
         except Exception as error:  # whatever an operation raises that cannot be written down, or run in another form
             self.why_not = " ".join(str(error).split())[:200]
             return

@@ -1,6 +1,7 @@
 """The eval-mode net that most passes run: batch-norm folded into the convolution before it, compiled if asked."""
 
 import operator
+import threading
 import warnings
 from collections import Counter
 
@@ -11,6 +12,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from semkit.convolving import Convolution, has_own
 
+TRACING = threading.Lock()  # one tracer at a time: each puts back what it found in torch's own Module
 ADDITIONS = (operator.add, torch.add, "add", "add_")
 
 
@@ -29,6 +31,26 @@ def _of_compiling(error: Exception) -> bool:
     return isinstance(error, OSError) or "TorchDynamoException" in (kind.__name__ for kind in type(error).__mro__)
 
 
+class _Tracer(fx.Tracer):
+    """A tracer of what its own thread calls: torch hands it the calls of every module in the process meanwhile."""
+
+    def __init__(self):
+        super().__init__()
+        self.thread = threading.get_ident()
+
+    def call_module(self, m: nn.Module, forward, args, kwargs):
+        if threading.get_ident() != self.thread:
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
+
+
+def _traced(model: nn.Module) -> fx.GraphModule:
+    """fx.symbolic_trace(model), also while other threads run nets."""
+    with TRACING:
+        graph = _Tracer().trace(model)
+    return fx.GraphModule(model, graph, type(model).__name__)
+
+
 class Folded:
     """model(x) in eval mode with every conv -> batch-norm pair as one convolution; follows the model's weights.
 
@@ -39,27 +61,28 @@ class Folded:
     place: Engine.prepare the model anew after those. `why_not` says why a model could not be traced; it then runs as
     it is. compiled: through torch.compile, which takes seconds at the first call and at every new shape; where it fails
     it warns, once, and not_compiled says why: all is then as if it had not been asked for. dtype: what the folded
-    weights are kept in, so that autocast has nothing to round at every call. In bfloat16 on a processor, uncompiled,
-    convolutions also make the sums of residual nets and, on the way back, those of their gradients: each is rounded
-    once, not twice, and saves a pass over memory. Not so in nets that write over what they have computed.
+    weights are kept in, so that autocast has nothing to round at every call. native: in bfloat16 on a processor,
+    uncompiled, convolutions (in channels_last) also make the sums of residual nets and, on the way back, those of their
+    gradients: each is rounded once, not twice, and saves a pass over memory. Not so in nets that write over what they
+    have computed. New weights are written over the old ones: go back through a graph before its net's weights change.
     """
 
-    def __init__(self, model: nn.Module, compiled: bool = False, dtype: torch.dtype | None = None):
-        self.model, self.dtype, self.why_not, self.not_compiled = model, dtype, None, None
+    def __init__(self, model: nn.Module, compiled: bool = False, dtype: torch.dtype | None = None, native: bool = True):
+        self.model, self.dtype, self.native, self.why_not, self.not_compiled = model, dtype, native, None, None
         self.sources = [*model.parameters(), *model.buffers()]
         self._build(compiled)
 
     def _build(self, compiled: bool) -> None:
         self.pairs, self.version, self.run, self.compiled = [], None, None, compiled
         try:
-            self.graph = fx.symbolic_trace(self.model)
+            self.graph = _traced(self.model)
         except Exception as error:  # whatever a model's own forward raises when it meets a symbol
             self.why_not, self.compiled = " ".join(str(error).split())[:200], False
             if compiled:
                 self._tell("the net cannot be traced")
             return
         here = not compiled and not any(values.is_cuda for values in self.sources)
-        native = here and self.dtype == torch.bfloat16 and has_own()
+        native = here and self.native and self.dtype == torch.bfloat16 and has_own()
         self._fold(native)
         if native and not any(map(self._writes_over, self.graph.graph.nodes)):
             self._sum_inside()

@@ -99,7 +99,7 @@ def save(noise: Noise, path: str | Path) -> None:
             save_file({"noise": levels}, file.name, metadata={"semkit": record})
             os.chmod(file.name, mode)
         except SafetensorError as error:
-            code = re.search(r"os error (\d+)", str(error))
+            code = os.name == "posix" and re.search(r"os error (\d+)", str(error))
             raise (OSError(int(code[1]), os.strerror(int(code[1]))) if code else OSError(one_line(error))) from error
 
     atomic_write(path, content)

@@ -9,6 +9,7 @@ import contextlib
 import contextvars
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 
@@ -48,10 +49,10 @@ def processes() -> int:
 def group() -> Iterator[bool]:
     """Joins the processes that torchrun started; True in the process that is to run the command.
 
-    Leaving it sends the serving processes home; they leave it to the first one what a signal to stop means. Without
-    torchrun: True, and nothing else.
+    Leaving it sends the serving processes home. What a signal to stop means is the first one's to say; the others
+    ignore it, and so does that one when it has left. Without torchrun: True, and nothing else.
     """
-    global _within
+    global _within, _broken
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield True
         return
@@ -59,13 +60,13 @@ def group() -> Iterator[bool]:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     # Serving processes wait as long as the first one is busy with what only it does.
     dist.init_process_group(timeout=timedelta(days=7))
-    _within = dist.new_group(timeout=PATIENCE)
+    _within, _broken = dist.new_group(timeout=PATIENCE), False
     if dist.get_rank():
         _ignore_signals()
     try:
         yield dist.get_rank() == 0
     finally:
-        _ignore_signals()  # torchrun's, which comes after the terminal's
+        _ignore_signals()  # to the end: torchrun's comes after the terminal's
         if dist.get_rank() == 0 and not _broken:  # else they notice that the first one is gone
             with contextlib.suppress(RuntimeError):  # who is gone needs not be told
                 _send(None)
@@ -73,8 +74,9 @@ def group() -> Iterator[bool]:
 
 
 def _ignore_signals() -> None:
-    for asked_to_stop in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(asked_to_stop, signal.SIG_IGN)
+    if threading.current_thread() is threading.main_thread():  # others may not
+        for asked_to_stop in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(asked_to_stop, signal.SIG_IGN)
 
 
 def _send(value, group: dist.ProcessGroup | None = None) -> object:

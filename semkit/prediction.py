@@ -1,7 +1,7 @@
 """What work will cost before it is done: passes by its recipes, seconds by a short probe of their nets."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 
@@ -12,12 +12,23 @@ from semkit.flat import CALLS_BEFORE
 from semkit.learn import LearnRecipe
 
 ENOUGH = 0.5  # seconds after which a pass is not timed once more
-_speeds: dict[tuple, tuple[float, float]] = {}  # of this process
+_speeds: dict[tuple, tuple[float, float, float]] = {}  # of this process
+
+
+def _all_of(recipes: Iterable[CraftRecipe | LearnRecipe], n: int) -> Iterator[tuple[CraftRecipe | LearnRecipe, int]]:
+    """Every recipe with the number of its images: n, and those of the trainings that learners begin with, once."""
+    begun = {}
+    for recipe in recipes:
+        yield recipe, n
+        if first := getattr(recipe, "pretrained", None):
+            begun[id(first)] = first
+    for first in begun.values():
+        yield from _all_of([first.recipe], len(first.images))
 
 
 def cost(recipes: Iterable[CraftRecipe | LearnRecipe], n: int) -> Passes:
     """The passes of all these recipes, each for n images."""
-    costs = [recipe.cost(n) for recipe in recipes]
+    costs = [recipe.cost(images) for recipe, images in _all_of(recipes, n)]
     return Passes(sum(one.input_gradient for one in costs), sum(one.training for one in costs))
 
 
@@ -30,31 +41,33 @@ def seconds(
     one was not.
     """
     total = 0.0
-    for recipe in recipes:
+    for recipe, images in _all_of(recipes, n):
         net = recipe.surrogate if isinstance(recipe, CraftRecipe) else recipe.model
-        passes, batch = recipe.cost(n), min(recipe.sgd.batch, n)
+        passes, batch = recipe.cost(images), min(recipe.sgd.batch, images)
         key = net, classes, recipe.augment.output_size(size), batch, engine
         if key not in _speeds:
             if not probe:
                 return None
-            _speeds[key] = _probed(*key, often=passes.input_gradient > CALLS_BEFORE * batch)
-        gradient, training = _speeds[key]
-        total += passes.input_gradient * gradient + passes.training * training
+            _speeds[key] = _probed(*key)
+        first, later, training = _speeds[key]
+        at_first = min(passes.input_gradient, CALLS_BEFORE * batch)
+        total += at_first * first + (passes.input_gradient - at_first) * later + passes.training * training
     return total
 
 
-def _probed(net: str, classes: int, side: int, batch: int, engine: Engine, often: bool) -> tuple[float, float]:
-    """Seconds of an input gradient and of a training pass, an image. often: many gradients of the shape will come."""
+def _probed(net: str, classes: int, side: int, batch: int, engine: Engine) -> tuple[float, float, float]:
+    """Seconds an image of an input gradient, at first and when it has a list, and of a training pass."""
     model = engine.prepare(models.build(net, classes, size=side))
     optimizer = torch.optim.SGD(model.parameters(), 0.0)
     x = engine.images(torch.zeros((batch, 3, side, side), dtype=torch.uint8))
     y = torch.zeros(batch, dtype=torch.int64, device=engine.device)
-    if often and model.flat and not engine.compile:
-        with evaluating(model):
-            model.flat.write(x, y)
     with count_passes():  # these are no part of the work
-        gradient = _fastest(lambda: input_gradient(model, x, y), x)
-        return gradient, _fastest(lambda: train_step(model, optimizer, x, y), x)
+        first = later = _fastest(lambda: input_gradient(model, x, y), x)
+        if model.flat and not model.folded.compiled:
+            with evaluating(model):
+                model.flat.write(x, y)
+            later = _fastest(lambda: input_gradient(model, x, y), x)
+        return first, later, _fastest(lambda: train_step(model, optimizer, x, y), x)
 
 
 def _fastest(run: Callable, x: torch.Tensor) -> float:

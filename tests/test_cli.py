@@ -403,17 +403,21 @@ def test_every_report_says_how_the_passes_were_made(here, capsys):
     report = json.loads((here / "out/report.json").read_text())
     assert report["engine"] == (
         "cpu, float32, not channels_last (switched off), not folded (switched off), not listed (not folded), "
-        "samples batched"
+        "samples batched up to 131072 pixels"
     )
     assert (report["folded"], report["channels_last"]) == (False, False)
     assert run(*protect, "list", "batching", "--", "out2") == 0
     assert json.loads((here / "out2/report.json").read_text())["engine"] == (
-        "cpu, float32, channels_last, folded, not listed (switched off), not samples batched (switched off)"
+        "cpu, float32, channels_last, folded, not listed (switched off), not samples batched up to 131072 "
+        "pixels (switched off)"
     )
     capsys.readouterr()
     how = [*QUICK, "--precision", "float32", "--json"]
     assert run("learn", "photos", *how) == 0
-    usual = "cpu, float32, channels_last, folded, not listed (too few passes of one shape), samples batched"
+    usual = (
+        "cpu, float32, channels_last, folded, not listed (too few passes of one shape), "
+        "samples batched up to 131072 pixels"
+    )
     assert [row["engine"] for row in json.loads(capsys.readouterr().out)["rows"]] == [usual]
     assert run("sweep", "photos", *how, "--seeds", 1, "--radii", 0, "--methods", "clean", "em", "--out", "rows") == 0
     rows = json.loads(capsys.readouterr().out)

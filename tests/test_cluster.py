@@ -102,7 +102,7 @@ def scheduler(tmp_path):
     told = tmp_path / "scheduler.json"
     where = ("--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", told)
     running = started("scheduler", *where)
-    while not told.exists() and running.poll() is None:
+    while not (told.exists() and told.read_text().endswith("}")) and running.poll() is None:
         time.sleep(0.1)
     yield running, json.loads(told.read_text())["address"]
     running.kill()
@@ -118,11 +118,14 @@ def test_a_scheduler_without_workers_and_one_that_goes_away_are_one_line_each(sc
         with pytest.raises(ValueError, match=f"at {address} has no workers; start some: dask worker {address}"):
             run_grid(client, image_split(20), *RECIPES, **how)
         monkeypatch.undo()
+        on_step = lambda what, done, *_: done and running.kill()  # noqa: E731
         worker = started("worker", address, "--no-nanny")
-        with pytest.raises(ValueError, match=f"scheduler at {address} is gone; finished runs are kept"):
-            run_grid(client, image_split(20), *RECIPES, on_step=lambda what, done, *_: done and running.kill(), **how)
-        worker.kill()
-        worker.wait()
+        try:
+            with pytest.raises(ValueError, match=f"scheduler at {address} is gone; finished runs are kept"):
+                run_grid(client, image_split(20), *RECIPES, on_step=on_step, **how)
+        finally:
+            worker.kill()
+            worker.wait()
     assert list((tmp_path / "runs").iterdir())
 
 

@@ -223,6 +223,21 @@ def test_a_prepared_net_answers_as_the_plain_one_before_and_after_training(name)
     assert all(w.requires_grad for w in model.parameters())
 
 
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_all_that_a_folded_convolution_meets_lies_as_the_engine_has_it(layout, precision):
+    model, found = Engine("cpu", precision, layout=layout).prepare(net()), []
+    lies = lambda values: values.is_contiguous(memory_format=layout)  # noqa: E731
+    for conv, _, fused in model.folded.pairs:
+        assert fused.weight.stride() == conv.weight.stride()
+        fused.register_forward_pre_hook(lambda _, given: found.append(lies(given[0])))
+    x, y = batch()
+    for images in (x.contiguous(), x.contiguous(memory_format=torch.channels_last)):
+        input_gradient(model, images, y)
+        predict(model, images)
+    assert len(found) == 4 * len(model.folded.pairs) and all(found)
+
+
 def plain(channels=8):
     """Convolutions of stride 1 one after another, for four classes."""
     layers = [nn.Conv2d(3, channels, 3, 1, 1), nn.BatchNorm2d(channels), nn.ReLU(), nn.Conv2d(channels, channels, 3)]
@@ -265,6 +280,39 @@ def step_in_eval_mode(model, x, y):
 @torch.no_grad()
 def turn_a_weight(model, x, y):
     model[1].weight.copy_(model[1].weight.flip(0))
+
+
+def test_nets_are_prepared_in_several_threads_while_others_run():
+    x, y = batch()
+    ready, stop, errors = Engine("cpu", "float32").prepare(net()), threading.Event(), []
+    expected = ready.folded.graph.code
+
+    def trains():
+        while not stop.is_set():
+            train_step(ready, sgd(ready), x, y)
+
+    def prepares():
+        for _ in range(20):
+            model = Engine("cpu", "float32").prepare(net())
+            assert model.folded.graph.code == expected
+            model.flat.write(x, y)
+            assert model.flat.why_not is None
+
+    def noting(work):
+        try:
+            work()
+        except BaseException as error:
+            errors.append(error)
+
+    before = nn.Module.__call__
+    threads = [threading.Thread(target=noting, args=(work,)) for work in (trains, prepares, prepares)]
+    for thread in threads:
+        thread.start()
+    for thread in threads[1:]:
+        thread.join()
+    stop.set()
+    threads[0].join()
+    assert not errors and nn.Module.__call__ is before
 
 
 WRITES = {

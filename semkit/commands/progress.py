@@ -48,6 +48,7 @@ def progress():
     try:
         yield on_step
     finally:
-        for which, handler in before.items():
-            signal.signal(which, handler)
+        if parallel.processes() == 1:  # else torchrun's own signal may still come
+            for which, handler in before.items():
+                signal.signal(which, handler)
         close()

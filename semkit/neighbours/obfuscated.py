@@ -106,6 +106,7 @@ def defence_rows(
             judge = Behind(net, transform, seed) if behind else net
             cost = row["passes"] + behind * transform.passes * len(split.train)
             about = {"defence": name, "seed": seed, "radius": radius, "n": len(images), "clean_accuracy": row["last"]}
+            about["engine"] = row["engine"]
             found = attacked_rows(judge, attacks, images, seed=seed)
             rows += [{**about, "training_passes": cost, **row} for row in found]
     return rows
