@@ -23,7 +23,6 @@ from semkit.study import MadeBy, crafted_noise, learned_row, training_set
 OF_A_WORKER = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
 OF_A_WORKER["DASK_LOGGING__DISTRIBUTED"] = "critical"
 
-
 TRIES = 3  # how often runs that were lost are given out again, with nothing finished in between
 PATIENCE = 30  # seconds that a worker may take to come
 

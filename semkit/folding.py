@@ -88,7 +88,7 @@ class Folded:
             self._sum_inside()
             self._keep_inside()
         self.graph.recompile()
-        self.kind = str(self.graph), self.dtype  # the same for nets that are built alike
+        self.kind = str(self.graph), self.dtype, native  # the same for nets that are built alike
 
     def _tell(self, why: str) -> None:
         self.not_compiled = why
