@@ -58,6 +58,8 @@ def group() -> Iterator[bool]:
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+    from torch.distributed.nn import functional  # noqa: F401  # imported later, its defaults would hold this group
+
     # Serving processes wait as long as the first one is busy with what only it does.
     dist.init_process_group(timeout=timedelta(days=7))
     _within, _broken = dist.new_group(timeout=PATIENCE), False
@@ -70,6 +72,7 @@ def group() -> Iterator[bool]:
         if dist.get_rank() == 0 and not _broken:  # else they notice that the first one is gone
             with contextlib.suppress(RuntimeError):  # who is gone needs not be told
                 _send(None)
+        _within = None  # threads of a group that somebody holds may abort the interpreter at its end
         dist.destroy_process_group()
 
 
@@ -91,7 +94,8 @@ def _run(job: Callable, *arguments, **options):
         return job(*arguments, **options)
     except RuntimeError as error:
         if "Connection" in str(error) or "gloo" in str(error).lower() or "NCCL" in str(error):
-            raise LostProcess("a process of the group was lost; what was saved can be resumed") from error
+            lost = LostProcess("a process of the group was lost; what was saved can be resumed")
+            raise lost from error.with_traceback(None)  # whose frames would hold the group
         raise
     finally:
         _together.reset(token)

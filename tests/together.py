@@ -93,11 +93,20 @@ def main(folder: Path) -> None:
     }))  # fmt: skip
 
 
+def group_threads() -> list[str]:
+    """The threads of this process that belong to a group, by name, where the system tells (Linux)."""
+    names = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
+    return [name for name in names if "gloo" in name]
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    with parallel.group() as leads:
-        if leads:
-            main(Path(sys.argv[1]))
-        else:
-            (Path(sys.argv[1]) / "pid").write_text(str(os.getpid()))
-            parallel.serve()
+    try:
+        with parallel.group() as leads:
+            if leads:
+                main(Path(sys.argv[1]))
+            else:
+                (Path(sys.argv[1]) / "pid").write_text(str(os.getpid()))
+                parallel.serve()
+    finally:  # a thread that outlives its group may abort the process at its end
+        assert not group_threads()
