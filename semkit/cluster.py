@@ -142,7 +142,7 @@ def _submitted(client, split: Split, crafts, learners, countermeasures, seeds, e
 
 def _all_finished(client, runs: list, on_step: Callable | None) -> bool:
     """Waits for the runs; False if some were lost, with the scheduler or with a worker that had what others need."""
-    what = f"runs on {len(client.scheduler_info(n_workers=-1)['workers'])} workers"
+    what = f"runs on {len(client.nthreads())} workers"
     while True:
         status = Counter(run.status for run in runs)
         for failed in (run for run in runs if run.status == "error"):

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from semkit import parallel
-from semkit.flat import Flat
+from semkit.flat import CALLS_BEFORE, Flat
 from semkit.folding import Folded
 from semkit.memory import keep_freed
 from semkit.neighbours.injection import alphas
@@ -171,7 +171,7 @@ def _why_not_listed(engine: Engine, folded: Folded | None, flat: Flat | None) ->
     if folded and folded.compiled:
         return "compiled"
     if flat:
-        return None if flat.written else flat.why_not or "too few passes of one shape"
+        return flat.why_not
     if not engine.flat:
         return OFF
     return "noise is injected" if folded and folded.why_not is None else "not folded"
@@ -189,9 +189,14 @@ def how_run(model: nn.Module) -> str:
         "folded": folded.why_not if folded else OFF,
         **({"compiled": folded.not_compiled} if engine.compile else {}),
         "listed": _why_not_listed(engine, folded, flat),
-        f"samples batched up to {_at_once(engine)} pixels": None if engine.batch_samples else OFF,
+        "samples batched": None if engine.batch_samples else OFF,
     }
-    ways = [way if why is None else f"not {way} ({why})" for way, why in why_not.items()]
+    # The same for a run that had the list from its first pass on, after others, as for one that came to have it.
+    extent = {
+        "listed": f" after {CALLS_BEFORE} passes of a shape",
+        "samples batched": f" up to {_at_once(engine)} pixels",
+    }
+    ways = [f"not {way} ({why})" if why else way + extent.get(way, "") for way, why in why_not.items()]
     return ", ".join((engine.device, engine.precision, *ways))
 
 

@@ -30,6 +30,12 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.path.suffix != ".ipynb" and item.path.stem not in LONG)
 
 
+@pytest.fixture(autouse=True)
+def seeded():
+    """Every test draws the same, alone and after others."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def hostile_folder(tmp_path_factory):
     """(the hostile folder, its image names), to be read only."""

@@ -408,15 +408,13 @@ def test_every_report_says_how_the_passes_were_made(here, capsys):
     assert (report["folded"], report["channels_last"]) == (False, False)
     assert run(*protect, "list", "batching", "--", "out2") == 0
     assert json.loads((here / "out2/report.json").read_text())["engine"] == (
-        "cpu, float32, channels_last, folded, not listed (switched off), not samples batched up to 131072 "
-        "pixels (switched off)"
+        "cpu, float32, channels_last, folded, not listed (switched off), not samples batched (switched off)"
     )
     capsys.readouterr()
     how = [*QUICK, "--precision", "float32", "--json"]
     assert run("learn", "photos", *how) == 0
     usual = (
-        "cpu, float32, channels_last, folded, not listed (too few passes of one shape), "
-        "samples batched up to 131072 pixels"
+        "cpu, float32, channels_last, folded, listed after 100 passes of a shape, samples batched up to 131072 pixels"
     )
     assert [row["engine"] for row in json.loads(capsys.readouterr().out)["rows"]] == [usual]
     assert run("sweep", "photos", *how, "--seeds", 1, "--radii", 0, "--methods", "clean", "em", "--out", "rows") == 0
