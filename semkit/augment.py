@@ -1,6 +1,7 @@
 """Batched, differentiable random augmentation: every image draws its own flip and crop."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,7 +30,8 @@ class FlipCrop:
 
         apply(x, (flip, top, left))[n, c, i, j] = pad(flip(x))[n, c, i + top[n], j + left[n]]
 
-    x [N,C,H,W] of any dtype; one gather for the whole batch.
+    x [N,C,H,W] of any dtype; one gather for the whole batch. Draws for a multiple of N images give several views of
+    each: of all, then of all again.
     """
 
     pad: int = 4
@@ -57,26 +59,29 @@ class _FlipCrop(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: torch.Tensor, flip: torch.Tensor, top: torch.Tensor, left: torch.Tensor, pad: int):
         ctx.save_for_backward(flip, 2 * pad - top, torch.where(flip, left, 2 * pad - left))
-        ctx.pad = pad
+        ctx.pad, ctx.n = pad, len(x)
         return _flipped_and_cropped(x, flip, top, left, pad)
 
     @staticmethod
     def backward(ctx, slope: torch.Tensor):
-        return _flipped_and_cropped(slope, *ctx.saved_tensors, ctx.pad), None, None, None, None
+        total, *others = reversed(_flipped_and_cropped(slope, *ctx.saved_tensors, ctx.pad).split(ctx.n))
+        for other in others:  # from the last on, as autograd adds up what went separate ways
+            total += other
+        return total, None, None, None, None
 
 
 def _flipped_and_cropped(x, flip, top, left, pad: int) -> torch.Tensor:
-    n, c, h, w = x.shape
+    (n, c, h, w), views = x.shape, len(flip)
     # Rows of C channels, and one of zeros that stands for all that is outside: one gather, its result in channels_last.
     table, outside = torch.cat([x.permute(0, 2, 3, 1).reshape(-1, c), x.new_zeros(1, c)]), n * h * w
     i = top[:, None] + torch.arange(-pad, h - pad, device=x.device)
     j = left[:, None] + torch.arange(-pad, w - pad, device=x.device)
-    first = torch.arange(n, device=x.device)[:, None] * h
+    first = torch.arange(views, device=x.device)[:, None] % n * h
     i = torch.where((i >= 0) & (i < h), (first + i) * w, outside)
     j = torch.where((j >= 0) & (j < w), torch.where(flip[:, None], w - 1 - j, j), outside)
     short = torch.int32 if outside < 2**30 else torch.int64  # half as long as torch's own integers
     index = (i.to(short)[:, :, None] + j.to(short)[:, None, :]).clamp_(max=outside)
-    return table.index_select(0, index.flatten()).view(n, h, w, c).permute(0, 3, 1, 2)
+    return table.index_select(0, index.flatten()).view(views, h, w, c).permute(0, 3, 1, 2)
 
 
 @dataclass(frozen=True)
@@ -212,3 +217,15 @@ class ColorJitter:
 
 
 Augment = Identity | FlipCrop | ResizedCrop | Cutout | ColorJitter
+
+
+def views(augment: Augment, x: torch.Tensor, draws: Sequence[tuple]) -> torch.Tensor:
+    """[len(draws) * N,...]: x [N,...] under each of the draws, one view of all images after another."""
+    if isinstance(augment, FlipCrop):
+        return augment.apply(x, tuple(map(torch.cat, zip(*draws, strict=True))))
+    return as_one([augment.apply(x, drawn) for drawn in draws])
+
+
+def as_one(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The batches one after another, in one."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts)  # which copies even one

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from semkit import models, parallel, storage
-from semkit.augment import Augment, FlipCrop
+from semkit.augment import Augment, FlipCrop, as_one, views
 from semkit.engine import Engine, Passes, all_passes, count_passes, input_gradient, step_down, together
 from semkit.imageset import ImageSet
 from semkit.neighbours.bullettrain import mining
@@ -72,6 +72,11 @@ class CraftRecipe:
         if self.class_wise and self.start != "warm":
             raise ValueError("class-wise noise is carried from batch to batch: write start='warm'")
 
+    @property
+    def at_once(self) -> int:
+        """How many samples a net may get in one pass."""
+        return 1 if self.noise_side.whole_batch else self.samples
+
     def at(self, step: int) -> "CraftRecipe":
         """The recipe in force at a step: with the radii that the ramp has reached."""
         share = (step / self.sgd.steps) / self.ramp if self.ramp else 1.0
@@ -127,7 +132,7 @@ def noise_step(
     and rows [N], the delta of each image. Source: Liu et al., AAAI 2024; EM: Huang et al., ICLR 2021.
     """
     protected = x + (delta if rows is None else delta[rows])
-    total, at_once = None, 1 if recipe.noise_side.whole_batch else together(model, x)
+    total, at_once = None, min(recipe.at_once, together(model, x))
     for done in range(0, recipe.samples, at_once):
         slope = _straight_through(model, protected, y, recipe, generator, min(at_once, recipe.samples - done))
         total = slope if total is None else total.add_(slope)
@@ -142,20 +147,16 @@ def _straight_through(model, protected, y, recipe: CraftRecipe, generator, sampl
 
     Their draws are those of one sample after the other.
     """
-    leaf, views, drawn = protected.detach().requires_grad_(), [], []
+    leaf, draws, drawn = protected.detach().requires_grad_(), [], []
+    seen = leaf.new_empty(*leaf.shape[:2], *map(recipe.augment.output_size, leaf.shape[2:]))  # for its shape only
+    for _ in range(samples):
+        draws.append(recipe.augment.draw(len(leaf), leaf.shape[2:], generator))
+        drawn.append(recipe.noise_side.draw(seen, generator))
     with torch.enable_grad():
-        for _ in range(samples):
-            view = recipe.augment.apply(leaf, recipe.augment.draw(len(leaf), leaf.shape[2:], generator))
-            views.append(view)
-            drawn.append(recipe.noise_side.draw(view, generator))
-        z = box(_as_one(views))
+        z = box(views(recipe.augment, leaf, draws))
     y = y if samples == 1 else y.repeat(samples)
-    a = recipe.noise_side.apply(model, z.detach(), y, _as_one(drawn))
+    a = recipe.noise_side.apply(model, z.detach(), y, as_one(drawn))
     return torch.autograd.grad(z, leaf, input_gradient(model, a, y))[0]
-
-
-def _as_one(parts: list[torch.Tensor]) -> torch.Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts)  # which copies even one
 
 
 def noise_of_batch(

@@ -14,13 +14,13 @@ from torch import nn
 from semkit import parallel
 from semkit.flat import CALLS_BEFORE, Flat
 from semkit.folding import Folded
-from semkit.memory import keep_freed
+from semkit.memory import LARGEST, keep_freed
 from semkit.neighbours.injection import alphas
 from semkit.pixels import to_float
 
-# Of images in one pass of a net: 128 of 32 pixels on a processor, where the blocks of more are too large for memory
-# to be kept (semkit.memory); 4,096 on a GPU, where nothing was measured.
-PIXELS_AT_ONCE = {"cpu": 2**17, "cuda": 2**22}
+# Bytes that the largest tensor of a pass with several samples stays below: on a processor what memory is kept of, so
+# that such a pass has no page faults; on a GPU, where nothing was measured, that of 4,096 images in ResNet-18.
+TENSOR = {"cpu": LARGEST[0], "cuda": 2**29}
 OFF = "switched off"
 FAST_PATHS = {  # by name, what switches them off
     "channels_last": {"layout": torch.contiguous_format}, "folding": {"fold": False}, "list": {"flat": False},
@@ -148,7 +148,7 @@ class Engine:
         """The model, moved in place to this engine's device, dtype and memory layout."""
         _set_up(self.device)  # here, since an engine may come by message to a process that has made none
         model.to(self.device, self.dtype, memory_format=self.layout)
-        model.engine = self
+        model.engine, model.widest = self, {}
         was_training = model.training
         # Not a sub-module: its weights are the model's own, and must not be saved or trained twice.
         inside = torch.bfloat16 if self.precision == "bfloat16" else None
@@ -177,8 +177,8 @@ def _why_not_listed(engine: Engine, folded: Folded | None, flat: Flat | None) ->
     return "noise is injected" if folded and folded.why_not is None else "not folded"
 
 
-def _at_once(engine: Engine) -> int:
-    return PIXELS_AT_ONCE[torch.device(engine.device).type]
+def _largest(engine: Engine) -> int:
+    return TENSOR[torch.device(engine.device).type]
 
 
 def how_run(model: nn.Module) -> str:
@@ -194,7 +194,7 @@ def how_run(model: nn.Module) -> str:
     # The same for a run that had the list from its first pass on, after others, as for one that came to have it.
     extent = {
         "listed": f" after {CALLS_BEFORE} passes of a shape",
-        "samples batched": f" up to {_at_once(engine)} pixels",
+        "samples batched": f" up to {_largest(engine) / 2**20:g} MiB a tensor",
     }
     ways = [f"not {way} ({why})" if why else way + extent.get(way, "") for way, why in why_not.items()]
     return ", ".join((engine.device, engine.precision, *ways))
@@ -220,7 +220,25 @@ def together(model: nn.Module, x: torch.Tensor) -> int:
     engine = getattr(model, "engine", None)
     if not (engine and engine.batch_samples) or alphas(model):
         return 1
-    return max(1, _at_once(engine) // x[:, 0].numel())
+    return max(1, (_largest(engine) - 1) // (len(x) * _widest(model, x[:1])))
+
+
+def _widest(model: nn.Module, x: torch.Tensor) -> int:
+    """Bytes of the largest tensor that a module of the net gives for x; looked at once for every shape."""
+    if x.shape not in model.widest:
+        sizes = [x.nbytes]
+
+        def look(_, given, made):
+            if isinstance(made, torch.Tensor):
+                sizes.append(made.nbytes)
+
+        hooks = [module.register_forward_hook(look) for module in model.modules()]
+        with torch.no_grad(), evaluating(model), _autocast(model):
+            model(_in_layout(model, x))
+        for hook in hooks:
+            hook.remove()
+        model.widest[x.shape] = max(sizes)
+    return model.widest[x.shape]
 
 
 def _autocast(model: nn.Module):

@@ -7,12 +7,12 @@ import torch
 
 from semkit import models
 from semkit.craft import CraftRecipe
-from semkit.engine import Engine, Passes, count_passes, evaluating, input_gradient, train_step
+from semkit.engine import Engine, Passes, count_passes, evaluating, input_gradient, together, train_step
 from semkit.flat import CALLS_BEFORE
 from semkit.learn import LearnRecipe
 
 ENOUGH = 0.5  # seconds after which a pass is not timed once more
-_speeds: dict[tuple, tuple[float, float, float]] = {}  # of this process
+_speeds: dict[tuple, tuple[int, float, float, float]] = {}  # of this process
 
 
 def _all_of(recipes: Iterable[CraftRecipe | LearnRecipe], n: int) -> Iterator[tuple[CraftRecipe | LearnRecipe, int]]:
@@ -42,32 +42,40 @@ def seconds(
     """
     total = 0.0
     for recipe, images in _all_of(recipes, n):
-        net = recipe.surrogate if isinstance(recipe, CraftRecipe) else recipe.model
+        crafts = isinstance(recipe, CraftRecipe)
+        net, samples = (recipe.surrogate, recipe.at_once) if crafts else (recipe.model, 1)
         passes, batch = recipe.cost(images), min(recipe.sgd.batch, images)
-        key = net, classes, recipe.augment.output_size(size), batch, engine
+        key = net, classes, recipe.augment.output_size(size), batch, samples, engine
         if key not in _speeds:
             if not probe:
                 return None
             _speeds[key] = _probed(*key)
-        first, later, training = _speeds[key]
-        at_first = min(passes.input_gradient, CALLS_BEFORE * batch)
+        before, first, later, training = _speeds[key]
+        at_first = min(passes.input_gradient, before)
         total += at_first * first + (passes.input_gradient - at_first) * later + passes.training * training
     return total
 
 
-def _probed(net: str, classes: int, side: int, batch: int, engine: Engine) -> tuple[float, float, float]:
-    """Seconds an image of an input gradient, at first and when it has a list, and of a training pass."""
+def _probed(
+    net: str, classes: int, side: int, batch: int, samples: int, engine: Engine
+) -> tuple[int, float, float, float]:
+    """Images until an input gradient has a list, seconds an image before and then, and of a training pass.
+
+    samples: of a batch, as many as the engine gives the net at once make a pass.
+    """
     model = engine.prepare(models.build(net, classes, size=side))
     optimizer = torch.optim.SGD(model.parameters(), 0.0)
     x = engine.images(torch.zeros((batch, 3, side, side), dtype=torch.uint8))
     y = torch.zeros(batch, dtype=torch.int64, device=engine.device)
+    times = min(samples, together(model, x))
+    views, labels = torch.cat([x] * times), y.repeat(times)
     with count_passes():  # these are no part of the work
-        first = later = _fastest(lambda: input_gradient(model, x, y), x)
+        first = later = _fastest(lambda: input_gradient(model, views, labels), views)
         if model.flat and not model.folded.compiled:
             with evaluating(model):
-                model.flat.write(x, y)
-            later = _fastest(lambda: input_gradient(model, x, y), x)
-        return first, later, _fastest(lambda: train_step(model, optimizer, x, y), x)
+                model.flat.write(views, labels)
+            later = _fastest(lambda: input_gradient(model, views, labels), views)
+        return CALLS_BEFORE * len(views), first, later, _fastest(lambda: train_step(model, optimizer, x, y), x)
 
 
 def _fastest(run: Callable, x: torch.Tensor) -> float:

@@ -403,7 +403,7 @@ def test_every_report_says_how_the_passes_were_made(here, capsys):
     report = json.loads((here / "out/report.json").read_text())
     assert report["engine"] == (
         "cpu, float32, not channels_last (switched off), not folded (switched off), not listed (not folded), "
-        "samples batched up to 131072 pixels"
+        "samples batched up to 32 MiB a tensor"
     )
     assert (report["folded"], report["channels_last"]) == (False, False)
     assert run(*protect, "list", "batching", "--", "out2") == 0
@@ -414,7 +414,7 @@ def test_every_report_says_how_the_passes_were_made(here, capsys):
     how = [*QUICK, "--precision", "float32", "--json"]
     assert run("learn", "photos", *how) == 0
     usual = (
-        "cpu, float32, channels_last, folded, listed after 100 passes of a shape, samples batched up to 131072 pixels"
+        "cpu, float32, channels_last, folded, listed after 100 passes of a shape, samples batched up to 32 MiB a tensor"
     )
     assert [row["engine"] for row in json.loads(capsys.readouterr().out)["rows"]] == [usual]
     assert run("sweep", "photos", *how, "--seeds", 1, "--radii", 0, "--methods", "clean", "em", "--out", "rows") == 0

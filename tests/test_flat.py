@@ -247,7 +247,7 @@ def test_a_net_that_torch_compiles_has_no_list_before_that_fails(at_once, monkey
     input_gradient(mine, x, y)
     assert mine.flat.written and how_run(mine) == (
         "cpu, float32, channels_last, folded, not compiled (no C++ compiler), "
-        "listed after 100 passes of a shape, samples batched up to 131072 pixels"
+        "listed after 100 passes of a shape, samples batched up to 32 MiB a tensor"
     )
 
 

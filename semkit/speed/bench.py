@@ -123,9 +123,10 @@ def _engine_works(plan: Plan, net: str, engine: Engine) -> dict[str, Run]:
     data = random_images(plan.batch, 32)
     model = engine.prepare(models.build(net, 10))
     x, y = engine.images(data.images), data.labels.to(engine.device)
+    most = min(plan.samples, together(model, x))
     if model.flat:  # what crafting does after some calls is done before anything is timed
         with evaluating(model):
-            for times in {1, min(plan.samples, together(model, x))}:
+            for times in {1, most, plan.samples % most or most}:
                 model.flat.write(torch.cat([x] * times), y.repeat(times))
     works = _works(plan, model, x, y, engine.generator(0), _view, noise_step, _train)
     return {**works, "input gradient": partial(input_gradient, model, x, y)}
