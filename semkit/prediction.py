@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 
 from semkit import models
-from semkit.craft import CraftRecipe
+from semkit.augment import Augment
+from semkit.craft import CraftRecipe, noise_step
 from semkit.engine import Engine, Passes, count_passes, evaluating, input_gradient, together, train_step
 from semkit.flat import CALLS_BEFORE
 from semkit.learn import LearnRecipe
 
-ENOUGH = 0.5  # seconds after which a pass is not timed once more
+ENOUGH = 0.5  # seconds after which a round is not timed once more
 _speeds: dict[tuple, tuple[int, float, float, float]] = {}  # of this process
 
 
@@ -43,9 +44,9 @@ def seconds(
     total = 0.0
     for recipe, images in _all_of(recipes, n):
         crafts = isinstance(recipe, CraftRecipe)
-        net, samples = (recipe.surrogate, recipe.at_once) if crafts else (recipe.model, 1)
+        net, samples = (recipe.surrogate, recipe.at_once) if crafts else (recipe.model, 0)
         passes, batch = recipe.cost(images), min(recipe.sgd.batch, images)
-        key = net, classes, recipe.augment.output_size(size), batch, samples, engine
+        key = net, classes, size, batch, samples, recipe.augment, engine
         if key not in _speeds:
             if not probe:
                 return None
@@ -57,34 +58,48 @@ def seconds(
 
 
 def _probed(
-    net: str, classes: int, side: int, batch: int, samples: int, engine: Engine
+    net: str, classes: int, size: int, batch: int, samples: int, augment: Augment, engine: Engine
 ) -> tuple[int, float, float, float]:
     """Images until an input gradient has a list, seconds an image before and then, and of a training pass.
 
-    samples: of a batch, as many as the engine gives the net at once make a pass.
+    As work has them: after each other, with what goes before. With `samples` a gradient is part of a noise step.
     """
-    model = engine.prepare(models.build(net, classes, size=side))
-    optimizer = torch.optim.SGD(model.parameters(), 0.0)
-    x = engine.images(torch.zeros((batch, 3, side, side), dtype=torch.uint8))
+    model = engine.prepare(models.build(net, classes, size=augment.output_size(size)))
+    optimizer, generator = torch.optim.SGD(model.parameters(), 0.0), engine.generator(0)
+    x = engine.images(torch.zeros((batch, 3, size, size), dtype=torch.uint8))
     y = torch.zeros(batch, dtype=torch.int64, device=engine.device)
-    times = min(samples, together(model, x))
-    views, labels = torch.cat([x] * times), y.repeat(times)
+
+    def view() -> torch.Tensor:
+        return augment.apply(x, augment.draw(batch, x.shape[2:], generator))
+
+    times = max(1, min(samples, together(model, view())))
+    recipe = CraftRecipe(samples=times, augment=augment)
+
+    def gradient():
+        noise_step(model, x, y, torch.zeros_like(x), recipe, generator) if samples else input_gradient(model, x, y)
+
+    def training():
+        train_step(model, optimizer, view(), y)
+
     with count_passes():  # these are no part of the work
-        first = later = _fastest(lambda: input_gradient(model, views, labels), views)
+        first, trained = later, _ = _timed(gradient, training, device=engine.device)
         if model.flat and not model.folded.compiled:
             with evaluating(model):
-                model.flat.write(views, labels)
-            later = _fastest(lambda: input_gradient(model, views, labels), views)
-        return CALLS_BEFORE * len(views), first, later, _fastest(lambda: train_step(model, optimizer, x, y), x)
+                model.flat.write(torch.cat([view()] * times), y.repeat(times))
+            later, trained = _timed(gradient, training, device=engine.device)
+    images = batch * times
+    return CALLS_BEFORE * images, first / images, later / images, trained / batch
 
 
-def _fastest(run: Callable, x: torch.Tensor) -> float:
-    """Seconds an image of the fastest of two to four calls; the first one warms up."""
-    times = []
-    while len(times) < 2 or (len(times) < 4 and sum(times) < ENOUGH):
-        began = time.perf_counter()
-        run()
-        if x.is_cuda:
-            torch.cuda.synchronize(x.device)
-        times.append(time.perf_counter() - began)
-    return min(times[1:]) / len(x)
+def _timed(*runs: Callable[[], None], device: str) -> list[float]:
+    """Seconds of the fastest call of each, in turn in two to four rounds; the first one warms up."""
+    rounds = []
+    while len(rounds) < 2 or (len(rounds) < 4 and sum(map(sum, rounds)) < ENOUGH):
+        rounds.append([])
+        for run in runs:
+            began = time.perf_counter()
+            run()
+            if torch.device(device).type == "cuda":
+                torch.cuda.synchronize(device)
+            rounds[-1].append(time.perf_counter() - began)
+    return [min(times) for times in zip(*rounds[1:], strict=True)]
