@@ -66,7 +66,7 @@ class _FlipCrop(torch.autograd.Function):
     def backward(ctx, slope: torch.Tensor):
         total, *others = reversed(_flipped_and_cropped(slope, *ctx.saved_tensors, ctx.pad).split(ctx.n))
         for other in others:  # from the last on, as autograd adds up what went separate ways
-            total += other
+            total = total + other
         return total, None, None, None, None
 
 

@@ -132,9 +132,10 @@ def noise_step(
     and rows [N], the delta of each image. Source: Liu et al., AAAI 2024; EM: Huang et al., ICLR 2021.
     """
     protected = x + (delta if rows is None else delta[rows])
-    total, at_once = None, min(recipe.at_once, together(model, x))
+    seen = x.new_zeros(*x.shape[:2], *map(recipe.augment.output_size, x.shape[2:]))  # for its shape only
+    total, at_once = None, min(recipe.at_once, together(model, seen))
     for done in range(0, recipe.samples, at_once):
-        slope = _straight_through(model, protected, y, recipe, generator, min(at_once, recipe.samples - done))
+        slope = _straight_through(model, protected, seen, y, recipe, generator, min(at_once, recipe.samples - done))
         total = slope if total is None else total.add_(slope)
     if rows is not None:
         total = torch.zeros_like(delta).index_put_((rows,), total, accumulate=True)
@@ -142,13 +143,12 @@ def noise_step(
     return delta.sub(total.sign_(), alpha=recipe.step_size * LEVEL).clamp_(-radius, radius)
 
 
-def _straight_through(model, protected, y, recipe: CraftRecipe, generator, samples: int) -> torch.Tensor:
+def _straight_through(model, protected, seen, y, recipe: CraftRecipe, generator, samples: int) -> torch.Tensor:
     """The gradient of noise_step at x + delta for some of the samples, which the net sees as one batch of samples * N.
 
-    Their draws are those of one sample after the other.
+    Their draws are those of one sample after the other; `seen` is shaped as a view of the batch.
     """
     leaf, draws, drawn = protected.detach().requires_grad_(), [], []
-    seen = leaf.new_empty(*leaf.shape[:2], *map(recipe.augment.output_size, leaf.shape[2:]))  # for its shape only
     for _ in range(samples):
         draws.append(recipe.augment.draw(len(leaf), leaf.shape[2:], generator))
         drawn.append(recipe.noise_side.draw(seen, generator))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 
 from semkit import models
-from semkit.augment import Augment
+from semkit.augment import Augment, as_one
 from semkit.craft import CraftRecipe, noise_step
 from semkit.engine import Engine, Passes, count_passes, evaluating, input_gradient, together, train_step
 from semkit.flat import CALLS_BEFORE
@@ -38,8 +38,8 @@ def seconds(
 ) -> float | None:
     """The seconds that all these recipes will take at most, each for n images of a side of `size` pixels.
 
-    Each net is probed once in a process, at the batch and side that it sees; without `probe` the answer is None where
-    one was not.
+    Each net is probed once in a process for an augmentation and what it sees at once: batch, side, samples. Without
+    `probe` the answer is None where one was not.
     """
     total = 0.0
     for recipe, images in _all_of(recipes, n):
@@ -60,7 +60,7 @@ def seconds(
 def _probed(
     net: str, classes: int, size: int, batch: int, samples: int, augment: Augment, engine: Engine
 ) -> tuple[int, float, float, float]:
-    """Images until an input gradient has a list, seconds an image before and then, and of a training pass.
+    """Images until the commonest input gradient has a list, seconds an image before and then, and of a training pass.
 
     As work has them: after each other, with what goes before. With `samples` a gradient is part of a noise step.
     """
@@ -70,13 +70,14 @@ def _probed(
     y = torch.zeros(batch, dtype=torch.int64, device=engine.device)
 
     def view() -> torch.Tensor:
-        return augment.apply(x, augment.draw(batch, x.shape[2:], generator))
+        return augment.apply(x, augment.draw(batch, x.shape[2:], generator)).contiguous(memory_format=engine.layout)
 
-    times = max(1, min(samples, together(model, view())))
+    seen = view()
+    times = min(samples, together(model, seen)) if samples else 1
     recipe = CraftRecipe(samples=times, augment=augment)
 
     def gradient():
-        noise_step(model, x, y, torch.zeros_like(x), recipe, generator) if samples else input_gradient(model, x, y)
+        noise_step(model, x, y, torch.zeros_like(x), recipe, generator) if samples else input_gradient(model, seen, y)
 
     def training():
         train_step(model, optimizer, view(), y)
@@ -85,7 +86,7 @@ def _probed(
         first, trained = later, _ = _timed(gradient, training, device=engine.device)
         if model.flat and not model.folded.compiled:
             with evaluating(model):
-                model.flat.write(torch.cat([view()] * times), y.repeat(times))
+                model.flat.write(as_one([seen] * times), y.repeat(times))
             later, trained = _timed(gradient, training, device=engine.device)
     images = batch * times
     return CALLS_BEFORE * images, first / images, later / images, trained / batch

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from semkit import engine, flat, models
-from semkit.augment import FlipCrop
+from semkit.augment import FlipCrop, ResizedCrop
 from semkit.craft import CraftRecipe
 from semkit.engine import FAST_PATHS, Engine, how_run
 from semkit.imageset import ImageSet
@@ -260,6 +260,17 @@ def test_samples_in_one_pass_of_the_net_are_the_samples_one_by_one(most, wanted,
         monkeypatch.setitem(vars(model), "engine", ENGINE)
         torch.testing.assert_close(ours, one_by_one, rtol=0, atol=1e-12)
     assert min(3, engine.together(model, x)) == wanted
+
+
+@pytest.mark.parametrize("size", [4, 8, 16])
+def test_how_many_samples_make_a_pass_is_asked_at_the_size_that_the_net_sees(size, monkeypatch):
+    monkeypatch.setitem(engine.TENSOR, "cpu", 2 * 6 * WIDEST + 1)
+    data, model, given, gradient = images(6), surrogate(), [], crafting.input_gradient
+    x = torch.nn.functional.interpolate(ENGINE.images(data.images), size)
+    recipe = replace(recipe_of(*SEM), augment=ResizedCrop(8), samples=3)
+    monkeypatch.setattr(crafting, "input_gradient", lambda m, a, y: given.append(len(a)) or gradient(m, a, y))
+    crafting.noise_step(model, x, data.labels, torch.zeros_like(x), recipe, ENGINE.generator(5))
+    assert given == [12, 6]
 
 
 @pytest.mark.parametrize(

@@ -95,7 +95,10 @@ def main(folder: Path) -> None:
 
 def group_threads() -> list[str]:
     """The threads of this process that belong to a group, by name, where the system tells (Linux)."""
-    names = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
+    names = []
+    for path in Path("/proc/self/task").glob("*/comm"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            names.append(path.read_text())
     return [name for name in names if "gloo" in name]
 
 
