@@ -198,7 +198,7 @@ def test_one_draw_for_all_samples_would_be_seen():
     sums = []
     for samples in (1, 3):
         model, rng, delta = noisy(DOUBLE), generator(), torch.zeros_like(x)
-        parts = (_straight_through(model, x + delta, y, recipe, rng, samples) for _ in range(3 // samples))
+        parts = (_straight_through(model, x + delta, x, y, recipe, rng, samples) for _ in range(3 // samples))
         sums.append(sum(parts))
     assert (sums[0] - sums[1]).abs().max() > 0.05 * sums[0].abs().max()
 
