@@ -132,7 +132,7 @@ def noise_step(
     and rows [N], the delta of each image. Source: Liu et al., AAAI 2024; EM: Huang et al., ICLR 2021.
     """
     protected = x + (delta if rows is None else delta[rows])
-    seen = x.new_zeros(*x.shape[:2], *map(recipe.augment.output_size, x.shape[2:]))  # for its shape only
+    seen = x.new_empty(*x.shape[:2], *map(recipe.augment.output_size, x.shape[2:]))  # for its shape only
     total, at_once = None, min(recipe.at_once, together(model, seen))
     for done in range(0, recipe.samples, at_once):
         slope = _straight_through(model, protected, seen, y, recipe, generator, min(at_once, recipe.samples - done))
