@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.special import stdtrit
 from torch import nn
 
 from semkit.augment import Augment, FlipCrop, Identity
@@ -35,13 +36,11 @@ def interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, 
 
     With one value low and high are nan: one seed has no spread.
     """
-    from scipy import stats  # half a second that importing semkit need not pay
-
     values = np.asarray(values, float)
-    mean = float(values.mean())
-    if len(values) < 2:
+    n, mean = len(values), float(values.mean())
+    if n < 2:
         return mean, float("nan"), float("nan")
-    half = stats.t.ppf((1 + confidence) / 2, len(values) - 1) * stats.sem(values)
+    half = stdtrit(n - 1, (1 + confidence) / 2) * (values.std(ddof=1) / np.sqrt(n))
     return mean, mean - float(half), mean + float(half)
 
 
@@ -59,7 +58,7 @@ def correlation(x: Sequence[float], y: Sequence[float], *, seed: int = 0, draws:
 
     Raises ValueError for fewer than 4 pairs or where all of x or of y is one value.
     """
-    from scipy import stats
+    from scipy import stats  # half a second that importing semkit need not pay
 
     x, y = np.asarray(x, float), np.asarray(y, float)
     if len(x) != len(y) or len(x) < 4:

@@ -43,9 +43,11 @@ def seconds(
     """
     total = 0.0
     for recipe, images in _all_of(recipes, n):
-        crafts = isinstance(recipe, CraftRecipe)
-        net, samples = (recipe.surrogate, recipe.at_once) if crafts else (recipe.model, 0)
         passes, batch = recipe.cost(images), min(recipe.sgd.batch, images)
+        if isinstance(recipe, CraftRecipe):
+            net, samples = recipe.surrogate, recipe.at_once
+        else:
+            net, samples = recipe.model, 0 if passes.input_gradient else None
         key = net, classes, size, batch, samples, recipe.augment, engine
         if key not in _speeds:
             if not probe:
@@ -58,11 +60,12 @@ def seconds(
 
 
 def _probed(
-    net: str, classes: int, size: int, batch: int, samples: int, augment: Augment, engine: Engine
+    net: str, classes: int, size: int, batch: int, samples: int | None, augment: Augment, engine: Engine
 ) -> tuple[int, float, float, float]:
     """Images until the commonest input gradient has a list, seconds an image before and then, and of a training pass.
 
-    As work has them: after each other, with what goes before. With `samples` a gradient is part of a noise step.
+    As work has them: after each other, with what goes before. With `samples` a gradient is part of a noise step, with
+    None there is none.
     """
     model = engine.prepare(models.build(net, classes, size=augment.output_size(size)))
     optimizer, generator = torch.optim.SGD(model.parameters(), 0.0), engine.generator(0)
@@ -83,6 +86,8 @@ def _probed(
         train_step(model, optimizer, view(), y)
 
     with count_passes():  # these are no part of the work
+        if samples is None:
+            return 0, 0.0, 0.0, _timed(training, device=engine.device)[0] / batch
         first, trained = later, _ = _timed(gradient, training, device=engine.device)
         if model.flat and not model.folded.compiled:
             with evaluating(model):

@@ -28,6 +28,16 @@ def test_the_later_gradients_of_a_probe_come_from_its_list(augment, layout, samp
     assert called == set(made[0].flat.written) and len(called) == 1
 
 
+def test_of_a_learner_that_makes_no_gradients_none_is_timed(monkeypatch):
+    monkeypatch.setattr(prediction, "_speeds", {})
+    monkeypatch.setattr(flat, "_calls", Counter())
+    engine, erm = Engine("cpu", "float32"), learn_recipe("quick")
+    seconds = prediction.seconds([erm], 20, 3, 8, engine)
+    [(images, first, later, training)] = prediction._speeds.values()
+    assert (images, first, later) == (0, 0, 0) and not flat._calls
+    assert seconds == erm.cost(20).training * training > 0
+
+
 def test_seconds_are_of_all_recipes_and_none_where_a_probe_is_needed_and_not_wanted(monkeypatch):
     engine, sem, at = (
         Engine("cpu", "float32"),
