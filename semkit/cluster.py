@@ -15,6 +15,7 @@ from semkit.craft import CraftRecipe, Interrupted
 from semkit.engine import Engine
 from semkit.imageset import Split
 from semkit.learn import LearnRecipe
+from semkit.memory import keep_freed
 from semkit.neighbours.convolve import filtered_tests
 from semkit.study import MadeBy, crafted_noise, learned_row, training_set
 
@@ -22,6 +23,12 @@ from semkit.study import MadeBy, crafted_noise, learned_row, training_set
 # wrong in a worker is raised here: it need not be told there as well.
 OF_A_WORKER = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
 OF_A_WORKER["DASK_LOGGING__DISTRIBUTED"] = "critical"
+LOCAL = {
+    "distributed.nanny.pre-spawn-environ": OF_A_WORKER,
+    # A process that looks at itself every 10 or 20 ms takes time from runs that use all processors.
+    "distributed.worker.profile.enabled": False,
+    "distributed.admin.tick.interval": "1s",
+}
 
 TRIES = 3  # how often runs that were lost are given out again, with nothing finished in between
 PATIENCE = 30  # seconds that a worker may take to come
@@ -46,7 +53,7 @@ def connected(workers: int | None = 2, address: str | None = None, patience: flo
         # Any free port, where the usual one may be another cluster's.
         quiet = dict(dashboard_address="127.0.0.1:0", silence_logs="CRITICAL", host="127.0.0.1")
         with (
-            dask.config.set({"distributed.nanny.pre-spawn-environ": OF_A_WORKER}),
+            dask.config.set(LOCAL),
             LocalCluster(n_workers=workers, threads_per_worker=1, **quiet) as cluster,
             Client(cluster) as client,
         ):
@@ -108,7 +115,7 @@ def run_grid(
             tries = 1 if kept != before else tries + 1
     except KilledWorker as error:
         raise ValueError(f"a run killed every worker it was given to, for want of memory perhaps ({error})") from None
-    except OSError:
+    except (OSError, AttributeError):  # what a client without a scheduler raises, by what it was asked
         if client.status == "running":
             raise
         raise ValueError(f"the Dask scheduler at {at} is gone; finished runs are kept") from None
@@ -116,12 +123,16 @@ def run_grid(
 
 
 def _has_workers(client) -> None:
-    """Raises ValueError where no worker comes within PATIENCE seconds."""
+    """Raises ValueError where no worker comes within PATIENCE seconds, and where one has no semkit."""
+    at = client.scheduler.address
     try:
         client.wait_for_workers(1, timeout=PATIENCE)
     except TimeoutError:
-        at = client.scheduler.address
         raise ValueError(f"the Dask scheduler at {at} has no workers; start some: dask worker {at}") from None
+    # All workers import semkit at once here: what is broadcast goes from one to the next.
+    for worker, found in client.run(keep_freed, on_error="return").items():
+        if "No module named" in str(found):
+            raise ValueError(f"the Dask worker at {worker} cannot import semkit ({found}); install it there")
 
 
 def _submitted(client, split: Split, crafts, learners, countermeasures, seeds, engine: Engine, cache: Path) -> list:

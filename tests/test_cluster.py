@@ -60,6 +60,14 @@ def test_a_worker_has_one_thread_and_keeps_its_memory(client):
     assert set(client.run(asked, "MALLOC_TRIM_THRESHOLD_").values()) == {os.environ.get("MALLOC_TRIM_THRESHOLD_")}
 
 
+def looks_at_itself(dask_worker):
+    return "profile" in dask_worker.periodic_callbacks
+
+
+def test_a_worker_does_not_profile_its_runs(client):
+    assert set(client.run(looks_at_itself).values()) == {False}
+
+
 def test_a_killed_workers_run_is_made_again(client, tmp_path):
     split, killed = image_split(20), []
 
@@ -126,6 +134,29 @@ def test_a_scheduler_without_workers_and_one_that_goes_away_are_one_line_each(sc
             worker.kill()
             worker.wait()
     assert list((tmp_path / "runs").iterdir())
+
+
+# As where it was never installed. Dask writes a preload that is no name of a file to one.
+WITHOUT_SEMKIT = """
+import sys
+class Absent:
+    def find_spec(self, name, *_):
+        if name.split(".")[0] == "semkit":
+            raise ModuleNotFoundError("No module named 'semkit'")
+sys.meta_path.insert(0, Absent())
+"""
+
+
+@pytest.mark.whole
+def test_a_worker_without_semkit_is_one_line(scheduler, tmp_path):
+    _, address = scheduler
+    worker = started("worker", address, "--no-nanny", "--no-dashboard", "--preload", WITHOUT_SEMKIT)
+    try:
+        with connected(None, address) as client, pytest.raises(ValueError, match=r"tcp://.* cannot import semkit"):
+            run_grid(client, image_split(20), *RECIPES, engine=ENGINE, cache=tmp_path)
+    finally:
+        worker.kill()
+        worker.wait()
 
 
 def test_stopping_keeps_what_is_finished(client, tmp_path):
