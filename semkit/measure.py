@@ -44,6 +44,62 @@ def interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, 
     return mean, mean - float(half), mean + float(half)
 
 
+def blocked_difference(
+    values: Sequence[Sequence[float]], more: Sequence[int], less: Sequence[int], confidence: float = 0.95
+) -> tuple[float, float, float]:
+    """(mean, low, high): the mean of columns `more` less that of columns `less`, with the seed as block.
+
+    values [S, C]: a line for each seed, a column for each treatment. The model is value = seed + treatment + residual:
+
+        residual = values - mean of its seed - mean of its column + mean of all
+        s2 = sum(residual ** 2) / ((S - 1) * (C - 1))
+        half = t((S - 1) * (C - 1)) * sqrt(s2 * (1 / len(more) + 1 / len(less)) / S)
+
+    All columns together estimate one residual, so t has (S - 1) * (C - 1) degrees of freedom in place of
+    the S - 1 of `interval`. This holds if the effect itself varies no more between seeds than the residual. With C = 2
+    it is `interval` of the paired differences. Raises ValueError for fewer than 2 seeds or a column on both sides.
+    """
+    values, more, less = np.asarray(values, float), list(more), list(less)
+    if values.ndim != 2 or min(values.shape) < 2:
+        raise ValueError(f"values must be [seeds, treatments] with 2 or more of each, got shape {values.shape}")
+    if not more or not less or set(more) & set(less):
+        raise ValueError(f"more and less must name different columns, got {more} and {less}")
+    seeds, columns = values.shape
+    residual = values - values.mean(1, keepdims=True) - values.mean(0) + values.mean()
+    freedom = (seeds - 1) * (columns - 1)
+    error = np.sqrt((residual**2).sum() / freedom * (1 / len(more) + 1 / len(less)) / seeds)
+    mean, half = values[:, more].mean() - values[:, less].mean(), stdtrit(freedom, (1 + confidence) / 2) * error
+    return float(mean), float(mean - half), float(mean + half)
+
+
+def decide(low: float, high: float, margin: str) -> str:
+    """Whether an interval supports the claim that the value is above ("> 0") or below ("< 1.5") a margin.
+
+    "supported" if all of [low, high] is on the claim's side, "contradicted" if all of it is on the other side or on the
+    margin, else "undecided". An interval of nan, of one seed, decides nothing. Raises ValueError for another margin.
+
+    >>> decide(-4.4, 6.9, "< 1.5")
+    'undecided'
+    """
+    side, _, number = margin.partition(" ")
+    try:
+        bar = float(number)
+    except ValueError:
+        bar = float("nan")
+    if side not in ("<", ">") or not np.isfinite(bar):
+        raise ValueError(f"a margin is written '> 0' or '< 1.5', got {margin!r}")
+    inside, outside = (high < bar, low >= bar) if side == "<" else (low > bar, high <= bar)
+    return "supported" if inside else "contradicted" if outside else "undecided"
+
+
+def verdict(values: Sequence[float], margin: str = "> 0") -> str:
+    """What the 95 % interval of the mean decides: decide(low, high, margin) of interval(values).
+
+    values: one a seed, for a comparison the differences paired by seed.
+    """
+    return decide(*interval(values)[1:], margin)
+
+
 @dataclass(frozen=True)
 class Correlation:
     """Pearson's and Spearman's coefficient of n pairs, each as (value, low, high) with a 95 % bootstrap interval."""

@@ -13,8 +13,10 @@ from torch import nn
 from semkit.augment import FlipCrop, Identity
 from semkit.engine import Engine
 from semkit.measure import (
+    blocked_difference,
     correlation,
     cosine,
+    decide,
     interval,
     losses,
     losses_along,
@@ -23,6 +25,7 @@ from semkit.measure import (
     protection_for_passes,
     robustness,
     stability,
+    verdict,
 )
 from semkit.perturb import Uniform
 from semkit.pixels import LEVEL
@@ -59,6 +62,91 @@ def test_interval_is_students():
     mean, low, high = interval([1.0, 2.0, 4.0])
     low_, high_ = stats.t.interval(0.95, 2, loc=7 / 3, scale=stats.sem([1, 2, 4]))
     assert (mean, low, high) == pytest.approx((7 / 3, low_, high_))
+
+
+def simulated(seeds=4, columns=6, *, seed=0, effect=0.0):
+    """[seeds, columns] of seed + column + noise; columns 0 and 1 are raised by `effect` above the others."""
+    rng = np.random.default_rng(seed)
+    made = rng.normal(0, 5, (seeds, 1)) + rng.normal(0, 1, (seeds, columns))
+    made[:, :2] += effect
+    return made
+
+
+def test_a_blocked_difference_is_least_squares_with_a_column_for_every_seed_and_treatment():
+    values, more, less = simulated(effect=2), [0, 1], [2, 4, 5]
+    seed, column = np.indices(values.shape).reshape(2, -1)
+    design = np.hstack([np.eye(4)[seed], np.eye(6)[column][:, 1:]])  # the first treatment is in the seeds' columns
+    beta, (rest,), rank, _ = np.linalg.lstsq(design, values.ravel(), rcond=None)
+    weights = np.zeros(6)
+    weights[more], weights[less] = 1 / 2, -1 / 3
+    weights = np.concatenate([np.zeros(4), weights[1:]])
+    error = np.sqrt(rest / (values.size - rank) * weights @ np.linalg.inv(design.T @ design) @ weights)
+    low, high = stats.t.interval(0.9, values.size - rank, loc=weights @ beta, scale=error)
+    assert blocked_difference(values, more, less, 0.9) == pytest.approx((weights @ beta, low, high))
+
+
+def test_of_two_treatments_it_is_the_paired_t_interval():
+    values = simulated(5, 2, effect=1)
+    found = stats.ttest_rel(values[:, 1], values[:, 0]).confidence_interval(0.95)
+    assert blocked_difference(values, [1], [0]) == pytest.approx(interval(values[:, 1] - values[:, 0]))
+    assert blocked_difference(values, [1], [0])[1:] == pytest.approx((found.low, found.high))
+
+
+def test_95_of_100_blocked_intervals_hold_the_effect_and_blocks_shorten_them():
+    held = [low <= 2 <= high for _, low, high in (
+        blocked_difference(simulated(3, 4, seed=s, effect=2), [0, 1], [2, 3]) for s in range(1000))]  # fmt: skip
+    assert 0.93 <= np.mean(held) <= 0.97
+    values = simulated(effect=2)
+    shuffled = np.random.default_rng(0).permuted(values, axis=0)  # a seed's values no longer share a line
+    width = lambda v: np.diff(blocked_difference(v, [0, 1], [2, 3])[1:])[0]  # noqa: E731
+    assert width(shuffled) > 2 * width(values)
+
+
+@pytest.mark.parametrize(("values", "more", "less", "says"), [
+    ([[1, 2]], [0], [1], "2 or more of each"), ([1, 2], [0], [1], "seeds, treatments"),
+    ([[1, 2], [3, 4]], [0, 1], [1], "different columns"), ([[1, 2], [3, 4]], [], [1], "different columns"),
+])  # fmt: skip
+def test_a_blocked_difference_of_nothing_is_refused(values, more, less, says):
+    with pytest.raises(ValueError, match=says):
+        blocked_difference(values, more, less)
+
+
+DECISIONS = [
+    (0.1, 2, "> 0", "supported"), (-1, 2, "> 0", "undecided"), (-2, -1, "> 0", "contradicted"),
+    (0, 2, "> 0", "undecided"), (-2, 0, "> 0", "contradicted"), (-4.4, 6.9, "< 1.5", "undecided"),
+    (-4, 1.4, "< 1.5", "supported"), (1.5, 3, "< 1.5", "contradicted"), (-3, -2.5, "> -2", "contradicted"),
+    (float("nan"), float("nan"), "> 0", "undecided"), (0.65, 0.65, "< 1", "supported"),
+]  # fmt: skip
+
+
+def wrong_decisions(rule):
+    return [case for case in DECISIONS if rule(*case[:3]) != case[3]]
+
+
+def test_a_claim_is_supported_only_if_the_whole_interval_is_on_its_side():
+    assert wrong_decisions(decide) == []
+
+
+def test_a_rule_by_the_mean_or_without_the_third_outcome_is_rejected():
+    def by_the_mean(low, high, margin):
+        return decide((low + high) / 2, (low + high) / 2, margin)
+
+    def without_undecided(low, high, margin):
+        return decide(low, high, margin).replace("undecided", "contradicted")
+
+    assert (-4.4, 6.9, "< 1.5", "undecided") in wrong_decisions(by_the_mean)
+    assert wrong_decisions(without_undecided)
+
+
+@pytest.mark.parametrize("margin", ["", "0", ">0", ">= 0", "> much", "> nan", "< inf"])
+def test_a_margin_that_cannot_be_read_is_refused(margin):
+    with pytest.raises(ValueError, match="a margin is written"):
+        decide(0, 1, margin)
+
+
+def test_a_verdict_is_the_decision_of_the_interval():
+    assert verdict([5.6, 5.8, 5.7]) == "supported" and verdict([5.6, 5.8, -1.0]) == "undecided"
+    assert verdict([5.6, 5.8, 5.7], "< 1.5") == "contradicted" and verdict([9.0]) == "undecided"
 
 
 def test_losses_are_those_of_a_plain_loop(images, linear):
