@@ -168,6 +168,11 @@ class Engine:
         return torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.precision == "bfloat16")
 
 
+def engine_of(model: nn.Module) -> Engine:
+    """The engine that prepared the model; a new Engine() for a net that none did."""
+    return getattr(model, "engine", None) or Engine()
+
+
 def _why_not_listed(engine: Engine, folded: Folded | None, flat: Flat | None) -> str | None:
     if folded and folded.compiled:
         return "compiled"

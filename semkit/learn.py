@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from semkit import models, parallel
 from semkit.augment import Augment, FlipCrop
 from semkit.data import resized
-from semkit.engine import Engine, Passes, all_passes, count_passes, predict, step_down
+from semkit.engine import Engine, Passes, all_passes, count_passes, engine_of, predict, step_down
 from semkit.imageset import ImageSet
 from semkit.neighbours.bullettrain import Mined, mining
 from semkit.neighbours.injection import drawing
@@ -116,9 +116,9 @@ def accuracy(
 ) -> float:
     """The share of images that the model, in eval mode, labels rightly after `perturbation`.
 
-    Clean() gives clean accuracy, PGD(r) robust accuracy.
+    Clean() gives clean accuracy, PGD(r) robust accuracy. engine: the model's own unless given.
     """
-    engine = engine or Engine()
+    engine = engine or engine_of(model)
     images = images.to(engine.device)
     right = 0
     with drawing(model, engine.generator(seed, "accuracy, injected noise")):

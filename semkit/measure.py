@@ -4,6 +4,7 @@ The published definitions were not all available; robustness and stability are a
 AAAI 2024. Both are negative losses: the higher, the less the perturbation does.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -14,9 +15,11 @@ from scipy.special import stdtrit
 from torch import nn
 
 from semkit.augment import Augment, FlipCrop, Identity
-from semkit.engine import Engine, predict
+from semkit.engine import Engine, engine_of, predict
 from semkit.imageset import ImageSet
+from semkit.neighbours.injection import drawing
 from semkit.perturb import PGD, Clean, Perturbation, Uniform
+from semkit.pixels import check_count
 
 LABEL = {"clean": "clean images", "em": "EM", "sem": "SEM", "rem": "REM", "cuda": "CUDA"}
 
@@ -152,13 +155,14 @@ def losses(
 ) -> torch.Tensor:
     """Cross-entropy L(f(a), y) in eval mode with a = perturbation(t(x)), [draws, N] for N images.
 
-    Every draw has its own t ~ augment and its own randomness of the perturbation.
+    Every draw has its own t ~ augment and its own randomness of the perturbation. engine: the model's own unless given.
+    The same seed gives the same losses, also of a net with injected noise, whose stream does not move on.
     """
-    engine = engine or Engine()
+    engine = engine or engine_of(model)
     images = images.to(engine.device)
-    found = torch.empty(draws, len(images))
-    for draw in range(draws):
-        for start in range(0, len(images), batch):
+    found = torch.empty(check_count(draws, "draws", 1), len(images))
+    with drawing(model, engine.generator(seed, "losses, injected noise")):
+        for draw, start in itertools.product(range(draws), range(0, len(images), batch)):
             part, generator = slice(start, start + batch), engine.generator(seed, "losses", draw, start)
             x, y = images.batch(part)
             x = engine.images(x)
@@ -177,7 +181,11 @@ def robustness(model: nn.Module, images: ImageSet, radius: float = 4, *, steps: 
 
 
 def stability(model: nn.Module, images: ImageSet, radius: float = 4, *, draws: int = 8, **how) -> tuple[float, float]:
-    """(-E_t E_u L(f(t(x) + u), y), the variance of L over the draws averaged over images), u uniform within radius."""
+    """(-E_t E_u L(f(t(x) + u), y), the variance of L over the draws averaged over images), u uniform within radius.
+
+    Raises ValueError for draws < 2, which have no variance.
+    """
+    check_count(draws, "draws", 2)
     found = losses(model, images, Uniform(radius), **{"augment": FlipCrop(), **how}, draws=draws)
     return -float(found.mean()), float(found.var(0).mean())
 

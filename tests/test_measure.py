@@ -10,8 +10,10 @@ from photos import image_set
 from scipy import stats
 from torch import nn
 
+from semkit import models
 from semkit.augment import FlipCrop, Identity
 from semkit.engine import Engine
+from semkit.learn import accuracy
 from semkit.measure import (
     blocked_difference,
     correlation,
@@ -27,7 +29,8 @@ from semkit.measure import (
     stability,
     verdict,
 )
-from semkit.perturb import Uniform
+from semkit.neighbours.obfuscated import survived
+from semkit.perturb import PGD, Uniform
 from semkit.pixels import LEVEL
 
 ENGINE = Engine("cpu", "float64")
@@ -254,3 +257,25 @@ def test_correlation_agrees_with_scipy_and_its_interval_with_fishers():
 def test_a_correlation_of_too_little_is_refused(x, y):
     with pytest.raises(ValueError, match="a correlation needs"):
         correlation(x, y)
+
+
+def test_a_net_is_measured_in_the_precision_it_was_prepared_for(images):
+    model = ENGINE.prepare(models.build("tiny", len(images.classes), size=8))
+    assert 0 <= accuracy(model, images) <= 1
+    assert robustness(model, images, 4, steps=1) == robustness(model, images, 4, steps=1, engine=ENGINE)
+    assert losses(model, images).shape == (1, len(images))
+
+
+def test_a_net_with_injected_noise_measures_the_same_twice_and_its_noise_stream_stays(images):
+    model = ENGINE.prepare(models.build("tiny+injected", len(images.classes), size=8))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    assert stability(model, images, draws=2, seed=3) == stability(model, images, draws=2, seed=3)
+    attack = (model, PGD(4, 1))
+    assert torch.equal(survived(model, attack, images), survived(model, attack, images))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert losses(model, images, draws=2).diff(dim=0).abs().max() > 0  # every draw has noise of its own
+
+
+def test_stability_of_one_draw_is_refused_because_it_has_no_variance(images, linear):
+    with pytest.raises(ValueError, match="draws must be a whole number >= 2, got 1"):
+        stability(linear, images, draws=1, engine=ENGINE)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from semkit.engine import Engine, count_passes, predict
 from semkit.imageset import ImageSet, Split
 from semkit.learn import LearnRecipe
+from semkit.neighbours.injection import drawing
 from semkit.neighbours.transform import Behind, Transform, transformed
 from semkit.perturb import EOT, PGD, Clean, Perturbation
 from semkit.study import learned_net
@@ -45,11 +46,13 @@ def survived(judge: nn.Module, attack: tuple[nn.Module, Perturbation], images: I
     """[N] bool: which images the judge still labels rightly after the attack on the net that it names."""
     (net, perturbation), engine = attack, judge.engine
     images, right = images.to(engine.device), []
-    for start in range(0, len(images), BATCH):
-        part = slice(start, start + BATCH)
-        x, y = engine.images(images.images[part]), images.labels[part]
-        x_adv = perturbation(net, x, y, engine.generator(seed, "attack", start))
-        right.append((predict(judge, x_adv).argmax(1) == y).cpu())
+    generator = engine.generator(seed, "attack, injected noise")
+    with drawing(judge, generator), drawing(net, generator):
+        for start in range(0, len(images), BATCH):
+            part = slice(start, start + BATCH)
+            x, y = engine.images(images.images[part]), images.labels[part]
+            x_adv = perturbation(net, x, y, engine.generator(seed, "attack", start))
+            right.append((predict(judge, x_adv).argmax(1) == y).cpu())
     return torch.cat(right)
 
 
