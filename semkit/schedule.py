@@ -8,13 +8,16 @@ from torch import nn
 
 from semkit.engine import Engine
 from semkit.neighbours.injection import alphas
-from semkit.pixels import check_count
+from semkit.pixels import check_count, check_share
 
 
 @dataclass(frozen=True)
 class SGD:
     """Steps of SGD with momentum. The rate falls by 10 at each milestone; without milestones it rises linearly over
     the first `warmup` share of the steps and falls linearly to zero.
+
+    Raises ValueError for steps < 1, batch < 2, a warmup outside [0, 1], and an lr, momentum or weight_decay that is
+    negative or not finite.
     """
 
     steps: int = 5000
@@ -29,6 +32,10 @@ class SGD:
         object.__setattr__(self, "steps", check_count(self.steps, "steps", 1))
         object.__setattr__(self, "batch", check_count(self.batch, "batch", 2))
         object.__setattr__(self, "milestones", tuple(self.milestones))
+        check_share(self.warmup, "warmup")
+        for name in ("lr", "momentum", "weight_decay"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} must be a finite number >= 0, got {getattr(self, name)!r}")
 
     def share(self, processes: int) -> "SGD":
         """What each of several processes does of every batch. Raises ValueError where too little is left."""
@@ -39,7 +46,9 @@ class SGD:
         if self.milestones:
             return self.lr * 0.1 ** sum(step >= m for m in self.milestones)
         done = (step + 0.5) / self.steps
-        return self.lr * min(done / self.warmup, (1 - done) / (1 - self.warmup))
+        if done < self.warmup:
+            return self.lr * (done / self.warmup)
+        return self.lr * ((1 - done) / (1 - self.warmup))
 
     def optimizer(self, model: nn.Module) -> torch.optim.SGD:
         """The optimizer of all parameters; the strengths of injected noise (injection.alphas) do not decay."""

@@ -15,6 +15,10 @@ ENGINE = Engine("cpu", "float32")
 @pytest.mark.parametrize(("fields", "words"), [
     ({"steps": -1}, "steps must be a whole number >= 1, got -1"),
     ({"batch": 1}, "batch must be a whole number >= 2, got 1"),
+    ({"lr": -0.1}, "lr must be a finite number >= 0, got -0.1"),
+    ({"momentum": float("nan")}, "momentum must be a finite number >= 0, got nan"),
+    ({"weight_decay": float("inf")}, "weight_decay must be a finite number >= 0, got inf"),
+    ({"warmup": 1.5}, "warmup is a share, 0 to 1, got 1.5"),
 ])  # fmt: skip
 def test_a_descent_that_cannot_be_is_refused(fields, words):
     with pytest.raises(ValueError, match=words):
@@ -26,6 +30,11 @@ def test_without_milestones_the_rate_is_a_triangle():
     rates = [sgd.rate(step) for step in range(100)]
     assert rates == pytest.approx([0.2 * min((s + 0.5) / 20, (99.5 - s) / 80) for s in range(100)])
     assert 15 < rates.index(max(rates)) < 25 and max(rates) <= 0.2
+
+
+def test_without_a_warmup_the_rate_only_falls_and_with_nothing_else_it_only_rises():
+    falling, rising = ([SGD(steps=4, lr=0.8, warmup=share).rate(step) for step in range(4)] for share in (0, 1))
+    assert falling == pytest.approx([0.7, 0.5, 0.3, 0.1]) and rising == pytest.approx([0.1, 0.3, 0.5, 0.7])
 
 
 def test_at_every_milestone_the_rate_falls_by_ten():
