@@ -42,7 +42,7 @@ def embed(vectors, kind: str = "pca", *, seed: int = 0) -> np.ndarray:
     """
     from sklearn.decomposition import PCA  # half a second that importing semkit need not pay
 
-    vectors = np.asarray(vectors, np.float32)
+    vectors = np.asarray(vectors, np.float64)
     vectors = vectors.reshape(len(vectors), -1)
     if kind not in ("pca", "tsne", "umap"):
         raise ValueError(f'kind must be "pca", "tsne" or "umap", got {kind!r}')

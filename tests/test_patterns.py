@@ -64,7 +64,7 @@ def test_pca_is_the_projection_on_the_first_two_singular_vectors():
     centred -= centred.mean(0)
     u, s, _ = np.linalg.svd(centred, full_matrices=False)
     expected = u[:, :2] * s[:2]
-    assert np.abs(found) == pytest.approx(np.abs(expected), abs=1e-4)
+    assert np.abs(found) == pytest.approx(np.abs(expected), rel=1e-9)
 
 
 UMAP = (
