@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
-_lending = threading.Lock()  # all threads share the one generator
+_lending = threading.RLock()  # all threads share the one generator
 
 
 def drawn_seed(generator: torch.Generator | None = None) -> int:
@@ -18,7 +18,7 @@ def drawn_seed(generator: torch.Generator | None = None) -> int:
 def seeded(seed: int) -> Iterator[None]:
     """Inside the block, draws on the CPU without a generator follow from `seed`; afterwards from what they did before.
 
-    One thread at a time, and no block inside another.
+    One thread at a time; a block inside another goes on from its own seed, and the outer one then from where it was.
     """
     with _lending, torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed, which would seed the GPUs' generators too and leave them so.

@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from semkit import models
+from semkit.chance import seeded
 
 
 @functools.cache
@@ -235,6 +236,15 @@ def test_threads_that_build_at_the_same_time_get_their_own_weights():
     for thread in threads:
         thread.join()
     assert all(same(got[seed], expected[seed]) for seed in range(8))
+
+
+def test_a_net_can_be_built_where_the_global_generator_is_lent_already():
+    with seeded(5):
+        wanted = torch.rand(2)
+    with seeded(5):
+        first = torch.rand(1)
+        assert same(models.build("small", 4, 3), models.build("small", 4, 3))
+        assert torch.equal(torch.cat([first, torch.rand(1)]), wanted)
 
 
 NEAREST = {"resnet81": "resnet18", "ResNet-18": "resnet18", "wrn-34-10": "wrn34_10", "vgg16": "vgg16_bn"}
