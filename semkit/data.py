@@ -95,6 +95,12 @@ def _parts(root: Path) -> tuple[str, ...]:
     return (folders[0].name,)
 
 
+def set_name(source: str | os.PathLike) -> str | None:
+    """The name in NAMES that `source` is, None for a folder. A Path means a set only where nothing lies at it."""
+    name = os.fspath(source)
+    return name if name in NAMES and (name is source or not Path(name).exists()) else None
+
+
 def find_folder(source: str | os.PathLike) -> Folder:
     """scan(source) for what is no set's name; raises DataError with the nearest name if there is no such folder."""
     if not Path(source).exists():
@@ -205,8 +211,15 @@ def load_folder(
 
 
 def data_root(root: str | os.PathLike | None = None) -> Path:
-    """Where torchvision's sets are: `root`, else $SEMKIT_DATA, else ~/.cache/semkit."""
-    return Path(root or os.environ.get("SEMKIT_DATA") or Path.home() / ".cache" / "semkit").expanduser()
+    """Where torchvision's sets are: `root`, else $SEMKIT_DATA, else ~/.cache/semkit.
+
+    Raises DataError for a ~user without a home folder.
+    """
+    place = Path(root or os.environ.get("SEMKIT_DATA") or "~/.cache/semkit")
+    try:
+        return place.expanduser()
+    except RuntimeError:
+        raise DataError(f"{shown(place)}: that home folder is not known; write the whole path in SEMKIT_DATA") from None
 
 
 def _load_torchvision(name: str, root: Path, download: bool) -> Split:
@@ -269,12 +282,12 @@ def load(
     Raises DataError, with what to do, for whatever cannot be found or read.
     """
     check_count(size, "size", 1)
-    if source == "shapes":
+    if (name := set_name(source)) == "shapes":
         from semkit.shapes import shapes
 
         found = shapes(seed=seed)
-    elif source in NAMES:
-        found = _load_torchvision(source, data_root(root), download)
+    elif name:
+        found = _load_torchvision(name, data_root(root), download)
     else:
         how = {"size": size, "seed": seed, "limit": limit, "skip_unreadable": skip_unreadable, "on_step": on_step}
         return load_folder(find_folder(source), storage=storage, **how)

@@ -26,6 +26,7 @@ from semkit.neighbours.convolve import filtered_tests
 from semkit.neighbours.defences import Gaussian, Smoothed
 from semkit.netfile import load_net, save_net
 from semkit.noise import Noise, load, one_line, save
+from semkit.pixels import check_count
 
 OnStep = Callable[[str, int, int, dict], bool | None]  # on_step(what, step, total, metrics)
 NO_NOISE = {"passes": 0, "seconds": 0.0, "engine": None}
@@ -252,7 +253,7 @@ def grid(
     learners: Mapping[float | str, LearnRecipe],
     *,
     countermeasures: Sequence[str] = (),
-    seeds: Iterable[int] = (0,),
+    seeds: Iterable[int] | int = (0,),
     engine: Engine | None = None,
     cache: Path | None = None,
     on_step: OnStep | None = None,
@@ -261,9 +262,11 @@ def grid(
 
     crafts: the name of a row's method -> what makes its images. learners: a row's training radius, or the name in its
     column `learner`, -> its recipe. countermeasures: where given, every learner after each of them, which a row's
-    `countermeasure` names. Rows of ClassFilters have accuracies on filtered test images too.
+    `countermeasure` names. seeds: the seeds, or how many: 3 is 0, 1, 2. Rows of ClassFilters have accuracies on
+    filtered test images too.
     """
     engine, rows = engine or Engine(), []
+    seeds = range(check_count(seeds, "seeds", 1)) if isinstance(seeds, int) else seeds
     for seed, (method, made_by) in itertools.product(seeds, crafts.items()):
         how = dict(seed=seed, engine=engine, cache=cache)
         told = on_step and partial(on_step, f"{method} noise, seed {seed}")

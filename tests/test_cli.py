@@ -509,6 +509,7 @@ def test_a_net_that_learn_saves_is_a_purifier_and_the_net_of_a_transform(here, c
     assert run(*learn, "--countermeasure", "purifier=net.st", "--json") == 0
     assert "photos, purifier=net.st" in json.loads(capsys.readouterr().out)["images"]
     transform = ["transform", "photos", "net.st", "--out", "out", "--seeds", "1", "--attacked", "2", *QUICK]
+    assert "radius 0 attacks nothing" in complaint(capsys, *transform, "--radius", 0)
     assert run(*transform, "--json") == 0
     rows = json.loads(capsys.readouterr().out)
     assert {row["defence"] for row in rows} == {"ERM", "AT 4", "transform"}

@@ -1,5 +1,6 @@
 import hashlib
 import pickle
+from pathlib import Path
 
 import hostile
 import numpy as np
@@ -12,7 +13,7 @@ from photos import image_split
 from PIL import Image
 from torchvision import datasets
 
-from semkit import data
+from semkit import craft_recipe, data, protect
 from semkit.data import DataError, ImageSet, load, load_files, scan
 from semkit.imageset import limit_test
 
@@ -328,6 +329,21 @@ def test_data_root(monkeypatch, tmp_path):
     assert data.data_root() == tmp_path / ".cache" / "semkit"
     monkeypatch.setenv("SEMKIT_DATA", "~/sets")
     assert data.data_root() == tmp_path / "sets" and str(data.data_root("here")) == "here"
+
+
+@pytest.mark.parametrize("root", ["~nosuchuser/x", None])
+def test_a_home_folder_that_is_not_known_is_one_line(monkeypatch, root):
+    monkeypatch.setenv("SEMKIT_DATA", "~nosuchuser/x")
+    said = "~nosuchuser/x: that home folder is not known; write the whole path in SEMKIT_DATA"
+    clear_line("cifar10", said, root=root)
+
+
+def test_a_path_names_a_set_too_unless_a_folder_has_that_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert load(Path("shapes"), limit=10).train.name == "shapes"
+    assert protect(Path("shapes"), "out", craft_recipe(preset="quick"), limit=10)["images"] == 10
+    folder_of(tmp_path / "shapes", "a", "b")
+    assert load(Path("shapes")).train.classes == ("a", "b") and load("shapes", limit=10).train.classes[0] == "bar"
 
 
 def test_limiting_the_test_images_spares_some_that_are_in_neither_part():

@@ -207,3 +207,10 @@ def test_a_row_of_bullettrain_has_what_its_batches_were_made_of(tmp_path):
     assert row["average"] == fit(split.train, split.test, recipe, seed=3, engine=ENGINE).mined.average > 0
     assert learned_row(split.train, split.test, recipe, **how) == row
     assert not {"mined", "average"} & set(learned_row(split.train, split.test, LEARN, **how))
+
+
+def test_seeds_may_be_how_many():
+    split, how = image_split(20), {"engine": ENGINE}
+    assert [row["seed"] for row in grid(split, {"clean": None}, {0: LEARN}, seeds=2, **how)] == [0, 1]
+    with pytest.raises(ValueError, match="seeds must be a whole number >= 1, got 0"):
+        grid(split, {"clean": None}, {0: LEARN}, seeds=0, **how)

@@ -70,6 +70,13 @@ def _noise_radius(text: str) -> float:
 
 
 @_checked
+def _attack_radius(text: str) -> float:
+    if not check_radius(text):
+        raise ValueError("radius 0 attacks nothing: write pixel levels above 0")
+    return float(text)
+
+
+@_checked
 def _device(text: str) -> str:
     if not re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?", text):
         raise ValueError(f"cpu, cuda or cuda:N is needed, got {text}")
@@ -172,7 +179,7 @@ def _transform_options(parser) -> None:
     _add_sweep_out(parser, 3, required=True)
     add = parser.add_argument
     add("net", metavar="NET", type=_checked(check_net), help="an external net, made by semkit learn IMAGES --save NET")
-    add("--radius", type=_radius, default=4, help="of the attacks, and of AT beside it, in levels (4)")
+    add("--radius", type=_attack_radius, default=4, help="of the attacks, and of AT beside it, in levels (4)")
     add("--attacked", type=_count(2), default=300, metavar="N", help="how many test images are attacked (300)")
     add("--test-limit", type=_count(2), metavar="N", help="N test images only")
     add("--learner-steps", type=_count(1), metavar="N", help="how long ERM trains (the preset's steps)")

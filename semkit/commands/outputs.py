@@ -12,7 +12,7 @@ from PIL import Image
 from semkit import __version__
 from semkit.commands.originals import OnStep, Originals, job, originals
 from semkit.commands.protected import OutputError, read_report
-from semkit.data import NAMES, find_folder
+from semkit.data import find_folder, set_name
 from semkit.files import atomic_write, remove_leftovers, shown
 from semkit.image import write_png
 from semkit.quality import Quality
@@ -25,7 +25,7 @@ GROWING = ("methods", "radii", "countermeasures")  # a sweep may have more of th
 
 def check_place(source: str, out: Path) -> None:
     """Raises OutputError if `out` is no folder, or if it and the images lie in each other."""
-    if source not in NAMES:
+    if not set_name(source):
         inside = Path(os.path.realpath(out))  # resolve() may raise on a link loop
         if any(inside == at or at in inside.parents or inside in at.parents for at in _real_folders(source)):
             raise OutputError(f"the output {shown(out)} and the images {shown(source)} lie in each other; name another")

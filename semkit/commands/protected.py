@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from semkit.commands.originals import OnStep, Originals, job, named_outputs, originals
-from semkit.data import NAMES, Split, find_folder
+from semkit.data import Split, find_folder, set_name
 from semkit.files import is_image_name, output_names, shown
 from semkit.image import UnreadableImage, difference, read_image, working_image
 from semkit.imageset import stratified_share
@@ -148,7 +148,7 @@ def protected_split(split: Split, source: str, out: str | os.PathLike) -> Split:
     The test images stay clean. Raises OutputError if files are missing or OUT protects other images.
     """
     report, train = read_report(out), split.train
-    if source not in NAMES:
+    if not set_name(source):
         names = output_names(find_folder(source).train.names)
         outputs = tuple(names[name] for name in train.files)
     elif len(train) == report["images"]:
