@@ -3,6 +3,8 @@
 import io
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
@@ -42,7 +44,7 @@ def read_image(path: str | os.PathLike) -> Image.Image:
     try:
         if not os.path.isfile(path):  # opening a named pipe would wait for ever
             raise ValueError("not a file" if os.path.exists(path) else "no such file")
-        with warnings.catch_warnings(action="ignore"), Image.open(path, formats=FORMATS) as image:
+        with _opened(path) as image:
             image.load()
             upright = _UPRIGHT.get(_orientation(image))
             image = _canonical(image)
@@ -58,8 +60,20 @@ def read_image(path: str | os.PathLike) -> Image.Image:
 
 def stored_size(path: str | os.PathLike) -> tuple[int, int]:
     """(width, height) of an image file that read_image can read, before it is turned upright; nothing is decoded."""
-    with warnings.catch_warnings(action="ignore"), Image.open(path, formats=FORMATS) as image:
+    with _opened(path) as image:
         return image.size
+
+
+@contextmanager
+def _opened(path: str | os.PathLike) -> Iterator[Image.Image]:
+    # Pillow gets a file object, because it maps an uncompressed TIFF that it opens by name, and then scrambles the rows
+    # of orientations 5 to 8.
+    with (
+        warnings.catch_warnings(action="ignore"),
+        open(path, "rb") as file,
+        Image.open(file, formats=FORMATS) as image,
+    ):
+        yield image
 
 
 def _orientation(image: Image.Image) -> int:

@@ -1,6 +1,7 @@
 """Images read and written in every mode and file type; noise on them at any size."""
 
 import os
+from itertools import product
 
 import hostile
 import numpy as np
@@ -21,6 +22,7 @@ from semkit.image import (
     fit_noise,
     noise_survival,
     read_image,
+    stored_size,
     working_image,
     write_png,
 )
@@ -113,6 +115,32 @@ def test_images_are_turned_upright(tmp_path, orientation, kind):
     same(opened, upright, "RGB")
     write_png(opened, tmp_path / "again.png")
     same(read_image(tmp_path / "again.png"), upright, "RGB")
+
+
+RAMP = np.arange(16 * 24).astype(np.uint8).reshape(16, 24)
+TIFFS = {  # kind -> (an image to save, its pixels as read_image gives them)
+    "1": (RGB.convert("1"), np.asarray(RGB.convert("1")) * np.uint8(255)),
+    "L": (RGB.convert("L"), np.asarray(RGB.convert("L"))),
+    "LA": (RGBA.convert("LA"), np.asarray(RGBA.convert("LA"))),
+    "P": (RGB.quantize(8), np.asarray(RGB.quantize(8).convert("RGB"))),
+    "RGB": (RGB, np.asarray(RGB)),
+    "RGBA": (RGBA, np.asarray(RGBA)),
+    "CMYK": (RGB.convert("CMYK"), np.asarray(RGB.convert("CMYK").convert("RGB"))),
+    "16-bit grey": (Image.fromarray(RAMP * np.uint16(257)), RAMP),
+}
+CODECS = (None, "packbits", "tiff_lzw", "tiff_adobe_deflate")
+
+
+@pytest.mark.parametrize(("kind", "codec"), [*product(TIFFS, CODECS), ("1", "group4")])
+def test_portrait_tiffs_have_the_pixels_that_were_saved(tmp_path, kind, codec):
+    image, stored = TIFFS[kind]
+    for orientation in range(1, 9):
+        turned = stored.swapaxes(0, 1) if orientation >= 5 else stored
+        upright = turned[:: -1 if orientation in (3, 4, 7, 8) else 1, :: -1 if orientation in (2, 3, 6, 7) else 1]
+        tags = {ExifTags.Base.Orientation: orientation}
+        opened = read(tmp_path, hostile.encoded(image, "TIFF", compression=codec, tiffinfo=tags), "scan.tif")
+        assert np.array_equal(np.asarray(opened), upright), orientation
+        assert sorted(stored_size(tmp_path / "scan.tif")) == [16, 24]
 
 
 def test_broken_exif_does_not_matter(tmp_path):
