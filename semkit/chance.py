@@ -6,12 +6,19 @@ from collections.abc import Iterator
 
 import torch
 
+from semkit.pixels import check_count
+
 _lending = threading.RLock()  # all threads share the one generator
 
 
 def drawn_seed(generator: torch.Generator | None = None) -> int:
     """A seed drawn from `generator`, or from torch's own without one."""
     return int(torch.randint(2**62, (), generator=generator, device=generator.device if generator else None))
+
+
+def check_seed(seed: int) -> int:
+    """`seed` as an int if it is a whole number from 0 to 2**63 - 1, as torch takes it; raises ValueError otherwise."""
+    return check_count(seed, "seed", 0, 2**63 - 1)
 
 
 @contextlib.contextmanager

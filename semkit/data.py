@@ -20,6 +20,7 @@ from semkit.pixels import check_count
 from semkit.storage import AUTO, Storage, zeros
 
 NAMES = ("shapes", "cifar10", "cifar100", "svhn")
+LARGEST = 16384  # side of the images that nets are given, in pixels
 OnStep = Callable[[int, int], object]  # on_step(done, total)
 
 
@@ -55,6 +56,11 @@ class Folder:
     train: Part
     test: Part | None = None
     ignored: tuple[str, ...] = ()
+
+
+def check_size(size: int) -> int:
+    """`size` if images can be resized to size x size; raises ValueError otherwise."""
+    return check_count(size, "size", 1, LARGEST)
 
 
 def scan(root: str | os.PathLike) -> Folder:
@@ -103,6 +109,8 @@ def set_name(source: str | os.PathLike) -> str | None:
 
 def find_folder(source: str | os.PathLike) -> Folder:
     """scan(source) for what is no set's name; raises DataError with the nearest name if there is no such folder."""
+    if not os.fspath(source):
+        raise DataError("the name of the images is empty: write a folder or the name of a set")
     if not Path(source).exists():
         near = difflib.get_close_matches(str(source).lower(), NAMES, 1)
         hint = f"did you mean {near[0]}?" if near else f"the sets known by name are {', '.join(NAMES)}"
@@ -149,7 +157,7 @@ def load_files(
 
     Raises DataError for a file that cannot be read (unless skip_unreadable), and if no file of a class can be.
     """
-    check_count(size, "size", 1)
+    check_size(size)
     root = Path(root)
     scratch = storage.scratch(len(names) * 3 * size**2)
     images, kept, skipped = zeros((len(names), 3, size, size), torch.uint8, scratch), [], []
@@ -281,7 +289,7 @@ def load(
     go; large sets go to disk. on_step(done, total): files.
     Raises DataError, with what to do, for whatever cannot be found or read.
     """
-    check_count(size, "size", 1)
+    check_size(size)
     if (name := set_name(source)) == "shapes":
         from semkit.shapes import shapes
 

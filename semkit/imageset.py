@@ -40,7 +40,7 @@ def stratified_limit(labels: torch.Tensor, n: int, seed: int = 0) -> torch.Tenso
 def check_fraction(fraction: float) -> float:
     """`fraction` if it is above 0 and at most 1; raises ValueError otherwise."""
     if not 0 < fraction <= 1:
-        raise ValueError(f"fraction must be above 0 and at most 1, got {fraction:g}")
+        raise ValueError(f"fraction must be above 0 and at most 1, got {fraction}")
     return fraction
 
 

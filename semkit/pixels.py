@@ -6,10 +6,11 @@ import torch
 
 LEVEL = 1 / 255  # one 8-bit pixel level on the [0, 1] scale
 NORMS = ("linf", "l2", "l1")
+MOST_LEVELS = 1e12  # more than the l1 distance of any two images; float32 holds it with room to spare
 
 
 def check_radius(value: float, name: str = "radius") -> float:
-    """`value` as a float, if it can be a length in pixel levels: finite, >= 0 and not in (0, 0.5).
+    """`value` as a float, if it can be a length in pixel levels: finite, >= 0, not in (0, 0.5), at most 1e12.
 
     Raises ValueError with what to write instead.
     """
@@ -17,8 +18,12 @@ def check_radius(value: float, name: str = "radius") -> float:
         value = float(value)
     except (TypeError, ValueError):
         raise ValueError(f"{name} must be a number of pixel levels, got {value!r}") from None
+    except OverflowError:
+        value = math.inf
     if not math.isfinite(value) or value < 0:
         raise ValueError(f"{name} must be a finite number of pixel levels >= 0, got {value:g}")
+    if value > MOST_LEVELS:
+        raise ValueError(f"{name} must be at most {MOST_LEVELS:g} pixel levels, got {value:g}")
     if 0 < value < 0.5:
         raise ValueError(f"{name}={value:g} looks like a fraction of 1; write pixel levels: 8, not 8/255")
     return value
@@ -37,14 +42,16 @@ def check_step_size(value: float, name: str = "step_size") -> float:
     return value
 
 
-def check_count(value: int, name: str, least: int = 0) -> int:
-    """`value` if it is a whole number >= `least`; raises ValueError otherwise."""
+def check_count(value: int, name: str, least: int = 0, most: int | None = None) -> int:
+    """`value` as an int if it is a whole number >= `least`, and <= `most` if given; raises ValueError otherwise."""
     try:
         whole = int(value)
     except (TypeError, ValueError, OverflowError):
         whole = None
-    if isinstance(value, bool) or whole != value or whole < least:
+    if isinstance(value, bool) or whole is None or whole != value or whole < least:
         raise ValueError(f"{name} must be a whole number >= {least}, got {value!r}")
+    if most is not None and whole > most:
+        raise ValueError(f"{name} must be at most {most}, got {value!r:.40}")
     return whole
 
 

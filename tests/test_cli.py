@@ -121,6 +121,11 @@ BAD_OPTIONS = [
     (["--surrogate", "resnet-18"], "did you mean resnet18?"),
     (["--device", "gpu"], "cpu, cuda or cuda:N is needed, got gpu"),
     (["--precision", "float16"], "did you mean bfloat16?"),
+    (["--perturbation-radius", "1e308"], "radius must be at most 1e+12 pixel levels, got 1e+308"),
+    (["--size", "1000000000"], "size must be at most 16384, got 1000000000"),
+    (["--size", str(2**62)], "size must be at most 16384"),
+    (["--fraction", "1.0000001"], "fraction must be above 0 and at most 1, got 1.0000001"),
+    (["--method", "cuda", "--key", "12345678", "--kernel", str(2**63 - 1)], "kernel must be at most 255"),
     (["--frobnicate"], "unrecognized arguments: --frobnicate"),
 ]
 

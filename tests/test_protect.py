@@ -224,6 +224,54 @@ def test_a_finished_run_asked_to_resume_is_reported_and_left_alone(small):
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
 
 
+def test_a_finished_run_of_which_files_are_missing_is_made_again_to_the_same_bytes(small):
+    photos, out = small
+    before = contents(out)
+    for spoil in (lambda: shutil.rmtree(out / "images/a"), (out / "noise.safetensors").unlink):
+        spoil()
+        protect(str(photos), out, quick(), size=8, resume=True)
+        after = contents(out)
+        assert after.pop("report.json") and {**after, "report.json": before["report.json"]} == before
+
+
+def test_a_second_run_into_a_folder_that_another_one_has_begun_is_refused(tmp_path):
+    photos, out = make_photos(tmp_path / "in", 8), tmp_path / "out"
+
+    def second(_):
+        with pytest.raises(OutputError, match=r"was begun with other settings \(recipe\)"):
+            protect(str(photos), out, quick(radius=60), size=8)
+        with pytest.raises(OutputError, match="exists; --resume continues it"):
+            protect(str(photos), out, quick(), size=8)
+
+    assert protect(str(photos), out, quick(), size=8, on_start=second)["radius"] == 8
+    assert not check(str(photos), out)["problems"]
+
+
+@pytest.mark.parametrize("link", ["images", "images/a"])
+def test_images_are_not_written_through_a_link_to_the_originals(small, tmp_path, link):
+    photos, out = small
+    shutil.rmtree(out / link)
+    (out / "report.json").unlink()
+    (out / link).symlink_to(photos / Path(link).relative_to("images"))
+    before = contents(photos)
+    with pytest.raises(OutputError, match="out/images/a is a link out of"):
+        protect(str(photos), out, quick(), size=8, resume=True)
+    assert contents(photos) == before
+
+
+@pytest.mark.parametrize(
+    "how",
+    [{"seed": None}, {"seed": 1.5}, {"seed": "0"}, {"seed": 2**64}, {"seed": -1}, {"checkpoint_every": None},
+     {"checkpoint_every": float("nan")}, {"checkpoint_every": -1}, {"size": 10**9}, {"size": 2**62}],
+    ids=str,
+)  # fmt: skip
+def test_a_setting_that_cannot_be_is_refused_before_anything_is_written(tmp_path, how):
+    photos = make_photos(tmp_path / "in", 4)
+    with pytest.raises(ValueError, match=next(iter(how))):
+        protect(str(photos), tmp_path / "out", quick(), **{"size": 8, **how})
+    assert not (tmp_path / "out").exists()
+
+
 def test_only_the_training_part_of_a_divided_folder_is_protected(tmp_path):
     make_photos(tmp_path / "in/train", 8)
     make_photos(tmp_path / "in/test", 4, seed=1)

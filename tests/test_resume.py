@@ -101,6 +101,18 @@ def test_a_full_disk_is_one_line_and_leaves_a_run_that_can_go_on(undisturbed, tm
     assert results(out) == expected
 
 
+def test_of_two_runs_that_start_together_in_one_folder_one_is_refused(undisturbed, tmp_path):
+    photos, _, _ = undisturbed
+    out = tmp_path / "out"
+    runs = [start(command(photos, out, "--radius", str(r)), tmp_path / f"log{r}") for r in (8, 60)]
+    for process in runs:
+        process.join(60)
+    assert sorted(process.exitcode for process in runs) == [0, 2]
+    told = "".join((tmp_path / f"log{r}").read_text() for r in (8, 60))
+    assert "was begun with other settings (recipe); name another folder" in told
+    assert finish(["check", str(photos), str(out)], tmp_path / "log") == 0
+
+
 RUNS = {
     "sweep": ["--methods", "clean", "em", "sem", "--radii", "0", "4", "--seeds", "1", "--out"],
     "learn": ["--seeds", "6", "--cache"],

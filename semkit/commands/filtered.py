@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from semkit.commands.originals import OnStep, Originals
-from semkit.commands.outputs import check_request, reported, requested, write_images
+from semkit.commands.outputs import begin, reported, requested, write_images
 from semkit.commands.protected import OutputError
 from semkit.files import shown
 from semkit.image import read_image
@@ -43,14 +43,16 @@ def protect_by_filters(
     """
     out = Path(out)
     found, request = requested(source, out, recipe, seed, on_step=on_step, **reading)
+    seed = request["seed"]
     request |= {"method": "cuda"}
     filters = recipe.filters(key, len(found.images.classes))
     filtered = lambda i, original: convolve_picture(original, filters[found.images.labels[i]])  # noqa: E731
     chosen = stratified_share(found.images.labels, recipe.fraction, seed).tolist()
     _check_sizes(found, chosen, recipe.kernel)
-    check_request(out, request, resume)
+    begin(out, request, resume)
     _check_begun(found, chosen, filtered, out)
-    return reported(out, request, lambda: _write(found, chosen, filtered, out, on_step))
+    written = [f"images/{name}" for name in found.outputs]
+    return reported(out, request, written, lambda: _write(found, chosen, filtered, out, on_step))
 
 
 def _write(found: Originals, chosen: list[int], filtered: Filter, out: Path, on_step: OnStep | None) -> dict:

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from semkit.craft import Interrupted
-from semkit.data import find_folder, load, load_files, resized, set_name
+from semkit.data import check_size, find_folder, load, load_files, resized, set_name
 from semkit.files import output_names
 from semkit.image import read_image, stored_size
 from semkit.imageset import ImageSet, stratified_limit
@@ -62,6 +62,7 @@ def originals(
 
     A named set's images get the names class/00000.png. Raises DataError for what cannot be read.
     """
+    check_size(size)
     if set_name(source):
         native = load(source, size=NATIVE, limit=limit, root=root, download=download).train
         read = lambda i: Image.fromarray(native.images[i].permute(1, 2, 0).contiguous().numpy())  # noqa: E731

@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Callable, Collection
+import posixpath
+from collections.abc import Callable, Collection, Iterable
 from itertools import chain
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 from PIL import Image
 
 from semkit import __version__
+from semkit.chance import check_seed
 from semkit.commands.originals import OnStep, Originals, job, originals
 from semkit.commands.protected import OutputError, read_report
 from semkit.data import find_folder, set_name
@@ -39,6 +41,14 @@ def _real_folders(source: str) -> set[Path]:
     return {Path(os.path.realpath(path)) for path in {found.root, *((found.root / name).parent for name in names)}}
 
 
+def _check_links(out: Path, outputs: Iterable[str]) -> None:
+    """Raises OutputError if a folder that images will be written to is a link out of `out`, perhaps to originals."""
+    inside = Path(os.path.realpath(out))
+    for folder in sorted(out / "images" / below for below in set(map(posixpath.dirname, outputs))):
+        if inside not in Path(os.path.realpath(folder)).parents:
+            raise OutputError(f"{shown(folder)} is a link out of {shown(out)}: remove it, or name another folder")
+
+
 def check_folder(out: Path) -> None:
     """Raises OutputError if there is something at `out` that is no folder."""
     if os.path.lexists(out) and not out.is_dir():
@@ -62,19 +72,44 @@ def requested(
     """(the images to protect, the record of what is asked for): the record decides what will be in `out`.
 
     hold: where images are until they are written, "memory", "disk" or "auto" (storage.Storage); the bytes are the same.
-    The others: as of `originals`. Raises DataError and OutputError.
+    The others: as of `originals`. Raises DataError, OutputError, and ValueError for a seed that is none.
     """
     check_place(source, out)
     how = {"size": size, "limit": limit, "skip_unreadable": skip_unreadable}
+    seed = check_seed(seed)
     found = originals(source, **how, root=root, download=download, storage=Storage(hold, out), on_step=on_step)
+    _check_links(out, found.outputs)
     return found, {
         "semkit": __version__, "torch": torch.__version__, "source": str(source),
         "fingerprint": key(found.images.fingerprint, found.outputs), "recipe": as_dict(recipe), "seed": seed, **how,
     }  # fmt: skip
 
 
-def check_request(out: Path, request: dict, resume: bool) -> None:
-    """Raises OutputError unless `out` is free, or holds what this request began and `resume` is asked for."""
+def begin(out: Path, request: dict, resume: bool) -> None:
+    """Creates OUT/run.json with the request. Of several runs that start at one time only one can do so.
+
+    Raises OutputError unless `out` is free, or holds what this request began and `resume` is asked for.
+    """
+    _check_request(out, request, resume)
+    run = out / "run.json"
+    if run.exists():
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        file = open(run, "xb")
+    except FileExistsError:
+        return _check_request(out, request, resume)
+    try:
+        with file:
+            file.write(_as_json(request))
+    except BaseException as error:
+        run.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename = os.fspath(run)
+        raise
+
+
+def _check_request(out: Path, request: dict, resume: bool) -> None:
     if not (out / "run.json").exists():
         # Hidden files are no one's work: a kill may leave one of ours.
         if out.exists() and any(not path.name.startswith(".") for path in out.iterdir()):
@@ -124,10 +159,19 @@ def _as_json(values: dict) -> bytes:
     return json.dumps(values, indent=1, allow_nan=False).encode()
 
 
-def reported(out: Path, request: dict, make: Callable[[], dict]) -> dict:
-    """OUT/report.json: the request, and what make() says of the folder that it fills; made once."""
-    if not (out / "report.json").exists():
-        atomic_write(out / "run.json", _as_json(request))
+def finished(out: Path, names: Iterable[str]) -> bool:
+    """Whether OUT/report.json and all files of these names in `out` are there."""
+    return all((out / name).exists() for name in ("report.json", *names))
+
+
+def reported(out: Path, request: dict, names: Collection[str], make: Callable[[], dict]) -> dict:
+    """OUT/report.json: the request, and what make() says of the files of these names that it writes to `out`.
+
+    make() is called unless all of them are there.
+    """
+    if not finished(out, names):
+        (out / "report.json").unlink(missing_ok=True)
+        (out / "run.json").touch()  # what killed runs left is older
         made = make()
         remove_leftovers(out, newer=out / "run.json")
         atomic_write(out / "report.json", _as_json({**request, **made}))

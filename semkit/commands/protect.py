@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from semkit.commands.originals import OnStep, Originals
-from semkit.commands.outputs import check_request, reported, requested, write_images
+from semkit.commands.outputs import begin, finished, reported, requested, write_images
 from semkit.craft import CraftRecipe
 from semkit.engine import Engine
 from semkit.image import apply_noise
@@ -24,8 +24,10 @@ NOISE_SIZE = (
 )
 
 
-def _check_recipe(recipe: CraftRecipe, fraction: float) -> None:
+def _check_settings(recipe: CraftRecipe, fraction: float, checkpoint_every: float) -> None:
     check_fraction(fraction)
+    if not isinstance(checkpoint_every, int | float) or not checkpoint_every >= 0:
+        raise ValueError(f"checkpoint_every must be a number of seconds >= 0, got {checkpoint_every!r}")
     if recipe.radius < 1:
         raise ValueError(f"radius must be 1 level at least to protect 8-bit images, got {recipe.radius:g}")
     check_model(recipe.surrogate)
@@ -55,13 +57,15 @@ def protect(
     Raises DataError, OutputError or ValueError before anything is written.
     """
     engine, out = engine or Engine(), Path(out)
-    _check_recipe(recipe, fraction)
+    _check_settings(recipe, fraction, checkpoint_every)
     found, request = requested(source, out, recipe, seed, on_step=on_step, **reading)
+    seed = request["seed"]
     request |= {"fraction": fraction, **engine.settings()}
-    check_request(out, request, resume)
     chosen = stratified_share(found.images.labels, fraction, seed)
     subset = found.images.take(chosen)
-    if on_start and not (out / "report.json").exists():
+    written = ["noise.safetensors", *(f"images/{name}" for name in found.outputs)]
+    begin(out, request, resume)
+    if on_start and not finished(out, written):
         on_start(subset)
 
     def make() -> dict:
@@ -71,7 +75,7 @@ def protect(
         )  # fmt: skip
         return {**cost, **_write(found, chosen, noise, out, on_step), **_effect(noise, subset)}
 
-    report = reported(out, request, make)
+    report = reported(out, request, written, make)
     shutil.rmtree(out / "unfinished", ignore_errors=True)  # also where a kill came after the report
     return report
 

@@ -18,6 +18,7 @@ from semkit.imageset import ImageSet, check_fraction, stratified_share
 from semkit.pixels import check_count, to_float
 
 KEY_LENGTH = 8  # characters, at least
+LARGEST_KERNEL = 255
 BATCH = 256
 ASSIGNMENTS = ("own", "one", "permuted")
 
@@ -39,13 +40,13 @@ def class_filters(
     some originals beside their protected copies, can undo much of the protection. A class's filter does not depend on
     how many classes there are; another size or key gives other ones, another strength scales them.
     assignment: "own"; as controls "one", class 0's filter for all, or "permuted", each class that of the next.
-    Raises ValueError for a key below 8 characters, size < 2, a strength outside (0, 1], an unknown assignment, and
-    "permuted" for a single class.
+    Raises ValueError for a key below 8 characters, a size outside 2 to 255, a strength outside (0, 1], an unknown
+    assignment, and "permuted" for a single class.
     """
     if not isinstance(key, str) or len(key.strip()) < KEY_LENGTH:
         raise ValueError(f"the key must have {KEY_LENGTH} characters at least")
     check_count(classes, "classes", 1)
-    check_count(size, "kernel", 2)
+    check_count(size, "kernel", 2, LARGEST_KERNEL)
     if not 0 < strength <= 1:
         raise ValueError(f"strength must be above 0 and at most 1, got {strength:g}")
     if assignment not in ASSIGNMENTS:
