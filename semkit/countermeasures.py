@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from semkit.augment import Augment, ColorJitter, Cutout
+from semkit.engine import Engine
 from semkit.image import through_jpeg
 from semkit.imageset import ImageSet
 from semkit.learn import LearnRecipe
@@ -179,11 +180,11 @@ def check_countermeasure(text: str) -> str:
     return text
 
 
-def _changed(train: ImageSet, name: str) -> ImageSet:
+def _changed(train: ImageSet, name: str, engine: Engine) -> ImageSet:
     if name in BY_IMAGE:
         return train.changed(lambda images, _: BY_IMAGE[name](images))
     if name.startswith(PURIFIER):
-        return replace(train, images=transformed(train.images, Transform(name.partition("=")[2])))
+        return replace(train, images=transformed(train.images, Transform(name.partition("=")[2]), engine))
     return replace(train, images=BY_SET[name](train.images, train.labels))
 
 
@@ -202,11 +203,14 @@ def noise_left(images: Tensor, noise: Tensor, change: Callable[[Tensor], Tensor]
     return float((noise * left).sum() / (noise * noise).sum())
 
 
-def counter(train: ImageSet, recipe: LearnRecipe, names: Sequence[str]) -> tuple[ImageSet, LearnRecipe]:
+def counter(
+    train: ImageSet, recipe: LearnRecipe, names: Sequence[str], engine: Engine | None = None
+) -> tuple[ImageSet, LearnRecipe]:
     """The training images and the learner's recipe after the countermeasures, applied in the order given.
 
-    Only training images come in here. Raises ValueError for an unknown name, for a purifier without its net, and for
-    mixed images where the learner has another loss than the plain one.
+    engine: runs the purifier's net; Engine() unless given. Only training images come in here. Raises ValueError for an
+    unknown name, for a purifier without its net, and for mixed images where the learner has another loss than the plain
+    one.
     """
     for name in map(check_countermeasure, names):
         if name in BY_BATCH:
@@ -216,5 +220,5 @@ def counter(train: ImageSet, recipe: LearnRecipe, names: Sequence[str]) -> tuple
                 raise ValueError(f"{name} needs a learner on the plain cross-entropy, it is on {recipe.objective}")
             recipe = replace(recipe, objective=BY_LOSS[name](len(train.classes)))
         elif name != "none":
-            train = replace(_changed(train, name), name=f"{train.name}, {name}")
+            train = replace(_changed(train, name, engine or Engine()), name=f"{train.name}, {name}")
     return train, recipe

@@ -117,8 +117,9 @@ def defence_learners(preset: str, size: int, spare: ImageSet | None = None) -> d
     }
     if spare:
         tuned = replace(at, perturbation=Clean(), sgd=replace(at.sgd, lr=at.sgd.lr / 10))
-        for name, last in (("fine-tuned", False), ("last layer", True)):
-            learners[name] = replace(tuned, pretrained=Pretrained(spare, erm, last_layer=last))
+        every = Pretrained(spare, erm)
+        learners["fine-tuned"] = replace(tuned, pretrained=every)
+        learners["last layer"] = replace(tuned, pretrained=replace(every, last_layer=True))
     learners["AT L2 0.5"] = learn_recipe(preset, perturbation_radius=127.5, norm="l2", size=size)
     return learners | {"DAT": replace(at, perturbation=ClassBlur())}
 

@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import partial
 
 from torch import Tensor, nn
 
@@ -61,26 +61,28 @@ class LearnRecipe:
 
 @dataclass(frozen=True, eq=False)
 class Pretrained:
-    """Weights to begin with: those of a learner that `recipe` trained on `images`; trained once, when first asked.
+    """Weights to begin with: those of a learner that `recipe` trained on `images`, with the seed and the engine of the
+    learner that goes on from them.
 
-    last_layer: only the classifier goes on from there, on features that stay as they are (a linear probe).
+    So every seed has a pretrained net of its own. It is trained once, when first asked for; copies by
+    dataclasses.replace share it. last_layer: only the classifier is trained further, on fixed features (linear probe).
     """
 
     images: ImageSet
     recipe: LearnRecipe
-    seed: int = 0
-    engine: Engine = field(default_factory=Engine)
     last_layer: bool = False
+    made: dict = field(default_factory=dict)  # state dicts by what they depend on
 
     def __repr__(self) -> str:
-        how = f"seed={self.seed}, engine={self.engine}" + ", last_layer=True" * self.last_layer
-        return f"Pretrained({self.images.fingerprint[:24]}, {self.recipe}, {how})"
+        return f"Pretrained({self.images.fingerprint[:24]}, {self.recipe}" + ", last_layer=True" * self.last_layer + ")"
 
-    @cached_property
-    def weights(self) -> dict[str, Tensor]:
-        """What load_state_dict takes."""
-        tested = self.images.limit(len(self.images.labels.unique()))
-        return fit(self.images, tested, self.recipe, seed=self.seed, engine=self.engine).model.state_dict()
+    def weights(self, seed: int, engine: Engine) -> dict[str, Tensor]:
+        """The state dict of the pretrained net of this seed."""
+        which = self.images.fingerprint, self.recipe, seed, engine
+        if which not in self.made:
+            tested = self.images.limit(len(self.images.labels.unique()))
+            self.made[which] = fit(self.images, tested, self.recipe, seed=seed, engine=engine).model.state_dict()
+        return self.made[which]
 
 
 @dataclass
@@ -152,9 +154,10 @@ def fit(
     """
     if start is not None and parallel.processes() > 1:
         raise ValueError("a given net is trained by one process: run without torchrun")
+    engine = engine or Engine()
     if recipe.pretrained:
-        recipe.pretrained.weights  # noqa: B018  made here, so that all processes of a group get them with the recipe
-    return parallel.together(_fit_share, train, test, recipe, seed, engine or Engine(), on_step=on_step, start=start)
+        recipe.pretrained.weights(seed, engine)  # made here, so that all processes of a group get them with the recipe
+    return parallel.together(_fit_share, train, test, recipe, seed, engine, on_step=on_step, start=start)
 
 
 def _fit_share(
@@ -170,6 +173,7 @@ def _fit_share(
     tested = len(test)
     train, test = parallel.mine(train).to(engine.device), recipe.tested(parallel.mine(test)).to(engine.device)
     sgd = recipe.sgd.share(parallel.place()[1])
+    begun = recipe.pretrained and recipe.pretrained.weights(seed, engine)
 
     def tested_accuracy() -> float:
         return parallel.total(accuracy(model, test, engine=engine) * len(test)) / tested
@@ -178,8 +182,8 @@ def _fit_share(
     seed = engine.generator(seed, "learner").initial_seed()
     seen = recipe.augment.output_size(train.images.shape[-1])
     model = start or models.build(recipe.model, len(train.classes), seed, size=seen)
-    if recipe.pretrained and not start:
-        model.load_state_dict(recipe.pretrained.weights)
+    if begun and not start:
+        model.to(engine.dtype).load_state_dict(begun)
         if recipe.pretrained.last_layer:
             models.freeze_but_last(model)
     model = engine.prepare(model)

@@ -43,7 +43,7 @@ def load_net(path: str | Path, engine: Engine) -> nn.Module:
         with safe_open(path, framework="pt") as file:
             record = json.loads((file.metadata() or {}).get("semkit", "{}"))
         net, classes, size = (record[name] for name in RECORD)
-        model = models.build(net, len(classes), size=size)
+        model = models.build(net, len(classes), size=size).to(engine.dtype)
         model.load_state_dict(safetensors.torch.load_file(path))
     except (SafetensorError, OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
         raise ValueError(f"{shown(path)} is no net that semkit can read: {one_line(error)}") from error

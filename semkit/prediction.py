@@ -22,7 +22,7 @@ def _all_of(recipes: Iterable[CraftRecipe | LearnRecipe], n: int) -> Iterator[tu
     for recipe in recipes:
         yield recipe, n
         if first := getattr(recipe, "pretrained", None):
-            begun[id(first)] = first
+            begun[id(first.made)] = first
     for first in begun.values():
         yield from _all_of([first.recipe], len(first.images))
 

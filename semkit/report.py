@@ -135,14 +135,14 @@ def write_sweep(
     out/runs.
     """
     how = dict(seeds=seeds, engine=engine, cache=out / "runs", on_step=on_step)
-    recipes = grid_recipes(crafts, learners, len(seeds), countermeasures)
+    recipes = grid_recipes(crafts, learners, countermeasures)
     n, size = len(split.train), split.train.images.shape[-1]
-    passes = prediction.cost(recipes, n)
-    seconds = prediction.seconds(recipes, n, len(split.train.classes), size, engine)
+    passes = len(seeds) * prediction.cost(recipes, n).total
+    seconds = len(seeds) * prediction.seconds(recipes, n, len(split.train.classes), size, engine)
     times = f"{len(countermeasures)} countermeasures x " if countermeasures else ""
     say(
         f"{split.train!r}, {len(split.test)} test images: {len(crafts)} methods x {times}{len(learners)} ways x "
-        f"{len(seeds)} seeds, {passes.total:,} passes, at most about {seconds / 60:.1f} min on {engine.device} in "
+        f"{len(seeds)} seeds, {passes:,} passes, at most about {seconds / 60:.1f} min on {engine.device} in "
         f"{engine.precision}"
     )
     if client:

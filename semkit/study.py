@@ -9,6 +9,7 @@ from dataclasses import fields
 from functools import partial
 from pathlib import Path
 
+import safetensors
 import safetensors.torch
 import torch
 from torch import nn
@@ -58,7 +59,7 @@ def _kept(path: Path, read: Callable):
     """read(path) for a file of the cache; a damaged one is named, not made again behind the user's back."""
     try:
         return read(path)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, safetensors.SafetensorError) as error:
         raise ValueError(f"{shown(path)} is damaged ({one_line(error)}); delete it to make it again") from error
 
 
@@ -79,30 +80,34 @@ def crafted_noise(
     """The noise of `recipe` for the images, and {"passes": ..., "seconds": ..., "engine": how_run(surrogate)}.
 
     With a cache folder, taken from there if it is there, resumed if it was interrupted, and kept; the state of an
-    unfinished run is saved every checkpoint_every seconds. Raises ValueError for a damaged file in the cache.
+    unfinished run is saved every checkpoint_every seconds. A run that lacks one of its files, noise, cost or surrogate,
+    is made again. Raises ValueError for a damaged file in the cache.
     """
     engine = engine or Engine()
     stem = None if cache is None else _stem(images, recipe, seed, engine, cache)
-    if stem and stem.with_suffix(".safetensors").exists():
-        noise = _kept(stem.with_suffix(".safetensors"), lambda path: load(path, images=images))
-        return noise, _kept(stem.with_suffix(".json"), _read_json)
+    if stem and all(path.exists() for path in _files(stem)):
+        noise, cost, _ = _files(stem)
+        return _kept(noise, lambda path: load(path, images=images)), _kept(cost, _read_json)
     state = stem and stem.with_suffix(".state")
     done = craft(images, recipe, seed=seed, engine=engine, on_step=on_step, checkpoint=state, every=checkpoint_every)
     made = {**as_dict(recipe), "seed": seed, "precision": engine.precision, "processes": parallel.processes()}
     noise = Noise(done.noise, recipe.radius, made, images.fingerprint, images.classes)
     cost = {"passes": done.passes.total, "seconds": round(done.seconds, 1), "engine": how_run(done.surrogate)}
     if stem:
-        atomic_write(stem.with_suffix(".json"), json.dumps(cost).encode())
+        noise_file, cost_file, weights_file = _files(stem)
+        atomic_write(cost_file, json.dumps(cost).encode())
         weights = {name: value.contiguous() for name, value in done.surrogate.state_dict().items()}
-        atomic_write(_weights(stem), safetensors.torch.save(weights))
-        save(noise, stem.with_suffix(".safetensors"))
+        atomic_write(weights_file, safetensors.torch.save(weights))
+        save(noise, noise_file)
         for path in state.parent.glob(f"{state.name}*"):  # one for every process
             path.unlink(missing_ok=True)
     return noise, cost
 
 
-def _weights(stem: Path) -> Path:
-    return stem.with_name(stem.name.replace("noise", "surrogate")).with_suffix(".safetensors")
+def _files(stem: Path) -> tuple[Path, Path, Path]:
+    """The files of a finished run: its noise, its cost and its surrogate's weights."""
+    surrogate = stem.with_name(stem.name.replace("noise", "surrogate"))
+    return stem.with_suffix(".safetensors"), stem.with_suffix(".json"), surrogate.with_suffix(".safetensors")
 
 
 def crafted_surrogate(
@@ -118,8 +123,9 @@ def crafted_surrogate(
     engine = engine or Engine()
     noise, _ = crafted_noise(images, recipe, seed=seed, engine=engine, cache=cache, on_step=on_step)
     seen = recipe.augment.output_size(images.images.shape[-1])
-    model = models.build(recipe.surrogate, len(images.classes), seed, size=seen)
-    model.load_state_dict(_kept(_weights(_stem(images, recipe, seed, engine, cache)), safetensors.torch.load_file))
+    model = models.build(recipe.surrogate, len(images.classes), seed, size=seen).to(engine.dtype)
+    _, _, weights = _files(_stem(images, recipe, seed, engine, cache))
+    model.load_state_dict(_kept(weights, safetensors.torch.load_file))
     return noise, engine.prepare(model).eval()
 
 
@@ -178,6 +184,7 @@ def learned_row(
 
     countermeasures: names in countermeasures.COUNTERMEASURES, applied to `train` first, in this order. also: further
     test sets by name; the final model's accuracy on each is in the row as on_NAME. net: a file for the trained net.
+    A learner that goes on from a pretrained net has `pretrained_seed`, the seed which that net was trained with.
     A learner of Gaussian noise has its accuracy as Smoothed in the row too, as `smoothed`; one of BulletTrain has
     `average`, which sets the threshold after the training, and `mined`, [[outlier, boundary, robust]]: the shares of
     every batch.
@@ -185,7 +192,7 @@ def learned_row(
     damaged file in the cache.
     """
     engine, also = engine or Engine(), also or {}
-    train, recipe = counter(train, recipe, countermeasures)
+    train, recipe = counter(train, recipe, countermeasures, engine)
     others = [(name, images.fingerprint) for name, images in also.items()]
     path = None if cache is None else Path(cache) / f"{_learner(train, test, recipe, seed, engine, *others)}.json"
     if path and path.exists() and (net is None or net.exists()):
@@ -207,6 +214,8 @@ def learned_row(
         "passes": done.passes.total, "learner_seconds": round(done.seconds, 1), "engine": how_run(done.model),
         **{f"on_{name}": accuracy(done.model, recipe.tested(images), engine=engine) for name, images in also.items()},
     }  # fmt: skip
+    if recipe.pretrained:
+        row["pretrained_seed"] = seed
     if mined:
         row |= {"average": done.mined.average, "mined": mined}
     if isinstance(recipe.perturbation, Gaussian):
@@ -239,12 +248,11 @@ def learned_net(
 def grid_recipes(
     crafts: Mapping[str, MadeBy],
     learners: Mapping[float | str, LearnRecipe],
-    seeds: int,
     countermeasures: Sequence[str] = (),
 ) -> list[CraftRecipe | LearnRecipe]:
-    """What a grid runs, if nothing of it is in the cache."""
+    """What a grid runs for each seed, if nothing of it is in the cache."""
     made = [recipe for recipe in crafts.values() if isinstance(recipe, CraftRecipe)]
-    return seeds * (made + [*learners.values()] * len(crafts) * max(1, len(countermeasures)))
+    return made + [*learners.values()] * len(crafts) * max(1, len(countermeasures))
 
 
 def grid(

@@ -150,14 +150,15 @@ def test_learning_costs_what_the_recipe_says(n, perturbation):
     assert made.forward == 10 * 3  # evaluations are forward only and no part of the cost
 
 
-def test_a_pretrained_learner_starts_where_another_ended():
-    before = image_set(40, seed=7)
-    start, still = Pretrained(before, RECIPE, seed=5, engine=ENGINE), SGD(steps=1, batch=8, lr=0.0)
-    ended = fit(before, before, RECIPE, seed=5, engine=ENGINE).model.state_dict()
-    assert all(torch.equal(value, ended[name]) for name, value in start.weights.items())
-    begun = learn(replace(RECIPE, pretrained=start, sgd=still)).model
+@pytest.mark.parametrize(("seed", "engine"), [(0, ENGINE), (5, ENGINE), (5, Engine("cpu", "float64"))], ids=repr)
+def test_a_pretrained_learner_starts_where_another_of_its_seed_and_engine_ended(seed, engine):
+    before, split = image_set(40, seed=7), image_split()
+    start, still = Pretrained(before, RECIPE), SGD(steps=1, batch=8, lr=0.0)
+    ended = fit(before, before, RECIPE, seed=seed, engine=engine).model.state_dict()
+    recipe = replace(RECIPE, pretrained=start, sgd=still)
+    begun = fit(split.train, split.test, recipe, seed=seed, engine=engine).model
     assert all(torch.equal(value, ended[name]) for name, value in begun.named_parameters())
-    assert before.fingerprint[:24] in repr(start) and "seed=5" in repr(start)
+    assert before.fingerprint[:24] in repr(start)
 
 
 BEFORE = image_set(40, seed=7)
@@ -165,9 +166,9 @@ BEFORE = image_set(40, seed=7)
 
 def tuned(last_layer, perturbation=Clean()):
     """(the weights a learner began with, where it ended, its cost): one pretrained on other images."""
-    start = Pretrained(BEFORE, RECIPE, engine=ENGINE, last_layer=last_layer)
+    start = Pretrained(BEFORE, RECIPE, last_layer=last_layer)
     done = learn(replace(RECIPE, perturbation=perturbation, pretrained=start, sgd=SGD(steps=6, batch=8)))
-    return start.weights, done.model.state_dict(), done.passes
+    return start.weights(0, ENGINE), done.model.state_dict(), done.passes
 
 
 @pytest.mark.parametrize("perturbation", [Clean(), PGD(4, 2)], ids=repr)
@@ -181,10 +182,10 @@ def test_of_a_last_layer_learner_the_classifier_alone_moves(perturbation):
 
 def test_a_last_layer_learner_is_a_linear_classifier_of_the_features_it_was_given():
     sgd, split = SGD(steps=6, batch=8), image_split(classes=3)
-    start = Pretrained(image_set(40, classes=3, seed=7), RECIPE, engine=ENGINE, last_layer=True)
+    start = Pretrained(image_set(40, classes=3, seed=7), RECIPE, last_layer=True)
     done = learn(replace(RECIPE, pretrained=start, sgd=sgd, augment=Identity()), split, seed=2)
     features = ENGINE.prepare(build("tiny", 3))
-    features.load_state_dict(start.weights)
+    features.load_state_dict(start.weights(2, ENGINE))
     head, features[-1] = features[-1], torch.nn.Identity()
     optimizer = sgd.optimizer(head)
     for step, index in sgd.batches(len(split.train), ENGINE.generator(2, "learner").initial_seed(), ENGINE):
@@ -201,5 +202,5 @@ def test_a_last_layer_learner_is_a_linear_classifier_of_the_features_it_was_give
 
 
 def test_a_pretrained_recipe_says_whether_the_last_layer_alone_learns():
-    both = [repr(Pretrained(BEFORE, RECIPE, engine=ENGINE, last_layer=last)) for last in (False, True)]
+    both = [repr(Pretrained(BEFORE, RECIPE, last_layer=last)) for last in (False, True)]
     assert "last_layer" not in both[0] and both[1] == both[0][:-1] + ", last_layer=True)"

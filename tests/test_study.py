@@ -114,6 +114,30 @@ def test_every_field_of_a_recipe_is_part_of_the_name_of_a_run(recipe, changes):
     assert len({key(recipe), *names}) == len(changes) + 1
 
 
+@pytest.mark.parametrize("lost", ["noise*.safetensors", "noise*.json", "surrogate*.safetensors"])
+def test_a_run_that_lost_a_file_is_made_again_and_is_the_same(tmp_path, lost):
+    images, how = image_set(20), {"engine": ENGINE, "cache": tmp_path}
+    noise, surrogate = crafted_surrogate(images, CRAFT, **how)
+    files = {path.name: path.read_bytes() for path in tmp_path.glob("*.safetensors")}
+    next(tmp_path.glob(lost)).unlink()
+    again, same = crafted_surrogate(images, CRAFT, **how)
+    assert torch.equal(again.levels, noise.levels)
+    assert all(torch.equal(value, surrogate.state_dict()[name]) for name, value in same.state_dict().items())
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("*.safetensors")} == files
+    assert crafted_noise(images, CRAFT, on_step=never, **how)[1]["passes"] == CRAFT.cost(20).total
+
+
+def test_a_damaged_surrogate_that_is_deleted_as_told_is_made_again(tmp_path):
+    images, how = image_set(20), {"engine": ENGINE, "cache": tmp_path}
+    crafted_surrogate(images, CRAFT, **how)
+    (path,) = tmp_path.glob("surrogate*")
+    path.write_bytes(b"what is this")
+    with pytest.raises(ValueError, match=f"{path.name} is damaged .*; delete it to make it again"):
+        crafted_surrogate(images, CRAFT, on_step=never, **how)
+    path.unlink()
+    assert crafted_surrogate(images, CRAFT, **how) and path.exists()
+
+
 @pytest.mark.parametrize("kind", ["noise*.safetensors", "noise*.json", "learner*.json"])
 def test_a_damaged_kept_file_is_named_and_not_used(tmp_path, kind):
     split, how = image_split(20), {"engine": ENGINE, "cache": tmp_path}
@@ -136,16 +160,34 @@ def test_a_stopped_learner_is_not_kept(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_the_kept_surrogate_is_the_one_that_made_the_noise(tmp_path):
-    images, how = image_set(20), {"engine": ENGINE, "cache": tmp_path}
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+def test_the_kept_surrogate_is_the_one_that_made_the_noise(tmp_path, precision):
+    engine = Engine("cpu", precision)
+    images, how = image_set(20), {"engine": engine, "cache": tmp_path}
     noise, kept = crafted_surrogate(images, CRAFT, **how)
-    made = craft(images, CRAFT, engine=ENGINE)
+    made = craft(images, CRAFT, engine=engine)
     assert torch.equal(noise.levels, made.noise) and not kept.training
     for name, value in made.surrogate.state_dict().items():
         assert torch.equal(kept.state_dict()[name], value), name
     again = crafted_surrogate(images, CRAFT, on_step=never, **how)[1]
-    x = ENGINE.images(images.images)
+    x = engine.images(images.images)
     assert torch.equal(predict(again, x), predict(made.surrogate, x))
+
+
+def test_every_seed_of_a_fine_tuned_learner_has_a_pretrained_net_of_its_own_and_its_row_says_so():
+    split, before = image_split(20), image_set(20, seed=7)
+    still = replace(LEARN, sgd=SGD(steps=1, batch=8, lr=0.0))
+    every = Pretrained(before, LEARN)
+    learners = {"every": every, "last": replace(every, last_layer=True)}
+    learners = {name: replace(still, pretrained=begun) for name, begun in learners.items()}
+    rows = grid(split, {"clean": None}, {**learners, "fresh": LEARN}, seeds=(0, 1), engine=ENGINE)
+    assert [row.get("pretrained_seed") for row in rows] == [0, 0, None, 1, 1, None]
+    first, second = (fit(before, before, LEARN, seed=seed, engine=ENGINE).model for seed in (0, 1))
+    assert not torch.equal(first[-1].weight, second[-1].weight)
+    last = [row["last"] for row in rows if row["learner"] == "last"]
+    assert last == [accuracy(model, split.test, engine=ENGINE) for model in (first, second)]
+    once = prediction.cost(grid_recipes({"clean": None}, learners), 20).total
+    assert once == LEARN.cost(20).total + 2 * still.cost(20).total  # one pretraining for both learners
 
 
 def test_a_grid_has_a_row_for_every_method_radius_and_seed_made_as_it_says(tmp_path):
@@ -160,7 +202,7 @@ def test_a_grid_has_a_row_for_every_method_radius_and_seed_made_as_it_says(tmp_p
         assert (row["noise_passes"] > 0) == (row["method"] != "clean")
         assert row["passes"] == learn_recipe("quick", perturbation_radius=row["training_radius"]).cost(20).total
     spent = sum(row["passes"] for row in rows) + sum(row["noise_passes"] for row in rows[::2])
-    assert prediction.cost(grid_recipes(*recipes, 2), 20).total == spent
+    assert prediction.cost(grid_recipes(*recipes), 20).total * 2 == spent
     jobs = ("sem noise", *(f"{method}, {kind}" for method in ("clean", "sem") for kind in ("ERM", "AT 4/255")))
     assert told == {f"{job}, seed {seed}" for job in jobs for seed in (0, 1)}
     before = stamps(tmp_path)
@@ -195,7 +237,7 @@ def test_a_grid_of_filters_is_learners_on_filtered_images_tested_on_filtered_one
     assert torch.equal(rest.images, split.train.images[untouched]) and len(rest) == 10
     assert grid(split, crafts, {"ours": LEARN}, seeds=[3], on_step=never, **how) == list(rows.values())
     spent = sum(row["passes"] for row in rows.values())
-    assert prediction.cost(grid_recipes(crafts, {"ours": LEARN}, 1), 20).total == spent
+    assert prediction.cost(grid_recipes(crafts, {"ours": LEARN}), 20).total == spent
 
 
 def test_a_row_of_bullettrain_has_what_its_batches_were_made_of(tmp_path):

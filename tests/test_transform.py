@@ -9,7 +9,7 @@ from semkit import models
 from semkit.countermeasures import counter
 from semkit.engine import Engine, count_passes, input_gradient, predict
 from semkit.imageset import Split
-from semkit.learn import LearnRecipe
+from semkit.learn import LearnRecipe, fit
 from semkit.neighbours.obfuscated import attacked_rows, defence_rows, survived, transform_attacks
 from semkit.neighbours.transform import Behind, Transform, transformed
 from semkit.netfile import load_net, save_net
@@ -176,3 +176,13 @@ def test_a_purifier_changes_the_training_images_and_needs_its_net(external, spli
         counter(split.train, LEARN, ["purifier"])
     with pytest.raises(ValueError, match="nowhere: no such net"):
         counter(split.train, LEARN, ["purifier=nowhere"])
+
+
+def test_a_purifiers_net_runs_on_the_engine_that_was_asked_for(external, split):
+    name, exact = f"purifier={external}", Engine("cpu", "float64")
+    train, _ = counter(split.train, LEARN, [name], exact)
+    assert torch.equal(train.images, transformed(split.train.images, Transform(external), exact))
+    row = learned_row(split.train, split.test, LEARN, countermeasures=[name], engine=exact)
+    done = fit(train, split.test, LEARN, engine=exact)
+    assert row["curve"] == [list(point) for point in done.curve]
+    assert not torch.equal(train.images, counter(split.train, LEARN, [name], Engine("cpu", "bfloat16"))[0].images)

@@ -41,7 +41,7 @@ def learn(options) -> int:
         if options.without:
             left_out = load_split(options, options.without, on_step).train
             split = replace(split, train=without(split.train, left_out))
-        train, recipe = counter(split.train, recipe, options.countermeasure)
+        train, recipe = counter(split.train, recipe, options.countermeasure, engine)
         split = replace(split, train=train)
         kind = f"AT {radius:g} ({options.norm})" if radius else "ERM"
         cost = _cost(options.seeds * [recipe], train, engine)
