@@ -1,4 +1,4 @@
-"""python -m semkit, and torchrun -m semkit: the command line."""
+"""python -m semkit: the command line."""
 
 import sys
 

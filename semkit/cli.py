@@ -4,10 +4,9 @@ import sys
 import warnings
 from collections.abc import Callable
 
-from semkit import parallel
 from semkit.commands import folders, lab, learners, noisefiles, timing
 from semkit.commands.options import parse
-from semkit.commands.telling import FAILED, FINE, STOPPED, announce, complain
+from semkit.commands.telling import FINE, STOPPED, announce, complain
 from semkit.craft import Interrupted
 from semkit.files import shown
 from semkit.noise import one_line
@@ -24,10 +23,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs a command; 0: fine, 1: a check failed, 2: bad input, 130: stopped by Ctrl-C or SIGTERM."""
     shown_before, warnings.showwarning = warnings.showwarning, _once()
     try:
-        with parallel.group() as leads:
-            if leads:
-                return _main(sys.argv[1:] if arguments is None else arguments)
-            return _told(parallel.serve, who="process {} of {}: ".format(*parallel.member()))
+        return _main(sys.argv[1:] if arguments is None else arguments)
     finally:
         warnings.showwarning = shown_before
 
@@ -50,23 +46,22 @@ def _main(arguments: list[str]) -> int:
     return _told(lambda: RUN[options.command](options), f"; {options.again}" if options.again else "")
 
 
-def _told(work: Callable[[], int | None], hint: str = "", who: str = "") -> int:
-    """The exit code of work(), FINE for None; its errors as one line, after `who` and with `hint` how to go on."""
+def _told(work: Callable[[], int | None], hint: str = "") -> int:
+    """The exit code of work(), FINE for None; its errors as one line, with `hint` how to go on."""
     try:
         return work() or FINE
-    except (Interrupted, KeyboardInterrupt, parallel.LostProcess) as end:
-        complain(f"{who}{str(end) or 'stopped'}{hint}")
-        return FAILED if isinstance(end, parallel.LostProcess) else STOPPED
+    except (Interrupted, KeyboardInterrupt) as end:
+        complain(f"{str(end) or 'stopped'}{hint}")
+        return STOPPED
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise
         error.__traceback__ = None  # lets go of what the frames hold, so that there is memory to say so
-        disk = "--hold disk, " if parallel.processes() == 1 else ""
-        needs_less = f"{disk}a smaller --size or another --device needs less"
-        return complain(f"{who}out of memory ({one_line(error)}); {needs_less}{hint}")
+        needs_less = "--hold disk, a smaller --size or another --device needs less"
+        return complain(f"out of memory ({one_line(error)}); {needs_less}{hint}")
     except ValueError as error:
-        return complain(f"{who}{error}")
+        return complain(f"{error}")
     except OSError as error:
         name = f"{shown(error.filename)}: " if error.filename else ""
         denied = isinstance(error, PermissionError | FileNotFoundError | NotADirectoryError | IsADirectoryError)
-        return complain(f"{who}{name}{error.strerror or error}{'' if denied else hint}")
+        return complain(f"{name}{error.strerror or error}{'' if denied else hint}")

@@ -6,26 +6,27 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import nn
 
-from semkit import models, parallel, storage
+from semkit import models, storage
 from semkit.augment import Augment, FlipCrop, as_one, views
-from semkit.engine import Engine, Passes, all_passes, count_passes, input_gradient, step_down, together
+from semkit.engine import Engine, Passes, count_passes, input_gradient, step_down, together
 from semkit.imageset import ImageSet
 from semkit.neighbours.bullettrain import mining
 from semkit.objectives import Plain
 from semkit.perturb import PGD, Perturbation, Uniform, shrunk
 from semkit.pixels import LEVEL, box, check_count, check_radius, check_step_size, to_levels, uniform
 from semkit.schedule import SGD
-from semkit.state import State, newest, state_files
+from semkit.state import State, read_state
 
 STARTS = ("random", "zero", "warm")
 OnStep = Callable[[int, int, dict], bool | None]
 
 
-class Interrupted(parallel.Stopped):
+class Interrupted(Exception):
     """Crafting was asked to stop; its state is on disk if a checkpoint was given."""
 
 
@@ -193,7 +194,7 @@ def _faded(x: torch.Tensor, contrast: float) -> torch.Tensor:
 def _train(images: ImageSet, recipe: CraftRecipe, seed: int, engine: Engine, state: State):
     """The alternation: noise for a batch, then one step of the surrogate on it. Yields after every step."""
     for step, index in recipe.sgd.batches(len(images), seed, engine, start=state.step):
-        generator = engine.generator(seed, "step", step, *parallel.stream())
+        generator = engine.generator(seed, "step", step)
         x, y = images.batch(index)
         x = _faded(engine.images(x), recipe.contrast(step))
         now = recipe.at(step)
@@ -215,7 +216,7 @@ def _remake(images: ImageSet, recipe: CraftRecipe, seed: int, engine: Engine, st
     first = state.step - recipe.sgd.steps
     for part in range(first, math.ceil(len(images) / recipe.sgd.batch)):
         index = slice(part * recipe.sgd.batch, (part + 1) * recipe.sgd.batch)
-        generator = engine.generator(seed, "remake", part, *parallel.stream())
+        generator = engine.generator(seed, "remake", part)
         x, y = images.batch(index)
         x = engine.images(x)
         delta = noise_of_batch(state.model, x, y, engine.images(state.noise[index]), recipe, generator)
@@ -240,28 +241,18 @@ def craft(
     raises Interrupted. With `checkpoint`, a path, the state is saved there every `every` seconds (times the seconds a
     save takes, if more than one) and when stopped, and a state found there is continued as if it had never been
     interrupted.
-    Under torchrun every process makes the noise of its share of the images, and here the whole is returned.
     Raises ValueError if the state there belongs to another recipe, seed, engine or image set.
     """
-    return parallel.together(_craft_share, images, recipe, seed, engine or Engine(), checkpoint, every, on_step=on_step)
-
-
-def _craft_share(
-    images: ImageSet, recipe: CraftRecipe, seed: int, engine: Engine, checkpoint, every: float, on_step=None
-) -> Crafted:
-    """`craft` in one process of a group, for its share of the images and of every batch."""
-    if recipe.class_wise and parallel.place()[1] > 1:
-        raise ValueError("class-wise noise is one for all images: craft it in one process")
-    everyone, images = images, parallel.mine(images).to(engine.device)
-    recipe = replace(recipe, sgd=recipe.sgd.share(parallel.place()[1]))
+    engine = engine or Engine()
+    made_by = repr((recipe, seed, engine.settings(), images.fingerprint))
+    images = images.to(engine.device)
     seen = recipe.augment.output_size(images.images.shape[-1])
     model = engine.prepare(models.build(recipe.surrogate, len(images.classes), seed, size=seen))
     shape = (len(images.classes) if recipe.class_wise else len(images), *images.images.shape[1:])
     noise = storage.zeros(shape, torch.int8, images.scratch, images.images.device)
     state = State(model, recipe.sgd.optimizer(model), noise, [], Passes())
-    made_by = repr((recipe, seed, engine.settings(), everyone.fingerprint))
-    files = [] if checkpoint is None else state_files(checkpoint)
-    if saved := newest(files, made_by):
+    file = None if checkpoint is None else Path(checkpoint)
+    if file and (saved := read_state(file, made_by)):
         state.load(saved)
     total = recipe.sgd.steps + (0 if recipe.class_wise else math.ceil(len(images) / recipe.sgd.batch))
 
@@ -271,22 +262,19 @@ def _craft_share(
         if not recipe.class_wise:
             yield from _remake(images, recipe, seed, engine, state)
 
-    began, saved, turn, pause = time.monotonic() - state.seconds, time.monotonic(), 0, every
+    began, saved, pause = time.monotonic() - state.seconds, time.monotonic(), every
     with count_passes(state.passes), mining(state.mined):
         for _ in phases():
             state.step += 1
             state.seconds = time.monotonic() - began
             metrics = {"loss": state.losses[-1], "passes": state.passes.total, **state.mined.now}
             stop = on_step and on_step(state.step, total, {**metrics, "noise": state.noise, "surrogate": model})
-            stop, save = parallel.first((bool(stop), time.monotonic() - saved > pause))
-            if files and (stop or save):
-                pause = every * max(1, state.save(files[turn % len(files)], made_by))
-                saved, turn = time.monotonic(), turn + 1
+            if file and (stop or time.monotonic() - saved > pause):
+                pause = every * max(1, state.save(file, made_by))
+                saved = time.monotonic()
             if stop:
                 raise Interrupted(f"stopped after step {state.step} of {total}")
     if recipe.class_wise:
         noise = storage.rows(state.noise, images.labels, images.scratch)
-    else:
-        noise = parallel.whole(state.noise, len(everyone))
     noise = noise.cpu()  # a GPU is done with its last steps only here
-    return Crafted(noise, model, state.losses, all_passes(state.passes), time.monotonic() - began)
+    return Crafted(noise, model, state.losses, state.passes, time.monotonic() - began)

@@ -5,14 +5,11 @@ import contextvars
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from semkit import parallel
-from semkit.flat import CALLS_BEFORE, Flat
 from semkit.folding import Folded
 from semkit.memory import LARGEST, keep_freed
 from semkit.neighbours.injection import alphas
@@ -22,10 +19,10 @@ from semkit.pixels import to_float
 # that such a pass has no page faults; on a GPU, where nothing was measured, what 4,096 images of 32 pixels take in
 # ResNet-18 in bfloat16.
 TENSOR = {"cpu": LARGEST[0], "cuda": 2**29}
-OFF = "switched off"
-FAST_PATHS = {  # by name, what switches them off
-    "channels_last": {"layout": torch.contiguous_format}, "folding": {"fold": False}, "list": {"flat": False},
-    "batching": {"batch_samples": False},
+OFF, NOT_HERE = "switched off", "not on this system"
+FAST_PATHS = {  # name -> the engine's fields that switch it off
+    "channels_last": {"layout": torch.contiguous_format}, "folding": {"fold": False},
+    "batching": {"batch_samples": False}, "memory": {"keep_memory": False},
 }  # fmt: skip
 
 
@@ -62,20 +59,24 @@ def _count(kind: str, n: int) -> None:
 
 
 def has_fast_bf16(device: torch.device) -> bool:
-    """Whether bfloat16 matrix products run in hardware on this device."""
+    """Whether bfloat16 matrix products run in hardware on this device.
+
+    On a processor torch must use AVX-512 as well: with ATEN_CPU_CAPABILITY=avx2 the answer is no.
+    """
     if device.type == "cuda":
         with torch.cuda.device(device):
             return torch.cuda.is_bf16_supported(including_emulation=False)
-    asked = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
-    return any(getattr(torch.cpu, name, lambda: False)() for name in asked)
+    if "AVX512" not in torch.backends.cpu.get_cpu_capability():
+        return False
+    found = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.11 and older have none: float32 then
+    return bool(found.get("amx_bf16") or found.get("avx512_bf16"))
 
 
-def _set_up(device: str) -> None:
-    """This process, for passes on the device: freed memory is kept; on a GPU convolutions in float32 are not in TF32,
-    and give the same at every run.
-    """
-    keep_freed()
-    if torch.device(device).type == "cuda":
+def _set_up(engine: "Engine") -> None:
+    """Settings of this whole process: keep freed memory; on a GPU, float32 convolutions without TF32, deterministic."""
+    if engine.keep_memory:
+        keep_freed()
+    if torch.device(engine.device).type == "cuda":
         torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic = False, True
 
 
@@ -83,20 +84,18 @@ def _set_up(device: str) -> None:
 class Engine:
     """Where and how nets are run. `Engine()` takes a GPU if there is one, and bfloat16 where hardware has it.
 
-    Switches that change the speed and, but for rounding, not the result: fold batch-norm into convolutions in eval
-    mode, and residual sums where a processor multiplies in bfloat16 (semkit.convolving); flat writes the folded net's
-    input gradient down as a list of operations, the same bits (semkit.flat); batch_samples gives a net several EOT
-    samples in one pass, where that changes none; compile gives the eval passes to torch.compile instead.
-    Preparing a net has the whole process keep memory that is freed (memory.keep_freed), and cuDNN's convolutions
-    compute float32 in float32 and the same sums at every run.
+    Four switches change the speed and, but for rounding, not the result: fold runs batch-norm inside the convolution
+    before it, in eval mode; batch_samples gives a net several EOT samples in one pass, where their draws stay the same;
+    keep_memory has the process keep the memory that it frees (memory.keep_freed); compile runs the folded net through
+    torch.compile. On a GPU cuDNN computes float32 in float32, and the same sums at every run.
     Raises ValueError for a device or precision that this machine or semkit does not have.
     """
 
     device: str = "auto"
     precision: str = "auto"
     fold: bool = True
-    flat: bool = True
     batch_samples: bool = True
+    keep_memory: bool = True
     compile: bool = False
     layout: torch.memory_format = field(default=torch.channels_last, repr=False)
 
@@ -130,14 +129,11 @@ class Engine:
         return torch.float64 if self.precision == "float64" else torch.float32
 
     def settings(self) -> dict:
-        """What a result may depend on besides its seed, for reports and the names of kept runs; a list changes none.
-
-        As it was asked for: how_run says where torch.compile failed.
-        """
+        """Every setting that can change a result, as it was asked for: part of cache keys and reports."""
         return {
             "device": torch.device(self.device).type, "precision": self.precision,
             "channels_last": self.layout == torch.channels_last, "folded": self.fold,
-            "samples_batched": self.batch_samples, "compiled": self.compile, "processes": parallel.processes(),
+            "samples_batched": self.batch_samples, "compiled": self.compile,
         }  # fmt: skip
 
     def generator(self, seed: int, *stream) -> torch.Generator:
@@ -147,18 +143,15 @@ class Engine:
 
     def prepare(self, model: nn.Module) -> nn.Module:
         """The model, moved in place to this engine's device, dtype and memory layout."""
-        _set_up(self.device)  # here, since an engine may come by message to a process that has made none
+        _set_up(self)  # here, because an engine may be sent to a process that has made none
         model.to(self.device, self.dtype, memory_format=self.layout)
         model.engine, model.widest = self, {}
-        was_training = model.training
-        # Not a sub-module: its weights are the model's own, and must not be saved or trained twice.
         inside = torch.bfloat16 if self.precision == "bfloat16" else None
-        how = (self.compile, inside, self.layout == torch.channels_last)
-        folded = Folded(model.eval(), *how) if self.fold else None
+        with evaluating(model):
+            folded = Folded(model, self.compile, inside) if self.fold else None
+        # No sub-module: its weights are the model's own, and must not be saved or trained twice.
         object.__setattr__(model, "folded", folded)
-        listed = self.flat and folded and folded.why_not is None and not alphas(model)  # drawn anew at every pass
-        object.__setattr__(model, "flat", Flat(partial(_gradient, self.autocast), folded) if listed else None)
-        return model.train(was_training)
+        return model
 
     def images(self, images: torch.Tensor) -> torch.Tensor:
         """uint8 images (or int8 noise) as floats of this engine, divided by 255."""
@@ -173,36 +166,21 @@ def engine_of(model: nn.Module) -> Engine:
     return getattr(model, "engine", None) or Engine()
 
 
-def _why_not_listed(engine: Engine, folded: Folded | None, flat: Flat | None) -> str | None:
-    if folded and folded.compiled:
-        return "compiled"
-    if flat:
-        return flat.why_not
-    if not engine.flat:
-        return OFF
-    return "noise is injected" if folded and folded.why_not is None else "not folded"
-
-
 def _largest(engine: Engine) -> int:
     return TENSOR[torch.device(engine.device).type]
 
 
 def how_run(model: nn.Module) -> str:
-    """How the passes of a prepared model are made and, where not in the fast way, why: a line for reports."""
-    engine, folded, flat = model.engine, model.folded, model.flat
+    """How the passes of a prepared model are made and, where a fast path is not taken, why: a line for reports."""
+    engine, folded = model.engine, model.folded
     why_not = {
         "channels_last": None if engine.layout == torch.channels_last else OFF,
         "folded": folded.why_not if folded else OFF,
         **({"compiled": folded.not_compiled} if engine.compile else {}),
-        "listed": _why_not_listed(engine, folded, flat),
-        "samples batched": None if engine.batch_samples else OFF,
+        f"samples batched up to {_largest(engine) / 2**20:g} MiB a tensor": None if engine.batch_samples else OFF,
+        "freed memory kept": None if engine.keep_memory and keep_freed() else NOT_HERE if engine.keep_memory else OFF,
     }
-    # The same whether the process had the list from the first pass on, after other runs, or came to have it.
-    extent = {
-        "listed": f" after {CALLS_BEFORE} passes of a shape",
-        "samples batched": f" up to {_largest(engine) / 2**20:g} MiB a tensor",
-    }
-    ways = [f"not {way} ({why})" if why else way + extent.get(way, "") for way, why in why_not.items()]
+    ways = [f"not {way} ({why})" if why else way for way, why in why_not.items()]
     return ", ".join((engine.device, engine.precision, *ways))
 
 
@@ -283,30 +261,9 @@ def input_gradient(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.
     y: labels [N], or class probabilities [N,classes]: the gradient is then that of KL(y || softmax(model(x))).
     """
     _count("input_gradient", len(x))
-    with evaluating(model):
-        flat, x = getattr(model, "flat", None), _in_layout(model, x)
-        return flat(x, y) if flat else _gradient(contextlib.nullcontext, partial(logits, model), x, y)
-
-
-def _gradient(autocast: Callable, net: Callable, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """`input_gradient` of net, which is called under autocast()."""
-    with torch.enable_grad():
-        x = x.detach().requires_grad_()
-        with autocast():
-            out = net(x)
-        return torch.autograd.grad(F.cross_entropy(out.to(x.dtype), y, reduction="sum"), x)[0]
-
-
-def _agree(model: nn.Module) -> None:
-    """Gradients, and what batch-norm remembers, averaged over the processes that train the model together."""
-    gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    parallel.average_(gradients + [b for b in model.buffers() if b.is_floating_point()])
-
-
-def all_passes(passes: Passes) -> Passes:
-    """The passes of all processes that work together."""
-    counts = parallel.every(passes)
-    return Passes(*(sum(getattr(p, kind) for p in counts) for kind in ("input_gradient", "training", "forward")))
+    with evaluating(model), torch.enable_grad():
+        x = _in_layout(model, x).detach().requires_grad_()
+        return torch.autograd.grad(F.cross_entropy(logits(model, x), y, reduction="sum"), x)[0]
 
 
 def _train_mode(model: nn.Module) -> nn.Module:
@@ -331,7 +288,6 @@ def step_down(model: nn.Module, optimizer: torch.optim.Optimizer, loss_of: Calla
     optimizer.zero_grad(set_to_none=True)
     loss = loss_of()
     loss.backward()
-    _agree(model)
     optimizer.step()
     return loss.item()
 

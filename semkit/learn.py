@@ -8,10 +8,10 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from semkit import models, parallel
+from semkit import models
 from semkit.augment import Augment, FlipCrop
 from semkit.data import resized
-from semkit.engine import Engine, Passes, all_passes, count_passes, engine_of, predict, step_down
+from semkit.engine import Engine, Passes, count_passes, engine_of, predict, step_down
 from semkit.imageset import ImageSet
 from semkit.neighbours.bullettrain import Mined, mining
 from semkit.neighbours.injection import drawing
@@ -150,34 +150,11 @@ def fit(
     The perturbation sees the model in eval mode, the step in train mode; under AT only perturbed images are trained on.
     on_step(step, total, metrics) is told of every step and stops the training by returning True. With BulletTrain the
     metrics have the shares of outliers, boundary and robust images in the batch.
-    start: a net to go on with instead, a pruned one say; it is trained in place, by one process only.
+    start: a net to go on with instead, a pruned one say; it is trained in place.
     """
-    if start is not None and parallel.processes() > 1:
-        raise ValueError("a given net is trained by one process: run without torchrun")
-    engine = engine or Engine()
-    if recipe.pretrained:
-        recipe.pretrained.weights(seed, engine)  # made here, so that all processes of a group get them with the recipe
-    return parallel.together(_fit_share, train, test, recipe, seed, engine, on_step=on_step, start=start)
-
-
-def _fit_share(
-    train: ImageSet,
-    test: ImageSet,
-    recipe: LearnRecipe,
-    seed: int,
-    engine: Engine,
-    on_step: OnStep | None = None,
-    start: nn.Module | None = None,
-) -> Learned:
-    """`fit` in one process of a group, on its share of the images and of every batch."""
-    tested = len(test)
-    train, test = parallel.mine(train).to(engine.device), recipe.tested(parallel.mine(test)).to(engine.device)
-    sgd = recipe.sgd.share(parallel.place()[1])
+    engine, sgd = engine or Engine(), recipe.sgd
+    train, test = train.to(engine.device), recipe.tested(test).to(engine.device)
     begun = recipe.pretrained and recipe.pretrained.weights(seed, engine)
-
-    def tested_accuracy() -> float:
-        return parallel.total(accuracy(model, test, engine=engine) * len(test)) / tested
-
     # Neither the surrogate's first weights nor its order of images: a learner has its own stream of the seed.
     seed = engine.generator(seed, "learner").initial_seed()
     seen = recipe.augment.output_size(train.images.shape[-1])
@@ -193,7 +170,7 @@ def _fit_share(
     began = time.monotonic()
     with count_passes() as passes, mining() as mined:
         for step, index in sgd.batches(len(train), seed, engine):
-            generator = engine.generator(seed, "learn", step, *parallel.stream())
+            generator = engine.generator(seed, "learn", step)
             x, y = train.batch(index)
             x = engine.images(x)
             x = recipe.augment.apply(x, recipe.augment.draw(len(x), x.shape[2:], generator))
@@ -201,11 +178,11 @@ def _fit_share(
             loss = partial(recipe.objective, model, x, y, recipe.perturbation, generator)
             losses.append(step_down(model, optimizer, loss))
             if (step + 1) % every == 0 or step + 1 == recipe.sgd.steps:
-                curve.append((step + 1, tested_accuracy()))
+                curve.append((step + 1, accuracy(model, test, engine=engine)))
             metrics = {"loss": losses[-1], "accuracy": curve[-1][1] if curve else None, "passes": passes.total}
             metrics |= mined.now
-            if parallel.first(bool(on_step and on_step(step + 1, sgd.steps, metrics))):
+            if on_step and on_step(step + 1, sgd.steps, metrics):
                 break
         if not curve or curve[-1][0] != step + 1:
-            curve.append((step + 1, tested_accuracy()))
-    return Learned(model, tuple(curve), losses, all_passes(passes), time.monotonic() - began, mined)
+            curve.append((step + 1, accuracy(model, test, engine=engine)))
+    return Learned(model, tuple(curve), losses, passes, time.monotonic() - began, mined)

@@ -6,14 +6,13 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 
 from semkit import models
-from semkit.augment import Augment, as_one
+from semkit.augment import Augment
 from semkit.craft import CraftRecipe, noise_step
-from semkit.engine import Engine, Passes, count_passes, evaluating, input_gradient, together, train_step
-from semkit.flat import CALLS_BEFORE
+from semkit.engine import Engine, Passes, count_passes, input_gradient, together, train_step
 from semkit.learn import LearnRecipe
 
 ENOUGH = 0.5  # seconds after which a round is not timed once more
-_speeds: dict[tuple, tuple[int, float, float, float]] = {}  # of this process
+_speeds: dict[tuple, tuple[float, float]] = {}  # of this process: seconds an image, of input gradients and training
 
 
 def _all_of(recipes: Iterable[CraftRecipe | LearnRecipe], n: int) -> Iterator[tuple[CraftRecipe | LearnRecipe, int]]:
@@ -53,19 +52,17 @@ def seconds(
             if not probe:
                 return None
             _speeds[key] = _probed(*key)
-        before, first, later, training = _speeds[key]
-        at_first = min(passes.input_gradient, before)
-        total += at_first * first + (passes.input_gradient - at_first) * later + passes.training * training
+        gradient, training = _speeds[key]
+        total += passes.input_gradient * gradient + passes.training * training
     return total
 
 
 def _probed(
     net: str, classes: int, size: int, batch: int, samples: int | None, augment: Augment, engine: Engine
-) -> tuple[int, float, float, float]:
-    """Images until the commonest input gradient has a list, seconds an image before and then, and of a training pass.
+) -> tuple[float, float]:
+    """Time one net: (seconds an image of a noise step, seconds an image of a training step), as crafting runs them.
 
-    As work has them: after each other, with what goes before. With `samples` a gradient is part of a noise step, with
-    None there is none.
+    With samples=0 the first is a plain input gradient, with None it is 0.
     """
     model = engine.prepare(models.build(net, classes, size=augment.output_size(size)))
     optimizer, generator = torch.optim.SGD(model.parameters(), 0.0), engine.generator(0)
@@ -87,14 +84,9 @@ def _probed(
 
     with count_passes():  # these are no part of the work
         if samples is None:
-            return 0, 0.0, 0.0, _timed(training, device=engine.device)[0] / batch
-        first, trained = later, _ = _timed(gradient, training, device=engine.device)
-        if model.flat and not model.folded.compiled:
-            with evaluating(model):
-                model.flat.write(as_one([seen] * times), y.repeat(times))
-            later, trained = _timed(gradient, training, device=engine.device)
-    images = batch * times
-    return CALLS_BEFORE * images, first / images, later / images, trained / batch
+            return 0.0, _timed(training, device=engine.device)[0] / batch
+        noise, trained = _timed(gradient, training, device=engine.device)
+    return noise / (batch * times), trained / batch
 
 
 def _timed(*runs: Callable[[], None], device: str) -> list[float]:

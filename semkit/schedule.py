@@ -1,7 +1,7 @@
 """Stochastic gradient descent as a recipe: rate, schedule, batches; shared by the surrogate and the learners."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -36,10 +36,6 @@ class SGD:
         for name in ("lr", "momentum", "weight_decay"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be a finite number >= 0, got {getattr(self, name)!r}")
-
-    def share(self, processes: int) -> "SGD":
-        """What each of several processes does of every batch. Raises ValueError where too little is left."""
-        return self if processes == 1 else replace(self, batch=self.batch // processes)
 
     def rate(self, step: int) -> float:
         """The learning rate of step 0 .. steps-1."""

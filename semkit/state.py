@@ -1,6 +1,5 @@
 """The state of a crafting: all that its next step depends on, saved and found again."""
 
-import os
 import time
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -10,7 +9,6 @@ from typing import BinaryIO
 import torch
 from torch import nn
 
-from semkit import parallel
 from semkit.engine import Passes
 from semkit.files import atomic_write
 from semkit.neighbours.bullettrain import Mined
@@ -56,22 +54,12 @@ def _read_state(path: Path, made_by: str) -> dict:
     return state
 
 
-def state_files(checkpoint: str | os.PathLike) -> list[Path]:
-    """Where this process saves its state, in turn.
+def read_state(path: Path, made_by: str) -> dict | None:
+    """The state at `path`, None where there is none.
 
-    Two files with several processes: whenever they are killed, they have one step in common.
+    Raises ValueError if another recipe, seed, engine or image set made it.
     """
-    rank, size = parallel.place()
-    if size == 1:
-        return [Path(checkpoint)]
-    return [Path(f"{checkpoint}.{rank}of{size}{turn}") for turn in "ab"]
-
-
-def newest(files: list[Path], made_by: str) -> dict | None:
-    """The newest state that every process has, None if there is none."""
-    found = {state["step"]: state for path in files if path.exists() for state in [_read_state(path, made_by)]}
-    common = set.intersection(*map(set, parallel.every(list(found))))
-    return found[max(common)] if common else None
+    return _read_state(path, made_by) if path.exists() else None
 
 
 @dataclass

@@ -12,8 +12,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from semkit import parallel
-
 HOLDS = ("auto", "memory", "disk")
 SHARE = 8  # images take at most this part of the memory that is free: noise and protected copies take as much each
 BLOCK = 1 << 20  # bytes of a set that are handled at once, so that temporary copies stay small however large it is
@@ -24,7 +22,7 @@ class Storage:
     """Where sets that are read in go: "memory", "disk" (files in `folder`, else the system's temporary folder), or
     "auto": memory if they are small beside what is free, disk if not. The results are the same.
 
-    Several processes get their sets by message, so into memory. Raises ValueError for another word, or "disk" there.
+    Raises ValueError for another word.
     """
 
     hold: str = "auto"
@@ -33,13 +31,11 @@ class Storage:
     def __post_init__(self):
         if self.hold not in HOLDS:
             raise ValueError(f"images are held in one of {', '.join(HOLDS)}, got {self.hold!r}")
-        if self.hold == "disk" and parallel.processes() > 1:
-            raise ValueError("several processes hold their images in memory: --hold disk needs a single one")
 
     def scratch(self, size: int) -> Path | None:
         """The folder for a set of `size` bytes, None for memory; the nearest that exists above `folder`."""
         free = free_memory()
-        small = free is None or size <= free // SHARE or parallel.processes() > 1
+        small = free is None or size <= free // SHARE
         if self.hold == "memory" or (self.hold == "auto" and small):
             return None
         folder = Path(self.folder or tempfile.gettempdir()).absolute()

@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from semkit import __version__, models, parallel
+from semkit import __version__, models
 from semkit.countermeasures import counter
 from semkit.craft import CraftRecipe, Interrupted, craft
 from semkit.engine import Engine, how_run
@@ -90,7 +90,7 @@ def crafted_noise(
         return _kept(noise, lambda path: load(path, images=images)), _kept(cost, _read_json)
     state = stem and stem.with_suffix(".state")
     done = craft(images, recipe, seed=seed, engine=engine, on_step=on_step, checkpoint=state, every=checkpoint_every)
-    made = {**as_dict(recipe), "seed": seed, "precision": engine.precision, "processes": parallel.processes()}
+    made = {**as_dict(recipe), "seed": seed, "precision": engine.precision}
     noise = Noise(done.noise, recipe.radius, made, images.fingerprint, images.classes)
     cost = {"passes": done.passes.total, "seconds": round(done.seconds, 1), "engine": how_run(done.surrogate)}
     if stem:
@@ -99,8 +99,7 @@ def crafted_noise(
         weights = {name: value.contiguous() for name, value in done.surrogate.state_dict().items()}
         atomic_write(weights_file, safetensors.torch.save(weights))
         save(noise, noise_file)
-        for path in state.parent.glob(f"{state.name}*"):  # one for every process
-            path.unlink(missing_ok=True)
+        state.unlink(missing_ok=True)
     return noise, cost
 
 

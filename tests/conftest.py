@@ -14,7 +14,7 @@ from hostile import make_hostile
 os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
 torch.set_num_threads(1)
 LONG = {"test_cluster", "test_resume", "test_protect"}  # 15 seconds and more
-WHOLE = {"test_browser", "test_cluster", "test_memory", "test_parallel", "test_resume"}
+WHOLE = {"test_browser", "test_cluster", "test_memory", "test_resume"}
 
 
 def pytest_configure(config):

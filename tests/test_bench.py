@@ -109,7 +109,7 @@ PASSES = {"EM noise step": 3, "SEM noise step": 3, "REM noise step": 9, "AT trai
 
 
 def test_both_paths_make_the_passes_that_the_plan_says():
-    timed = bench.timed_runs(PLAN, "tiny", replace(CPU, flat=False))  # a written list calls no module
+    timed = bench.timed_runs(PLAN, "tiny", CPU)
     for (work, passes), path in itertools.product(PASSES.items(), ("plain", "engine")):
         with heads_called() as calls:
             timed[work, path]()
@@ -120,7 +120,7 @@ def test_both_paths_make_the_passes_that_the_plan_says():
 def test_every_path_of_the_input_gradient_is_one_pass_and_the_matrix_product_is_known():
     timed = bench.timed_runs(PLAN, "tiny", replace(CPU, precision="bfloat16"))
     paths = {path for work, path in timed if work == "input gradient"}
-    assert paths == {"engine", *(f"engine without {name}" for name in ("bfloat16", "channels_last", "folding", "list"))}
+    assert paths == {"engine", *(f"engine without {name}" for name in ("bfloat16", "channels_last", "folding"))}
     for path in paths:
         with count_passes() as passes:
             timed["input gradient", path]()
@@ -136,17 +136,16 @@ def test_a_switch_turns_one_thing_off_and_the_gradient_stays():
     others = bench.switches(engine)
     gradient, batching = "input gradient", ("SEM noise step", "engine, samples one by one")
     assert others.pop(batching).batch_samples is False
-    assert set(others) == {(gradient, f"engine without {name}") for name in ("channels_last", "folding", "list")}
+    assert set(others) == {(gradient, f"engine without {name}") for name in ("channels_last", "folding")}
     assert (gradient, "engine without bfloat16") in bench.switches(replace(engine, precision="bfloat16"))
     data = sets.random_images(4, 32)
     expected = input_gradient(engine.prepare(models.build("tiny", 10)), engine.images(data.images), data.labels)
     for path, other in others.items():
-        switched = ("precision", "layout", "fold", "flat")
+        switched = ("precision", "layout", "fold")
         changed = [name for name in switched if getattr(other, name) != getattr(engine, name)]
         assert len(changed) == 1, path
         model, x = other.prepare(models.build("tiny", 10)), other.images(data.images)
         assert (model.folded is None) == (changed == ["fold"])
-        assert (model.flat is None) == (changed[0] in ("fold", "flat"))
         assert x.is_contiguous() == (changed == ["layout"])
         torch.testing.assert_close(input_gradient(model, x, data.labels), expected, rtol=1e-9, atol=1e-12)
 

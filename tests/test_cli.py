@@ -407,20 +407,19 @@ def test_every_report_says_how_the_passes_were_made(here, capsys):
     assert run(*protect, "folding", "channels_last", "--", "out") == 0
     report = json.loads((here / "out/report.json").read_text())
     assert report["engine"] == (
-        "cpu, float32, not channels_last (switched off), not folded (switched off), not listed (not folded), "
-        "samples batched up to 32 MiB a tensor"
+        "cpu, float32, not channels_last (switched off), not folded (switched off), "
+        "samples batched up to 32 MiB a tensor, freed memory kept"
     )
     assert (report["folded"], report["channels_last"]) == (False, False)
-    assert run(*protect, "list", "batching", "--", "out2") == 0
+    assert run(*protect, "memory", "batching", "--", "out2") == 0
     assert json.loads((here / "out2/report.json").read_text())["engine"] == (
-        "cpu, float32, channels_last, folded, not listed (switched off), not samples batched (switched off)"
+        "cpu, float32, channels_last, folded, not samples batched up to 32 MiB a tensor (switched off), "
+        "not freed memory kept (switched off)"
     )
     capsys.readouterr()
     how = [*QUICK, "--precision", "float32", "--json"]
     assert run("learn", "photos", *how) == 0
-    usual = (
-        "cpu, float32, channels_last, folded, listed after 100 passes of a shape, samples batched up to 32 MiB a tensor"
-    )
+    usual = "cpu, float32, channels_last, folded, samples batched up to 32 MiB a tensor, freed memory kept"
     assert [row["engine"] for row in json.loads(capsys.readouterr().out)["rows"]] == [usual]
     assert run("sweep", "photos", *how, "--seeds", 1, "--radii", 0, "--methods", "clean", "em", "--out", "rows") == 0
     rows = json.loads(capsys.readouterr().out)

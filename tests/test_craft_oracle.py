@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from semkit import engine, flat, models
+from semkit import engine, models
 from semkit.augment import FlipCrop, ResizedCrop
 from semkit.craft import CraftRecipe
 from semkit.engine import FAST_PATHS, Engine, how_run
@@ -291,8 +291,7 @@ def test_a_noise_side_that_looks_at_the_whole_batch_gets_one_sample_after_the_ot
 
 
 @pytest.mark.parametrize("path", FAST_PATHS)
-def test_a_crafting_that_does_not_take_a_fast_path_makes_the_same_noise(path, monkeypatch):
-    monkeypatch.setattr(flat, "CALLS_BEFORE", 0)
+def test_a_crafting_that_does_not_take_a_fast_path_makes_the_same_noise(path):
     slow = replace(ENGINE, **FAST_PATHS[path])
     with_it, without = (crafting.craft(images(6), recipe_of(*SEM), engine=engine) for engine in (ENGINE, slow))
     assert torch.equal(with_it.noise, without.noise) and with_it.losses == pytest.approx(without.losses, abs=1e-9)

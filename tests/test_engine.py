@@ -4,6 +4,7 @@ import copy
 import threading
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -134,7 +135,7 @@ def test_a_gpu_beyond_those_that_are_there_is_refused(monkeypatch):
 def test_on_a_gpu_float32_is_float32_and_sums_are_the_same_at_every_run(monkeypatch):
     for flag in ("allow_tf32", "deterministic"):  # put back after the test
         monkeypatch.setattr(torch.backends.cudnn, flag, getattr(torch.backends.cudnn, flag))
-    engine._set_up("cuda:1")
+    engine._set_up(SimpleNamespace(device="cuda:1", keep_memory=False))
     assert not torch.backends.cudnn.allow_tf32 and torch.backends.cudnn.deterministic
 
 
@@ -246,7 +247,7 @@ def plain(channels=8):
 
 
 def test_weights_kept_in_bfloat16_are_what_autocast_makes_of_them_at_every_call():
-    (x, y), rough = batch(), Engine("cpu", "bfloat16", flat=False)
+    (x, y), rough = batch(), Engine("cpu", "bfloat16")
     model, twin = rough.prepare(plain()), rough.prepare(plain())
     twin.load_state_dict(model.state_dict())
     object.__setattr__(twin, "folded", Folded(twin.eval()))
@@ -297,8 +298,6 @@ def test_nets_are_prepared_in_several_threads_while_others_run():
         for _ in range(20):
             model = Engine("cpu", "float32").prepare(net())
             assert model.folded.graph.code == expected
-            model.flat.write(x, y)
-            assert model.flat.why_not is None
 
     def noting(work):
         try:
@@ -324,6 +323,8 @@ WRITES = {
     "a pass in train mode": lambda model, x, y: model.train()(x),
     "loaded weights": lambda model, x, y: model.load_state_dict(far_from_fresh(net(), seed=5).state_dict()),
     "a weight without gradients": turn_a_weight,
+    "a write through .data": lambda model, x, y: model[1].weight.data.mul_(2),
+    "statistics through .data": lambda model, x, y: model[2].running_var.data.mul_(2),
 }
 
 
@@ -338,12 +339,8 @@ def follows(write):
 
 
 @pytest.mark.parametrize("write", WRITES)
-def test_a_prepared_net_follows_every_write_that_torch_counts(write):
+def test_a_prepared_net_follows_every_write(write):
     assert follows(WRITES[write])
-
-
-def test_a_prepared_net_does_not_follow_writes_through_data_as_its_docstring_says():
-    assert not follows(lambda model, x, y: model[1].weight.data.mul_(2))
 
 
 COMPILING = replace(DOUBLE, compile=True)
@@ -367,7 +364,7 @@ def no_compiler(graph, inputs):
 def test_where_compiling_fails_the_net_runs_uncompiled_and_says_why(monkeypatch):
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=no_compiler))
     model, twin, (x, _) = COMPILING.prepare(net()), DOUBLE.prepare(net()), batch(dtype=torch.float64)
-    with pytest.warns(UserWarning, match="runs uncompiled: no C.. compiler$"):
+    with pytest.warns(UserWarning, match="runs uncompiled: .*no C.. compiler"):
         assert torch.equal(predict(model, x), predict(twin, x))
     assert torch.equal(predict(model, x), predict(twin, x)) and not model.folded.compiled
 

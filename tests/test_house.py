@@ -7,8 +7,8 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "semkit"
 FLOORS = (
-    {"pixels", "files", "image", "mixtures", "latent", "injection", "chance", "memory", "convolving"},
-    {"augment", "imageset", "flat", "folding", "models", "parallel", "rewriting", "storage"},
+    {"pixels", "files", "image", "mixtures", "latent", "injection", "chance", "memory"},
+    {"augment", "imageset", "folding", "models", "storage"},
     {"engine", "shapes", "data", "noise", "quality", "convolve", "factors"},
     {"netfile", "perturb", "schedule", "state", "foreign", "convert", "stopwatch", "sparse", "bullettrain", "shown"},
     {"objectives", "corruptions", "transform"},

@@ -18,7 +18,7 @@ from semkit.craft import CraftRecipe, Interrupted, craft
 from semkit.engine import Engine, Passes
 from semkit.perturb import PGD, Uniform
 from semkit.schedule import SGD
-from semkit.state import State, newest
+from semkit.state import State, read_state
 
 ENGINE = Engine("cpu", "float32")
 KILLS = 5
@@ -204,7 +204,7 @@ def test_a_state_goes_to_its_file_without_a_copy_in_memory(tmp_path):
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < noise.nbytes / 10
-    found = newest([tmp_path / "state"], "me")
+    found = read_state(tmp_path / "state", "me")
     assert found["step"] == 3 and found["losses"] == [0.5] and found["noise"].equal(noise)
 
 

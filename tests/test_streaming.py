@@ -24,7 +24,7 @@ from semkit.noise import Noise, clipped_fraction, effective, mean_effective, sav
 from semkit.noise import load as load_noise
 from semkit.perturb import PGD, Uniform
 from semkit.schedule import SGD
-from semkit.state import newest
+from semkit.state import read_state
 from semkit.storage import Storage, zeros
 
 ENGINE = Engine("cpu", "float32")
@@ -263,7 +263,7 @@ def test_noise_and_states_are_mapped_from_their_files(tmp_path):
     save(Noise(levels, 8), tmp_path / "noise.safetensors")
     loaded = load_noise(tmp_path / "noise.safetensors").levels
     torch.save({"made_by": "me", "noise": levels, "step": 1}, tmp_path / "state")
-    state = newest([tmp_path / "state"], "me")
+    state = read_state(tmp_path / "state", "me")
     assert held() - before < 8 * MIB
     assert loaded.equal(levels) and state["noise"].equal(levels)
     # A copy would be seen; from the kernel, since a clone may lie in memory that an earlier test has freed.

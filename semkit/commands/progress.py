@@ -2,14 +2,9 @@
 
 import signal
 import sys
-import time
 from contextlib import contextmanager
 
 from tqdm import tqdm
-
-from semkit import parallel
-
-SAME = 5  # seconds within which torchrun's signal is the terminal's
 
 
 @contextmanager
@@ -22,10 +17,9 @@ def progress():
     bars, stop = {}, []
 
     def interrupt(*_):
-        # A terminal asks torchrun as well, which passes it on.
-        if stop and (parallel.processes() == 1 or time.monotonic() - stop[0] > SAME):
+        if stop:
             raise KeyboardInterrupt
-        stop.append(time.monotonic())
+        stop.append(True)
 
     def close():
         for bar in bars.values():
@@ -48,7 +42,6 @@ def progress():
     try:
         yield on_step
     finally:
-        if parallel.processes() == 1:  # else torchrun's own signal may still come
-            for which, handler in before.items():
-                signal.signal(which, handler)
+        for which, handler in before.items():
+            signal.signal(which, handler)
         close()

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from semkit import models
 from semkit.augment import FlipCrop
 from semkit.craft import CraftRecipe, Interrupted, noise_step
-from semkit.engine import FAST_PATHS, Engine, evaluating, input_gradient, predict, together, train_step
+from semkit.engine import FAST_PATHS, Engine, input_gradient, predict, together, train_step
 from semkit.perturb import PGD, Clean, Uniform
 from semkit.pixels import LEVEL, check_count, uniform
 from semkit.speed import elsewhere, plain
@@ -123,11 +123,7 @@ def _engine_works(plan: Plan, net: str, engine: Engine) -> dict[str, Run]:
     data = random_images(plan.batch, 32)
     model = engine.prepare(models.build(net, 10))
     x, y = engine.images(data.images), data.labels.to(engine.device)
-    most = min(plan.samples, together(model, x))
-    if model.flat:  # what crafting does after some calls is done before anything is timed
-        with evaluating(model):
-            for times in {1, most, plan.samples % most or most}:
-                model.flat.write(torch.cat([x] * times), y.repeat(times))
+    together(model, x)  # what is found once for a shape is found before anything is timed
     works = _works(plan, model, x, y, engine.generator(0), _view, noise_step, _train)
     return {**works, "input gradient": partial(input_gradient, model, x, y)}
 
@@ -141,12 +137,10 @@ def _plain_works(plan: Plan, net: str, device: str) -> dict[str, Run]:
 
 def switches(engine: Engine, compiled: bool = False) -> dict[tuple[str, str], Engine]:
     """(work, path) -> the engine with one switch turned: precision (where it is not float32 already), layout, folding,
-    the list of operations, samples in one pass, and, if asked and where it works, torch.compile."""
+    samples in one pass, and, if asked and where it works, torch.compile."""
     off = {"channels_last": FAST_PATHS["channels_last"], "folding": {**FAST_PATHS["folding"], "compile": False}}
     if engine.compile:
         off["compile"] = dict(compile=False)
-    elif engine.flat:
-        off["list"] = FAST_PATHS["list"]
     if engine.precision == "bfloat16":
         off["bfloat16"] = dict(precision="float32")
     turned = {("input gradient", f"engine without {name}"): replace(engine, **new) for name, new in off.items()}
