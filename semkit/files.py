@@ -1,14 +1,16 @@
-"""Names of files: the images below a folder, what their PNGs are called, and files that are written whole or not."""
+"""Files: the images below a folder, what their PNGs are called, files that are written whole or not, JSON."""
 
+import json
 import os
 import posixpath
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from secrets import token_hex
+from types import GenericAlias, UnionType
 from typing import BinaryIO
 
 # What torchvision's ImageFolder takes for an image, and GIF. WebP, GIF and TIFF files give their first frame.
@@ -133,6 +135,40 @@ def atomic_write(path: str | os.PathLike, content: bytes | Callable[[BinaryIO], 
         if isinstance(error, OSError) and error.errno:
             error.filename = os.fspath(path)  # the name that a user knows
         raise
+
+
+def read_json(path: str | os.PathLike) -> object:
+    """What the JSON file at `path` holds; raises ValueError, which does not name it, for what is no file or no JSON."""
+    path = Path(path)
+    if path.exists() and not path.is_file():  # opening a named pipe would wait for ever
+        raise ValueError("not a file")
+    try:
+        return json.loads(path.read_bytes())
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def check_fields(values: object, kinds: Mapping[str, type | UnionType | GenericAlias]) -> dict:
+    """`values`, if it is a JSON object with a value of its kind for every name in `kinds`, numbers below 2**63.
+
+    Kinds are types, unions of them, or list[str]. Raises ValueError that names the first field that is wrong.
+    """
+    if not isinstance(values, dict):
+        raise ValueError("it holds no JSON object")
+    for name, kind in kinds.items():
+        if name not in values:
+            raise ValueError(f"{name} is missing")
+        if not _is_of(values[name], kind):
+            raise ValueError(f"{name} is {values[name]!r:.40}")
+    return values
+
+
+def _is_of(value: object, kind: type | UnionType | GenericAlias) -> bool:
+    if kind == list[str]:
+        return isinstance(value, list) and all(isinstance(one, str) for one in value)
+    if isinstance(value, bool):  # an int to Python
+        return kind is bool
+    return isinstance(value, kind) and (not isinstance(value, int | float) or abs(value) < 2**63)  # neither inf nor nan
 
 
 def remove_leftovers(folder: str | os.PathLike, newer: str | os.PathLike) -> None:

@@ -225,18 +225,42 @@ def test_the_same_run_may_be_resumed_under_another_name_of_the_folder(finished):
     assert run("protect", finished / "photos", "./out", "--resume", *QUICK) == 0
 
 
-@pytest.mark.parametrize("text", ['{"radius": ', "[]", "null"])
-@pytest.mark.parametrize("file", ["run.json", "report.json"])
-def test_a_damaged_record_is_one_line(finished, capsys, file, text):
-    (finished / "out" / file).write_text(text)
-    assert f"out/{file} is damaged" in complaint(capsys, "protect", "photos", "out", "--resume", *QUICK)
+RESUME = ["protect", "photos", "out", "--resume", *QUICK]
+CHECK = ["check", "photos", "out"]
+LEARN = ["learn", "photos", "--protected", "out", *QUICK]
 
 
-def test_a_report_whose_radius_is_no_number_is_one_line(finished, capsys):
+@pytest.mark.parametrize("text", ['{"radius": ', "[]", "null", "[" * 100_000, None], ids=lambda text: str(text)[:9])
+@pytest.mark.parametrize(
+    ("file", "command"), [("run.json", RESUME), ("report.json", RESUME), ("report.json", CHECK), ("report.json", LEARN)]
+)
+def test_a_damaged_record_is_one_line(finished, capsys, file, command, text):
+    (finished / "out" / file).unlink()
+    if text is None:
+        os.mkfifo(finished / "out" / file)
+    else:
+        (finished / "out" / file).write_text(text)
+    assert f"out/{file} is damaged (" in complaint(capsys, *command)
+
+
+@pytest.mark.parametrize(
+    ("command", "field", "value"),
+    [
+        *((CHECK, "radius", value) for value in ("8", float("nan"), float("inf"), -1, 0.03, True, 10**400)),
+        *((CHECK, "size", value) for value in (32.0, None, 0, 10**9, 10**30)),
+        *((CHECK, "limit", value) for value in ("x", 0)), (CHECK, "skip_unreadable", 1), (CHECK, "images", ...),
+        *((LEARN, field, "8") for field in ("radius", "images", "limit")),
+        *((RESUME, "seconds", value) for value in (..., "x", None, 10**400)),
+        *((RESUME, "skipped", value) for value in (..., 3, [3])), (RESUME, "psnr_db", "x"), (RESUME, "protected", ...),
+    ],
+    ids=lambda value: str(value)[:12] if not isinstance(value, list) or len(value) == 1 else value[0],
+)  # fmt: skip
+def test_a_report_with_a_field_that_is_missing_or_cannot_be_is_one_line(finished, capsys, command, field, value):
     report = json.loads((finished / "out/report.json").read_text())
-    (finished / "out/report.json").write_text(json.dumps({**report, "radius": "8"}))
-    for command in (["check", "photos", "out"], ["learn", "photos", "--protected", "out", *QUICK]):
-        assert "out/report.json is damaged" in complaint(capsys, *command)
+    report = {name: old for name, old in {**report, field: value}.items() if old is not ...}
+    (finished / "out/report.json").write_text(json.dumps(report))
+    said = complaint(capsys, *command)
+    assert "out/report.json is damaged (" in said and field in said
 
 
 def test_links_that_lead_to_themselves_are_one_line(here, capsys):
@@ -327,7 +351,7 @@ def test_convert_takes_the_unit_that_its_complaint_asks_for(here, capsys):
 
 
 REPORTS = {
-    "check": (["check", "photos", "out"], {"checked", "radius", "problems", "skipped"}),
+    "check": (["check", "photos", "out"], {"checked", "unchanged", "radius", "problems", "skipped"}),
     "learn": (["learn", "photos", *QUICK, "--seeds", "2"], {"rows", "last", "recipe", "images", "test_images"}),
     "learn protected": (["learn", "photos", "--protected", "out", *QUICK], {"rows", "last"}),
     "protect": (["protect", "photos", "new", *QUICK], {"psnr_db", "passes"}),

@@ -289,9 +289,11 @@ def test_likeness_is_one_for_the_same_images_high_for_filtered_ones_and_low_for_
 def test_a_report_that_does_not_say_how_is_damaged(small):
     photos, out = small
     report = json.loads((out / "report.json").read_text())
-    (out / "report.json").write_text(json.dumps({**report, "recipe": {"kernel": 3, "sigma": 1}}))
-    with pytest.raises(OutputError, match=r"report.json is damaged; protect the images again"):
-        check(str(photos), out, key=KEY)
+    recipes = ({"kernel": 3, "sigma": 1}, {"kernel": 10**30}, {"strength": 10**400}, {"strength": "x"}, None)
+    for wrong in (*({"recipe": value} for value in recipes), *({"seed": value} for value in ("x", 1.5, 10**30, -1))):
+        (out / "report.json").write_text(json.dumps({**report, **wrong}))
+        with pytest.raises(OutputError, match=r"report.json is damaged.*; protect the images again"):
+            check(str(photos), out, key=KEY)
 
 
 def test_a_named_set_is_filtered_at_its_own_size(tmp_path):

@@ -79,7 +79,8 @@ def test_every_hostile_file_has_a_protected_one_of_its_name_size_mode_and_alpha_
 def test_check_passes_the_hostile_folder_and_counts_every_file(hostile, capsys):
     folder, names, out = hostile
     assert main(["check", str(folder), str(out)]) == 0
-    assert capsys.readouterr().out == f"{len(names)} files checked against radius 8: 0 problems\n"
+    same = json.loads((out / "report.json").read_text())["unchanged_files"]  # flat extremes, files of one pixel
+    assert capsys.readouterr().out == f"{len(names)} files checked against radius 8: 0 problems, {same} unchanged\n"
 
 
 def test_the_report_says_what_was_done_with_what_and_what_it_did(hostile):
@@ -136,6 +137,27 @@ def test_check_names_what_was_tampered_with(small, tamper, problem):
     tamper(out / "images" / "a" / "00.png")
     found = check(str(photos), out)
     assert len(found["problems"]) == 1 and problem in found["problems"][0]
+
+
+@pytest.mark.parametrize("radius", [float("nan"), float("inf"), -1, 0.03, "eight"])
+def test_check_takes_no_radius_that_is_none(small, radius):
+    photos, out = small
+    with pytest.raises(ValueError, match="radius"):
+        check(str(photos), out, radius=radius)
+    assert check(str(photos), out, radius="8")["radius"] == 8
+
+
+def test_files_that_are_as_their_originals_are_counted(small, tmp_path, capsys):
+    photos, out = small
+    for name in ("a/00.png", "b/01.png"):
+        shutil.copy(photos / name, out / "images" / name)
+    assert main(["check", str(photos), str(out)]) == 0
+    assert capsys.readouterr().out == "20 files checked against radius 8: 0 problems, 2 unchanged\n"
+    for path in photos.rglob("*.png"):  # at radius 1 grey images keep many values: their noise is a mean of three
+        Image.open(path).convert("L").resize((1, 1)).save(path)
+    assert main(["protect", str(photos), str(tmp_path / "grey"), "--radius", "1", "--size", "8", *QUICK]) == 0
+    same = json.loads((tmp_path / "grey/report.json").read_text())["unchanged_files"]
+    assert same and f"\n{same} of the protected files have the pixels of their originals" in capsys.readouterr().out
 
 
 def test_check_names_the_first_ten_of_many(small, capsys):

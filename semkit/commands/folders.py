@@ -28,6 +28,8 @@ def protect(options) -> int:
         f"({bound}, PSNR {report['psnr_db']} dB, SSIM {report['ssim']}); {took} took {duration(report['seconds'])}, "
         f"images {report['held']}",
     )
+    if same := report["unchanged_files"]:
+        tell(options, f"{same} of the protected files have the pixels of their originals: nothing changed in them")
     for name in report["skipped"]:
         tell(options, f"skipped, unreadable: {shown(name)}")
     tell_left_out(options, report["ignored"], "report.json")
@@ -91,5 +93,6 @@ def check(options) -> int:
     against = "against the filters of the key" if key else "without the key: size, mode and name, not the values"
     if found["radius"] is not None:
         against = f"against radius {found['radius']:g}"
-    tell(options, f"{found['checked']} files checked {against}: {len(problems)} problems")
+    same = f", {found['unchanged']} unchanged" if found["unchanged"] else ""
+    tell(options, f"{found['checked']} files checked {against}: {len(problems)} problems{same}")
     return FAILED if problems else FINE

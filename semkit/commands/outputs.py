@@ -15,13 +15,18 @@ from semkit.chance import check_seed
 from semkit.commands.originals import OnStep, Originals, job, originals
 from semkit.commands.protected import OutputError, read_report
 from semkit.data import find_folder, set_name
-from semkit.files import atomic_write, remove_leftovers, shown
+from semkit.files import atomic_write, check_fields, read_json, remove_leftovers, shown
 from semkit.image import write_png
+from semkit.noise import one_line
 from semkit.quality import Quality
 from semkit.storage import Storage
 from semkit.study import as_dict, key
 
 RESULTS = ("rows.csv", "table.md", "figure.png", "noise.csv", "losses.csv")  # what report.write_sweep writes
+TOLD = {
+    "protected": int, "unchanged_files": int, "psnr_db": float | int | None, "ssim": float | int | None,
+    "seconds": float | int, "held": str, "skipped": list[str], "ignored": list[str],
+}  # fmt: skip
 GROWING = ("methods", "radii", "countermeasures")  # a sweep may have more of them the next time
 
 
@@ -139,11 +144,9 @@ def _check_same(out: Path, request: dict, growing: Collection[str] = ()) -> None
     """Raises OutputError unless OUT/run.json is that of the request, wherever its images are, or has fewer of some."""
     run = out / "run.json"
     try:
-        begun = json.loads(run.read_text())
-    except ValueError:
-        begun = None
-    if not isinstance(begun, dict):
-        raise OutputError(f"{shown(run)} is damaged; name another folder")
+        begun = check_fields(read_json(run), {})
+    except ValueError as error:
+        raise OutputError(f"{shown(run)} is damaged ({one_line(error)}); name another folder") from None
 
     def agrees(name: str, now) -> bool:
         before = begun.get(name)
@@ -175,7 +178,8 @@ def reported(out: Path, request: dict, names: Collection[str], make: Callable[[]
         made = make()
         remove_leftovers(out, newer=out / "run.json")
         atomic_write(out / "report.json", _as_json({**request, **made}))
-    return read_report(out)
+    report = read_report(out)
+    return read_report(out, TOLD if report["radius"] is not None else {**TOLD, "bound": str, "largest_change": int})
 
 
 def write_images(

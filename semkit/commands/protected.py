@@ -1,8 +1,7 @@
 """A protected folder read back: its report, the check of every file, and the images that learners get."""
 
-import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,43 +9,56 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from semkit.chance import check_seed
 from semkit.commands.originals import OnStep, Originals, job, named_outputs, originals
-from semkit.data import Split, find_folder, set_name
-from semkit.files import is_image_name, output_names, shown
+from semkit.data import Split, check_size, find_folder, set_name
+from semkit.files import check_fields, is_image_name, output_names, read_json, shown
 from semkit.image import UnreadableImage, difference, read_image, working_image
 from semkit.imageset import stratified_share
 from semkit.neighbours.convolve import ClassFilters, convolve_picture
+from semkit.noise import one_line
+from semkit.pixels import check_count, check_radius
 from semkit.storage import Storage, zeros
 
-Judge = Callable[[int, Image.Image, Image.Image], str | None]  # (place, original, protected) -> what is wrong
+# (place, largest difference, original, protected) -> what is wrong
+Judge = Callable[[int, int, Image.Image, Image.Image], str | None]
 ALIKE = 0.2  # correlation of blocks of pixels: filtered images have more with their originals, other images less
-REPORTED = {"images", "radius", "size", "limit", "skip_unreadable"}  # what `check` needs of a report
+# What `check` needs of a report, and of one of filtered images.
+NEEDED = {"images": int, "radius": float | int | None, "size": int, "limit": int | None, "skip_unreadable": bool}
+FILTERED = {"recipe": dict, "seed": int}
 
 
 class OutputError(ValueError):
     """An output folder that cannot be used; the message says what to do."""
 
 
-def read_report(out: str | os.PathLike) -> dict:
-    """OUT/report.json; raises OutputError where there is none."""
+def read_report(out: str | os.PathLike, also: Mapping | None = None) -> dict:
+    """OUT/report.json with the fields that `check` needs, and those of check_fields(report, also).
+
+    Raises OutputError where there is none, or where a field is missing or of another kind.
+    """
     path = Path(out) / "report.json"
     if not path.exists():
         raise OutputError(f"{shown(path)} is missing; semkit protect writes it when it is done")
     try:
-        report = json.loads(path.read_text())
-    except ValueError:
-        report = None
-    whole = isinstance(report, dict) and REPORTED <= report.keys() and isinstance(report["radius"], int | float | None)
-    if not whole:
-        raise OutputError(f"{shown(path)} is damaged; protect the images again, to another folder")
+        report = check_fields(read_json(path), {**NEEDED, **(also or {})})
+        check_size(report["size"])
+        if report["limit"] is not None:
+            check_count(report["limit"], "limit", 1)
+        if report["radius"] is not None:
+            check_radius(report["radius"])
+        else:
+            check_seed(check_fields(report, FILTERED)["seed"])
+    except ValueError as error:
+        told = f"{shown(path)} is damaged ({one_line(error)})"
+        raise OutputError(f"{told}; protect the images again, to another folder") from None
     return report
 
 
 def _within(radius: float) -> Judge:
     """Finds a file that differs by more than the radius."""
 
-    def judge(i: int, original: Image.Image, protected: Image.Image) -> str | None:
-        apart = difference(original, protected)
+    def judge(i: int, apart: int, original: Image.Image, protected: Image.Image) -> str | None:
         return f"differs by {apart} levels, the radius is {radius:g}" if apart > radius else None
 
     return judge
@@ -60,12 +72,11 @@ def _filtered(report: dict, found: Originals, key: str | None) -> Judge:
     try:
         recipe = ClassFilters(**report["recipe"])
         chosen = set(stratified_share(found.images.labels, recipe.fraction, report["seed"]).tolist())
-    except (KeyError, TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise OutputError("report.json is damaged; protect the images again, to another folder") from None
     filters = None if key is None else recipe.filters(key, len(found.images.classes))
 
-    def judge(i: int, original: Image.Image, protected: Image.Image) -> str | None:
-        apart = difference(original, protected)
+    def judge(i: int, apart: int, original: Image.Image, protected: Image.Image) -> str | None:
         if i not in chosen:
             return f"differs by {apart} levels, and was to be left as it was" if apart else None
         if filters is None:
@@ -76,27 +87,30 @@ def _filtered(report: dict, found: Originals, key: str | None) -> Judge:
     return judge
 
 
-def _problems(found: Originals, judge: Judge, folder: Path, on_step: OnStep | None) -> Iterator[str]:
-    told = job(on_step, "checking images")
+def _examined(found: Originals, judge: Judge, folder: Path, on_step: OnStep | None) -> tuple[list[str], int]:
+    """(what is wrong, how many protected files have the pixels of their originals)."""
+    problems, unchanged, told = [], 0, job(on_step, "checking images")
     for i, name in enumerate(found.outputs):
         path = folder / name
         if not path.exists():
-            yield f"{shown(name)}: missing"
+            problems.append(f"{shown(name)}: missing")
         else:
             try:
-                if problem := judge(i, found.read(i), read_image(path)):
-                    yield f"{shown(name)}: {problem}"
+                original, protected = found.read(i), read_image(path)
+                apart = difference(original, protected)
+                unchanged += apart == 0
+                if problem := judge(i, apart, original, protected):
+                    problems.append(f"{shown(name)}: {problem}")
             except UnreadableImage as error:
-                yield str(error)
+                problems.append(str(error))
             except ValueError as error:
-                yield f"{shown(name)}: {error}"
+                problems.append(f"{shown(name)}: {error}")
         if told:
             told(i + 1, len(found.outputs))
     expected = set(found.outputs)
     present = (path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file())
-    for name in present:
-        if is_image_name(name) and name not in expected:
-            yield f"{shown(name)}: no original of it"
+    strays = (name for name in present if is_image_name(name) and name not in expected)
+    return [*problems, *(f"{shown(name)}: no original of it" for name in strays)], unchanged
 
 
 def check(
@@ -108,11 +122,12 @@ def check(
     root: str | None = None,
     on_step: OnStep | None = None,
 ) -> dict:
-    """{"checked": n, "radius": r, "problems": [...], "skipped": [...]}: protected files held against their originals.
+    """{"checked": n, "unchanged": n, "radius": r, "problems": [...], "skipped": [...]}: files held against originals.
 
     Size, mode, alpha, and |difference| <= radius in 8-bit levels; files that are missing or have no original are
-    problems too. radius: the report's unless given. Filtered files have none, None: with the key every value must be
-    that of the filtered original, without it sizes, modes, alpha and names are checked, and what was left unprotected.
+    problems too. unchanged: how many files have the pixels of their originals. radius: the report's unless given.
+    Filtered files have none, None: with the key every value must be that of the filtered original, without it sizes,
+    modes, alpha and names are checked, and what was left unprotected.
     Raises DataError and OutputError for what cannot be read, and ValueError for a radius or a key that does not apply.
     """
     report = read_report(out)
@@ -121,12 +136,16 @@ def check(
         raise ValueError("no radius bounds a convolution: leave the radius out")
     if key is not None and not filtered:
         raise ValueError(f"{shown(out)} was not filtered: leave the key out")
-    radius = report["radius"] if radius is None else radius
+    if not filtered:
+        radius = check_radius(report["radius"] if radius is None else radius)
     how = {name: report[name] for name in ("size", "limit", "skip_unreadable")}
     found = originals(source, **how, root=root, storage=Storage(folder=out), on_step=on_step)
     judge = _filtered(report, found, key) if filtered else _within(radius)
-    problems = list(_problems(found, judge, Path(out) / "images", on_step))
-    return {"checked": len(found.outputs), "radius": radius, "problems": problems, "skipped": list(found.skipped)}
+    problems, unchanged = _examined(found, judge, Path(out) / "images", on_step)
+    return {
+        "checked": len(found.outputs), "unchanged": unchanged, "radius": radius, "problems": problems,
+        "skipped": list(found.skipped),
+    }  # fmt: skip
 
 
 def likeness(images: torch.Tensor, others: torch.Tensor) -> float:
