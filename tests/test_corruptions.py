@@ -67,6 +67,16 @@ def test_the_seed_decides_and_the_rest_of_the_set_stays(kind, images):
     assert one.fingerprint != images.fingerprint
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_image_is_corrupted_the_same_whatever_follows_it(kind, images):
+    assert torch.equal(corrupted(images.take(slice(0, 7)), kind, 3).images, corrupted(images, kind, 3).images[:7])
+
+
+def test_every_image_has_draws_of_its_own():
+    first, second, *_ = corrupted(flat(100), "fog", 3).images
+    assert not torch.equal(first, second)
+
+
 def test_severity_0_is_the_set_itself(images):
     assert all(corrupted(images, kind, 0) is images for kind in KINDS)
 
@@ -125,7 +135,7 @@ def test_a_defocused_point_is_a_disk_and_a_moved_image_is_moved():
     one = torch.ones(1, 1, 1)
     there = corruptions._moved(point, 3 * one, -2 * one)[0, 0]
     assert there[18, 13].item() == pytest.approx(1, abs=1e-4)
-    streak = corruptions.motion_blur(point, 5, torch.Generator().manual_seed(0))[0, 0]
+    streak = corruptions.motion_blur(point, 5, [torch.Generator().manual_seed(0)])[0, 0]
     assert streak.sum().item() == pytest.approx(1, abs=1e-3) and (streak > 0.01).sum() >= 5
 
 
