@@ -63,6 +63,10 @@ class CraftRecipe:
         object.__setattr__(self, "step_size", check_step_size(self.step_size))
         object.__setattr__(self, "steps", check_count(self.steps, "steps"))
         object.__setattr__(self, "samples", check_count(self.samples, "samples", 1))
+        if 0 < self.radius < 1:
+            raise ValueError(
+                f"radius must be 1 level at least, as noise is stored in whole levels, got {self.radius:g}"
+            )
         if self.radius > 127:
             raise ValueError(f"radius must be at most 127 levels, which is what int8 noise holds, got {self.radius:g}")
         for name in ("fade_in", "ramp"):

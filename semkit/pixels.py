@@ -7,11 +7,20 @@ import torch
 LEVEL = 1 / 255  # one 8-bit pixel level on the [0, 1] scale
 NORMS = ("linf", "l2", "l1")
 MOST_LEVELS = 1e12  # more than the l1 distance of any two images; float32 holds it with room to spare
+# What is typed for the usual radii by who thinks in fractions of 1: 8/255 as 0.03, 0.031, 0.0314 and so on.
+_TYPED = {round(levels / 255, digits) for levels in (1, 2, 4, 8, 16) for digits in range(2, 7)} - {0}
+
+
+def _is_fraction(value: float) -> bool:
+    """Whether value is n/255 of a whole tenth n up to 32, and no short decimal like 0.02 that is so by chance."""
+    tenths = round(2550 * min(value, 1.0))
+    return 0 < tenths <= 320 and abs(2550 * value - tenths) < 1e-6 and round(value, 3) != value
 
 
 def check_radius(value: float, name: str = "radius") -> float:
-    """`value` as a float, if it can be a length in pixel levels: finite, >= 0, not in (0, 0.5), at most 1e12.
+    """`value` as a float, if it can be a length in pixel levels: 0 to 1e12.
 
+    Small radii are real (0.064), but n/255 is refused, and so is a usual radius in decimals: 0.031 for 8/255.
     Raises ValueError with what to write instead.
     """
     try:
@@ -24,20 +33,20 @@ def check_radius(value: float, name: str = "radius") -> float:
         raise ValueError(f"{name} must be a finite number of pixel levels >= 0, got {value:g}")
     if value > MOST_LEVELS:
         raise ValueError(f"{name} must be at most {MOST_LEVELS:g} pixel levels, got {value:g}")
-    if 0 < value < 0.5:
+    if value in _TYPED or _is_fraction(value):
         raise ValueError(f"{name}={value:g} looks like a fraction of 1; write pixel levels: 8, not 8/255")
     return value
 
 
 def check_step_size(value: float, name: str = "step_size") -> float:
-    """`value` as a float, if it can be a step in pixel levels: finite, > 0 and no n/255 of a whole tenth n.
+    """`value` as a float, if it can be a step in pixel levels: finite, > 0 and no n/255, such as 1.6/255.
 
-    Steps below half a level are real (0.064), so only what is typed as a fraction of 255 is caught: 1.6/255.
+    Raises ValueError with what to write instead.
     """
     value = float(value)
     if not math.isfinite(value) or value <= 0:
         raise ValueError(f"{name} must be a finite number of pixel levels > 0, got {value:g}")
-    if value < 0.05 and abs(value * 2550 - round(value * 2550)) < 1e-6:
+    if _is_fraction(value):
         raise ValueError(f"{name}={value:g} looks like a fraction of 1; write pixel levels: 1.6, not 1.6/255")
     return value
 

@@ -10,6 +10,7 @@ from semkit.learn import LearnRecipe
 from semkit.models import LARGE
 from semkit.neighbours.convolve import ClassFilters
 from semkit.perturb import PGD, Clean, Perturbation, Uniform
+from semkit.pixels import check_radius
 from semkit.schedule import SGD
 
 PRESETS = ("quick", "demo", "lesson", "paper")
@@ -99,9 +100,10 @@ def craft_recipe(
     the cheapest that was found to protect as the published noise step does (results/README.md, cifar10-budgets).
     paper: the released recipe of SEM and REM for CIFAR-10 and CIFAR-100, and from 64 pixels on the one for the ImageNet
     subset; its EM has their EOT samples, random starts and steps, not the warm starts and schedule of Huang et al.
-    Raises ValueError for unknown names.
+    Raises ValueError for unknown names, and for radii that are none.
     """
     check_name(preset, PRESETS, "preset")
+    radius, perturbation_radius = check_radius(radius), check_radius(perturbation_radius, "perturbation_radius")
     made = {"quick": _quick, "demo": _demo, "lesson": _lesson}.get(preset, _paper_large if size >= LARGE else _paper)
     recipe = made(method, radius, perturbation_radius)
     start = "warm" if class_wise else recipe.start
@@ -122,6 +124,7 @@ def learn_recipe(
     unknown names.
     """
     check_name(preset, PRESETS, "preset")
+    perturbation_radius = check_radius(perturbation_radius, "perturbation_radius")
     large = preset == "paper" and size >= LARGE
     perturbation = Clean()
     if large and perturbation_radius:

@@ -105,7 +105,7 @@ BAD_OPTIONS = [
     (["--radius", "eight"], "radius must be a number of pixel levels, got 'eight'"),
     (["--radius", "0"], "radius must be 1 level at least"),
     (["--radius", "300"], "radius must be at most 127 levels"),
-    (["--perturbation-radius", "0.1"], "looks like a fraction"),
+    (["--perturbation-radius", "0.03"], "looks like a fraction"),
     (["--limit", "-3"], "a whole number >= 2 is needed, got -3"),
     (["--limit", "0"], "a whole number >= 2"),
     (["--limit", "2.5"], "a whole number >= 2 is needed, got 2.5"),

@@ -145,7 +145,7 @@ def test_the_votes_on_a_plane_are_binomial_with_the_normal_share_on_its_side():
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
-        (lambda: Gaussian(0.5 - 1e-9), "sigma=0.5 looks like a fraction"),
+        (lambda: Gaussian(8 / 255), "sigma=0.0313725 looks like a fraction"),
         (lambda: Smoothed(ENGINE.prepare(net()), Gaussian(), 0), "copies must be a whole number >= 1"),
         (lambda: ClassBlur(1), "kernel must be a whole number >= 2"),
         (lambda: ClassBlur(3, -1), "steps must be a whole number"),

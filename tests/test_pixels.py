@@ -1,5 +1,6 @@
 """The unit, the box and the balls, against definitions that share no line with semkit.pixels."""
 
+import contextlib
 import math
 
 import numpy as np
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from scipy import optimize, stats
 
 from semkit import pixels
+from semkit.perturb import PGD
 from semkit.pixels import LEVEL, NORMS
 
 ORDER = {"linf": np.inf, "l2": 2, "l1": 1}
@@ -27,7 +29,7 @@ def points(n=40, shape=(3, 4, 5), scale=1.0, seed=0):
 # -- the guard ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("value", [8 / 255, 0.031, 4 / 255, 1e-9, 0.4999])
+@pytest.mark.parametrize("value", [8 / 255, 0.031, 0.03, 4 / 255, 0.0157, 16 / 255, 1.6 / 255, 7.5 / 255])
 def test_a_radius_typed_as_a_fraction_says_what_to_write(value):
     with pytest.raises(ValueError, match=r"write pixel levels: 8, not 8/255"):
         pixels.check_radius(value)
@@ -39,10 +41,19 @@ def test_what_cannot_be_a_length_is_refused_by_name(value):
         pixels.check_radius(value, "noise_radius")
 
 
+@pytest.mark.parametrize("value", [0.064, 0.04, 0.1, 0.2, 0.25, 0.4])
+def test_small_radii_and_steps_are_real(value):
+    assert pixels.check_radius(value) == pixels.check_step_size(value) == value
+    assert PGD(2, 50, value / 2).step_size == value / 2
+
+
 @given(st.floats())
-def test_exactly_zero_and_half_a_level_upwards_pass(value):
-    if value == 0 or 0.5 <= value < math.inf:
+def test_exactly_zero_and_an_eighth_of_a_level_upwards_pass(value):
+    if value == 0 or 0.126 <= value <= pixels.MOST_LEVELS:
         assert pixels.check_radius(value) == value
+    elif 0 < value < 0.126:
+        with contextlib.suppress(ValueError):
+            assert pixels.check_radius(value) == value
     else:
         with pytest.raises(ValueError):
             pixels.check_radius(value)

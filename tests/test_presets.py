@@ -100,3 +100,19 @@ def test_a_sweeps_recipes_are_the_presets():
 def test_an_unknown_preset_is_met_with_the_nearest(make):
     with pytest.raises(ValueError, match="unknown preset 'lessons'; did you mean lesson"):
         make("sem", "lessons")
+
+
+@pytest.mark.parametrize("radius", ["eight", None, 8 / 255])
+def test_a_radius_that_is_none_is_refused_by_name(radius):
+    for make in (craft_recipe, learn_recipe):
+        with pytest.raises(ValueError, match=r"^perturbation_radius"):
+            make(perturbation_radius=radius)
+    with pytest.raises(ValueError, match=r"^radius"):
+        craft_recipe(radius=radius)
+    assert craft_recipe(radius="8") == craft_recipe(radius=8)
+
+
+def test_noise_of_less_than_a_level_is_refused_not_made_of_zeros():
+    with pytest.raises(ValueError, match=r"radius must be 1 level at least, .* got 0\.9"):
+        CraftRecipe(radius=0.9)
+    assert CraftRecipe(radius=0).radius == 0 and CraftRecipe(radius=1).radius == 1
