@@ -18,7 +18,7 @@ from semkit.learn import LearnRecipe, accuracy
 from semkit.measure import LABEL, learner
 from semkit.noise import Noise
 from semkit.perturb import Clean
-from semkit.presets import craft_recipe, learn_recipe
+from semkit.presets import craft_recipe, lasting, learn_recipe
 from semkit.study import OnStep, crafted_noise, learned_row
 
 TRAINING_RADII = (0, 4)  # of the learners: ERM and AT
@@ -69,12 +69,11 @@ def settings(
     recipe = craft_recipe(method, preset, radius=radius, perturbation_radius=perturbation_radius or 1, size=size)
     if not perturbation_radius:
         recipe = replace(recipe, noise_side=Clean(), surrogate_side=Clean())
-    sgd, steps = recipe.sgd, surrogate_steps or recipe.sgd.steps
-    sgd = replace(sgd, steps=steps, milestones=tuple(m * steps // sgd.steps for m in sgd.milestones))
+    recipe = lasting(recipe, surrogate_steps or recipe.sgd.steps)
     budget = dict(steps=noise_steps or recipe.steps, samples=samples or recipe.samples)
     radii = TRAINING_RADII if learners else ()
     return Settings(
-        method, replace(recipe, sgd=sgd, **budget),
+        method, replace(recipe, **budget),
         {r: learn_recipe(preset, perturbation_radius=r, size=size) for r in radii},
     )  # fmt: skip
 

@@ -14,7 +14,7 @@ from semkit.measure import cosine, losses_along, robustness, stability
 from semkit.neighbours.convolve import ClassFilters, CleanPart
 from semkit.neighbours.defences import ClassBlur, Gaussian, RandomBlur
 from semkit.perturb import PGD, Clean, Perturbation, Uniform
-from semkit.presets import craft_recipe, learn_recipe
+from semkit.presets import craft_recipe, lasting, learn_recipe
 from semkit.study import MadeBy, crafted_surrogate
 
 Crafts = Mapping[str, MadeBy]
@@ -104,13 +104,21 @@ DESIGNS: dict[str, Callable[[str, int], Crafts]] = {
 }  # fmt: skip
 
 
-def defence_learners(preset: str, size: int, spare: ImageSet | None = None) -> dict[str, LearnRecipe]:
+def defence_learners(
+    preset: str, size: int, spare: ImageSet | None = None, steps: int | None = None
+) -> dict[str, LearnRecipe]:
     """What trainers do against filters: random blur, noise, fine-tuning a net that knows `spare` images, AT in L2, DAT.
 
     DAT (ClassBlur) takes as many steps as AT. Fine-tuning, of all layers or of the last one: as many steps, a tenth of
     the learning rate. Smoothing: noise of half the range; what counts is the row's `smoothed`.
+    steps: of every learner and of the pretraining; None: the preset's.
     """
-    erm, at = (learn_recipe(preset, perturbation_radius=r, size=size) for r in (0, 4))
+
+    def recipe(radius: float, norm: str = "linf") -> LearnRecipe:
+        made = learn_recipe(preset, perturbation_radius=radius, norm=norm, size=size)
+        return lasting(made, steps) if steps else made
+
+    erm, at = recipe(0), recipe(4)
     learners = {
         "random blur": replace(erm, perturbation=RandomBlur()),
         "smoothing": replace(erm, perturbation=Gaussian()),
@@ -120,7 +128,7 @@ def defence_learners(preset: str, size: int, spare: ImageSet | None = None) -> d
         every = Pretrained(spare, erm)
         learners["fine-tuned"] = replace(tuned, pretrained=every)
         learners["last layer"] = replace(tuned, pretrained=replace(every, last_layer=True))
-    learners["AT L2 0.5"] = learn_recipe(preset, perturbation_radius=127.5, norm="l2", size=size)
+    learners["AT L2 0.5"] = recipe(127.5, "l2")
     return learners | {"DAT": replace(at, perturbation=ClassBlur())}
 
 

@@ -174,10 +174,10 @@ class Split:
     ignored: tuple[str, ...] = ()
 
 
-def without(images: ImageSet, others: ImageSet) -> ImageSet:
-    """Those of the images that are not, byte for byte, among `others`, in their old order."""
+def not_among(images: ImageSet, others: ImageSet) -> list[int]:
+    """Indices of the images that are not, byte for byte, among `others`."""
     taken = {image.numpy().tobytes() for image in others.images.cpu()}
-    return images.take([i for i, image in enumerate(images.images.cpu()) if image.numpy().tobytes() not in taken])
+    return [i for i, image in enumerate(images.images.cpu()) if image.numpy().tobytes() not in taken]
 
 
 def split(image_set: ImageSet, test_share: float = 0.2, seed: int = 0) -> Split:

@@ -143,7 +143,7 @@ def learn_recipe(
     return replace(recipe, perturbation=perturbation, model=learner or recipe.model)
 
 
-def lasting(recipe: LearnRecipe, steps: int) -> LearnRecipe:
+def lasting(recipe: CraftRecipe | LearnRecipe, steps: int) -> CraftRecipe | LearnRecipe:
     """The recipe with another number of steps; its learning rate's milestones move along."""
     share = steps / recipe.sgd.steps
     milestones = tuple(round(share * milestone) for milestone in recipe.sgd.milestones)

@@ -18,7 +18,6 @@ from semkit.learn import LearnRecipe
 from semkit.measure import LABEL, interval, trained_by
 from semkit.neighbours.obfuscated import by_defence, defence_rows
 from semkit.neighbours.transform import Transform
-from semkit.presets import craft_recipe
 from semkit.study import MadeBy, crafted_noise, grid, grid_recipes
 
 
@@ -122,7 +121,7 @@ def write_sweep(
     seeds: Sequence[int],
     preset: str,
     engine: Engine,
-    measure_noise: bool = False,
+    reference: CraftRecipe | None = None,
     countermeasures: Sequence[str] = (),
     client=None,
     on_step: Callable | None = None,
@@ -130,9 +129,9 @@ def write_sweep(
 ) -> tuple[str, list[dict]]:
     """(table, rows) of a grid: rows.csv, table.md and, for named methods that add noise, figure.png go to `out`.
 
-    measure_noise: noise.csv and losses.csv too, of designs.noise_rows and loss_rows. client: of cluster.connected, to
-    make the runs there. countermeasures: as of study.grid, drawn instead of the images. Finished runs are kept in
-    out/runs.
+    reference: noise.csv and losses.csv too, of designs.noise_rows and loss_rows, held against this recipe. client: of
+    cluster.connected, to make the runs there. countermeasures: as of study.grid, drawn instead of the images. Finished
+    runs are kept in out/runs.
     """
     how = dict(seeds=seeds, engine=engine, cache=out / "runs", on_step=on_step)
     recipes = grid_recipes(crafts, learners, countermeasures)
@@ -151,8 +150,7 @@ def write_sweep(
     text = table(rows)
     write_rows(rows, out / "rows.csv")
     atomic_write(out / "table.md", (text + "\n").encode())
-    if measure_noise and any(isinstance(recipe, CraftRecipe) for recipe in crafts.values()):
-        reference = craft_recipe("sem", preset, size=split.train.images.shape[-1])
+    if reference:
         measured = noise_rows(split, crafts, reference=reference, **how)
         write_rows([{"preset": preset, **row} for row in measured], out / "noise.csv")
         write_rows([{"preset": preset, **row} for row in loss_rows(split, crafts, **how)], out / "losses.csv")

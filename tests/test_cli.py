@@ -19,6 +19,7 @@ from semkit import __version__
 from semkit.cli import main
 from semkit.commands.options import COMMANDS
 from semkit.engine import Engine
+from semkit.report import read_rows
 
 QUICK = ["--preset", "quick", "--size", "8"]
 
@@ -424,6 +425,55 @@ def test_sweep_writes_rows_table_and_figure_and_a_second_call_finds_its_runs(her
     assert run(*sweep) == 0
     assert capsys.readouterr().out.startswith("| trained on")
     assert contents(here / "out/runs") == runs
+
+
+def test_a_sweep_of_shorter_learners_measures_its_noise(here):
+    sweep = ["sweep", "photos", "--out", "out", "--methods", "clean", "em", "--radii", "0", "--seeds", "1", *QUICK]
+    assert run(*sweep, "--learner-steps", 5, "--measure-noise") == 0
+    for name in ("rows.csv", "noise.csv", "losses.csv"):
+        assert {row["preset"] for row in read_rows(here / "out" / name)} == {"quick, 5 learner steps"}
+
+
+def test_the_learners_of_a_design_train_as_long_as_asked_for(here, capsys):
+    sweep = ["sweep", "photos", "--out", "out", "--design", "cuda-defences", "--seeds", "1", *QUICK, "--test-limit", 2]
+    make_photos(here / "photos/train", 8), make_photos(here / "photos/test", 8, seed=1)
+    shutil.rmtree(here / "photos/a"), shutil.rmtree(here / "photos/b")
+    assert run(*sweep, "--learner-steps", 3, "--json") == 0
+    said = capsys.readouterr()
+    rows = json.loads(said.out)
+    assert {row["learner"] for row in rows} >= {"fine-tuned", "last layer", "DAT"}
+    assert {row["curve"][-1][0] for row in rows} == {3} and {row["preset"] for row in rows} == {
+        "quick, 3 learner steps"
+    }
+    passes = sum(row["passes"] for row in rows) + 3 * 6  # and the pretraining on the six images that are left
+    assert f" {passes:,} passes" in said.err
+
+
+def test_what_a_design_leaves_no_room_for_is_refused_in_one_line(here, capsys):
+    sweep = ["sweep", "photos", "--out", "out", "--design"]
+    said = complaint(capsys, *sweep, "cuda-defences", "--radii", "0", "4")
+    assert "--design cuda-defences has learners of its own: leave --radii out" in said
+    said = complaint(capsys, *sweep, "pairs", "--methods", "em")
+    assert "--design pairs has methods of its own: leave --methods out" in said
+    assert "leave --measure-noise out" in complaint(capsys, *sweep, "cuda", "--measure-noise")
+    assert not (here / "out").exists()
+
+
+def test_fine_tuned_learners_without_images_to_begin_with_are_said_to_be_missing(here, capsys):
+    how = ["--design", "cuda-defences", "--seeds", "1", "--learner-steps", 1, *QUICK]
+    assert run("sweep", "photos", "--out", "out", *how) == 0
+    said = capsys.readouterr().err
+    assert "no fine-tuned learners: they begin with the test images that --test-limit N leaves over
+" in said
+
+
+def test_protected_images_are_left_out_by_their_originals(here, capsys):
+    assert run("protect", "photos", "out", *QUICK) == 0
+    learn = ["learn", "photos", "--protected", "out", *QUICK, "--json", "--without"]
+    capsys.readouterr()
+    assert run(*learn, "2") == 0
+    assert "4 images of 8x8" in json.loads(capsys.readouterr().out)["images"]
+    assert "--without 6 leaves no image to train on" in complaint(capsys, *learn, "6")
 
 
 def test_every_report_says_how_the_passes_were_made(here, capsys):

@@ -25,7 +25,7 @@ from semkit.models import build
 from semkit.noise import load as load_noise
 from semkit.panels import figure_panel, sweep_panel
 from semkit.perturb import Clean
-from semkit.presets import METHODS, craft_recipe, learn_recipe
+from semkit.presets import METHODS, craft_recipe, lasting, learn_recipe
 from semkit.study import crafted_noise
 
 ENGINE = Engine("cpu", "float64")
@@ -150,6 +150,12 @@ def test_the_budget_goes_into_the_recipe_and_milestones_move_with_the_steps():
     made = crafting.settings("sem", "paper", surrogate_steps=500, noise_steps=3, samples=2).recipe
     assert (made.sgd.steps, made.sgd.milestones, made.steps, made.samples) == (500, (200, 400), 3, 2)
     assert replace(made, sgd=(base := craft_recipe("sem", "paper")).sgd, steps=base.steps, samples=base.samples) == base
+
+
+@pytest.mark.parametrize("steps", [1, 777, 1999])
+def test_the_panel_and_learner_steps_agree_on_where_the_rate_falls(steps):
+    recipe = craft_recipe("sem", "paper")
+    assert crafting.settings("sem", "paper", surrogate_steps=steps).recipe == lasting(recipe, steps)
 
 
 def test_perturbation_radius_zero_is_no_perturbation():

@@ -1,12 +1,14 @@
 """What a command works on, made from its options: the engine, and the images of a set or a folder."""
 
+from dataclasses import replace
+
 from semkit.commands.originals import job
 from semkit.commands.protected import protected_split
 from semkit.commands.telling import tell, tell_left_out
 from semkit.data import load
 from semkit.engine import FAST_PATHS, Engine
 from semkit.files import shown
-from semkit.imageset import Split
+from semkit.imageset import Split, not_among
 from semkit.storage import Storage
 
 
@@ -29,10 +31,19 @@ def load_split(options, limit: int | None, on_step) -> Split:
     return load(options.images, **how, **{**where(options), "limit": limit})
 
 
-def split_of(options, on_step) -> Split:
-    """IMAGES, the training images protected where --protected says so; tells which files were left out."""
+def split_of(options, on_step, without: int | None = None) -> Split:
+    """IMAGES, the training images protected where --protected says so; tells which files were left out.
+
+    without: the training images that this limit would take are left out. They are found among the originals, because
+    protected images differ from them in every byte.
+    """
     split = load_split(options, options.limit, on_step)
     for name in split.skipped:
         tell(options, f"skipped, unreadable: {shown(name)}")
     tell_left_out(options, split.ignored, "the report of learn --json")
-    return protected_split(split, options.images, options.protected) if options.protected else split
+    kept = not_among(split.train, load_split(options, without, on_step).train) if without else slice(None)
+    if not kept:
+        raise ValueError(f"--without {without} leaves no image to train on: it must be below --limit")
+    if options.protected:
+        split = protected_split(split, options.images, options.protected)
+    return replace(split, train=split.train.take(kept))

@@ -6,18 +6,19 @@ from functools import partial
 
 from semkit import prediction
 from semkit.cluster import connected
-from semkit.commands.inputs import engine_of, load_split, split_of
+from semkit.commands.inputs import engine_of, split_of
 from semkit.commands.outputs import check_place, claim
 from semkit.commands.progress import progress
 from semkit.commands.telling import FINE, announce, duration, print_json, tell
 from semkit.countermeasures import counter
+from semkit.craft import CraftRecipe
 from semkit.designs import DESIGNS, LEARNERS
 from semkit.engine import Engine
 from semkit.files import shown
-from semkit.imageset import limit_test, without
+from semkit.imageset import limit_test
 from semkit.measure import interval
 from semkit.neighbours.transform import Transform
-from semkit.presets import lasting, learn_recipe, sweep_recipes
+from semkit.presets import craft_recipe, lasting, learn_recipe, sweep_recipes
 from semkit.report import write_defences, write_sweep
 from semkit.study import learned_row
 
@@ -37,10 +38,7 @@ def learn(options) -> int:
     if options.save and options.save.exists():
         raise ValueError(f"{shown(options.save)} exists already")
     with progress() as on_step:
-        split = split_of(options, on_step)
-        if options.without:
-            left_out = load_split(options, options.without, on_step).train
-            split = replace(split, train=without(split.train, left_out))
+        split = split_of(options, on_step, options.without)
         train, recipe = counter(split.train, recipe, options.countermeasure, engine)
         split = replace(split, train=train)
         kind = f"AT {radius:g} ({options.norm})" if radius else "ERM"
@@ -84,25 +82,38 @@ def _claim(options, split, engine: Engine, *names: str, **more) -> None:
     claim(options.out, {**told, **more, "fingerprint": [split.train.fingerprint, split.test.fingerprint]})
 
 
+def _settle(options) -> None:
+    """Methods and radii that were not given; raises ValueError for those that a design leaves no room for."""
+    if options.design and options.methods:
+        raise ValueError(f"--design {options.design} has methods of its own: leave --methods out")
+    if options.design in LEARNERS and options.radii:
+        raise ValueError(f"--design {options.design} has learners of its own: leave --radii out")
+    options.methods, options.radii = options.methods or ("clean", "em", "sem"), options.radii or (0, 4)
+
+
 def sweep(options) -> int:
     """semkit sweep and demo: learners over methods, training radii and seeds; rows, a table and a figure."""
     check_place(options.images, options.out)
-    engine, preset = engine_of(options), options.preset
+    engine, preset, steps = engine_of(options), options.preset, options.learner_steps
+    _settle(options)
     crafts, learners = sweep_recipes(options.methods, options.radii, preset, size=options.size)
-    if options.learner_steps:
-        learners = {r: lasting(recipe, options.learner_steps) for r, recipe in learners.items()}
-        preset += f", {options.learner_steps} learner steps"
     if options.design:
-        crafts = DESIGNS[options.design](options.preset, options.size)
+        crafts = DESIGNS[options.design](preset, options.size)
+    if options.measure_noise and not any(isinstance(recipe, CraftRecipe) for recipe in crafts.values()):
+        raise ValueError("none of these methods adds noise that could be measured: leave --measure-noise out")
+    learners = {r: lasting(recipe, steps) if steps else recipe for r, recipe in learners.items()}
+    reference = craft_recipe("sem", preset, size=options.size) if options.measure_noise else None
     with progress() as on_step, connected(options.workers, options.scheduler) as client:
         split, spare = limit_test(split_of(options, on_step), options.test_limit)
         if options.design in LEARNERS:
-            learners = LEARNERS[options.design](options.preset, options.size, spare)
+            learners = LEARNERS[options.design](preset, options.size, spare, steps)
+            if not spare:
+                announce("no fine-tuned learners: they begin with the test images that --test-limit N leaves over")
         _claim(options, split, engine, "methods", "design", "radii", "countermeasures")
         table, rows = write_sweep(
-            split, options.out, crafts, learners, preset=preset, engine=engine, seeds=_seeds(options),
-            measure_noise=options.measure_noise, countermeasures=options.countermeasures, client=client,
-            on_step=on_step, say=announce,
+            split, options.out, crafts, learners, preset=preset + f", {steps} learner steps" * bool(steps),
+            engine=engine, seeds=_seeds(options), reference=reference, countermeasures=options.countermeasures,
+            client=client, on_step=on_step, say=announce,
         )  # fmt: skip
     print_json(options, rows)
     tell(options, table)

@@ -129,7 +129,7 @@ def _demo_options(parser) -> None:
     _add_sweep_out(parser, 1, default=Path("semkit-demo"))
     parser.set_defaults(
         images="shapes", data=None, download=False, limit=None, size=32, hold="auto", skip_unreadable=False,
-        split_seed=0, protected=None, test_limit=None, preset="demo", methods=("clean", "em", "sem"), radii=(0, 4),
+        split_seed=0, protected=None, test_limit=None, preset="demo", methods=None, radii=None,
         design=None, measure_noise=False, countermeasures=(), learner_steps=None, workers=None,
         scheduler=None,
     )  # fmt: skip
@@ -141,11 +141,11 @@ def _sweep_options(parser) -> None:
     _add_sweep_out(parser, 3, required=True)
     add = parser.add_argument
     methods = _word(("clean", *METHODS, "cuda"), "method")
-    add("--methods", nargs="+", type=methods, default=("clean", "em", "sem"), help="clean, em, rem, sem, cuda")
+    add("--methods", nargs="+", type=methods, help="of clean, em, rem, sem and cuda (clean em sem)")
     designs = _word(tuple(DESIGNS), "design")
     add("--design", type=designs, metavar="NAME", help=f"instead of methods a lesson's set: {', '.join(DESIGNS)}")
     add("--measure-noise", action="store_true", help="robustness and stability of every noise, in noise.csv")
-    add("--radii", nargs="+", type=_radius, default=(0, 4), help="training radii in levels, 0 is ERM")
+    add("--radii", nargs="+", type=_radius, help="training radii in levels, 0 is ERM (0 4)")
     help_ = "learners after each of these, none to compare with: " + _known_countermeasures
     add("--countermeasures", nargs="+", type=_countermeasure, default=(), metavar="NAME", help=help_)
     add("--learner-steps", type=_count(1), metavar="N", help="how long learners train (the preset's steps)")
