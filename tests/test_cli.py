@@ -463,8 +463,7 @@ def test_fine_tuned_learners_without_images_to_begin_with_are_said_to_be_missing
     how = ["--design", "cuda-defences", "--seeds", "1", "--learner-steps", 1, *QUICK]
     assert run("sweep", "photos", "--out", "out", *how) == 0
     said = capsys.readouterr().err
-    assert "no fine-tuned learners: they begin with the test images that --test-limit N leaves over
-" in said
+    assert "no fine-tuned learners: they begin with the test images that --test-limit N leaves over" in said
 
 
 def test_protected_images_are_left_out_by_their_originals(here, capsys):
