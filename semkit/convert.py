@@ -5,6 +5,7 @@ way there and back, bit by bit.
 """
 
 import difflib
+import io
 import os
 import tempfile
 import warnings
@@ -78,6 +79,8 @@ def _reader(read_array: Callable[[Path], np.ndarray]) -> Callable[..., Noise]:
         except NoiseError as error:
             raise NoiseError(f"{shown(path)}: {error}") from None
         except Exception as error:  # a stranger's file breaks its parser in any way
+            if isinstance(error, OSError) and error.errno:  # the system's, not the parser's: permission denied
+                raise NoiseError(f"{shown(error.filename or path)}: {error.strerror}") from None
             raise NoiseError(f"{shown(path)} is damaged or of another format: {one_line(error)}") from error
 
     return read
@@ -85,7 +88,13 @@ def _reader(read_array: Callable[[Path], np.ndarray]) -> Callable[..., Noise]:
 
 def _writer(write_levels: Callable) -> Callable[[Noise, Path], None]:
     """A writer of Noise that leaves a whole file or none, from a writer of levels to an open file."""
-    return lambda noise, path: atomic_write(path, lambda file: write_levels(noise.levels.detach().cpu(), file))
+
+    def write(noise: Noise, path: Path) -> None:
+        # Made in memory, because torch and numpy do not tell why a file could not be written.
+        write_levels(noise.levels.detach().cpu(), content := io.BytesIO())
+        atomic_write(path, content.getvalue())
+
+    return write
 
 
 def _write_folder(noise: Noise, folder: Path) -> None:
@@ -112,6 +121,12 @@ FORMATS = {
 }
 
 
+def _path(name: str | Path) -> Path:
+    if not os.fspath(name):  # Path("") is the current folder
+        raise NoiseError("the name of a noise file is empty")
+    return Path(name)
+
+
 def _format(path: Path) -> tuple[Callable[..., Noise], Callable[[Noise, Path], None]]:
     suffix = "" if path.is_dir() else path.suffix.lower()
     if suffix not in FORMATS:
@@ -128,7 +143,7 @@ def read(path: str | Path, *, radius: float | None = None, unit: str = "auto", c
     radius in levels (default: the file's own, else its largest |level|); unit and class_wise as in `from_array`,
     for files that do not say it themselves. Raises NoiseError for anything unreadable or beyond the radius.
     """
-    path = Path(path)
+    path = _path(path)
     reader, _ = _format(path)
     if not path.is_file() and not path.is_dir():
         raise NoiseError(f"{shown(path)}: no such file or folder")
@@ -137,13 +152,19 @@ def read(path: str | Path, *, radius: float | None = None, unit: str = "auto", c
 
 
 def _check_free(path: Path, overwrite: bool) -> None:
-    if os.path.lexists(path) and not overwrite:
+    if not os.path.lexists(path):
+        return
+    if not overwrite:
         raise NoiseError(f"{shown(path)} exists already: pass overwrite to replace it")
-    if path.is_dir():
-        try:
-            foreign.png_names(path)
-        except NoiseError as error:
-            raise NoiseError(f"{shown(path)} will not be replaced: {error}") from None
+    try:
+        if path.is_dir():
+            if path.suffix.lower() in FORMATS and path.suffix:
+                raise NoiseError("it is a folder, and the name is that of a file")
+            foreign.check_pngs(path)
+        elif path.exists() and not path.is_file():
+            raise NoiseError("it is neither a file nor a folder")
+    except NoiseError as error:
+        raise NoiseError(f"{shown(path)} will not be replaced: {error}") from None
 
 
 def write(noise: Noise, path: str | Path, *, overwrite: bool = False) -> None:
@@ -152,13 +173,13 @@ def write(noise: Noise, path: str | Path, *, overwrite: bool = False) -> None:
     .pt holds float32 levels / 255; .pkl, .pickle, .npy and .npz (key noise) int8 levels; the PNG of an image, RGB or
     grey, levels + 128. Raises NoiseError where something exists already, OSError where nothing can be written.
     """
-    path = Path(path)
+    path = _path(path)
     _, writer = _format(path)
     _check_free(path, overwrite)
     try:
         writer(noise, path)
-    except (OSError, RuntimeError) as error:  # RuntimeError is what torch makes of a full disk
-        raise OSError(f"{shown(path)} could not be written: {one_line(error)}") from error
+    except OSError as error:
+        raise OSError(f"{shown(path)} could not be written: {error.strerror or one_line(error)}") from error
 
 
 def convert(
@@ -174,7 +195,7 @@ def convert(
 
     Raises NoiseError for a bad source or destination and OSError for a full disk; nothing is left half-written.
     """
-    _format(Path(dst))  # before the reading, which may take long
+    _format(_path(dst))  # before the reading, which may take long
     _check_free(Path(dst), overwrite)
     found = read(src, radius=radius, unit=unit, class_wise=class_wise)
     write(found, dst, overwrite=overwrite)

@@ -7,8 +7,10 @@ levels [N,C,H,W] and an open file, or a folder.
 import os
 import pickle
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, ClassVar
 
 import numpy as np
 import torch
@@ -42,8 +44,19 @@ class _Noted:
         self.state = state
 
 
-# The unpickler in Python, not the one in C, which reserves whatever memory the file asks for.
+# What arrays are pickled with. Not dicts and sets: to hash a key of nested tuples can take for ever.
+OPCODES = """
+    PROTO FRAME STOP MARK GLOBAL STACK_GLOBAL REDUCE BUILD PUT BINPUT LONG_BINPUT MEMOIZE GET BINGET LONG_BINGET
+    NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3
+    STRING BINSTRING SHORT_BINSTRING UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8
+    BINBYTES SHORT_BINBYTES BINBYTES8 BYTEARRAY8
+"""
+
+
+# The unpickler in Python: the one in C reads every opcode, and reserves whatever memory the file asks for.
 class _Reader(pickle._Unpickler):
+    dispatch: ClassVar = {n: pickle._Unpickler.dispatch[n] for n in (getattr(pickle, o)[0] for o in OPCODES.split())}
+
     def find_class(self, module, name):
         if f"{module}.{name}" not in ALLOWED:
             asked = shown(f"{module}.{name}"[:80])
@@ -68,7 +81,10 @@ def _bytes(data) -> bytes:
 def read_pickle(path: Path) -> np.ndarray:
     """The numpy array of numbers pickled by numpy 1 or 2 in protocol 0 to 5; nothing the file names is run."""
     with open(path, "rb") as file:
-        noted = _Reader(file, encoding="latin1").load()  # latin1: Python 2 pickled bytes as its str
+        try:
+            noted = _Reader(file, encoding="latin1").load()  # latin1: Python 2 pickled bytes as its str
+        except KeyError:
+            raise NoiseError("the pickle holds more than one numpy array of numbers, or is damaged") from None
     kind = noted.name if isinstance(noted, _Noted) else type(noted).__name__
     if kind == "frombuffer":
         data, dtype, shape, order, *axes = noted.args
@@ -92,14 +108,17 @@ def write_pickle(levels: torch.Tensor, file: BinaryIO) -> None:
 
 def read_torch(path: Path) -> np.ndarray:
     """The only tensor in the file, alone or in a dict."""
-    try:
-        held = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:  # torch's own words tell the reader to load it unsafely
-        raise NoiseError("the file is damaged, or asks for more than tensors, which is refused") from None
+    with open(path, "rb") as file:
+        try:
+            held = torch.load(file, map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError):  # torch's own words tell the reader to load it unsafely
+            raise NoiseError("the file is damaged, or asks for more than tensors, which is refused") from None
     held = list(held.values()) if isinstance(held, dict) else [held]
     tensors = [value.detach() for value in held if isinstance(value, torch.Tensor)]
     if len(tensors) != 1:
         raise NoiseError(f"the file holds {len(tensors)} tensors: save the noise tensor alone")
+    if tensors[0].nbytes > tensors[0].untyped_storage().nbytes():  # stride 0: a small file of endless noise
+        raise NoiseError("the tensor is larger than what the file holds: save its .contiguous()")
     return (tensors[0].float() if tensors[0].dtype == torch.bfloat16 else tensors[0]).numpy()  # numpy has no bfloat16
 
 
@@ -130,10 +149,10 @@ def write_npz(levels: torch.Tensor, file: BinaryIO) -> None:
     np.savez(file, noise=levels.numpy())
 
 
-def png_names(folder: Path) -> list[str]:
+def _png_names(folder: Path) -> list[str]:
     """The names 0.png to n.png in order, zeros in front allowed; NoiseError if one lacks or anything else is there."""
     names = [name for name in os.listdir(folder) if not name.startswith(".")]
-    if odd := [name for name in names if not re.fullmatch(r"[0-9]{1,12}\.png", name)]:
+    if odd := [n for n in names if not re.fullmatch(r"[0-9]{1,12}\.png", n) or not (folder / n).is_file()]:
         raise NoiseError(f"the folder holds {shown(min(odd))}, not just noise as 0.png to n.png")
     names.sort(key=lambda name: int(name[:-4]))
     for i, name in enumerate(names):
@@ -142,18 +161,45 @@ def png_names(folder: Path) -> list[str]:
     return names
 
 
-def _read_png(path: Path) -> np.ndarray:
+@contextmanager
+def _opened_png(path: Path) -> Iterator[Image.Image]:
     with open(path, "rb") as file:
         depth = file.read(25)[24:]  # bits per channel: Pillow would cut 16 to 8 without a word
         with Image.open(file, formats=["PNG"]) as image:
             if image.mode not in ("RGB", "L") or depth != b"\x08":
                 raise NoiseError(f"{path.name} is not 8-bit RGB or grey")
-            return np.moveaxis(np.atleast_3d(np.asarray(image)), 2, 0)
+            yield image
+
+
+def check_pngs(folder: Path) -> None:
+    """Raises NoiseError if the folder holds anything besides noise: hidden files, links, images of several sizes."""
+    if hidden := [name for name in os.listdir(folder) if name.startswith(".")]:
+        raise NoiseError(f"the folder holds {shown(min(hidden))}, not just noise as 0.png to n.png")
+    sizes = set()
+    for path in (folder / name for name in _png_names(folder)):
+        if path.is_symlink():
+            raise NoiseError(f"{path.name} is a link")
+        try:
+            with _opened_png(path) as image:
+                sizes.add((image.mode, image.size))
+        except NoiseError:
+            raise
+        except Exception:  # on broken files Pillow's parsers raise whatever they run into
+            raise NoiseError(f"{path.name} is no PNG") from None
+    if len(sizes) > 1:
+        raise NoiseError("the folder holds images of several sizes, so they are no noise")
 
 
 def read_pngs(folder: Path) -> np.ndarray:
     """int8 levels [N,C,H,W] = pixels - 128 of the PNGs 0.png to n.png."""
-    return np.stack([(_read_png(folder / name) - np.int16(128)).astype(np.int8) for name in png_names(folder)])
+    levels = []
+    for name in _png_names(folder):
+        with _opened_png(folder / name) as image:
+            pixels = np.moveaxis(np.atleast_3d(np.asarray(image)), 2, 0)
+        levels.append((pixels - np.int16(128)).astype(np.int8))
+    if not levels:
+        raise NoiseError("the folder is empty: it holds no noise as 0.png to n.png")
+    return np.stack(levels)
 
 
 def write_pngs(levels: torch.Tensor, folder: Path) -> None:

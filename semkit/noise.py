@@ -119,12 +119,14 @@ def load(path: str | Path, *, images=None) -> Noise:
 
 def _load(path: str | Path, images) -> Noise:
     try:
+        open(path, "rb").close()  # safetensors says "no such file" of one that may not be read
         with safe_open(path, framework="pt") as file:
             if "noise" not in file.keys():
                 raise NoiseError("no tensor named noise in it")
             levels, record = file.get_tensor("noise"), (file.metadata() or {}).get("semkit")
     except (SafetensorError, OSError) as error:
-        raise NoiseError(f"not a readable safetensors file: {one_line(error)}") from error
+        reason = getattr(error, "strerror", None) or one_line(error)
+        raise NoiseError(f"not a readable safetensors file: {reason}") from error
     if record is None:
         raise NoiseError("no semkit metadata in it, so its radius is unknown: this file was not written by semkit")
     try:

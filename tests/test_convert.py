@@ -9,9 +9,11 @@ import os
 import pickle
 import re
 import resource
+import shutil
 import struct
 import subprocess
 import sys
+import tarfile
 import tempfile
 import zipfile
 from pathlib import Path
@@ -24,6 +26,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
+from semkit.cli import main
 from semkit.convert import FORMATS, convert, from_array, read, write
 from semkit.noise import Noise, NoiseError, load, save
 
@@ -306,9 +309,9 @@ def attacks(marker):
         ("exec", Calls(exec, source), "exec"),
         ("subprocess", Calls(subprocess.call, ["touch", str(marker)]), "subprocess|commands"),
         ("getattr", Calls(getattr, write_it, "x"), "getattr"),
-        ("object array", objects, "system"),
-        ("in a list", [EVERY_LEVEL, write_it], "system"),
-        ("in a dict", {"noise": EVERY_LEVEL, "x": write_it}, "system"),
+        ("object array", objects, "system|more than one numpy array"),
+        ("in a list", [EVERY_LEVEL, write_it], "system|more than one numpy array"),
+        ("in a dict", {"noise": EVERY_LEVEL, "x": write_it}, "system|more than one numpy array"),
         ("as an argument", Calls(inside, np.ndarray, write_it, b"b"), "system"),
         ("as a state", Calls(inside, np.ndarray, (0,), b"b", state=(1, write_it)), "system"),
         ("as a dtype", Calls(np.dtype, write_it), "system"),
@@ -381,6 +384,14 @@ RAW = {
     "too few bytes": pickle.dumps(EVERY_LEVEL, protocol=2).replace(b"K\x08K\x08", b"K\x08K\x09", 1),
     "empty": b"",
     "text": b"hello\n",
+    # Hashing such a key would visit 2**60 leaves.
+    "nested tuples as a key": b"\x80\x02})" + b"2\x86" * 60 + b"Ns.",
+    "nested tuples as keys": b"\x80\x02}()" + b"2\x86" * 60 + b"Nu.",
+    "nested tuples in a set": b"\x80\x04\x8f()" + b"2\x86" * 60 + b"\x90.",
+    "nested tuples in a frozenset": b"\x80\x04()" + b"2\x86" * 60 + b"\x91.",
+    "nested tuples as a shape": b"\x80\x02cnumpy.core.multiarray\n_reconstruct\n)R(K\x01)"
+    + b"q\x00h\x00\x86" * 60
+    + b"cnumpy\ndtype\nX\x02\x00\x00\x00i1\x85R\x89X\x01\x00\x00\x00xtb.",
     "recursion": b"(" * 5000 + b"t" * 5000 + b".",
 }
 
@@ -469,6 +480,25 @@ def test_a_file_of_another_format_is_refused(tmp_path, suffix):
         read(path)
 
 
+def test_a_small_file_with_a_tensor_of_stride_0_is_refused_at_once(tmp_path):
+    torch.save(torch.zeros(1, dtype=torch.int8).expand(10**9, 3, 32, 32), tmp_path / "noise.pt")
+    with pytest.raises(NoiseError, match="larger than what the file holds"):
+        convert(tmp_path / "noise.pt", tmp_path / "noise.npy")
+
+
+def test_torch_files_of_other_kinds_get_no_advice_to_load_them_unsafely(tmp_path):
+    with zipfile.ZipFile(tmp_path / "script.pt", "w") as archive:  # a TorchScript file, for all that torch looks at
+        for name in ("constants.pkl", "data.pkl", "version"):
+            archive.writestr(f"script/{name}", "3")
+    with tarfile.open(tmp_path / "tar.pt", "w") as archive:
+        for name in ("sys_info", "pickle", "tensors", "storages"):
+            archive.addfile(tarfile.TarInfo(name))
+    for name in ("script.pt", "tar.pt"):
+        with pytest.raises(NoiseError, match="damaged, or asks for more than tensors") as caught:
+            read(tmp_path / name)
+        assert "weights_only" not in str(caught.value)
+
+
 def test_more_than_one_array_is_refused(tmp_path):
     np.savez(tmp_path / "two.npz", EVERY_LEVEL, EVERY_LEVEL)
     with pytest.raises(NoiseError, match="holds 2 arrays"):
@@ -509,6 +539,12 @@ def test_folders_of_other_things_are_refused(tmp_path):
     for content in (b"", b"GIF89a"):
         (folder / "3.png").write_bytes(content)
         refused("damaged")
+    (folder / "3.png").unlink()
+    os.mkfifo(folder / "3.png")  # opening it would wait for ever
+    refused("holds 3.png, not just noise")
+    shutil.rmtree(folder)
+    folder.mkdir()
+    refused("the folder is empty")
 
 
 def test_16_bit_rgb_is_not_cut_to_8(tmp_path):
@@ -552,6 +588,62 @@ def test_a_folder_of_anything_else_is_never_replaced(tmp_path):
     assert os.listdir(tmp_path / "photos") == ["me.jpg"]
 
 
+@pytest.mark.parametrize("name", [".git/HEAD", ".env", "0.png/precious"])
+def test_hidden_files_and_folders_named_like_noise_are_not_deleted(tmp_path, name):
+    kept = tmp_path / "folder" / name
+    kept.parent.mkdir(parents=True)
+    kept.touch()
+    save(noise_of(EVERY_LEVEL), tmp_path / "noise.safetensors")
+    with pytest.raises(NoiseError, match=r"will not be replaced: the folder holds (\.git|\.env|0\.png), not"):
+        convert(tmp_path / "noise.safetensors", tmp_path / "folder", overwrite=True)
+    assert kept.exists()
+
+
+def test_photos_named_like_noise_are_not_replaced(tmp_path):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for i, size in enumerate([(40, 30), (30, 40)]):
+        Image.new("RGB", size).save(photos / f"{i}.png")
+    save(noise_of(EVERY_LEVEL), tmp_path / "noise.safetensors")
+    with pytest.raises(NoiseError, match="will not be replaced: the folder holds images of several sizes"):
+        convert(tmp_path / "noise.safetensors", photos, overwrite=True)
+    (photos / "1.png").write_bytes(b"a photo of another kind")
+    with pytest.raises(NoiseError, match=r"will not be replaced: 1\.png is no PNG"):
+        convert(tmp_path / "noise.safetensors", photos, overwrite=True)
+    (photos / "1.png").unlink()
+    (photos / "1.png").symlink_to("0.png")
+    with pytest.raises(NoiseError, match=r"will not be replaced: 1\.png is a link"):
+        convert(tmp_path / "noise.safetensors", photos, overwrite=True)
+    assert len(os.listdir(photos)) == 2
+
+
+@pytest.mark.parametrize("name", ["pipe", "pipe.npy"])
+def test_what_is_neither_a_file_nor_a_folder_is_not_replaced(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    save(noise_of(EVERY_LEVEL), tmp_path / "noise.safetensors")
+    with pytest.raises(NoiseError, match="will not be replaced: it is neither a file nor a folder"):
+        convert(tmp_path / "noise.safetensors", tmp_path / name, overwrite=True)
+    assert (tmp_path / name).is_fifo()
+
+
+def test_a_folder_with_the_name_of_a_file_is_not_replaced(tmp_path):
+    (tmp_path / "noise.npy").mkdir()
+    save(noise_of(EVERY_LEVEL), tmp_path / "noise.safetensors")
+    with pytest.raises(NoiseError, match="it is a folder, and the name is that of a file"):
+        convert(tmp_path / "noise.safetensors", tmp_path / "noise.npy", overwrite=True)
+    assert os.listdir(tmp_path / "noise.npy") == []
+
+
+def test_an_empty_name_is_not_the_current_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save(noise_of(EVERY_LEVEL), tmp_path / "noise.safetensors")
+    for names in (("", "noise.npy"), ("noise.safetensors", "")):
+        with pytest.raises(NoiseError, match="the name of a noise file is empty"):
+            convert(*names, overwrite=True)
+        assert main(["convert", *names, "--overwrite"]) == 2
+    assert os.listdir(tmp_path) == ["noise.safetensors"]
+
+
 def test_unknown_suffixes_get_a_suggestion(tmp_path):
     save(noise_of(EVERY_LEVEL), tmp_path / "noise.safetensors")
     for name, says in (
@@ -563,6 +655,25 @@ def test_unknown_suffixes_get_a_suggestion(tmp_path):
             with pytest.raises(NoiseError, match=says):
                 convert(tmp_path / src, tmp_path / dst)
     assert os.listdir(tmp_path) == ["noise.safetensors"]
+
+
+def test_a_file_that_may_not_be_read_is_not_said_to_be_missing(tmp_path):
+    user = os.geteuid()
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own are closed to other users
+        os.chmod(folder, 0o755)
+        targets = [named(folder, suffix) for suffix in FORMATS if suffix]
+        for target in targets:
+            write(noise_of(EVERY_LEVEL), target)
+            target.chmod(0)
+        try:
+            if user == 0:
+                os.seteuid(65534)  # root may read everything
+            for target in targets:
+                with pytest.raises(NoiseError, match="Permission denied") as caught:
+                    read(target)
+                assert str(caught.value).startswith(f"{target}: ") and "damaged" not in str(caught.value)
+        finally:
+            os.seteuid(user)
 
 
 def test_missing_sources(tmp_path):
@@ -602,7 +713,7 @@ def test_a_full_disk_leaves_what_was_there_or_nothing(tmp_path):
     for target in targets:
         with full_disk(), pytest.raises(OSError) as caught:
             convert(tmp_path / "source.safetensors", target, overwrite=True)
-        assert str(caught.value).startswith(f"{target} could not be written: ") and "\n" not in str(caught.value)
+        assert str(caught.value) == f"{target} could not be written: {os.strerror(errno.EFBIG)}"
     for suffix in FORMATS:
         np.testing.assert_array_equal(read(named(old, suffix)).levels.numpy(), EVERY_LEVEL)
     assert sorted(os.listdir(old)) == sorted(named(old, suffix).name for suffix in FORMATS)

@@ -105,6 +105,7 @@ def without(name):
         (LEVELS, {**RECORD, "radius": 7.99}, "8 levels, its radius is 7.99"),
         (LEVELS, {**RECORD, "radius": 8 / 255}, "write pixel levels"),
         (LEVELS, {**RECORD, "radius": float("nan")}, "finite"),
+        (LEVELS, {**RECORD, "radius": 10**400}, "finite"),
         (LEVELS, {**RECORD, "radius": [8]}, "number of pixel levels"),
         (LEVELS, {**RECORD, "recipe": [1]}, "dict as recipe"),
         (LEVELS, {**RECORD, "classes": "ab"}, "class names"),

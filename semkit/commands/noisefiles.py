@@ -10,6 +10,6 @@ def convert(options) -> int:
     how = dict(radius=options.radius, unit=options.unit, class_wise=options.class_wise, overwrite=options.overwrite)
     noise = convert_file(options.source, options.destination, **how)
     shape = list(noise.levels.shape)
-    print_json(options, {"destination": str(options.destination), "shape": shape, "radius": noise.radius})
+    print_json(options, {"destination": options.destination, "shape": shape, "radius": noise.radius})
     tell(options, f"{shown(options.destination)}: {'x'.join(map(str, shape))}, radius {noise.radius:g}")
     return FINE

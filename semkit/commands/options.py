@@ -218,8 +218,8 @@ def _learn_options(parser) -> None:
 
 def _convert_options(parser) -> None:
     add = parser.add_argument
-    add("source", metavar="SRC", type=Path)
-    add("destination", metavar="DST", type=Path)
+    add("source", metavar="SRC")
+    add("destination", metavar="DST")
     add("--radius", type=_radius, help="of foreign noise, in levels (else its largest value)")
     add("--unit", type=_word(UNITS, "unit"), default="auto", help="of foreign floats: levels, or fraction of 1")
     add("--class-wise", action="store_true", help="foreign noise has a row per class, not per image")
