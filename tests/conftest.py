@@ -14,6 +14,11 @@ from hostile import make_hostile
 os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
 torch.set_num_threads(1)
 LONG = {"test_cluster", "test_resume", "test_protect"}  # 15 seconds and more
+NUMBERS = {  # what another processor computes with other rounding
+    "augment", "augmix", "bullettrain", "corruptions", "craft_oracle", "defences", "engine", "factors", "image",
+    "injection", "latent", "learn", "measure", "mixing", "mixtures", "models", "noise", "objectives", "patterns",
+    "perturb", "pixels", "plain", "pruning", "sparse", "spared", "transform",
+}  # fmt: skip
 WHOLE = {"test_browser", "test_cluster", "test_memory", "test_resume"}
 
 
@@ -27,6 +32,8 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.path.stem in WHOLE:
             item.add_marker("whole")
+        if item.path.stem.removeprefix("test_") in NUMBERS:
+            item.add_marker("numbers")
     items.sort(key=lambda item: item.path.suffix != ".ipynb" and item.path.stem not in LONG)
 
 
