@@ -265,6 +265,8 @@ def test_a_second_run_into_a_folder_that_another_one_has_begun_is_refused(tmp_pa
         with pytest.raises(OutputError, match="exists; --resume continues it"):
             protect(str(photos), out, quick(), size=8)
 
+    with pytest.raises(MemoryError):  # as the forecast may: other settings must be free to be tried
+        protect(str(photos), out, quick(radius=60), size=8, on_start=lambda _: bytes(2**62))
     assert protect(str(photos), out, quick(), size=8, on_start=second)["radius"] == 8
     assert not check(str(photos), out)["problems"]
 

@@ -90,20 +90,21 @@ def requested(
     }  # fmt: skip
 
 
-def begin(out: Path, request: dict, resume: bool) -> None:
-    """Creates OUT/run.json with the request. Of several runs that start at one time only one can do so.
+def begin(out: Path, request: dict, resume: bool) -> bool:
+    """Whether OUT/run.json was created, with the request. Of several runs that start at one time only one can do so.
 
     Raises OutputError unless `out` is free, or holds what this request began and `resume` is asked for.
     """
     _check_request(out, request, resume)
     run = out / "run.json"
     if run.exists():
-        return
+        return False
     out.mkdir(parents=True, exist_ok=True)
     try:
         file = open(run, "xb")
     except FileExistsError:
-        return _check_request(out, request, resume)
+        _check_request(out, request, resume)
+        return False
     try:
         with file:
             file.write(_as_json(request))
@@ -112,6 +113,7 @@ def begin(out: Path, request: dict, resume: bool) -> None:
         if isinstance(error, OSError):
             error.filename = os.fspath(run)
         raise
+    return True
 
 
 def _check_request(out: Path, request: dict, resume: bool) -> None:

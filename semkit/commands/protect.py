@@ -64,9 +64,14 @@ def protect(
     chosen = stratified_share(found.images.labels, fraction, seed)
     subset = found.images.take(chosen)
     written = ["noise.safetensors", *(f"images/{name}" for name in found.outputs)]
-    begin(out, request, resume)
-    if on_start and not finished(out, written):
-        on_start(subset)
+    created = begin(out, request, resume)
+    try:
+        if on_start and not finished(out, written):
+            on_start(subset)
+    except BaseException:
+        if created:  # nothing else was made: other settings may be tried, such as those that need less memory
+            (out / "run.json").unlink(missing_ok=True)
+        raise
 
     def make() -> dict:
         noise, cost = crafted_noise(
