@@ -20,7 +20,7 @@ from semkit.objectives import Plain
 from semkit.perturb import PGD, Perturbation, Uniform, shrunk
 from semkit.pixels import LEVEL, box, check_count, check_radius, check_step_size, to_levels, uniform
 from semkit.schedule import SGD
-from semkit.state import State, read_state
+from semkit.state import State
 
 STARTS = ("random", "zero", "warm")
 OnStep = Callable[[int, int, dict], bool | None]
@@ -245,7 +245,7 @@ def craft(
     raises Interrupted. With `checkpoint`, a path, the state is saved there every `every` seconds (times the seconds a
     save takes, if more than one) and when stopped, and a state found there is continued as if it had never been
     interrupted.
-    Raises ValueError if the state there belongs to another recipe, seed, engine or image set.
+    Raises ValueError if the state there is damaged, or belongs to another recipe, seed, engine or image set.
     """
     engine = engine or Engine()
     made_by = repr((recipe, seed, engine.settings(), images.fingerprint))
@@ -256,8 +256,8 @@ def craft(
     noise = storage.zeros(shape, torch.int8, images.scratch, images.images.device)
     state = State(model, recipe.sgd.optimizer(model), noise, [], Passes())
     file = None if checkpoint is None else Path(checkpoint)
-    if file and (saved := read_state(file, made_by)):
-        state.load(saved)
+    if file and file.exists():
+        state.load(file, made_by)
     total = recipe.sgd.steps + (0 if recipe.class_wise else math.ceil(len(images) / recipe.sgd.batch))
 
     def phases():

@@ -10,9 +10,15 @@ import torch
 from torch import nn
 
 from semkit.engine import Passes
-from semkit.files import atomic_write
-from semkit.neighbours.bullettrain import Mined
+from semkit.files import atomic_write, check_fields, shown
+from semkit.neighbours.bullettrain import KINDS, Mined
+from semkit.noise import one_line
 from semkit.storage import out_of_memory
+
+FIELDS = {
+    "step": int, "seconds": float | int, "losses": list, "passes": dict, "mined": dict, "noise": torch.Tensor,
+    "model": dict, "optimizer": dict,
+}  # fmt: skip
 
 
 class _Told:
@@ -41,25 +47,25 @@ def _save(state: dict, file: BinaryIO) -> None:
         raise told.error
 
 
-def _read_state(path: Path, made_by: str) -> dict:
-    """The state at `path`, mapped; raises ValueError if another recipe, seed, engine or image set made it."""
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:
-        if out_of_memory(error):
-            raise
-        raise ValueError(f"{path} is no crafting state ({error}); delete it to start afresh") from error
-    if state["made_by"] != made_by:
-        raise ValueError(f"{path} belongs to another recipe, seed, engine or image set; delete it to start afresh")
-    return state
+def read_state(path: Path, made_by: str) -> dict:
+    """The state at `path`, its tensors mapped.
 
-
-def read_state(path: Path, made_by: str) -> dict | None:
-    """The state at `path`, None where there is none.
-
-    Raises ValueError if another recipe, seed, engine or image set made it.
+    Raises ValueError if it is none, or if another recipe, seed, engine or image set made it.
     """
-    return _read_state(path, made_by) if path.exists() else None
+    try:
+        if not path.is_file():  # opening a named pipe would wait for ever
+            raise ValueError("not a file")
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        check_fields(state, {"made_by": str})
+    except Exception as error:  # torch raises whatever it runs into
+        if out_of_memory(error) or isinstance(error, PermissionError):
+            raise
+        raise ValueError(f"{shown(path)} is damaged, no crafting state; delete it to start afresh") from error
+    if state["made_by"] != made_by:
+        raise ValueError(
+            f"{shown(path)} belongs to another recipe, seed, engine or image set; delete it to start afresh"
+        )
+    return state
 
 
 @dataclass
@@ -88,9 +94,46 @@ class State:
         atomic_write(path, lambda file: _save(state, file))
         return time.monotonic() - began
 
-    def load(self, state: dict) -> None:
+    def load(self, path: Path, made_by: str) -> None:
+        """Goes on from the state at `path`.
+
+        Raises ValueError as read_state does, and for a state that is not of this model, optimizer and noise.
+        """
+        state = read_state(path, made_by)
+        try:
+            self._check(state)
+            self._take(state)
+        except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+            if out_of_memory(error):
+                raise
+            raise ValueError(f"{shown(path)} is damaged ({one_line(error)}); delete it to start afresh") from error
+
+    def _check(self, state: dict) -> None:
+        """Raises ValueError for what load_state_dict and copy_ would take, and no step could go on from."""
+        check_fields(state, FIELDS)
+        check_fields(state["passes"], {name: int for name in vars(self.passes)})
+        check_fields(state["mined"], {"average": float | int, "last": tuple, "all": tuple})
+        step, losses, noise = state["step"], state["losses"], state["noise"]
+        counts = [*state["mined"]["last"], *state["mined"]["all"]]
+        if not all(isinstance(loss, float) for loss in losses) or not 0 < len(losses) <= step:
+            raise ValueError(f"{len(losses)} losses of {step} steps")
+        if len(counts) != 2 * len(KINDS) or not all(isinstance(count, int) for count in counts):
+            raise ValueError("the counts of mined images")
+        if noise.dtype != self.noise.dtype or noise.shape != self.noise.shape:
+            raise ValueError(
+                f"noise {noise.dtype} {list(noise.shape)}, not {self.noise.dtype} {list(self.noise.shape)}"
+            )
+        groups = [state["optimizer"]["param_groups"], self.optimizer.state_dict()["param_groups"]]
+        found, own = ([{**group, "lr": None} for group in these] for these in groups)  # every step sets its rate
+        if found != own:
+            raise ValueError("the settings of another optimizer")
+
+    def _take(self, state: dict) -> None:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(deepcopy(state["optimizer"]))  # no part of the mapped file
+        for p, kept in self.optimizer.state.items():
+            if (momentum := kept.get("momentum_buffer")) is not None and momentum.shape != p.shape:
+                raise ValueError(f"momentum {list(momentum.shape)} of a parameter {list(p.shape)}")
         self.noise.copy_(state["noise"])
         self.step, self.seconds, self.losses = state["step"], state["seconds"], state["losses"]
         self.passes, self.mined = Passes(**state["passes"]), Mined(**state["mined"])

@@ -18,7 +18,7 @@ from semkit import __version__, models
 from semkit.countermeasures import counter
 from semkit.craft import CraftRecipe, Interrupted, craft
 from semkit.engine import Engine, how_run
-from semkit.files import atomic_write, shown
+from semkit.files import atomic_write, check_fields, read_json, shown
 from semkit.imageset import ImageSet, Split
 from semkit.learn import LearnRecipe, accuracy, fit
 from semkit.measure import trained_by
@@ -31,6 +31,12 @@ from semkit.pixels import check_count
 
 OnStep = Callable[[str, int, int, dict], bool | None]  # on_step(what, step, total, metrics)
 NO_NOISE = {"passes": 0, "seconds": 0.0, "engine": None}
+# The kinds of what is kept of a crafting, and of a learner.
+COST = {"passes": int, "seconds": float | int, "engine": str}
+ROW = {
+    "last": float | int, "best": float | int, "curve": list, "passes": int, "learner_seconds": float | int,
+    "engine": str,
+}  # fmt: skip
 MadeBy = CraftRecipe | Callable[[ImageSet, int], ImageSet] | None  # noise, another protection, or none
 
 
@@ -51,13 +57,11 @@ def key(*parts) -> str:
     return hashlib.sha256(repr((__version__, torch.__version__, *parts)).encode()).hexdigest()[:24]
 
 
-def _read_json(path: Path) -> dict:
-    return json.loads(path.read_text())
-
-
 def _kept(path: Path, read: Callable):
     """read(path) for a file of the cache; a damaged one is named, not made again behind the user's back."""
     try:
+        if not path.is_file():  # opening a named pipe would wait for ever
+            raise ValueError("not a file")
         return read(path)
     except (OSError, ValueError, safetensors.SafetensorError) as error:
         raise ValueError(f"{shown(path)} is damaged ({one_line(error)}); delete it to make it again") from error
@@ -87,7 +91,10 @@ def crafted_noise(
     stem = None if cache is None else _stem(images, recipe, seed, engine, cache)
     if stem and all(path.exists() for path in _files(stem)):
         noise, cost, _ = _files(stem)
-        return _kept(noise, lambda path: load(path, images=images)), _kept(cost, _read_json)
+        return (
+            _kept(noise, lambda path: _of_recipe(load(path, images=images), recipe)),
+            _kept(cost, lambda path: check_fields(read_json(path), COST)),
+        )
     state = stem and stem.with_suffix(".state")
     done = craft(images, recipe, seed=seed, engine=engine, on_step=on_step, checkpoint=state, every=checkpoint_every)
     made = {**as_dict(recipe), "seed": seed, "precision": engine.precision}
@@ -101,6 +108,14 @@ def crafted_noise(
         save(noise, noise_file)
         state.unlink(missing_ok=True)
     return noise, cost
+
+
+def _of_recipe(noise: Noise, recipe: CraftRecipe) -> Noise:
+    """`noise`, if it says of itself that this recipe made it; raises ValueError otherwise."""
+    other = [name for name, value in as_dict(recipe).items() if noise.recipe.get(name) != value]
+    if other or noise.class_wise or noise.radius != recipe.radius:
+        raise ValueError(f"noise of another recipe: {', '.join(other) or 'its radius or rows'}")
+    return noise
 
 
 def _files(stem: Path) -> tuple[Path, Path, Path]:
@@ -155,7 +170,7 @@ def kept_json(make: Callable[[], list | dict], cache: Path | None, kind: str, *p
     """
     path = None if cache is None else Path(cache) / f"{kind}-{key(*parts, engine.settings())}.json"
     if path and path.exists():
-        return _kept(path, _read_json)
+        return _kept(path, read_json)
     made = make()
     if path:
         atomic_write(path, json.dumps(made).encode())
@@ -195,7 +210,7 @@ def learned_row(
     others = [(name, images.fingerprint) for name, images in also.items()]
     path = None if cache is None else Path(cache) / f"{_learner(train, test, recipe, seed, engine, *others)}.json"
     if path and path.exists() and (net is None or net.exists()):
-        return _kept(path, _read_json)
+        return _kept(path, lambda path: check_fields(read_json(path), ROW))
     stopped, mined = False, []
 
     def watch(step, total, metrics):

@@ -7,6 +7,7 @@ import signal
 import time
 import tracemalloc
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -206,6 +207,85 @@ def test_a_state_goes_to_its_file_without_a_copy_in_memory(tmp_path):
     assert peak < noise.nbytes / 10
     found = read_state(tmp_path / "state", "me")
     assert found["step"] == 3 and found["losses"] == [0.5] and found["noise"].equal(noise)
+
+
+def stopped_state(folder):
+    """Where craft left the state of a run of RECIPE that was stopped after 3 steps, and how to go on."""
+    recipe = replace(RECIPE, sgd=SCHEDULES["ramp"])
+    go_on = partial(craft, image_set(10), recipe, engine=ENGINE, checkpoint=folder / "noise.state")
+    with pytest.raises(Interrupted):
+        go_on(on_step=lambda step, *_: step == 3)
+    return folder / "noise.state", go_on
+
+
+def put(*names):
+    """A change of a state: the value at state[name][name]... becomes names[-1], or goes where that is `...`."""
+    *way, last, value = names
+
+    def change(state):
+        at = state
+        for name in way:
+            at = at[name]
+        if value is ...:
+            del at[last]
+        else:
+            at[last] = value(at[last]) if callable(value) else value
+
+    return change
+
+
+FIELDS = "made_by", "step", "seconds", "losses", "passes", "mined", "noise", "model", "optimizer"
+FIRST = "optimizer", "state", 0, "momentum_buffer"
+DAMAGE = {
+    **{f"no {name}": put(name, ...) for name in FIELDS},
+    **{f"{name} is a text": put(name, "x") for name in FIELDS[1:]},
+    **{f"{name} is a list": put(name, [1]) for name in FIELDS[3:]},
+    "half a step": put("step", 1.5), "no losses yet": put("losses", []), "step below 0": put("step", -1),
+    "noise of one image": put("noise", lambda noise: noise[:1]),
+    "noise of other size": put("noise", lambda noise: noise[..., :4]),
+    "noise in floats": put("noise", lambda noise: noise.float()),
+    "passes are half": put("passes", "training", 0.5), "passes of other kinds": put("passes", "other", 1),
+    "mined texts": put("mined", "last", ("a", "b", "c")), "mined too few": put("mined", "all", (1,)),
+    "no average": put("mined", "average", ...),
+    "a weight less": lambda state: state["model"].popitem(),
+    "a weight is no tensor": lambda state: state["model"].update({next(iter(state["model"])): 1}),
+    "no groups": put("optimizer", "param_groups", ...), "groups are none": put("optimizer", "param_groups", []),
+    "a group's momentum": put("optimizer", "param_groups", 0, "momentum", "x"),
+    "momentum of other shape": put(*FIRST, lambda kept: kept[:1]), "momentum is a text": put(*FIRST, "x"),
+    "momentum of no parameter": put("optimizer", "state", "x"),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    return stopped_state(tmp_path_factory.mktemp("stopped"))
+
+
+@pytest.mark.parametrize("damage", [*DAMAGE, "is {}", "is [1]", "is a tensor", "is cut", "is empty", "is a pipe"])
+def test_a_damaged_state_is_one_line_that_names_it_and_is_left_alone(stopped, damage):
+    path, go_on = stopped
+    whole = path.read_bytes()
+    whats = {"is {}": {}, "is [1]": [1], "is a tensor": torch.ones(3), "is cut": whole[:-500], "is empty": b""}
+    state = torch.load(path)
+    try:
+        if damage == "is a pipe":
+            path.unlink()
+            os.mkfifo(path)
+        elif damage in DAMAGE:
+            DAMAGE[damage](state)
+            torch.save(state, path)
+        elif isinstance(whats[damage], bytes):
+            path.write_bytes(whats[damage])
+        else:
+            torch.save(whats[damage], path)
+        before = None if damage == "is a pipe" else path.read_bytes()
+        with pytest.raises(ValueError, match=r"^\S*noise.state is damaged.*; delete it to start afresh$") as told:
+            go_on()
+        assert "torch.save" not in str(told.value) and len(str(told.value)) < 400
+        assert before is None or path.read_bytes() == before
+    finally:
+        path.unlink()
+        path.write_bytes(whole)
 
 
 @pytest.mark.parametrize("other", ["recipe", "seed", "images"])

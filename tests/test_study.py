@@ -1,6 +1,7 @@
 """Kept runs: found again at once, never taken for one another, and complete rows."""
 
 import itertools
+import os
 from dataclasses import fields, replace
 
 import pytest
@@ -15,7 +16,7 @@ from semkit.learn import LearnRecipe, Pretrained, accuracy, fit
 from semkit.neighbours.bullettrain import KINDS, BulletTrain
 from semkit.neighbours.convolve import ClassFilters, CleanPart, class_filters, convolve_set
 from semkit.neighbours.defences import Gaussian, Smoothed
-from semkit.noise import load
+from semkit.noise import load, save
 from semkit.objectives import Trades
 from semkit.perturb import PGD, Clean, Uniform
 from semkit.presets import learn_recipe, sweep_recipes
@@ -151,6 +152,42 @@ def test_a_damaged_kept_file_is_named_and_not_used(tmp_path, kind):
                 crafted_noise(split.train, CRAFT, on_step=never, **how)
             else:
                 learned_row(split.train, split.test, LEARN, on_step=never, **how)
+
+
+@pytest.mark.parametrize("kind", ["noise*.safetensors", "noise*.json", "surrogate*", "learner*.json"])
+@pytest.mark.parametrize(
+    "content", ["[1]", "null", "{}", "[" * 100_000, '{"passes": "x"}', None], ids=lambda c: str(c)[:5]
+)
+def test_a_kept_file_of_another_kind_is_named_and_not_used(tmp_path, kind, content):
+    split, how = image_split(20), {"engine": ENGINE, "cache": tmp_path}
+    crafted_noise(split.train, CRAFT, **how)
+    learned_row(split.train, split.test, LEARN, **how)
+    (path,) = tmp_path.glob(kind)
+    path.unlink()
+    if content is None:
+        os.mkfifo(path)
+    else:
+        path.write_text(content)
+    with pytest.raises(ValueError, match=f"{path.name} is damaged .*; delete it to make it again"):
+        crafted_surrogate(split.train, CRAFT, on_step=never, **how)
+        learned_row(split.train, split.test, LEARN, on_step=never, **how)
+
+
+@pytest.mark.parametrize("other", ["louder", "another recipe", "class-wise"])
+def test_kept_noise_of_another_recipe_is_named_and_not_used(tmp_path, other):
+    images, how = image_set(20), {"engine": ENGINE, "cache": tmp_path}
+    crafted_noise(images, CRAFT, **how)
+    (path,) = tmp_path.glob("noise*.safetensors")
+    noise = load(path)
+    if other == "louder":
+        noise = replace(noise, levels=torch.full_like(noise.levels, 60), radius=60)
+    elif other == "another recipe":
+        noise = replace(noise, recipe={**noise.recipe, "samples": 5})
+    else:
+        noise = replace(noise, levels=noise.levels[:2], class_wise=True)
+    save(noise, path)
+    with pytest.raises(ValueError, match=f"{path.name} is damaged .noise of another recipe.*; delete it to make it"):
+        crafted_noise(images, CRAFT, on_step=never, **how)
 
 
 def test_a_stopped_learner_is_not_kept(tmp_path):
