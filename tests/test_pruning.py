@@ -1,7 +1,6 @@
 """Pruned learners: rows against the steps made by hand, what the two learners differ in, stopping and keeping."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -10,13 +9,11 @@ from photos import image_split
 from semkit.craft import Interrupted
 from semkit.engine import Engine
 from semkit.learn import accuracy, fit
-from semkit.measure import interval
 from semkit.neighbours.injection import alphas
 from semkit.neighbours.pruning import BASELINE, OURS, Cut, judged, pruned_rows, robust_learners
 from semkit.neighbours.sparse import pruned, weights
 from semkit.objectives import Rsr
 from semkit.perturb import EOT
-from semkit.report import read_rows
 from semkit.schedule import SGD
 
 ENGINE = Engine("cpu", "float32")
@@ -83,37 +80,3 @@ def test_rows_are_kept_and_a_stopped_run_says_so(tmp_path):
 def test_a_sparsity_that_cannot_be_is_refused_before_anything_is_trained():
     with pytest.raises(ValueError, match="sparsity must be a share"):
         pruned_rows(image_split(), LEARNERS, sparsities=[0.5, 85], on_step=lambda *step: pytest.fail("trained"))
-
-
-# --- what the committed rows say: the claims of results/claims.csv
-
-MEASURED = {
-    (row["method"], row["sparsity"], row["seed"]): row
-    for row in read_rows(Path(__file__).parents[1] / "results" / "rsr" / "rows.csv")
-}
-
-
-def gain(column, share, of_other):
-    """RSR less PGD training at these sparsities, seed by seed: mean and 95 % interval."""
-    pairs = [(MEASURED[OURS, share, seed], MEASURED[BASELINE, of_other, seed]) for seed in (0, 1, 2)]
-    return interval([mine[column] - other[column] for mine, other in pairs])
-
-
-def test_at_this_scale_rsr_without_85_percent_is_not_above_dense_pgd_training():
-    assert gain("clean", 0.85, 0)[2] < 0 and gain("robust", 0.85, 0)[1] < 0 < gain("robust", 0.85, 0)[2]
-
-
-def test_rsrs_weights_can_be_pruned_before_tuning():
-    assert gain("untuned", 0.85, 0.85)[1] > 0 and gain("untuned", 0.95, 0.95)[1] > 0
-
-
-def test_without_95_percent_rsr_is_above_pgd_training_under_attack():
-    assert gain("robust", 0.95, 0.95)[1] > 0
-
-
-def test_at_this_scale_an_attack_without_eot_does_as_much():
-    masked = [
-        sum(row["naive"] - row["robust"] for (name, _, of), row in MEASURED.items() if (name, of) == (OURS, seed)) / 5
-        for seed in (0, 1, 2)
-    ]
-    assert interval(masked)[1] < 0 < interval(masked)[2]

@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -170,8 +169,8 @@ def lost(rows: Sequence[dict], objective: str, column: str, form: str = "bullett
     return [100 * (plain[column] - mine[column]) for plain, mine in _pairs(rows, objective, form)]
 
 
-def faster(rows: Sequence[dict], objective: str, form: str = "bullettrain", *, threads: int = 1) -> float:
-    """How many times faster a form's step is than the plain one's: the ratio of the medians over the rounds."""
+def faster(rows: Sequence[dict], objective: str, form: str = "bullettrain", *, threads: int = 1) -> list[float]:
+    """For every round, how many times as fast a form's step was as the plain one's of the same round."""
     rows = [row for row in rows if row["objective"] == objective and row["threads"] == threads]
-    plain, mine = (statistics.median(row["seconds"] for row in rows if row["form"] == of) for of in ("plain", form))
-    return plain / mine
+    plain, mine = ({row["round"]: row["seconds"] for row in rows if row["form"] == of} for of in ("plain", form))
+    return [plain[turn] / mine[turn] for turn in sorted(plain.keys() & mine.keys())]

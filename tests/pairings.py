@@ -1,0 +1,302 @@
+"""How every claim of results/claims.csv is measured from the rows that it names.
+
+MEASURED: {the claim, without what stands in brackets at its end: f(rows, ...)}, one list of rows for each file named. f
+gives the values to take the interval of, one for each seed (or round, draw, pair), or (value, low, high).
+"""
+
+from collections import defaultdict
+
+import numpy as np
+
+from semkit.measure import blocked_difference, correlation, interval, paired, protection
+from semkit.neighbours import spared
+
+
+def last(rows, method, column="last", **where):
+    """{seed: value} of a method's rows with these entries."""
+    where |= {"method": method}
+    return {row["seed"]: row[column] for row in rows if all(row[name] == value for name, value in where.items())}
+
+
+def less(first, second):
+    """First less second, paired by seed."""
+    return [first[seed] - second[seed] for seed in sorted(first.keys() & second.keys())]
+
+
+def lost(method, radius, than="clean"):
+    """Accuracy that learners of this training radius lose to a method's noise, by default against clean images."""
+    return lambda rows: less(last(rows, than, training_radius=radius), last(rows, method, training_radius=radius))
+
+
+def left_of(method):
+    """What AT 4 leaves of a protection, less half of what ordinary training loses."""
+    return lambda rows: [at - erm / 2 for at, erm in zip(lost(method, 4)(rows), lost(method, 0)(rows), strict=True)]
+
+
+def points(pairing):
+    return lambda *tables: 100 * np.array(pairing(*tables))
+
+
+def back(method, change):
+    """Accuracy that a countermeasure gives back, less half of what the method took."""
+
+    def pairing(rows):
+        at = {(row["method"], row["countermeasure"].partition("=")[0], row["seed"]): row["last"] for row in rows}
+        halfway = [(at["clean", "none", seed] + at[method, "none", seed]) / 2 for seed in range(3)]
+        return [at[method, change, seed] - halfway[seed] for seed in range(3)]
+
+    return pairing
+
+
+SIDES = ("none", "random", "adversarial")
+NINE = [f"{noise}/{surrogate}" for noise in SIDES for surrogate in SIDES]
+
+
+def side(place, kind, blocked):
+    """What a kind of perturbation adds under AT 4, on the noise side (place 0) or the surrogate side (1)."""
+
+    def pairing(rows):
+        table = 100 * np.array([protection(rows, name, 4) for name in NINE]).T  # [seeds, pairs]
+        more, less = ([at for at, name in enumerate(NINE) if name.split("/")[place] == of] for of in (kind, "none"))
+        if blocked:
+            return blocked_difference(table, more, less)
+        return table[:, more].mean(1) - table[:, less].mean(1)
+
+    return pairing
+
+
+def rank_correlation(radius):
+    """Spearman's, of noise robustness and protection over the noise sides' means."""
+
+    def pairing(noises, rows):
+        of = defaultdict(list)
+        for row in paired(noises, rows, radius):
+            of[row["method"]].append((row["noise_robustness"], row["protection"]))
+        return correlation(*np.array([np.mean(each, 0) for each in of.values()]).T).spearman
+
+    return pairing
+
+
+def passes(method, than):
+    """Passes of crafting, as a share of another method's."""
+
+    def pairing(rows):
+        mine, other = ({r["seed"]: r["noise_passes"] for r in rows if r["method"] == of} for of in (method, than))
+        return [mine[seed] / other[seed] for seed in mine]
+
+    return pairing
+
+
+def defended(learner):
+    """What is left of CUDA's protection after a defence."""
+    return lambda rows: less(last(rows, "clean", learner=learner), last(rows, "cuda .3", learner=learner))
+
+
+def exact(value):
+    return value, value, value
+
+
+def farthest(rows):
+    """The largest distance between closed form and Monte-Carlo, in standard errors."""
+    names = ("clean", "on_clean", "on_protected")
+    return exact(max(abs(row[name] - row[f"{name}_sampled"]) / row[f"{name}_error"] for row in rows for name in names))
+
+
+def one_filter(rows):
+    """What one filter for all classes takes, less half of what one for each takes."""
+    return [one - each / 2 for one, each in zip(lost("one filter", 0)(rows), lost("cuda .3", 0)(rows), strict=True)]
+
+
+def seen_as(column):
+    """Accuracy of ERM learners on test images with their class's filter, or another's."""
+    return lambda rows: list(last(rows, "cuda .3", column, training_radius=0).values())
+
+
+def chance_in_ten(rows):
+    return exact(next(row["on_clean"] for row in rows if (row["d"], row["norm"], row["a_minus"]) == (10, 1, 0)))
+
+
+def in_memory(rows):
+    return [row["seconds"] for row in rows if row["what"] == "in memory"]
+
+
+def fewer(objective, form):
+    return lambda rows: spared.fewer(rows, objective, form)
+
+
+def faster(objective, form, threads):
+    return lambda rows: spared.faster(rows, objective, form, threads=threads)
+
+
+def spared_loss(objective, form, column):
+    return lambda rows: spared.lost(rows, objective, column, form)
+
+
+def pruned(column, share, of_other):
+    """RSR at one sparsity less PGD training at another."""
+    return lambda rows: less(
+        last(rows, "RSR", column, sparsity=share), last(rows, "PGD training", column, sparsity=of_other)
+    )
+
+
+def flattered(rows):
+    """Accuracy of RSR under an attack without EOT less that with it, mean over the sparsities."""
+    found = defaultdict(list)
+    for row in rows:
+        if row["method"] == "RSR":
+            found[row["seed"]].append(row["naive"] - row["robust"])
+    return [np.mean(each) for each in found.values()]
+
+
+def behind(attack):
+    """Accuracy behind the transform under an attack, less that of AT 4 under the naive one, which is all it meets."""
+
+    def pairing(rows):
+        at = {(row["defence"], row["attack"], row["seed"]): row["accuracy"] for row in rows}
+        return [at["transform", attack, seed] - at["AT 4", "naive", seed] for seed in range(3)]
+
+    return pairing
+
+
+def training(rows):
+    cost = {row["defence"]: row["training_passes"] for row in rows}
+    return exact(cost["transform"] / cost["AT 4"])
+
+
+def gap(labels, contrast):
+    """The gap at k/d = 1/64 less a tenth of that at 1, of the same draw."""
+
+    def pairing(rows):
+        at = {(row["ratio"], row["seed"]): row["gap"] for row in rows
+              if (row["labels"], row["contrast"]) == (labels, contrast)}  # fmt: skip
+        return [at[1 / 64, seed] - at[1, seed] / 10 for ratio, seed in at if ratio == 1]
+
+    return pairing
+
+
+def gap_held(one, other, share=1.0):
+    """The gap on real images at one (pixels, length of attack) less a share of that at another, same two classes."""
+
+    def pairing(rows):
+        at = {(row["d"], row["epsilon"], row["pair"]): row["gap_held"] for row in rows if row["k"] == 40}
+        pairs = sorted({pair for _, _, pair in at})
+        return [at[*one, pair] - share * at[*other, pair] for pair in pairs]
+
+    return pairing
+
+
+def off(rows):
+    """How far the accuracy held is from that promised, 40 components, l2 0.5, 32x32."""
+    chosen = [row for row in rows if (row["d"], row["k"], row["epsilon"]) == (3072, 40, 0.5)]
+    return [abs(row["robust_held"] - row["robust"]) for row in chosen]
+
+
+A_TENTH = "the gap of the best standard and the best robust accuracy falls to a tenth from k/d = 1 to 1/64"
+
+SEM = {
+    "SEM protects from AT 4/255": points(lost("sem", 4)),
+    "EM falls: AT 4/255 gives back more than half of what EM took": points(left_of("em")),
+    "SEM holds where EM falls: AT 4/255 ends lower on SEM images than on EM images": points(lost("sem", 4, "em")),
+    "the same on the embedded images, two processors": points(
+        lambda *tables: [value for rows in tables for value in lost("sem", 4, "em")(rows)]
+    ),
+    "SEM's perturbations protect from AT 4/255, beside the same recipe without them": points(
+        lost("sem", 4, "em, SEM's recipe")
+    ),
+    "SEM takes fewer passes than REM": passes("sem", "rem"),
+    "SEM protects from AT 4/255 as well as REM, at most 1.5 points less": points(lost("rem", 4, "sem")),
+    "a ninth of the published passes protects from AT 4/255 as well, at most 1.5 points less": points(
+        lost("plain", 4, "2 x 2")
+    ),
+    "more robust noise protects less from AT 4/255": rank_correlation(4),
+    "more robust noise protects less from ERM": rank_correlation(0),
+    "JPEG at quality 10 gives back more than half of what SEM took": points(back("sem", "jpeg")),
+    "grey-scale gives back more than half of what SEM took": points(back("sem", "grayscale")),
+}
+for name, place, kind in (
+    ("an adversarial surrogate side", 1, "adversarial"),
+    ("a random noise side, SEM's own ingredient,", 0, "random"),
+    ("an adversarial noise side, as REM has it,", 0, "adversarial"),
+):
+    SEM[f"{name} adds protection from AT 4/255, t over the seeds"] = side(place, kind, blocked=False)
+    SEM[f"{name} adds protection from AT 4/255, seed as block"] = side(place, kind, blocked=True)
+
+CUDA = {
+    "ERM learners end 25 points or more below clean": lost("cuda .3", 0),
+    "some protection is left under AT at 4/255, strength .3": lost("cuda .3", 4),
+    "ERM learners end 25 points or more below clean, strength .5": lost("cuda .5", 0),
+    "some protection is left under AT at 4/255, strength .5": lost("cuda .5", 4),
+    "most of the protection is left under AT at 4/255": left_of("cuda .3"),
+    "one filter for all classes protects less than half as much as one for each": one_filter,
+    "learners know test images filtered as their class was in training": seen_as("on_own"),
+    "learners take test images filtered as another class for that class": seen_as("on_permuted"),
+    "the Bayes rule of filtered Gaussian mixtures and its accuracies are as derived": farthest,
+    "in ten dimensions the protected data's rule is no better than chance on clean data": chance_in_ten,
+    "50,000 images in memory are filtered in 30 seconds or less": in_memory,
+}
+for text, name in {
+    "a random blur in training": "random blur",
+    "noise of sigma .5 in training": "smoothing",
+    "fine-tuning a pretrained net": "fine-tuned",
+    "training a pretrained net's last layer": "last layer",
+    "adversarial training in L2 at 0.5": "AT L2 0.5",
+    "DAT, the adaptive defence": "DAT",
+}.items():
+    CUDA[f"most of the protection (half of ERM's 30 points) is left after {text}"] = defended(name)
+
+BULLETTRAIN = {
+    "AugMix: BulletTrain is faster, one thread": faster("augmix", "bullettrain", 1),
+    "AugMix: BulletTrain takes fewer passes": fewer("augmix", "bullettrain"),
+    "AugMix: BulletTrain loses at most 1.5 points of accuracy on corrupted images": spared_loss(
+        "augmix", "bullettrain", "corrupted"
+    ),
+}
+for objective in ("TRADES", "MART"):
+    for form, name in {"bullettrain": "", "one step": " with one large step for outliers and robust images"}.items():
+        told, how = f"{objective}: BulletTrain{name}", (objective.lower(), form)
+        BULLETTRAIN |= {
+            f"{told} takes fewer passes": fewer(*how),
+            f"{told} is faster, one thread": faster(*how, 1),
+            f"{told} is faster, two threads": faster(*how, 2),
+            f"{told} loses at most 1.5 points of clean accuracy": spared_loss(*how, "clean"),
+            f"{told} loses at most 1.5 points of robust accuracy": spared_loss(*how, "attacked"),
+        }
+
+RSR = {
+    "RSR, 85 % pruned, is more accurate on clean images than PGD training with all weights": pruned("clean", 0.85, 0),
+    "RSR, 85 % pruned, is more accurate under PGD than PGD training with all weights": pruned("robust", 0.85, 0),
+    "85 % pruned, before tuning, RSR is more accurate on clean images than PGD training": pruned("untuned", 0.85, 0.85),
+    "95 % pruned, RSR is more accurate under PGD than PGD training": pruned("robust", 0.95, 0.95),
+    "noise in the weights hides gradients: an attack without EOT finds RSR more accurate": flattered,
+}
+
+TRANSFORM = {
+    "behind the transform a classifier is more robust than AT, attacked as if there were none": behind("naive"),
+    "with an external net at hand, the transform costs less training than AT": training,
+    "it stays more robust than AT under attacks that know the transform": behind("worst of these"),
+    "JPEG at quality 10 gives back more than half of what EM took": back("em", "jpeg"),
+}
+for method in ("CUDA", "EM", "SEM"):
+    told = f"purifying by adversarial examples in a large ball gives back more than half of what {method} took"
+    TRANSFORM[told] = back(method.lower(), "purifier")
+
+LATENT = {
+    f"Gaussian mixture: {A_TENTH}": gap("mixture", "pixel"),
+    f"generalised linear model: {A_TENTH}": gap("probit", "pixel"),
+    f"Gaussian mixture, factors that do not grow as they become fewer: {A_TENTH}": gap("mixture", "factor"),
+    "a mixture with few factors tells within 5 points what linear rules reach on real images under attack": off,
+    "real images: the gap falls as the same images get more pixels, attack of fixed length": gap_held(
+        (3072, 0.5), (48, 0.5)
+    ),
+    "real images: the gap falls by a tenth also where the attack grows with the images": gap_held(
+        (3072, 1), (192, 0.25), 0.9
+    ),
+}
+
+MEASURED = SEM | CUDA | BULLETTRAIN | RSR | TRANSFORM | LATENT
+
+
+def measured(claim, *tables):
+    """(value, low, high) of a claim from the rows of its files."""
+    found = MEASURED[claim.partition(" (published")[0]](*tables)
+    return found if isinstance(found, tuple) else interval(found)
