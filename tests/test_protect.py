@@ -296,6 +296,23 @@ def test_a_setting_that_cannot_be_is_refused_before_anything_is_written(tmp_path
     assert not (tmp_path / "out").exists()
 
 
+def test_an_empty_name_is_not_the_current_folder(small, tmp_path, monkeypatch):
+    photos, out = small
+    monkeypatch.chdir(photos)
+    with pytest.raises(DataError, match="the name of the images is empty"):
+        protect("", tmp_path / "new", quick(), size=8)
+    with pytest.raises(DataError, match="the name of the images is empty"):
+        check("", out)
+    monkeypatch.chdir(out)
+    with pytest.raises(OutputError, match="the name of the output is empty"):
+        check(str(photos), "")
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    with pytest.raises(OutputError, match="the name of the output is empty"):
+        protect(str(photos), "", quick(), size=8)
+    assert not (tmp_path / "new").exists() and not contents(tmp_path / "empty")
+
+
 def test_only_the_training_part_of_a_divided_folder_is_protected(tmp_path):
     make_photos(tmp_path / "in/train", 8)
     make_photos(tmp_path / "in/test", 4, seed=1)

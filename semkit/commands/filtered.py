@@ -11,7 +11,7 @@ from PIL import Image
 
 from semkit.commands.originals import OnStep, Originals
 from semkit.commands.outputs import begin, reported, requested, write_images
-from semkit.commands.protected import OutputError
+from semkit.commands.protected import OutputError, output_folder
 from semkit.files import shown
 from semkit.image import read_image
 from semkit.imageset import stratified_share
@@ -41,7 +41,7 @@ def protect_by_filters(
     which nets will resize them, limit, root, download, skip_unreadable and hold, as of outputs.requested.
     Raises DataError, OutputError or ValueError, none of which repeats the key, before anything is written.
     """
-    out = Path(out)
+    out = output_folder(out)
     found, request = requested(source, out, recipe, seed, on_step=on_step, **reading)
     seed = request["seed"]
     request |= {"method": "cuda"}

@@ -9,6 +9,7 @@ import torch
 
 from semkit.commands.originals import OnStep, Originals
 from semkit.commands.outputs import begin, finished, reported, requested, write_images
+from semkit.commands.protected import output_folder
 from semkit.craft import CraftRecipe
 from semkit.engine import Engine
 from semkit.image import apply_noise
@@ -56,7 +57,7 @@ def protect(
     size (32), limit, root, download, skip_unreadable and hold, as of outputs.requested.
     Raises DataError, OutputError or ValueError before anything is written.
     """
-    engine, out = engine or Engine(), Path(out)
+    engine, out = engine or Engine(), output_folder(out)
     _check_settings(recipe, fraction, checkpoint_every)
     found, request = requested(source, out, recipe, seed, on_step=on_step, **reading)
     seed = request["seed"]

@@ -32,12 +32,19 @@ class OutputError(ValueError):
     """An output folder that cannot be used; the message says what to do."""
 
 
+def output_folder(out: str | os.PathLike) -> Path:
+    """`out` as a Path; raises OutputError for an empty name, which would mean the current folder."""
+    if not os.fspath(out):
+        raise OutputError("the name of the output is empty: name a folder")
+    return Path(out)
+
+
 def read_report(out: str | os.PathLike, also: Mapping | None = None) -> dict:
     """OUT/report.json with the fields that `check` needs, and those of check_fields(report, also).
 
     Raises OutputError where there is none, or where a field is missing or of another kind.
     """
-    path = Path(out) / "report.json"
+    path = output_folder(out) / "report.json"
     if not path.exists():
         raise OutputError(f"{shown(path)} is missing; semkit protect writes it when it is done")
     try:
