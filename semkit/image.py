@@ -16,6 +16,7 @@ from semkit.pixels import check_radius
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 MODES = ("L", "LA", "RGB", "RGBA")
 _LARGEST_PROFILE = 1 << 20  # bytes; Pillow refuses to read a PNG with a larger colour profile
+_STRIP = 1 << 18  # pixels of a large image that are handled at once
 
 _UPRIGHT = {  # EXIF orientation -> what turns the stored pixels upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -53,8 +54,10 @@ def read_image(path: str | os.PathLike) -> Image.Image:
         reason = "not in an image format that semkit reads" if os.path.getsize(path) else "the file is empty"
     except OSError as error:
         reason = error.strerror or str(error)
+    except MemoryError:  # the file may be fine
+        raise MemoryError(shown(path)) from None
     except Exception as error:
-        reason = str(error) or type(error).__name__
+        reason = str(error) or "the file is damaged"
     raise UnreadableImage(f"{shown(path)}: {' '.join(reason.split())}")
 
 
@@ -88,24 +91,42 @@ def _canonical(image: Image.Image) -> Image.Image:
         raise ValueError("32-bit float pixels have no fixed scale")
     profile = image.info.get("icc_profile") if image.mode not in ("CMYK", "YCbCr", "LAB") else None
     if image.mode.startswith("I"):
-        result = Image.fromarray(_from_16_bit(np.asarray(image)))
+        levels = np.asarray(image)
+        result = Image.fromarray(_from_16_bit(levels))
+        if "transparency" in image.info:  # a level, which Pillow does not turn into alpha
+            hole = levels == image.info["transparency"]
+            result.putalpha(Image.fromarray(np.where(hole, 0, 255).astype(np.uint8)))
     else:
         kind = "L" if image.mode in ("1", "L", "LA", "La") else "RGB"
         result = image.convert(kind + "A" if image.has_transparency_data else kind)
-    result.info = {"icc_profile": profile} if profile and len(profile) <= _LARGEST_PROFILE else {}
+    result.info = {"icc_profile": profile} if profile else {}
     return result
 
 
 def _from_16_bit(levels: np.ndarray) -> np.ndarray:
     if levels.min() < 0 or levels.max() > 65535:
         raise ValueError(f"grey levels from {levels.min()} to {levels.max()} do not fit 16 bits")
-    return ((levels.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    wide = levels.astype(np.uint32)
+    wide += 128
+    wide //= 257
+    return wide.astype(np.uint8)
 
 
 def write_png(image: Image.Image, path: str | os.PathLike) -> None:
-    """Writes an image of mode L, LA, RGB or RGBA losslessly and atomically; raises ValueError for other modes."""
+    """Writes an image of mode L, LA, RGB or RGBA losslessly and atomically; raises ValueError for other modes.
+
+    Its colour profile is written too; one above 1 MiB is left out, with a warning.
+    """
     _check_mode(image)
-    atomic_write(path, lambda file: image.save(file, "PNG"))
+    profile = image.info.get("icc_profile")
+    if profile and len(profile) > _LARGEST_PROFILE:
+        warnings.warn(
+            f"{shown(path)}: its colour profile of {len(profile) / (1 << 20):.1f} MiB is left out, because many "
+            "programs refuse a PNG with more than 1 MiB",
+            stacklevel=2,
+        )
+        profile = None
+    atomic_write(path, lambda file: image.save(file, "PNG", icc_profile=profile))
 
 
 def through_jpeg(levels: np.ndarray, quality: int) -> np.ndarray:
@@ -119,15 +140,58 @@ def _check_mode(image: Image.Image) -> None:
         raise ValueError(f"an image of mode {', '.join(MODES)} is needed, got {image.mode}")
 
 
-def _resized(planes: np.ndarray, size: tuple[int, int], resample: Image.Resampling) -> np.ndarray:
-    """float32 planes [C,h,w] -> [C,H,W] for size = (W, H), widened filters (antialias) where they shrink."""
-    return np.stack([np.asarray(Image.fromarray(plane).resize(size, resample)) for plane in planes])
+def _resized(plane: np.ndarray, size: tuple[int, int], resample: Image.Resampling) -> np.ndarray:
+    """A float32 plane [h,w] at size = (W, H), with widened filters (antialias) where it shrinks."""
+    return np.asarray(Image.fromarray(plane).resize(size, resample))
+
+
+def _strips(length: int, across: int) -> Iterator[slice]:
+    """Slices of `length` rows or columns, each with about _STRIP of the pixels that are `across` long."""
+    step = max(1, _STRIP // across)
+    return (slice(start, start + step) for start in range(0, length, step))
+
+
+def bands(*images: Image.Image) -> Iterator[tuple[Image.Image, ...]]:
+    """The same rows of images of one size, a band of them at a time, so that large photos need little memory."""
+    width, height = images[0].size
+    for rows in _strips(height, width):
+        box = (0, rows.start, width, min(rows.stop, height))
+        yield tuple(image.crop(box) for image in images)
 
 
 # What is left of +-8 noise of a short crafting run at 32 px (46 % at the limit) after 120x90 or 500x375 pixels and the
 # way back, as its correlation with the noise and the share of its mean |noise|: nearest .95-.96, .82; bilinear .93,
 # .79; bicubic .95, .81; Lanczos .95, .81; bicubic with 1 correction .97, .83; with 3 .98, .85; with 10 .985, .86.
 _CORRECTIONS = 3
+_UP, _DOWN = Image.Resampling.BICUBIC, Image.Resampling.BILINEAR
+
+
+def _fitted_plane(wanted: np.ndarray, size: tuple[int, int], limit: int) -> np.ndarray:
+    """One channel of fit_noise: float32 [h,w] -> int8 [height,width]; only `fitted` is as large as the image."""
+    (width, height), (h, w) = size, wanted.shape
+    fitted, missing = np.zeros((height, width), np.float32), wanted
+    for correction in range(1 + _CORRECTIONS):
+        if correction:
+            # Pillow resizes rows first, then columns: strips of each give the same values as the whole.
+            narrow = [_resized(p, (w, len(p)), _DOWN) for p in (fitted[rows] for rows in _strips(height, width))]
+            missing = wanted - _resized(np.concatenate(narrow), (w, h), _DOWN)
+        wide = _resized(missing, (width, h), _UP)
+        for columns in _strips(width, height):
+            part = fitted[:, columns]
+            part += _resized(wide[:, columns], (part.shape[1], height), _UP)
+            np.clip(part, -limit, limit, out=part)
+    return np.rint(fitted, out=fitted).astype(np.int8)
+
+
+def _fitted_planes(noise: np.ndarray, size: tuple[int, int], radius: float) -> Iterator[np.ndarray]:
+    limit = min(int(check_radius(radius)), 127)
+    if noise.dtype != np.int8 or noise.ndim != 3 or noise.shape[0] != 3:
+        raise ValueError(f"int8 noise of shape (3, height, width) is needed, got {noise.dtype} {noise.shape}")
+    if noise.shape[1:] == size[::-1]:
+        yield from noise.clip(-limit, limit)
+    else:
+        for plane in noise.astype(np.float32):
+            yield _fitted_plane(plane, size, limit)
 
 
 def fit_noise(noise: np.ndarray, size: tuple[int, int], radius: float) -> np.ndarray:
@@ -137,18 +201,7 @@ def fit_noise(noise: np.ndarray, size: tuple[int, int], radius: float) -> np.nda
 
     `down` is the bilinear resize with antialias of a trainer, so `u` is what looks like `noise` after it.
     """
-    limit = min(int(check_radius(radius)), 127)
-    if noise.dtype != np.int8 or noise.ndim != 3 or noise.shape[0] != 3:
-        raise ValueError(f"int8 noise of shape (3, height, width) is needed, got {noise.dtype} {noise.shape}")
-    small = (noise.shape[2], noise.shape[1])
-    if small == tuple(size):
-        return noise.clip(-limit, limit)
-    wanted = noise.astype(np.float32)
-    fitted = _resized(wanted, size, Image.Resampling.BICUBIC).clip(-limit, limit)
-    for _ in range(_CORRECTIONS):
-        missing = wanted - _resized(fitted, small, Image.Resampling.BILINEAR)
-        fitted = (fitted + _resized(missing, size, Image.Resampling.BICUBIC)).clip(-limit, limit)
-    return np.rint(fitted).astype(np.int8)
+    return np.stack(list(_fitted_planes(noise, tuple(size), radius)))
 
 
 def apply_noise(image: Image.Image, noise: np.ndarray, radius: float) -> Image.Image:
@@ -157,12 +210,13 @@ def apply_noise(image: Image.Image, noise: np.ndarray, radius: float) -> Image.I
     Grey images take the mean of the three noise channels, rounded. Raises ValueError for other modes and shapes.
     """
     _check_mode(image)
-    fitted = fit_noise(noise, image.size, radius)
+    planes = _fitted_planes(noise, image.size, radius)
     if image.mode in ("L", "LA"):
-        fitted = np.rint(fitted.mean(0, keepdims=True)).astype(np.int8)
+        planes = [(sum(plane.astype(np.int16) for plane in planes) + 1) // 3]  # a third is never half-way: rounded
     pixels = np.array(image)
-    colour = pixels.reshape(*pixels.shape[:2], -1)[..., : len(fitted)]
-    colour[...] = (colour.astype(np.int16) + np.moveaxis(fitted, 0, -1)).clip(0, 255)
+    colour = pixels.reshape(*pixels.shape[:2], -1)
+    for channel, plane in enumerate(planes):
+        colour[..., channel] = (colour[..., channel] + plane.astype(np.int16)).clip(0, 255)
     result = Image.fromarray(pixels)
     result.info = dict(image.info)
     return result
@@ -178,11 +232,13 @@ def difference(original: Image.Image, protected: Image.Image) -> int:
         raise ValueError(f"the original has {sizes[0]} pixels, the protected image {sizes[1]}")
     if original.mode != protected.mode:
         raise ValueError(f"the original has mode {original.mode}, the protected image {protected.mode}")
-    apart = np.abs(np.asarray(original).astype(np.int16) - np.asarray(protected))
-    if original.mode.endswith("A"):
-        if apart[..., -1].any():
+    largest = 0
+    for before, after in bands(original, protected):
+        apart = np.abs(np.asarray(before).astype(np.int16) - np.asarray(after))
+        if original.mode.endswith("A") and apart[..., -1].any():
             raise ValueError("the alpha channels differ")
-    return int(apart.max())
+        largest = max(largest, int(apart.max()))
+    return largest
 
 
 def working_image(image: Image.Image, size: int) -> np.ndarray:

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from semkit.image import noise_survival
+from semkit.image import bands, noise_survival
 
 SAMPLE = 200  # images on which SSIM and survival are taken
 CENTRE = 256  # SSIM looks at the central 256 pixels of larger images: it is slow on photographs
@@ -27,9 +27,11 @@ def _colours(image: Image.Image) -> np.ndarray:
     return np.asarray(image.convert("RGB")).astype(np.int32)
 
 
-def _centre(levels: np.ndarray) -> torch.Tensor:
-    top, left = (max(0, (side - CENTRE) // 2) for side in levels.shape[:2])
-    return torch.from_numpy(levels[top : top + CENTRE, left : left + CENTRE]).permute(2, 0, 1)
+def _centre(image: Image.Image) -> torch.Tensor:
+    width, height = image.size
+    left, top = max(0, (width - CENTRE) // 2), max(0, (height - CENTRE) // 2)
+    part = image.crop((left, top, min(left + CENTRE, width), min(top + CENTRE, height)))
+    return torch.from_numpy(np.array(part.convert("RGB"))).permute(2, 0, 1)
 
 
 class Quality:
@@ -43,15 +45,16 @@ class Quality:
 
     def add(self, original: Image.Image, protected: Image.Image, noise: np.ndarray | None = None) -> None:
         """One pair, and the int8 noise [3,size,size] that was fitted to it, if it was noise."""
-        before, after = _colours(original), _colours(protected)
-        apart = after - before
-        self.largest = max(self.largest, int(np.abs(apart).max()))
-        squares = int((apart**2).sum(dtype=np.int64))
-        self._squares, self._values = self._squares + squares, self._values + before.size
+        squares, width, height = 0, *original.size
+        for before, after in bands(original, protected):
+            apart = _colours(after) - _colours(before)
+            self.largest = max(self.largest, int(np.abs(apart).max()))
+            squares += int((apart**2).sum(dtype=np.int64))
+        self._squares, self._values = self._squares + squares, self._values + 3 * width * height
         self._unchanged += squares == 0
         if self._seen % self._every == 0:
             if min(original.size) >= WINDOW:
-                self._ssim.append(ssim(_centre(before), _centre(after)))
+                self._ssim.append(ssim(_centre(original), _centre(protected)))
             if noise is not None and noise.any():
                 self._survival.append(noise_survival(original, protected, noise))
         self._seen += 1

@@ -42,6 +42,11 @@ def png_rgb_with_key(levels: np.ndarray, key: tuple[int, int, int]) -> bytes:
     return png_by_hand(levels, _chunk(b"tRNS", struct.pack(">HHH", *key)))
 
 
+def png_grey_with_key(levels: np.ndarray, key: int) -> bytes:
+    """A grey PNG of uint16 levels [height,width] whose level `key` is transparent (tRNS)."""
+    return png_by_hand(levels[..., None], _chunk(b"tRNS", struct.pack(">H", key)))
+
+
 def deep(rng: np.random.Generator, width: int, height: int, channels: int) -> np.ndarray:
     """A picture that uses all 16 bits, uint16 [height,width,channels]."""
     fine = rng.integers(0, 256, (height, width, channels), dtype=np.uint16)
@@ -149,6 +154,9 @@ def make_corrupt(folder: Path) -> list[str]:
     files["script.jpg"] = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n"
     header = struct.pack(">IIBBBBB", 40000, 40000, 8, 0, 0, 0, 0)
     files["bomb.png"] = b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", zlib.compress(b"\0"))
+    header = struct.pack(">IIBBBBB", 1, 1, 8, 3, 0, 0, 0)
+    files["no palette.png"] = b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", zlib.compress(b"\0\0"))
+    files["no palette.png"] += _chunk(b"IEND", b"")
     files["float.tif"] = encoded(Image.fromarray(np.ones((4, 4), np.float32)), "TIFF")
     for name, content in files.items():
         (folder / name).write_bytes(content)

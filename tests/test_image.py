@@ -16,7 +16,6 @@ from semkit.image import (
     _LARGEST_PROFILE,
     MODES,
     UnreadableImage,
-    _resized,
     apply_noise,
     difference,
     fit_noise,
@@ -85,6 +84,13 @@ def test_16_bit_grey_is_rounded_to_8(tmp_path, kind):
     levels[-1, -1] = 65535
     opened = read(tmp_path, hostile.encoded(Image.fromarray(levels), kind))
     same(opened, np.rint(levels / 257).astype(np.uint8), "L")
+
+
+def test_a_transparent_level_of_16_bit_grey_stays_transparent(tmp_path):
+    levels = np.arange(0, 65536, 16, dtype=np.uint16).reshape(64, 64)
+    opened = read(tmp_path, hostile.png_grey_with_key(levels, 4096))
+    alpha = np.where(levels == 4096, 0, 255)
+    same(opened, np.dstack([np.rint(levels / 257), alpha]).astype(np.uint8), "LA")
 
 
 @pytest.mark.parametrize(("channels", "mode"), [(2, "RGBA"), (3, "RGB"), (4, "RGBA")])
@@ -160,6 +166,7 @@ CORRUPT = {
     "damaged.png": "broken",
     "empty.jpg": "the file is empty",
     "float.tif": "32-bit float pixels have no fixed scale",
+    "no palette.png": "the file is damaged",
     "script.jpg": "not in an image format that semkit reads",
     "text.png": "not in an image format that semkit reads",
     "truncated.bmp": "truncated",
@@ -192,7 +199,8 @@ def test_colour_profile_is_kept_where_it_still_fits(tmp_path):
     assert read(tmp_path, hostile.encoded(RGB.convert("CMYK"), "TIFF", icc_profile=b"profile")).info == {}
     huge = os.urandom(_LARGEST_PROFILE + 1)
     opened = read(tmp_path, hostile.encoded(RGB, "JPEG", icc_profile=huge))
-    write_png(opened, tmp_path / "huge.png")
+    with pytest.warns(UserWarning, match=r"huge\.png: its colour profile of 1\.0 MiB is left out"):
+        write_png(opened, tmp_path / "huge.png")
     same(read_image(tmp_path / "huge.png"), np.asarray(opened), "RGB")
 
 
@@ -251,6 +259,30 @@ def test_noise_of_wrong_kind_is_refused():
         apply_noise(RGB, np.zeros((3, 4, 4), np.int8), 8 / 255)
 
 
+def plainly_resized(planes, size, resample):
+    return np.stack([np.asarray(Image.fromarray(plane).resize(size, resample)) for plane in planes])
+
+
+def plainly_fitted(noise, size, limit):
+    """fit_noise as its docstring has it, the whole image at once."""
+    up = lambda planes: plainly_resized(planes, size, Image.Resampling.BICUBIC)  # noqa: E731
+    wanted = noise.astype(np.float32)
+    fitted = up(wanted).clip(-limit, limit)
+    for _ in range(3):
+        missing = wanted - plainly_resized(fitted, noise.shape[:0:-1], Image.Resampling.BILINEAR)
+        fitted = (fitted + up(missing)).clip(-limit, limit)
+    return np.rint(fitted).astype(np.int8)
+
+
+@pytest.mark.parametrize("size", [(1300, 700), (32, 20000), (5, 90000), (300001, 1), (900, 31), (20, 33), (700, 32)])
+def test_noise_of_a_large_photo_is_made_in_strips_to_the_same_bytes(size):
+    noise = np.random.default_rng(2).integers(-8, 9, (3, 32, 32)).astype(np.int8)
+    wanted = plainly_fitted(noise, size, 8)
+    assert np.array_equal(fit_noise(noise, size, 8), wanted)
+    grey = Image.new("L", size, 128)
+    assert np.array_equal(apply_noise(grey, noise, 8), np.rint(128 + wanted.mean(0)))
+
+
 def test_constant_noise_stays_constant_at_any_size():
     noise = np.stack([np.full((32, 32), level, np.int8) for level in (5, -3, 8)])
     for size in ((120, 90), (7, 300), (5, 5), (1, 1)):
@@ -291,7 +323,7 @@ def test_survival():
     correlation, share = noise_survival(large, apply_noise(large, noise, 8), noise)
     assert 0.97 < correlation < 1 and 0.7 < share < 1
     # Better than what a bilinear enlargement alone would leave.
-    plain = _resized(noise.astype(np.float32), (120, 90), Image.Resampling.BILINEAR)
+    plain = plainly_resized(noise.astype(np.float32), (120, 90), Image.Resampling.BILINEAR)
     plain = Image.fromarray(np.moveaxis(128 + np.rint(plain), 0, -1).astype(np.uint8))
     assert noise_survival(large, plain, noise) < (correlation, share)
     assert noise_survival(grey, grey, noise) == (0, 0)
