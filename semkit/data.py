@@ -142,6 +142,19 @@ def _part(images: dict[str, tuple[str, ...]]) -> Part:
     return Part(tuple(name for names in images.values() for name in names), tuple(labels))
 
 
+def _room(n: int, size: int, storage: Storage) -> tuple[torch.Tensor, Path | None]:
+    """(zeros uint8 [n,3,size,size], the folder they are mapped from or None); DataError where there is no room."""
+    needed = n * 3 * size**2
+    scratch = storage.scratch(needed)
+    try:
+        return zeros((n, 3, size, size), torch.uint8, scratch), scratch
+    except PermissionError:
+        raise
+    except OSError as error:
+        what = f"{n} images of {size} x {size} pixels take {needed / 1e9:.3g} GB"
+        raise DataError(f"{shown(scratch)}: {error.strerror}: {what}; a smaller size takes less") from None
+
+
 def load_files(
     root: str | os.PathLike,
     names: Sequence[str],
@@ -158,9 +171,8 @@ def load_files(
     Raises DataError for a file that cannot be read (unless skip_unreadable), and if no file of a class can be.
     """
     check_size(size)
-    root = Path(root)
-    scratch = storage.scratch(len(names) * 3 * size**2)
-    images, kept, skipped = zeros((len(names), 3, size, size), torch.uint8, scratch), [], []
+    root, kept, skipped = Path(root), [], []
+    images, scratch = _room(len(names), size, storage)
     for i, name in enumerate(names):
         try:
             images[len(kept)] = torch.from_numpy(working_image(read_image(root / name), size))
@@ -262,8 +274,7 @@ def resized(image_set: ImageSet, size: int, storage: Storage = AUTO) -> ImageSet
     """The set with images of size x size, held by `storage`; itself if they are."""
     if image_set.images.shape[2:] == (size, size):
         return image_set
-    scratch = storage.scratch(len(image_set) * 3 * size**2)
-    images = zeros((len(image_set), 3, size, size), torch.uint8, scratch)
+    images, scratch = _room(len(image_set), size, storage)
     for i, image in enumerate(image_set.images):
         picture = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
         images[i] = torch.from_numpy(working_image(picture, size))

@@ -16,6 +16,7 @@ from semkit.pixels import check_radius
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 MODES = ("L", "LA", "RGB", "RGBA")
 _LARGEST_PROFILE = 1 << 20  # bytes; Pillow refuses to read a PNG with a larger colour profile
+BYTES_PER_PIXEL = 16  # of memory that an image takes at most while it is read, protected, written and measured
 _STRIP = 1 << 18  # pixels of a large image that are handled at once
 
 _UPRIGHT = {  # EXIF orientation -> what turns the stored pixels upright

@@ -4,6 +4,7 @@ import errno
 import math
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -46,13 +47,25 @@ AUTO = Storage()
 
 
 def free_memory() -> int | None:
-    """Bytes that this machine and the control groups of this process have left; None where the system does not say."""
+    """Bytes that this machine, and the control groups and limits (ulimit) of this process, have left; None where the
+    system does not say.
+    """
     info, own = Path("/proc/meminfo"), Path("/proc/self/cgroup")
     if not info.exists():
         return None
     free = 1024 * int(re.search(r"MemAvailable:\s+(\d+) kB", info.read_text())[1])
     group = re.search(r"^0::/(.*)$", own.read_text() if own.exists() else "", re.MULTILINE)
-    return max(0, min([free, *left_in_groups(Path("/sys/fs/cgroup"), group[1] if group else "")]))
+    return max(0, min([free, *left_in_groups(Path("/sys/fs/cgroup"), group[1] if group else ""), *_left_in_limits()]))
+
+
+def _left_in_limits() -> list[int]:
+    import resource  # not on every system, but where /proc is
+
+    left, status = [], Path("/proc/self/status").read_text()
+    for limit, used in ((resource.RLIMIT_AS, "VmSize"), (resource.RLIMIT_DATA, "VmData")):
+        if (most := resource.getrlimit(limit)[0]) != resource.RLIM_INFINITY:
+            left.append(most - 1024 * int(re.search(rf"{used}:\s+(\d+) kB", status)[1]))
+    return left
 
 
 def left_in_groups(root: Path, name: str) -> list[int]:
@@ -78,6 +91,8 @@ def zeros(shape, dtype: torch.dtype, scratch: Path | None = None, device: str | 
     if scratch is None or not size:
         return torch.zeros(shape, dtype=dtype, device=device)
     try:
+        if size > shutil.disk_usage(scratch).free:  # asked first, so that others do not find a full disk meanwhile
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         with tempfile.TemporaryFile(dir=scratch, prefix=".semkit-", suffix=".tmp") as file:
             _reserve(file, size)
             mapped = np.memmap(file, np.uint8, "r+", shape=(size,))

@@ -1,16 +1,20 @@
 """Sets that are streamed from disk: the same bytes as in memory, memory that does not grow with them, no room left."""
 
+import errno
 import os
 import re
+import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from forked import finish
 from pages import fresh_pages
 from photos import contents, image_set, make_photos
+from PIL import Image
 
 from semkit import storage
 from semkit.commands.protected import protected_split
@@ -18,11 +22,13 @@ from semkit.countermeasures import counter
 from semkit.craft import CraftRecipe, Interrupted, craft
 from semkit.data import load
 from semkit.engine import Engine
+from semkit.image import BYTES_PER_PIXEL, apply_noise, difference, read_image, write_png
 from semkit.learn import LearnRecipe, accuracy, fit
 from semkit.neighbours.corruptions import corrupted
 from semkit.noise import Noise, clipped_fraction, effective, mean_effective, save
 from semkit.noise import load as load_noise
 from semkit.perturb import PGD, Uniform
+from semkit.quality import Quality
 from semkit.schedule import SGD
 from semkit.state import read_state
 from semkit.storage import Storage, zeros
@@ -281,8 +287,48 @@ def test_no_room_on_disk_for_the_images_is_one_line_and_nothing_is_left(tmp_path
     command = ["protect", str(photos), str(out), "--preset", "quick", "--hold", "disk"]
     assert finish(command, log, largest_file=36 * 3 * 32 * 32 - 1) == 2
     (line,) = log.read_text().splitlines()
-    assert line.startswith(f"semkit: {tmp_path}: File too large; the same command with --resume")
+    what = "36 images of 32 x 32 pixels take 0.000111 GB"
+    assert line == f"semkit: {tmp_path}: File too large: {what}; a smaller size takes less"  # nothing was begun
     assert sorted(os.listdir(tmp_path)) == [*before[:0], "log", *before] and not out.exists()
+
+
+def ask_for_a_whole_disk(folder):
+    with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+        zeros((shutil.disk_usage(folder).total, 2), torch.int8, folder)
+
+
+@pytest.mark.whole
+def test_room_that_a_disk_does_not_have_is_not_taken_for_a_moment(tmp_path):
+    # A file that began to grow would meet the limit: "File too large".
+    assert finish(partial(ask_for_a_whole_disk, tmp_path), tmp_path / "log", largest_file=MIB) == 0
+
+
+@pytest.mark.whole
+def test_a_photo_too_large_for_memory_is_named_before_the_crafting(tmp_path):
+    photos, log = make_photos(tmp_path / "photos"), tmp_path / "log"
+    Image.new("1", (4000, 5000)).save(photos / "a" / "big.png")
+    command = ["protect", str(photos), str(tmp_path / "out"), "--preset", "quick"]
+    assert finish(command, log, more_memory=200 * MIB) == 2
+    *_, line = log.read_text().splitlines()
+    assert line.startswith("semkit: a/big.png of 4000 x 5000 pixels takes 0.3 GB of memory to protect, ")
+    assert not (tmp_path / "out").exists()
+
+
+def protect_a_photo(folder):
+    image = read_image(folder / "big.png")
+    noisy = apply_noise(image, np.full((3, 32, 32), 8, np.int8), 8)
+    write_png(noisy, folder / "noisy.png")
+    Quality(1).add(image, noisy)
+    return difference(image, noisy) - 8
+
+
+@pytest.mark.whole
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_a_large_photo_takes_16_bytes_a_pixel_to_protect(tmp_path, mode):
+    Image.new(mode, (4000, 5000)).save(tmp_path / "big.png")
+    memory = 4000 * 5000 * BYTES_PER_PIXEL + 20 * MIB
+    code = finish(partial(protect_a_photo, tmp_path), tmp_path / "log", more_memory=memory)
+    assert code == 0, (tmp_path / "log").read_text()
 
 
 @pytest.mark.whole

@@ -16,10 +16,10 @@ from semkit.commands.originals import OnStep, Originals, job, originals
 from semkit.commands.protected import OutputError, read_report
 from semkit.data import find_folder, set_name
 from semkit.files import atomic_write, check_fields, read_json, remove_leftovers, shown
-from semkit.image import write_png
+from semkit.image import BYTES_PER_PIXEL, write_png
 from semkit.noise import one_line
 from semkit.quality import Quality
-from semkit.storage import Storage
+from semkit.storage import Storage, free_memory
 from semkit.study import as_dict, key
 
 RESULTS = ("rows.csv", "table.md", "figure.png", "noise.csv", "losses.csv")  # what report.write_sweep writes
@@ -83,11 +83,25 @@ def requested(
     how = {"size": size, "limit": limit, "skip_unreadable": skip_unreadable}
     seed = check_seed(seed)
     found = originals(source, **how, root=root, download=download, storage=Storage(hold, out), on_step=on_step)
+    _check_memory(found)
     _check_links(out, found.outputs)
     return found, {
         "semkit": __version__, "torch": torch.__version__, "source": str(source),
         "fingerprint": key(found.images.fingerprint, found.outputs), "recipe": as_dict(recipe), "seed": seed, **how,
     }  # fmt: skip
+
+
+def _check_memory(found: Originals) -> None:
+    """Raises OutputError that names an image which is too large for the memory that is free."""
+    free = free_memory()
+    least = 1 << 26  # bytes; it is not for a smaller one that memory is short
+    for i, name in enumerate(found.outputs):
+        width, height = found.size(i)
+        if free is not None and (needed := width * height * BYTES_PER_PIXEL) > max(free, least):
+            raise OutputError(
+                f"{shown(name)} of {width} x {height} pixels takes {needed / 1e9:.1f} GB of memory to protect, "
+                f"{free / 1e9:.1f} GB are free: make it smaller or leave it out"
+            )
 
 
 def begin(out: Path, request: dict, resume: bool) -> bool:
@@ -199,11 +213,14 @@ def write_images(
     chosen, told = set(chosen), job(on_step, "writing images")
     quality = Quality(len(chosen))
     for i, name in enumerate(found.outputs):
-        original = found.read(i)
-        written = protect(i, original) if i in chosen else original
-        write_png(written, out / "images" / name)
-        if i in chosen:
-            quality.add(original, written, None if noise is None else noise[i])
+        try:
+            original = found.read(i)
+            written = protect(i, original) if i in chosen else original
+            write_png(written, out / "images" / name)
+            if i in chosen:
+                quality.add(original, written, None if noise is None else noise[i])
+        except MemoryError:
+            raise MemoryError(f"{shown(name)}, {' x '.join(map(str, found.size(i)))} pixels") from None
         if told:
             told(i + 1, len(found.outputs))
     return {
