@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from semkit.commands import folders, lab, learners, noisefiles, timing
 from semkit.commands.options import parse
-from semkit.commands.telling import FINE, STOPPED, announce, complain
+from semkit.commands.telling import FINE, STOPPED, announce, complain, streams
 from semkit.craft import Interrupted
 from semkit.files import shown
 from semkit.noise import one_line
@@ -23,7 +23,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs a command; 0: fine, 1: a check failed, 2: bad input, 130: stopped by Ctrl-C or SIGTERM."""
     shown_before, warnings.showwarning = warnings.showwarning, _once()
     try:
-        return _main(sys.argv[1:] if arguments is None else arguments)
+        with streams():
+            return _main(sys.argv[1:] if arguments is None else arguments)
     finally:
         warnings.showwarning = shown_before
 

@@ -151,7 +151,10 @@ def fit(
     on_step(step, total, metrics) is told of every step and stops the training by returning True. With BulletTrain the
     metrics have the shares of outliers, boundary and robust images in the batch.
     start: a net to go on with instead, a pruned one say; it is trained in place.
+    Raises ValueError for fewer than 2 training images, of which batch-norm has no statistics.
     """
+    if len(train) < 2:
+        raise ValueError(f"a learner needs 2 training images or more, got {len(train)}")
     engine, sgd = engine or Engine(), recipe.sgd
     train, test = train.to(engine.device), recipe.tested(test).to(engine.device)
     begun = recipe.pretrained and recipe.pretrained.weights(seed, engine)

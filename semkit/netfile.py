@@ -44,7 +44,9 @@ def load_net(path: str | Path, engine: Engine) -> nn.Module:
             record = json.loads((file.metadata() or {}).get("semkit", "{}"))
         net, classes, size = (record[name] for name in RECORD)
         model = models.build(net, len(classes), size=size).to(engine.dtype)
-        model.load_state_dict(safetensors.torch.load_file(path))
+        model.load_state_dict(weights := safetensors.torch.load_file(path))
+        if not all(values.isfinite().all() for values in weights.values()):
+            raise ValueError("it has weights that are no finite numbers; train it anew")
     except (SafetensorError, OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
         raise ValueError(f"{shown(path)} is no net that semkit can read: {one_line(error)}") from error
     return engine.prepare(model).eval().requires_grad_(False)

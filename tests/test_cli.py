@@ -14,6 +14,8 @@ import torch
 from hostile import make_corrupt
 from photos import contents, make_photos
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from semkit import __version__
 from semkit.cli import main
@@ -472,7 +474,7 @@ def test_protected_images_are_left_out_by_their_originals(here, capsys):
     capsys.readouterr()
     assert run(*learn, "2") == 0
     assert "4 images of 8x8" in json.loads(capsys.readouterr().out)["images"]
-    assert "--without 6 leaves no image to train on" in complaint(capsys, *learn, "6")
+    assert "--without 6 leaves 0 of" in complaint(capsys, *learn, "6")
 
 
 def test_every_report_says_how_the_passes_were_made(here, capsys):
@@ -595,3 +597,94 @@ def test_a_net_that_learn_saves_is_a_purifier_and_the_net_of_a_transform(here, c
     assert run(*transform) == 0
     assert capsys.readouterr().out.startswith("| classifier") and contents(here / "out") == kept
     assert (here / "out/table.md").read_text().splitlines()[2].split("|")[4].strip() == "-"
+
+
+def test_names_that_the_terminal_cannot_print_do_not_spoil_the_exit_code(here, capsys, monkeypatch):
+    (here / "photos/a/ねこ.png").write_bytes(b"no image")
+    said = io.TextIOWrapper(io.BytesIO(), "ascii")
+    monkeypatch.setattr(sys, "stdout", said)
+    assert run("protect", "photos", "out", "--skip-unreadable", *QUICK) == 0
+    assert b"skipped, unreadable: a/\\u306d\\u3053.png\n" in said.buffer.getvalue()
+
+
+@pytest.mark.parametrize("closed", [["stdout"], ["stderr"], ["stdout", "stderr"]], ids=words_of)
+def test_closed_streams_change_no_exit_code(finished, monkeypatch, closed):
+    for name in closed:
+        monkeypatch.setattr(sys, name, None)
+    assert run("check", "photos", "out") == 0
+    (finished / "out/images/a/00.png").unlink()
+    assert run("check", "photos", "out") == 1
+    assert run("check", "photos", "nowhere") == 2
+
+
+def test_a_reader_that_is_gone_changes_no_exit_code(finished, capsys, monkeypatch):
+    for code in (0, 1):
+        reader, writer = os.pipe()
+        os.close(reader)
+        with open(writer, "w") as stream:
+            monkeypatch.setattr(sys, "stdout", stream)
+            assert run("check", "photos", "out") == code
+        (finished / "out/images/a/00.png").unlink(missing_ok=True)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_full_disk_under_stderr_changes_no_exit_code_and_under_stdout_it_is_one_line(finished, capsys, monkeypatch):
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stderr", full)
+        assert run("check", "photos", "nowhere") == 2
+    monkeypatch.undo()
+    monkeypatch.chdir(finished)
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert run("check", "photos", "out", "--json") == 2
+    assert "No space left on device" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [
+    ["learn", ""], ["learn", "photos", "--protected", ""], ["learn", "photos", "--cache", ""],
+    ["learn", "photos", "--save", ""], ["learn", "photos", "--data", ""], ["sweep", "", "--out", "out"],
+    ["sweep", "photos", "--out", ""], ["transform", "photos", "", "--out", "out"], ["protect", "", "out"],
+    ["protect", "photos", ""], ["check", "photos", ""], ["convert", "", "x.npy"], ["lab", ""], ["bench", "--out", ""],
+], ids=words_of)  # fmt: skip
+def test_an_empty_name_is_no_current_folder(here, capsys, command):
+    before = contents(here)
+    said = complaint(capsys, *command)
+    assert "got an empty one; is it a variable that is not set?" in said or ": no such net" in said
+    assert contents(here) == before
+
+
+@pytest.mark.parametrize("without", [5, 6, 1000])
+def test_a_learner_that_is_left_one_image_or_none_is_one_line(here, capsys, without):
+    left = max(0, 6 - without)
+    said = complaint(capsys, "learn", "photos", "--without", without, *QUICK)
+    assert f"--without {without} leaves {left} of 6 images to train on, 2 are needed" in said
+
+
+def test_more_seeds_than_anyone_waits_for_are_one_line(here, capsys):
+    assert "a whole number <= 9999 is needed" in complaint(capsys, "learn", "photos", "--seeds", 2**62)
+
+
+def test_what_is_not_understood_is_named_unless_it_may_be_a_piece_of_a_key(here, capsys):
+    words = "unrecognized arguments: three 'four; quote what has spaces in it"
+    assert words in complaint(capsys, "protect", "photos", "out", "three", "'four")
+    for command in (["--key", "my", "secret"], ["--kye=secret"], ["--kye", "secret"]):
+        assert "secret" not in complaint(capsys, "protect", "photos", "out", *command)
+
+
+def test_a_net_whose_weights_are_not_numbers_is_one_line(here, capsys):
+    assert run("learn", "photos", *QUICK, "--save", "net.st") == 0
+    with safe_open(here / "net.st", framework="pt") as file:
+        record = file.metadata()
+    weights = load_file(here / "net.st")
+    weights["1.weight"][0] = float("nan")
+    save_file(weights, here / "bad.st", record)
+    capsys.readouterr()
+    assert run("learn", "photos", *QUICK, "--countermeasure", "purifier=bad.st") == 2
+    assert "bad.st is no net that semkit can read: it has weights that are no finite" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="needs root")
+def test_lab_as_root_is_one_line(here, capsys, monkeypatch):
+    monkeypatch.setenv("JUPYTER_CONFIG_DIR", str(here))
+    (here / "lesson.ipynb").write_text("{}")
+    assert "JupyterLab does not run as root: use another account" in complaint(capsys, "lab", "lesson.ipynb")

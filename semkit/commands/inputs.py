@@ -41,9 +41,9 @@ def split_of(options, on_step, without: int | None = None) -> Split:
     for name in split.skipped:
         tell(options, f"skipped, unreadable: {shown(name)}")
     tell_left_out(options, split.ignored, "the report of learn --json")
-    kept = not_among(split.train, load_split(options, without, on_step).train) if without else slice(None)
-    if not kept:
-        raise ValueError(f"--without {without} leaves no image to train on: it must be below --limit")
+    kept, n = range(len(split.train)), len(split.train)
+    if without and len(kept := not_among(split.train, load_split(options, without, on_step).train)) < 2:
+        raise ValueError(f"--without {without} leaves {len(kept)} of {n} images to train on, 2 are needed")
     if options.protected:
         split = protected_split(split, options.images, options.protected)
     return replace(split, train=split.train.take(kept))

@@ -12,21 +12,20 @@ from semkit.convert import UNITS
 from semkit.countermeasures import COUNTERMEASURES, PURIFIER, check_countermeasure
 from semkit.designs import DESIGNS
 from semkit.engine import FAST_PATHS
+from semkit.files import shown
 from semkit.models import LARGE, MODELS, check_model
 from semkit.netfile import check_net
 from semkit.pixels import NORMS, check_radius
 from semkit.presets import METHODS, PRESETS, check_name
 from semkit.storage import HOLDS
 
+MOST_SEEDS = 9999
+
 
 class _Parser(argparse.ArgumentParser):
     """argparse with one clear line in place of a page of usage."""
 
     def error(self, message):
-        head, _, words = message.partition("unrecognized arguments: ")
-        if words:  # none but options are repeated, and not what they are given: it may be a piece of a key
-            known = [word.partition("=")[0] for word in words.split() if word.startswith("-")]
-            message = f"{head}unrecognized arguments: {' '.join(known) or 'quote what has spaces in it'}"
         raise SystemExit(complain(f"{message} (see {self.prog} --help)"))
 
 
@@ -46,16 +45,27 @@ def _word(known: tuple[str, ...], what: str):
     return _checked(lambda text: check_name(text, known, what))
 
 
-def _count(least: int):
+def _count(least: int, most: int | None = None):
     def check(text: str) -> int:
         if not re.fullmatch(r"-?[0-9]{1,30}", text) or int(text) < least:
             raise ValueError(f"a whole number >= {least} is needed, got {text}")
+        if most is not None and int(text) > most:
+            raise ValueError(f"a whole number <= {most} is needed, got {text}")
         if int(text) >= 2**63:  # torch takes no seed of more than 64 bits, and seeds are counted on
             raise ValueError(f"a whole number below 2**63 is needed, got {text}")
         return int(text)
 
     return _checked(check)
 
+
+def _filled(text: str) -> str:
+    if not text:
+        raise ValueError("a name is needed, got an empty one; is it a variable that is not set?")
+    return text
+
+
+_name = _checked(_filled)
+_path = _checked(lambda text: Path(_filled(text)))
 
 _radius = _checked(check_radius)
 _countermeasure = _checked(check_countermeasure)
@@ -85,8 +95,18 @@ def _device(text: str) -> str:
 
 def _add_images(parser) -> None:
     add = parser.add_argument
-    add("images", metavar="IMAGES", help="shapes, cifar10, cifar100, svhn, or a folder with a sub-folder per class")
-    add("--data", metavar="DIR", help="where torchvision's sets are (else $SEMKIT_DATA, else ~/.cache/semkit)")
+    add(
+        "images",
+        metavar="IMAGES",
+        type=_name,
+        help="shapes, cifar10, cifar100, svhn, or a folder with a sub-folder per class",
+    )
+    add(
+        "--data",
+        metavar="DIR",
+        type=_name,
+        help="where torchvision's sets are (else $SEMKIT_DATA, else ~/.cache/semkit)",
+    )
     add("--download", action="store_true", help="let torchvision download the set")
     add("--limit", type=_count(2), metavar="N", help="N training images only, every class in its share")
     sizes = "side to which images are resized for the nets (32; ImageNet's recipe was published at 256)"
@@ -120,8 +140,10 @@ def _add_json(parser) -> None:
 
 
 def _add_sweep_out(parser, seeds: int, **out) -> None:
-    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for table, figure and finished runs", **out)
-    parser.add_argument("--seeds", type=_count(1), default=seeds, metavar="N", help=f"how many seeds ({seeds})")
+    parser.add_argument("--out", type=_path, metavar="DIR", help="folder for table, figure and finished runs", **out)
+    parser.add_argument(
+        "--seeds", type=_count(1, MOST_SEEDS), default=seeds, metavar="N", help=f"how many seeds ({seeds})"
+    )
 
 
 def _demo_options(parser) -> None:
@@ -151,7 +173,12 @@ def _sweep_options(parser) -> None:
     add("--learner-steps", type=_count(1), metavar="N", help="how long learners train (the preset's steps)")
     add("--test-limit", type=_count(2), metavar="N", help="N test images only")
     add("--workers", type=_count(1), metavar="N", help="make the runs in N processes of one thread each (needs Dask)")
-    add("--scheduler", metavar="ADDRESS", help="make the runs on the workers of a Dask scheduler, tcp://HOST:PORT")
+    add(
+        "--scheduler",
+        metavar="ADDRESS",
+        type=_name,
+        help="make the runs on the workers of a Dask scheduler, tcp://HOST:PORT",
+    )
     parser.set_defaults(split_seed=0, protected=None)
 
 
@@ -159,7 +186,7 @@ def _protect_options(parser) -> None:
     _add_images(parser)
     _add_run(parser)
     add = parser.add_argument
-    add("out", metavar="OUT", type=Path, help="a new folder")
+    add("out", metavar="OUT", type=_path, help="a new folder")
     add("--method", type=_word((*METHODS, "cuda"), "method"), default="sem", help="sem (the default), rem, em or cuda")
     add("--radius", type=_noise_radius, help="largest change of a value in levels of 255 (8); none bounds cuda")
     add("--perturbation-radius", type=_radius, help="radius the noise is trained to stand, in levels (4)")
@@ -188,11 +215,11 @@ def _transform_options(parser) -> None:
 
 def _check_options(parser) -> None:
     add = parser.add_argument
-    add("images", metavar="IMAGES", help="what was protected")
-    add("out", metavar="OUT", type=Path, help="what semkit protect wrote")
+    add("images", metavar="IMAGES", type=_name, help="what was protected")
+    add("out", metavar="OUT", type=_path, help="what semkit protect wrote")
     add("--radius", type=_radius, help="instead of the radius in OUT/report.json")
     add("--key", help=KEY_HELP)
-    add("--data", metavar="DIR", help="where torchvision's sets are")
+    add("--data", metavar="DIR", type=_name, help="where torchvision's sets are")
     _add_json(parser)
 
 
@@ -200,7 +227,7 @@ def _learn_options(parser) -> None:
     _add_images(parser)
     _add_run(parser)
     add = parser.add_argument
-    add("--protected", metavar="OUT", type=Path, help="what semkit protect wrote for these images")
+    add("--protected", metavar="OUT", type=_path, help="what semkit protect wrote for these images")
     add("--perturbation-radius", type=_radius, default=0, help="adversarial training at it, in levels; 0 is ERM (0)")
     norms = (
         "of that radius: linf (the default), l2 or l1, in levels too: an l2 radius of 0.5 on pixels of 0 to 1 is 127.5"
@@ -209,17 +236,17 @@ def _learn_options(parser) -> None:
     add("--learner", type=_checked(check_model), help=f"one of {', '.join(MODELS)}")
     help_ = f"what is done to the training images first, in this order: {_known_countermeasures}"
     add("--countermeasure", nargs="+", type=_countermeasure, default=(), metavar="NAME", help=help_)
-    add("--seeds", type=_count(1), default=1, metavar="N", help="how many learners (1)")
+    add("--seeds", type=_count(1, MOST_SEEDS), default=1, metavar="N", help="how many learners (1)")
     add("--without", type=_count(1), metavar="N", help="leave out the images that --limit N would take")
-    add("--save", type=Path, metavar="FILE", help="the trained net as a file, for --countermeasure purifier=FILE")
+    add("--save", type=_path, metavar="FILE", help="the trained net as a file, for --countermeasure purifier=FILE")
     add("--split-seed", type=_count(0), default=0, help="of the division of a folder without test/ (0)")
-    add("--cache", type=Path, metavar="DIR", help="keeps finished learners, so that a second call is instant")
+    add("--cache", type=_path, metavar="DIR", help="keeps finished learners, so that a second call is instant")
 
 
 def _convert_options(parser) -> None:
     add = parser.add_argument
-    add("source", metavar="SRC")
-    add("destination", metavar="DST")
+    add("source", metavar="SRC", type=_name)
+    add("destination", metavar="DST", type=_name)
     add("--radius", type=_radius, help="of foreign noise, in levels (else its largest value)")
     add("--unit", type=_word(UNITS, "unit"), default="auto", help="of foreign floats: levels, or fraction of 1")
     add("--class-wise", action="store_true", help="foreign noise has a row per class, not per image")
@@ -236,13 +263,13 @@ def _bench_options(parser) -> None:
     add("--samples", type=_count(1), metavar="N", help="EOT samples of a noise step (2; the published recipes have 5)")
     add("--attack-steps", type=_count(1), metavar="N", help="ascent steps inside REM and AT (10)")
     add("--quick", action="store_true", help="small batches and sets, to see that it works, not how fast")
-    add("--out", type=Path, metavar="DIR", help="folder for bench.json, table.md and figure.png")
+    add("--out", type=_path, metavar="DIR", help="folder for bench.json, table.md and figure.png")
     _add_engine(parser)
     _add_json(parser)
 
 
 def _lab_options(parser) -> None:
-    parser.add_argument("notebook", nargs="?", default="notebooks/00_index.ipynb", metavar="NOTEBOOK")
+    parser.add_argument("notebook", nargs="?", type=_name, default="notebooks/00_index.ipynb", metavar="NOTEBOOK")
 
 
 # Name -> (its options, its help, how to go on after it was stopped).
@@ -303,4 +330,15 @@ def parse(arguments: list[str]) -> argparse.Namespace:
             check_name(name, tuple(COMMANDS), "command")  # argparse would list all commands instead of the nearest
         except ValueError as error:
             top.error(str(error))
-    return top.parse_args(arguments)
+    options, extra = top.parse_known_args(arguments)
+    if extra:
+        top.error(f"unrecognized arguments: {_repeatable(extra, getattr(options, 'key', None))}")
+    return options
+
+
+def _repeatable(words: list[str], key: str | None) -> str:
+    """The words, but not those that may be a piece of a key: what an option is given, or what follows a key."""
+    if named := [word.partition("=")[0] for word in words if word.startswith("-")]:
+        return " ".join(named)
+    hint = "quote what has spaces in it"
+    return hint if key else f"{' '.join(map(shown, words))}; {hint}"

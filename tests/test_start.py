@@ -1,0 +1,33 @@
+"""The command `semkit` while it is imported: Ctrl-C and a torch that cannot be loaded are one line."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+START = "import sys; from semkit_start import main; print('ready', flush=True); sys.exit(main())"
+
+
+def started(before: str = "") -> subprocess.Popen:
+    call = [sys.executable, "-c", before + START, "check", "photos", "out"]
+    return subprocess.Popen(
+        call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1]
+    )
+
+
+@pytest.mark.parametrize("seconds", [0.1, 0.5])
+def test_ctrl_c_while_torch_is_imported_is_one_line(seconds):
+    process = started()
+    process.stdout.readline()
+    time.sleep(seconds)
+    process.send_signal(signal.SIGINT)
+    assert (process.communicate()[1], process.returncode) == ("semkit: stopped\n", 130)
+
+
+def test_a_torch_that_cannot_be_loaded_is_one_line():
+    process = started("import sys; sys.modules['torch'] = None; ")
+    said = process.communicate()[1]
+    assert said.startswith("semkit: cannot be started; ") and said.count("\n") == 1 and process.returncode == 2
