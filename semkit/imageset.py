@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -108,9 +107,12 @@ class ImageSet:
         """Where the images are: "resident" in memory, or "streamed" from disk."""
         return "streamed" if self.scratch else "resident"
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
-        """sha256 (hex) of shape, labels and image bytes, so of their order too; computed once."""
+        """sha256 (hex) of shape, labels and image bytes, so of their order too.
+
+        Computed at every use, because images may have been changed in place.
+        """
         digest = hashlib.sha256(repr(tuple(self.images.shape)).encode())
         for part in (self.labels, self.images):
             digest.update(part.cpu().contiguous().numpy())

@@ -206,10 +206,23 @@ def cosine(noise: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
 
 
 def protection(rows: Sequence[dict], method: str, training_radius: float) -> list[float]:
-    """For every seed, the accuracy of the learner on clean images less that of the one on protected ones, of 1."""
+    """For every seed, the accuracy of the learner on clean images less that of the one on protected ones, of 1.
 
-    at_radius = [row for row in rows if row["training_radius"] == training_radius]
-    clean, mine = ({row["seed"]: row["last"] for row in at_radius if row["method"] == of} for of in ("clean", method))
+    Raises ValueError where a seed has several such rows, of different learners or countermeasures.
+    """
+
+    def by_seed(of: str) -> dict[int, float]:
+        found = [row for row in rows if row["training_radius"] == training_radius and row["method"] == of]
+        last = {row["seed"]: row["last"] for row in found}
+        if len(last) < len(found):
+            ways = dict.fromkeys(", ".join((trained_by(row), row.get("countermeasure") or "none")) for row in found)
+            raise ValueError(
+                f"a seed has several rows of {of} at training radius {training_radius:g} ({'; '.join(ways)}): "
+                f"pass those of one learner and one countermeasure"
+            )
+        return last
+
+    clean, mine = by_seed("clean"), by_seed(method)
     return [clean[seed] - mine[seed] for seed in sorted(clean.keys() & mine.keys())]
 
 

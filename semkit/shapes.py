@@ -1,7 +1,5 @@
 """The embedded images: ten shapes among clutter, in any place, size and colour; generated, seeded."""
 
-from functools import lru_cache
-
 import numpy as np
 import torch
 
@@ -94,9 +92,11 @@ def draw(
     return (image * 255).round().astype(np.uint8)
 
 
-@lru_cache(maxsize=4)
 def shapes(n_train: int = 1000, n_test: int = 1000, seed: int = 0) -> Split:
-    """The embedded set: n_train and n_test images, the ten classes in turn; the same seed gives the same images."""
+    """The embedded set: n_train and n_test images, the ten classes in turn; the same seed gives the same images.
+
+    They are drawn at every call, in half a second, so that what one caller changes in place reaches no other.
+    """
     sets = []
     for part, n in enumerate((n_train, n_test)):
         labels = np.arange(n) % len(SHAPES)

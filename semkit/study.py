@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from semkit import __version__, models
+from semkit import models
 from semkit.countermeasures import counter
 from semkit.craft import CraftRecipe, Interrupted, craft
 from semkit.engine import Engine, how_run
@@ -45,6 +45,17 @@ def runs_folder() -> Path:
     return Path(os.environ.get("SEMKIT_RUNS") or Path.home() / ".cache" / "semkit" / "runs")
 
 
+def _code() -> str:
+    """A hash of this package's source files."""
+    folder, digest = Path(__file__).parent, hashlib.sha256()
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(repr((path.relative_to(folder).as_posix(), path.read_bytes())).encode())
+    return digest.hexdigest()[:24]
+
+
+CODE = _code()  # taken when the package is imported: of the code that runs here, whatever becomes of the files
+
+
 def as_dict(recipe) -> dict:
     """A recipe's fields as JSON can hold them; a perturbation is its own text, "PGD(radius=4, ...)"."""
     plain = (str, int, float, bool, type(None))
@@ -53,8 +64,8 @@ def as_dict(recipe) -> dict:
 
 
 def key(*parts) -> str:
-    """The name of a run: a hash of everything that its result depends on."""
-    return hashlib.sha256(repr((__version__, torch.__version__, *parts)).encode()).hexdigest()[:24]
+    """The name of a run: a hash of everything that its result depends on, this package's code among it."""
+    return hashlib.sha256(repr((CODE, torch.__version__, *parts)).encode()).hexdigest()[:24]
 
 
 def _kept(path: Path, read: Callable):

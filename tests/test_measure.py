@@ -1,6 +1,7 @@
 """Robustness, stability, protection and correlation against closed forms and plain loops."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -32,6 +33,7 @@ from semkit.measure import (
 from semkit.neighbours.obfuscated import survived
 from semkit.perturb import PGD, Uniform
 from semkit.pixels import LEVEL
+from semkit.report import read_rows
 
 ENGINE = Engine("cpu", "float64")
 
@@ -216,6 +218,17 @@ def test_protection_pairs_the_seeds():
     made = rows("clean", 4, [0.5, 0.6, 0.7]) + rows("sem", 4, [0.2, 0.4]) + rows("sem", 0, [0.0, 0.0])
     assert protection(made, "sem", 4) == pytest.approx([0.3, 0.2])
     assert protection(made[::-1], "sem", 4) == pytest.approx([0.3, 0.2])
+
+
+def test_protection_under_several_learners_at_one_radius_is_refused_and_of_each_alone_is_given():
+    defences = read_rows(Path(__file__).parents[1] / "results" / "cuda" / "defences.csv")
+    with pytest.raises(ValueError, match=r"clean at training radius 0 .random blur, none; smoothing, "):
+        protection(defences, "cuda .3", 0)
+    blur = [row for row in defences if row["learner"] == "random blur"]
+    assert protection(blur, "cuda .3", 0) == pytest.approx([0.2045, 0.2405, 0.208])
+    filtered = [{**row, "countermeasure": name} for row in blur for name in ("none", "jpeg")]
+    with pytest.raises(ValueError, match="random blur, none; random blur, jpeg"):
+        protection(filtered, "cuda .3", 0)
 
 
 def test_what_protection_costs_is_told_by_noise_and_paired_by_seed():

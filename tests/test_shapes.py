@@ -2,15 +2,22 @@
 
 import torch
 
+from semkit.data import load
 from semkit.shapes import CLASSES, SIZE, shapes
 
 
 def test_the_seed_decides_every_image():
-    made = shapes.__wrapped__(40, 20, seed=3)  # not what is kept of the call before
-    again, other = shapes.__wrapped__(40, 20, seed=3), shapes.__wrapped__(40, 20, seed=4)
+    made, again, other = (shapes(40, 20, seed=seed) for seed in (3, 3, 4))
     for part in ("train", "test"):
         assert getattr(made, part).fingerprint == getattr(again, part).fingerprint
         assert (getattr(made, part).images != getattr(other, part).images).flatten(1).any(1).all()
+
+
+def test_what_one_caller_does_to_its_images_reaches_no_other():
+    mine = load("shapes").train
+    before = mine.fingerprint
+    mine.images[0], mine.labels[0] = 0, 9
+    assert mine.fingerprint != before == load("shapes").train.fingerprint
 
 
 def test_classes_are_alike_in_number_and_no_image_is_there_twice():

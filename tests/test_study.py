@@ -2,12 +2,17 @@
 
 import itertools
 import os
+import shutil
+import subprocess
+import sys
 from dataclasses import fields, replace
+from pathlib import Path
 
 import pytest
 import torch
 from photos import image_set, image_split
 
+import semkit
 from semkit import prediction
 from semkit.augment import Identity
 from semkit.craft import CraftRecipe, Interrupted, craft
@@ -90,6 +95,34 @@ def test_whatever_changes_the_result_is_another_run(tmp_path, change):
     assert len(stamps(tmp_path)) == 2 * files
 
 
+def test_images_changed_in_place_are_another_run(tmp_path):
+    split, how = image_split(20), {"engine": ENGINE, "cache": tmp_path}
+    crafted_noise(split.train, CRAFT, **how)
+    learned_row(split.train, split.test, LEARN, **how)
+    files = len(stamps(tmp_path))
+    split.train.images[3, 0, 0, 0] ^= 1
+    noise, _ = crafted_noise(split.train, CRAFT, **how)
+    row = learned_row(split.train, split.test, LEARN, **how)
+    assert len(stamps(tmp_path)) == 2 * files
+    assert torch.equal(noise.levels, craft(split.train, CRAFT, engine=ENGINE).noise)
+    assert row["curve"] == [list(p) for p in fit(split.train, split.test, LEARN, engine=ENGINE).curve]
+
+
+def test_changed_code_does_not_find_the_runs_of_the_code_before(tmp_path):
+    shutil.copytree(Path(semkit.__file__).parent, tmp_path / "semkit", ignore=shutil.ignore_patterns("__pycache__"))
+
+    def name_of_a_run() -> str:
+        said = [sys.executable, "-c", "from semkit.study import key; print(key('a recipe'))"]
+        return subprocess.run(said, env={**os.environ, "PYTHONPATH": str(tmp_path)}, text=True, **told).stdout
+
+    told = dict(cwd=tmp_path, stdout=subprocess.PIPE, check=True)
+    before = name_of_a_run()
+    assert before.strip() == key("a recipe")  # wherever the package lies
+    with (tmp_path / "semkit/cli.py").open("a") as file:
+        file.write("# changed\n")
+    assert name_of_a_run() != before
+
+
 def test_learners_tested_on_other_images_are_other_runs(tmp_path):
     for seed in (1, 2):
         learned_row(image_set(20), image_set(10, seed=seed), LEARN, engine=ENGINE, cache=tmp_path)
@@ -120,7 +153,8 @@ def test_a_run_that_lost_a_file_is_made_again_and_is_the_same(tmp_path, lost):
     images, how = image_set(20), {"engine": ENGINE, "cache": tmp_path}
     noise, surrogate = crafted_surrogate(images, CRAFT, **how)
     files = {path.name: path.read_bytes() for path in tmp_path.glob("*.safetensors")}
-    next(tmp_path.glob(lost)).unlink()
+    (gone,) = tmp_path.glob(lost)
+    gone.unlink()
     again, same = crafted_surrogate(images, CRAFT, **how)
     assert torch.equal(again.levels, noise.levels)
     assert all(torch.equal(value, surrogate.state_dict()[name]) for name, value in same.state_dict().items())

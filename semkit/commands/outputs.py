@@ -1,5 +1,6 @@
 """The folder that a command writes to: OUT/run.json before it works, and for protected images OUT/report.json after."""
 
+import hashlib
 import json
 import os
 import posixpath
@@ -20,7 +21,7 @@ from semkit.image import BYTES_PER_PIXEL, write_png
 from semkit.noise import one_line
 from semkit.quality import Quality
 from semkit.storage import Storage, free_memory
-from semkit.study import as_dict, key
+from semkit.study import CODE, as_dict
 
 RESULTS = ("rows.csv", "table.md", "figure.png", "noise.csv", "losses.csv")  # what report.write_sweep writes
 TOLD = {
@@ -86,8 +87,9 @@ def requested(
     _check_memory(found)
     _check_links(out, found.outputs)
     return found, {
-        "semkit": __version__, "torch": torch.__version__, "source": str(source),
-        "fingerprint": key(found.images.fingerprint, found.outputs), "recipe": as_dict(recipe), "seed": seed, **how,
+        "semkit": __version__, "code": CODE, "torch": torch.__version__, "source": str(source),
+        "fingerprint": hashlib.sha256(repr((found.images.fingerprint, found.outputs)).encode()).hexdigest()[:24],
+        "recipe": as_dict(recipe), "seed": seed, **how,
     }  # fmt: skip
 
 
