@@ -1,30 +1,45 @@
-"""semkit: stable unlearnable examples, taught and measured."""
+"""semkit: stable unlearnable examples, taught and measured.
 
-__version__ = "0.5.0"  # before the imports: the modules record it
+    import semkit as sk
+    split = sk.load("shapes")
 
-from semkit.augment import FlipCrop, Identity, ResizedCrop
-from semkit.commands.protect import protect
-from semkit.commands.protected import check
-from semkit.convert import convert
-from semkit.craft import CraftRecipe, craft
-from semkit.data import load
-from semkit.engine import Engine
-from semkit.imageset import ImageSet, Split
-from semkit.learn import LearnRecipe, accuracy, fit
-from semkit.measure import interval
-from semkit.neighbours.augmix import AugMix
-from semkit.neighbours.bullettrain import BulletTrain
-from semkit.noise import Noise
-from semkit.objectives import Mart, Plain, Trades
-from semkit.perturb import PGD, Clean, Uniform
-from semkit.presets import craft_recipe, learn_recipe, sweep_recipes
-from semkit.report import read_rows
-from semkit.schedule import SGD
-from semkit.study import crafted_noise, crafted_surrogate, grid, learned_row, runs_folder
+Names are imported when they are first used, so that `import semkit` alone takes no torch.
+"""
 
-__all__ = [
-    "PGD", "SGD", "AugMix", "BulletTrain", "Clean", "CraftRecipe", "Engine", "FlipCrop", "Identity", "ImageSet",
-    "LearnRecipe", "Mart", "Noise", "Plain", "ResizedCrop", "Split", "Trades", "Uniform", "accuracy", "check",
-    "convert", "craft", "craft_recipe", "crafted_noise", "crafted_surrogate", "fit", "grid", "interval",
-    "learn_recipe", "learned_row", "load", "protect", "read_rows", "runs_folder", "sweep_recipes",
-]  # fmt: skip
+from importlib import import_module
+
+__version__ = "0.5.0"
+
+PUBLIC = {  # module -> its public names
+    "analysis.measure": "interval",
+    "analysis.report": "read_rows",
+    "analysis.study": "crafted_noise crafted_surrogate grid learned_row runs_folder",
+    "app.folder": "protect",
+    "app.protected": "check",
+    "images.augment": "FlipCrop Identity ResizedCrop",
+    "images.imageset": "ImageSet Split",
+    "images.loading": "load",
+    "nets.engine": "Engine",
+    "protections.conversion": "convert",
+    "protections.crafting": "CraftRecipe craft",
+    "protections.noise": "Noise",
+    "protections.presets": "craft_recipe learn_recipe sweep_recipes",
+    "training.augmix": "AugMix",
+    "training.bullettrain": "BulletTrain",
+    "training.learning": "LearnRecipe accuracy fit",
+    "training.objectives": "Mart Plain Trades",
+    "training.perturb": "Clean PGD Uniform",
+    "training.schedule": "SGD",
+}
+HOMES = {name: module for module, names in PUBLIC.items() for name in names.split()}
+__all__ = sorted(HOMES)
+
+
+def __getattr__(name: str):
+    if name not in HOMES:
+        raise AttributeError(f"module 'semkit' has no attribute {name!r}")
+    return getattr(import_module(f"semkit.{HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *HOMES]

@@ -9,10 +9,10 @@ from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
 from pathlib import Path
 
-from semkit.cli import main
+from semkit.app.cli import main
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["semkit.cli", "semkit.commands.protect", "torch._dynamo"])
+_context.set_forkserver_preload(["semkit.app.cli", "semkit.app.folder", "torch._dynamo"])
 
 
 def _run(job: Callable, log: Path, largest_file: int | None, more_memory: int | None) -> None:

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from semkit import models
+from semkit.nets import models
 
 
 def far_from_fresh(model, seed=4):

@@ -8,8 +8,8 @@ from collections import defaultdict
 
 import numpy as np
 
-from semkit.measure import blocked_difference, correlation, interval, paired, protection
-from semkit.neighbours import spared
+from semkit.analysis.measure import blocked_difference, correlation, interval, paired, protection
+from semkit.lessons import spared
 
 
 def last(rows, method, column="last", **where):

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from semkit.imageset import ImageSet, Split
+from semkit.images.imageset import ImageSet, Split
 
 
 def pixels(n: int, size: int = 8, classes: int = 2, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

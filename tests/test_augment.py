@@ -5,7 +5,7 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional as v2
 
-from semkit.augment import ColorJitter, Cutout, FlipCrop, Identity, ResizedCrop, luma, turned, views
+from semkit.images.augment import ColorJitter, Cutout, FlipCrop, Identity, ResizedCrop, luma, turned, views
 
 
 def generator(seed=0):

@@ -10,12 +10,12 @@ from photos import image_split
 from scipy.spatial.distance import jensenshannon
 from scipy.special import softmax
 
-from semkit.engine import Engine, count_passes, logits, predict
-from semkit.learn import LearnRecipe, fit
-from semkit.neighbours.augmix import AugMix, disagreement, mixed
-from semkit.neighbours.bullettrain import Mined, Mining, mining
-from semkit.perturb import Clean
-from semkit.schedule import SGD
+from semkit.nets.engine import Engine, count_passes, logits, predict
+from semkit.training.augmix import AugMix, disagreement, mixed
+from semkit.training.bullettrain import Mined, Mining, mining
+from semkit.training.learning import LearnRecipe, fit
+from semkit.training.perturb import Clean
+from semkit.training.schedule import SGD
 
 
 def generator(seed=5):

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from semkit.measure import interval, protection, verdict
-from semkit.report import read_rows, table
+from semkit.analysis.measure import interval, protection, verdict
+from semkit.analysis.report import read_rows, table
 
 ROOT = Path(__file__).parents[1]
 SETS = {name: read_rows(ROOT / "results" / name / "rows.csv") for name in ("shapes-demo", "cifar10-lesson")}

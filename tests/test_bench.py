@@ -13,12 +13,12 @@ import torch
 from pages import fresh_pages, killed_at_work, saying_where
 from torch import nn
 
-from semkit import figures, models
-from semkit.cli import main
-from semkit.craft import Interrupted
-from semkit.engine import Engine, count_passes, input_gradient
-from semkit.memory import keep_freed
-from semkit.speed import bench, benchreport, elsewhere, sets, stopwatch
+from semkit.analysis import bench, benchreport, elsewhere, figures, sets, stopwatch
+from semkit.app.cli import main
+from semkit.nets import models
+from semkit.nets.engine import Engine, count_passes, input_gradient
+from semkit.nets.memory import keep_freed
+from semkit.protections.crafting import Interrupted
 
 CPU = Engine("cpu", "float32")
 PLAN = bench.Plan(

@@ -9,14 +9,14 @@ import torch
 from nets import batch, net
 from photos import image_set, image_split
 
-from semkit.craft import CraftRecipe, Interrupted, craft
-from semkit.engine import Engine, count_passes, predict, training_logits
-from semkit.learn import LearnRecipe, accuracy, fit
-from semkit.neighbours.augmix import AugMix, mixed
-from semkit.neighbours.bullettrain import BulletTrain, Mined, Mining, mining, spread
-from semkit.objectives import Mart, Plain, Trades
-from semkit.perturb import PGD, Clean, Uniform, shrunk
-from semkit.schedule import SGD
+from semkit.nets.engine import Engine, count_passes, predict, training_logits
+from semkit.protections.crafting import CraftRecipe, Interrupted, craft
+from semkit.training.augmix import AugMix, mixed
+from semkit.training.bullettrain import BulletTrain, Mined, Mining, mining, spread
+from semkit.training.learning import LearnRecipe, accuracy, fit
+from semkit.training.objectives import Mart, Plain, Trades
+from semkit.training.perturb import PGD, Clean, Uniform, shrunk
+from semkit.training.schedule import SGD
 
 ENGINE = Engine("cpu", "float32")
 BULLET = BulletTrain(PGD(8, 3, 4), PGD(8, 1, 8))

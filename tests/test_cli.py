@@ -18,10 +18,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from semkit import __version__
-from semkit.cli import main
-from semkit.commands.options import COMMANDS
-from semkit.engine import Engine
-from semkit.report import read_rows
+from semkit.analysis.report import read_rows
+from semkit.app.cli import main
+from semkit.app.options import COMMANDS
+from semkit.nets.engine import Engine
 
 QUICK = ["--preset", "quick", "--size", "8"]
 

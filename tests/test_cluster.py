@@ -10,16 +10,16 @@ import time
 import pytest
 from photos import image_split
 
-from semkit import cluster
-from semkit.craft import Interrupted
-from semkit.engine import Engine
-from semkit.presets import sweep_recipes
-from semkit.study import grid
+from semkit.analysis import cluster
+from semkit.analysis.study import grid
+from semkit.nets.engine import Engine
+from semkit.protections.crafting import Interrupted
+from semkit.protections.presets import sweep_recipes
 
 pytest.importorskip("distributed", reason="dask.distributed is not installed: pip install semkit[cluster]")
 pytestmark = pytest.mark.filterwarnings("default")  # Dask's own, at start and end of a cluster
 
-from semkit.cluster import connected, run_grid  # noqa: E402
+from semkit.analysis.cluster import connected, run_grid  # noqa: E402
 
 ENGINE = Engine("cpu", "float32")
 RECIPES = sweep_recipes(("clean", "sem"), (0,), "quick")

@@ -26,9 +26,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
-from semkit.cli import main
-from semkit.convert import FORMATS, convert, from_array, read, write
-from semkit.noise import Noise, NoiseError, load, save
+from semkit.app.cli import main
+from semkit.protections.conversion import FORMATS, convert, from_array, read, write
+from semkit.protections.noise import Noise, NoiseError, load, save
 
 SHAPES = st.tuples(st.integers(1, 4), st.sampled_from([1, 3]), st.integers(1, 5), st.integers(1, 5))
 QUICK = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # the machine may be busy
@@ -640,7 +640,8 @@ def test_an_empty_name_is_not_the_current_folder(tmp_path, monkeypatch):
     for names in (("", "noise.npy"), ("noise.safetensors", "")):
         with pytest.raises(NoiseError, match="the name of a noise file is empty"):
             convert(*names, overwrite=True)
-        assert main(["convert", *names, "--overwrite"]) == 2
+        with pytest.raises(SystemExit, match="2"):
+            main(["convert", *names, "--overwrite"])
     assert os.listdir(tmp_path) == ["noise.safetensors"]
 
 

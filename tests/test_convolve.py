@@ -11,7 +11,7 @@ from photos import image_set
 from PIL import Image
 from scipy import signal, stats
 
-from semkit.neighbours.convolve import class_filters, convolve, convolve_picture, convolve_set
+from semkit.protections.cuda import class_filters, convolve, convolve_picture, convolve_set
 
 KEY = "a private key"
 

@@ -10,8 +10,8 @@ from photos import image_set, image_split
 from PIL import Image
 from scipy import ndimage
 
-from semkit.augment import ColorJitter, Cutout, FlipCrop
-from semkit.countermeasures import (
+from semkit.analysis.study import learned_row
+from semkit.countermeasures.images import (
     BY_BATCH,
     BY_IMAGE,
     BY_LOSS,
@@ -26,12 +26,12 @@ from semkit.countermeasures import (
     noise_left,
     projection,
 )
-from semkit.engine import Engine
-from semkit.learn import LearnRecipe, fit
-from semkit.neighbours.mixing import Mixed
-from semkit.objectives import Trades
-from semkit.schedule import SGD
-from semkit.study import learned_row
+from semkit.images.augment import ColorJitter, Cutout, FlipCrop
+from semkit.nets.engine import Engine
+from semkit.training.learning import LearnRecipe, fit
+from semkit.training.mixing import Mixed
+from semkit.training.objectives import Trades
+from semkit.training.schedule import SGD
 
 ENGINE = Engine("cpu", "float32")
 LEARN = LearnRecipe(model="tiny", sgd=SGD(steps=3, batch=8), evaluations=1)

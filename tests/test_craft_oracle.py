@@ -2,7 +2,7 @@
 
 The loop is written from the published algorithm: images are augmented one at a time, samples follow each other, the
 straight-through gradient comes from torch's autograd over the whole graph, and SGD is spelled out. It shares random
-draws with semkit.craft (by asking the same generators in the same order) and the nets, nothing else.
+draws with semkit.protections.crafting (by asking the same generators in the same order) and the nets, nothing else.
 """
 
 import itertools
@@ -14,17 +14,17 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from semkit import engine, models
-from semkit.augment import FlipCrop, ResizedCrop
-from semkit.craft import CraftRecipe
-from semkit.engine import FAST_PATHS, Engine, how_run
-from semkit.imageset import ImageSet
-from semkit.neighbours.bullettrain import BulletTrain, mining
-from semkit.neighbours.defences import ClassBlur
-from semkit.perturb import PGD, Clean, Uniform
-from semkit.schedule import SGD
+from semkit.countermeasures.training import ClassBlur
+from semkit.images.augment import FlipCrop, ResizedCrop
+from semkit.images.imageset import ImageSet
+from semkit.nets import engine, models
+from semkit.nets.engine import FAST_PATHS, Engine, how_run
+from semkit.protections.crafting import CraftRecipe
+from semkit.training.bullettrain import BulletTrain, mining
+from semkit.training.perturb import PGD, Clean, Uniform
+from semkit.training.schedule import SGD
 
-crafting = import_module("semkit.craft")  # the package's own name `craft` is the function
+crafting = import_module("semkit.protections.crafting")  # the package's own name `craft` is the function
 ENGINE = Engine("cpu", "float64")
 LEVEL = 1 / 255
 SIDES = {"none": Clean(), "random": Uniform(4), "adversarial": PGD(4, 3, 1.1)}

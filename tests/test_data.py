@@ -13,9 +13,10 @@ from photos import image_split
 from PIL import Image
 from torchvision import datasets
 
-from semkit import craft_recipe, data, protect
-from semkit.data import DataError, ImageSet, load, load_files, scan
-from semkit.imageset import limit_test
+from semkit import craft_recipe, protect
+from semkit.images import loading as data
+from semkit.images.imageset import limit_test
+from semkit.images.loading import DataError, ImageSet, load, load_files, scan
 
 
 def images(n=12, classes=3, size=8, seed=0):

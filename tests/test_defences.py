@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from nets import batch, net
 from scipy import stats
 
-from semkit.engine import Engine, count_passes, logits, predict
-from semkit.measure import interval
-from semkit.neighbours.convolve import blur, convolve
-from semkit.neighbours.defences import LARGEST, ClassBlur, Gaussian, RandomBlur, Smoothed, rescaled
-from semkit.report import read_rows
+from semkit.analysis.measure import interval
+from semkit.analysis.report import read_rows
+from semkit.countermeasures.training import LARGEST, ClassBlur, Gaussian, RandomBlur, Smoothed, rescaled
+from semkit.nets.engine import Engine, count_passes, logits, predict
+from semkit.protections.cuda import blur, convolve
 
 
 def loss(model, x, y):

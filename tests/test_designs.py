@@ -7,8 +7,7 @@ import pytest
 import torch
 from photos import image_set, image_split
 
-from semkit.craft import craft
-from semkit.designs import (
+from semkit.analysis.designs import (
     ALONG,
     DESIGNS,
     budgets,
@@ -19,11 +18,12 @@ from semkit.designs import (
     pairs,
     sides_alone,
 )
-from semkit.engine import Engine
-from semkit.measure import cosine, losses_along, protection_for_passes, robustness, stability
-from semkit.perturb import PGD, Clean, Uniform
-from semkit.presets import craft_recipe
-from semkit.report import read_rows
+from semkit.analysis.measure import cosine, losses_along, protection_for_passes, robustness, stability
+from semkit.analysis.report import read_rows
+from semkit.nets.engine import Engine
+from semkit.protections.crafting import craft
+from semkit.protections.presets import craft_recipe
+from semkit.training.perturb import PGD, Clean, Uniform
 
 ENGINE = Engine("cpu", "float32")
 

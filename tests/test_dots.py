@@ -6,9 +6,9 @@ import torch
 from photos import image_set
 from test_plots import collisions
 
-from semkit import figures
-from semkit.drawings.dots import ATTACKS
-from semkit.measure import interval
+from semkit.analysis import figures
+from semkit.analysis.dots import ATTACKS
+from semkit.analysis.measure import interval
 
 NAMES = ["none", "jpeg", "grayscale", "purifier=external.safetensors"]
 ROWS = [

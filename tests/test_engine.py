@@ -14,10 +14,10 @@ from nets import batch, far_from_fresh, net
 from scipy import stats
 from torch import nn
 
-from semkit import engine, models
-from semkit.engine import Engine, count_passes, evaluating, input_gradient, logits, predict, train_step
-from semkit.folding import Folded
-from semkit.perturb import PGD
+from semkit.nets import engine, models
+from semkit.nets.engine import Engine, count_passes, evaluating, input_gradient, logits, predict, train_step
+from semkit.nets.folding import Folded
+from semkit.training.perturb import PGD
 
 CPU = Engine("cpu", "float32")
 

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from checks import both_tests
 
-from semkit import exercises
-from semkit.perturb import PGD, Clean, Uniform
-from semkit.pixels import LEVEL, box
+from semkit.images.pixels import LEVEL, box
+from semkit.lessons import exercises
+from semkit.training.perturb import PGD, Clean, Uniform
 
 
 def right_protected(images, delta):

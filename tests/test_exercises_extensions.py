@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from checks import both_tests
 from scipy.special import ndtr
 
-from semkit import exercises_extensions
+from semkit.lessons import exercises_extensions
 
 
 def robust_accuracy_with(

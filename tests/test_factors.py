@@ -6,8 +6,8 @@ import torch
 from photos import image_set
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
-from semkit.neighbours.factors import class_rows, dimensions, fitted, pair_rows, pooled, values, withstood
-from semkit.neighbours.latent import best, latent
+from semkit.lessons.factors import class_rows, dimensions, fitted, pair_rows, pooled, values, withstood
+from semkit.lessons.latent import best, latent
 
 FOUR = np.eye(4), np.arange(4)
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
-from semkit import files
+from semkit.images import files
 
 PICTURE = Image.new("RGB", (4, 3))
 

@@ -14,18 +14,18 @@ from hostile import kinds
 from photos import contents, make_photos
 from PIL import Image
 
-from semkit.cli import main
-from semkit.commands.filtered import protect_by_filters
-from semkit.commands.originals import originals
-from semkit.commands.protect import protect
-from semkit.commands.protected import OutputError, check, likeness, protected_split
-from semkit.craft import Interrupted
-from semkit.data import load
-from semkit.image import read_image
-from semkit.imageset import ImageSet
-from semkit.neighbours.convolve import ClassFilters, class_filters, convolve_set
-from semkit.presets import craft_recipe
-from semkit.report import read_rows
+from semkit.analysis.report import read_rows
+from semkit.app.cli import main
+from semkit.app.filtered import protect_by_filters
+from semkit.app.folder import protect
+from semkit.app.originals import originals
+from semkit.app.protected import OutputError, check, likeness, protected_split
+from semkit.images.imageset import ImageSet
+from semkit.images.loading import load
+from semkit.images.picture import read_image
+from semkit.protections.crafting import Interrupted
+from semkit.protections.cuda import ClassFilters, class_filters, convolve_set
+from semkit.protections.presets import craft_recipe
 
 KEY = "s3cret xylo7 phr4ze"
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import ExifTags, Image
 
-from semkit.files import output_names
-from semkit.image import (
+from semkit.images.files import output_names
+from semkit.images.picture import (
     _LARGEST_PROFILE,
     MODES,
     UnreadableImage,

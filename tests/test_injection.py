@@ -9,14 +9,14 @@ import torch
 import torch.nn.functional as F
 from photos import image_set, image_split
 
-from semkit import models
-from semkit.craft import CraftRecipe, Interrupted, _straight_through, craft, noise_step
-from semkit.engine import Engine, input_gradient, predict, together, train_step
-from semkit.learn import LearnRecipe, accuracy, fit
-from semkit.neighbours.injection import ChannelNoise, alphas, drawing, with_noise_injection
-from semkit.perturb import EOT, PGD, Clean
-from semkit.pixels import LEVEL, box
-from semkit.schedule import SGD
+from semkit.images.pixels import LEVEL, box
+from semkit.nets import models
+from semkit.nets.engine import Engine, input_gradient, predict, together, train_step
+from semkit.nets.injection import ChannelNoise, alphas, drawing, with_noise_injection
+from semkit.protections.crafting import CraftRecipe, Interrupted, _straight_through, craft, noise_step
+from semkit.training.learning import LearnRecipe, accuracy, fit
+from semkit.training.perturb import EOT, PGD, Clean
+from semkit.training.schedule import SGD
 
 ENGINE = Engine("cpu", "float32")
 DOUBLE = Engine("cpu", "float64")

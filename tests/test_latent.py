@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import integrate, optimize, stats
 
-from semkit.neighbours.latent import LABELS, RATIOS, Latent, accuracy, best, gap, gaps, latent, rule, sampled, trade_off
+from semkit.lessons.latent import LABELS, RATIOS, Latent, accuracy, best, gap, gaps, latent, rule, sampled, trade_off
 
 
 @pytest.fixture(scope="module", params=LABELS)

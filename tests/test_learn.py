@@ -9,16 +9,16 @@ import torch.nn.functional as F
 from photos import image_set, image_split
 from torchvision.transforms.v2 import CenterCrop
 
-from semkit.augment import Identity, ResizedCrop
-from semkit.craft import CraftRecipe, craft
-from semkit.engine import Engine
-from semkit.imageset import Split
-from semkit.learn import LearnRecipe, Pretrained, accuracy, fit
-from semkit.models import build
-from semkit.netfile import load_net
-from semkit.perturb import PGD, Clean, Uniform
-from semkit.schedule import SGD
-from semkit.study import learned_row
+from semkit.analysis.study import learned_row
+from semkit.images.augment import Identity, ResizedCrop
+from semkit.images.imageset import Split
+from semkit.nets.engine import Engine
+from semkit.nets.models import build
+from semkit.nets.netfile import load_net
+from semkit.protections.crafting import CraftRecipe, craft
+from semkit.training.learning import LearnRecipe, Pretrained, accuracy, fit
+from semkit.training.perturb import PGD, Clean, Uniform
+from semkit.training.schedule import SGD
 
 ENGINE = Engine("cpu", "float32")
 RECIPE = LearnRecipe(model="tiny", sgd=SGD(steps=12, batch=16), evaluations=4)

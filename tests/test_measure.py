@@ -11,11 +11,7 @@ from photos import image_set
 from scipy import stats
 from torch import nn
 
-from semkit import models
-from semkit.augment import FlipCrop, Identity
-from semkit.engine import Engine
-from semkit.learn import accuracy
-from semkit.measure import (
+from semkit.analysis.measure import (
     blocked_difference,
     correlation,
     cosine,
@@ -30,10 +26,14 @@ from semkit.measure import (
     stability,
     verdict,
 )
-from semkit.neighbours.obfuscated import survived
-from semkit.perturb import PGD, Uniform
-from semkit.pixels import LEVEL
-from semkit.report import read_rows
+from semkit.analysis.report import read_rows
+from semkit.images.augment import FlipCrop, Identity
+from semkit.images.pixels import LEVEL
+from semkit.lessons.obfuscated import survived
+from semkit.nets import models
+from semkit.nets.engine import Engine
+from semkit.training.learning import accuracy
+from semkit.training.perturb import PGD, Uniform
 
 ENGINE = Engine("cpu", "float64")
 

@@ -7,15 +7,15 @@ import sys
 
 import pytest
 
-from semkit.engine import Engine
-from semkit.memory import THEIRS
+from semkit.nets.engine import Engine
+from semkit.nets.memory import THEIRS
 
 # A small net's pass, 20 times: eight activations, all of them freed.
 FAULTS = """
 import ctypes, pickle, resource
 import torch
 from semkit import Engine
-from semkit.memory import keep_freed
+from semkit.nets.memory import keep_freed
 {first}
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]

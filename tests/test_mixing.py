@@ -7,16 +7,16 @@ import torch.nn.functional as F
 from nets import batch, net
 from photos import image_split
 
-from semkit.chance import drawn_seed, seeded
-from semkit.craft import Interrupted
-from semkit.engine import Engine, logits
-from semkit.learn import LearnRecipe, fit
-from semkit.neighbours.bullettrain import BulletTrain
-from semkit.neighbours.defences import ClassBlur, RandomBlur
-from semkit.neighbours.mixing import MIXTURES, Mixed
-from semkit.perturb import PGD, Clean, Uniform
-from semkit.schedule import SGD
-from semkit.study import grid
+from semkit.analysis.study import grid
+from semkit.countermeasures.training import ClassBlur, RandomBlur
+from semkit.images.chance import drawn_seed, seeded
+from semkit.nets.engine import Engine, logits
+from semkit.protections.crafting import Interrupted
+from semkit.training.bullettrain import BulletTrain
+from semkit.training.learning import LearnRecipe, fit
+from semkit.training.mixing import MIXTURES, Mixed
+from semkit.training.perturb import PGD, Clean, Uniform
+from semkit.training.schedule import SGD
 
 ENGINE = Engine("cpu", "float32")
 BOTH = pytest.mark.parametrize("by", MIXTURES)

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from semkit import figures
-from semkit.drawings import mixtureplots
-from semkit.neighbours.convolve import class_filters
-from semkit.neighbours.mixtures import Mixture, accuracies, bayes_rule
+from semkit.analysis import figures
+from semkit.lessons import mixtureplots
+from semkit.lessons.mixtures import Mixture, accuracies, bayes_rule
+from semkit.protections.cuda import class_filters
 
 
 def test_the_border_is_where_the_rule_is_zero_and_the_ellipses_are_of_filtered_points():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import integrate, stats
 
-from semkit.neighbours.mixtures import (
+from semkit.lessons.mixtures import (
     Mixture,
     accuracies,
     accuracy,

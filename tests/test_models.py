@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from semkit import models
-from semkit.chance import seeded
+from semkit.images.chance import seeded
+from semkit.nets import models
 
 
 @functools.cache
@@ -280,7 +280,7 @@ def test_without_timm_the_message_says_what_to_install(monkeypatch):
 
 
 def test_importing_the_models_imports_neither_library():
-    code = "import sys, semkit.models; print(sorted({'torchvision', 'timm'} & set(sys.modules)))"
+    code = "import sys, semkit.nets.models; print(sorted({'torchvision', 'timm'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 

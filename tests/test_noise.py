@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from semkit.noise import Noise, NoiseError, check_fits, clipped_fraction, effective, expand, load, save
+from semkit.protections.noise import Noise, NoiseError, check_fits, clipped_fraction, effective, expand, load, save
 
 FINGERPRINT = "ab12" * 16
 

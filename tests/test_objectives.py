@@ -9,12 +9,12 @@ from nets import batch, net
 from photos import image_split
 from scipy.special import softmax
 
-from semkit.engine import Engine, count_passes, evaluating, input_gradient, logits, predict, step_down, train_step
-from semkit.learn import LearnRecipe, fit
-from semkit.objectives import Mart, Plain, Rsr, Trades, divergence
-from semkit.perturb import PGD, Clean, Uniform
-from semkit.schedule import SGD
-from semkit.study import key
+from semkit.analysis.study import key
+from semkit.nets.engine import Engine, count_passes, evaluating, input_gradient, logits, predict, step_down, train_step
+from semkit.training.learning import LearnRecipe, fit
+from semkit.training.objectives import Mart, Plain, Rsr, Trades, divergence
+from semkit.training.perturb import PGD, Clean, Uniform
+from semkit.training.schedule import SGD
 
 EXACT = Engine("cpu", "float64")
 ENGINE = Engine("cpu", "float32")

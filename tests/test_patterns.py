@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from semkit.patterns import class_means, embed, radial_spectrum
+from semkit.analysis.patterns import class_means, embed, radial_spectrum
 
 
 def rings(height, width):

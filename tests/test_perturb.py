@@ -11,11 +11,11 @@ from nets import batch
 from scipy import stats
 from torch import nn
 
-from semkit.engine import count_passes
-from semkit.neighbours.bullettrain import BulletTrain, Mined, mining
-from semkit.neighbours.defences import ClassBlur, Gaussian, RandomBlur
-from semkit.perturb import EOT, PGD, Clean, Uniform
-from semkit.pixels import LEVEL, NORMS, random_point
+from semkit.countermeasures.training import ClassBlur, Gaussian, RandomBlur
+from semkit.images.pixels import LEVEL, NORMS, random_point
+from semkit.nets.engine import count_passes
+from semkit.training.bullettrain import BulletTrain, Mined, mining
+from semkit.training.perturb import EOT, PGD, Clean, Uniform
 
 ORDER = {"linf": np.inf, "l2": 2, "l1": 1}
 

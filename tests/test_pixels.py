@@ -1,4 +1,4 @@
-"""The unit, the box and the balls, against definitions that share no line with semkit.pixels."""
+"""The unit, the box and the balls, against definitions that share no line with semkit.images.pixels."""
 
 import contextlib
 import math
@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import optimize, stats
 
-from semkit import pixels
-from semkit.perturb import PGD
-from semkit.pixels import LEVEL, NORMS
+from semkit.images import pixels
+from semkit.images.pixels import LEVEL, NORMS
+from semkit.training.perturb import PGD
 
 ORDER = {"linf": np.inf, "l2": 2, "l1": 1}
 DUAL = {"linf": 1, "l2": 2, "l1": np.inf}

@@ -8,15 +8,15 @@ import pytest
 import torch
 from torch import nn
 
-from semkit import models
-from semkit.augment import FlipCrop
-from semkit.craft import CraftRecipe
-from semkit.engine import Engine, train_step
-from semkit.perturb import PGD, Clean, Uniform
-from semkit.pixels import LEVEL, uniform
-from semkit.speed import plain
+from semkit.analysis import plain
+from semkit.images.augment import FlipCrop
+from semkit.images.pixels import LEVEL, uniform
+from semkit.nets import models
+from semkit.nets.engine import Engine, train_step
+from semkit.protections.crafting import CraftRecipe
+from semkit.training.perturb import PGD, Clean, Uniform
 
-craft = import_module("semkit.craft")  # the package's own name `craft` is the function
+craft = import_module("semkit.protections.crafting")  # the package's own name `craft` is the function
 ENGINE = Engine("cpu", "float64")
 SIDES = {"EM": Clean(), "SEM": Uniform(4), "REM": PGD(4, 3, 1.1)}
 

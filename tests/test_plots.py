@@ -8,11 +8,11 @@ import torch
 from matplotlib.text import Text
 from photos import image_set
 
-from semkit import figures
-from semkit.designs import noise_sides, pairs
-from semkit.drawings.plots import grid_cells, noise_side, styles
-from semkit.measure import Correlation, correlation, interval
-from semkit.patterns import class_means, radial_spectrum
+from semkit.analysis import figures
+from semkit.analysis.designs import noise_sides, pairs
+from semkit.analysis.measure import Correlation, correlation, interval
+from semkit.analysis.patterns import class_means, radial_spectrum
+from semkit.analysis.plots import grid_cells, noise_side, styles
 
 SIDES = "none", "random", "adversarial"
 

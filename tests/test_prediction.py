@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from semkit import prediction
-from semkit.augment import Cutout, FlipCrop, Identity, ResizedCrop
-from semkit.engine import Engine
-from semkit.presets import craft_recipe, learn_recipe
+from semkit.analysis import cost as prediction
+from semkit.images.augment import Cutout, FlipCrop, Identity, ResizedCrop
+from semkit.nets.engine import Engine
+from semkit.protections.presets import craft_recipe, learn_recipe
 
 
 @pytest.mark.parametrize("samples", [0, 1, 2])

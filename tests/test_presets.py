@@ -5,12 +5,12 @@ import itertools
 import pytest
 import torch
 
-from semkit.augment import FlipCrop, ResizedCrop
-from semkit.craft import CraftRecipe
-from semkit.learn import LearnRecipe
-from semkit.perturb import PGD, Clean, Uniform
-from semkit.presets import PRESETS, craft_recipe, learn_recipe, sweep_recipes
-from semkit.schedule import SGD
+from semkit.images.augment import FlipCrop, ResizedCrop
+from semkit.protections.crafting import CraftRecipe
+from semkit.protections.presets import PRESETS, craft_recipe, learn_recipe, sweep_recipes
+from semkit.training.learning import LearnRecipe
+from semkit.training.perturb import PGD, Clean, Uniform
+from semkit.training.schedule import SGD
 
 ATTACK, LARGE_ATTACK = PGD(4, 10, 0.8), PGD(4, 7, 1)
 SMALL = dict(

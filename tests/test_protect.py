@@ -14,19 +14,19 @@ from photos import contents, make_photos
 from PIL import Image
 from safetensors.numpy import load_file
 
-from semkit.cli import main
-from semkit.commands.originals import originals
-from semkit.commands.protect import protect
-from semkit.commands.protected import OutputError, check, protected_split
-from semkit.craft import Interrupted
-from semkit.data import DataError, load
-from semkit.files import is_image_name
-from semkit.image import read_image
-from semkit.noise import NoiseError
-from semkit.noise import load as load_noise
-from semkit.presets import craft_recipe
-from semkit.quality import ssim
-from semkit.schedule import SGD
+from semkit.app.cli import main
+from semkit.app.folder import protect
+from semkit.app.originals import originals
+from semkit.app.protected import OutputError, check, protected_split
+from semkit.images.files import is_image_name
+from semkit.images.loading import DataError, load
+from semkit.images.picture import read_image
+from semkit.images.quality import ssim
+from semkit.protections.crafting import Interrupted
+from semkit.protections.noise import NoiseError
+from semkit.protections.noise import load as load_noise
+from semkit.protections.presets import craft_recipe
+from semkit.training.schedule import SGD
 
 QUICK = ["--preset", "quick", "--precision", "float32"]
 

@@ -6,15 +6,15 @@ import pytest
 import torch
 from photos import image_split
 
-from semkit.craft import Interrupted
-from semkit.engine import Engine
-from semkit.learn import accuracy, fit
-from semkit.neighbours.injection import alphas
-from semkit.neighbours.pruning import BASELINE, OURS, Cut, judged, pruned_rows, robust_learners
-from semkit.neighbours.sparse import pruned, weights
-from semkit.objectives import Rsr
-from semkit.perturb import EOT
-from semkit.schedule import SGD
+from semkit.lessons.pruning import BASELINE, OURS, Cut, judged, pruned_rows, robust_learners
+from semkit.nets.engine import Engine
+from semkit.nets.injection import alphas
+from semkit.protections.crafting import Interrupted
+from semkit.training.learning import accuracy, fit
+from semkit.training.objectives import Rsr
+from semkit.training.perturb import EOT
+from semkit.training.schedule import SGD
+from semkit.training.sparse import pruned, weights
 
 ENGINE = Engine("cpu", "float32")
 QUICK = Cut(SGD(steps=2, batch=16, lr=0.02), EOT(8, 1, draws=2), 20)

@@ -2,8 +2,8 @@
 
 import pytest
 
-from semkit.measure import interval
-from semkit.report import read_rows, table, write_rows
+from semkit.analysis.measure import interval
+from semkit.analysis.report import read_rows, table, write_rows
 
 ROWS = [
     {

@@ -14,12 +14,12 @@ import torch
 from forked import finish, start
 from photos import contents, image_set, make_photos
 
-from semkit import models
-from semkit.craft import CraftRecipe, Interrupted, craft
-from semkit.engine import Engine, Passes
-from semkit.perturb import PGD, Uniform
-from semkit.schedule import SGD
-from semkit.state import State, read_state
+from semkit.nets import models
+from semkit.nets.engine import Engine, Passes
+from semkit.protections.crafting import CraftRecipe, Interrupted, craft
+from semkit.protections.state import State, read_state
+from semkit.training.perturb import PGD, Uniform
+from semkit.training.schedule import SGD
 
 ENGINE = Engine("cpu", "float32")
 KILLS = 5

@@ -5,9 +5,9 @@ import itertools
 import pytest
 import torch
 
-from semkit.engine import Engine
-from semkit.presets import PRESETS, craft_recipe, learn_recipe
-from semkit.schedule import SGD
+from semkit.nets.engine import Engine
+from semkit.protections.presets import PRESETS, craft_recipe, learn_recipe
+from semkit.training.schedule import SGD
 
 ENGINE = Engine("cpu", "float32")
 

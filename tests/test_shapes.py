@@ -2,8 +2,8 @@
 
 import torch
 
-from semkit.data import load
-from semkit.shapes import CLASSES, SIZE, shapes
+from semkit.images.loading import load
+from semkit.images.shapes import CLASSES, SIZE, shapes
 
 
 def test_the_seed_decides_every_image():

@@ -9,7 +9,7 @@ import pytest
 from IPython.core.formatters import DisplayFormatter
 from PIL import Image
 
-from semkit.drawings import shown
+from semkit.analysis import canvas as shown
 
 
 def drawn():

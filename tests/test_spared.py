@@ -4,11 +4,11 @@ import pytest
 import torch
 from photos import image_split
 
-from semkit import figures
-from semkit.engine import Engine
-from semkit.neighbours import spared
-from semkit.neighbours.bullettrain import groups
-from semkit.schedule import SGD
+from semkit.analysis import figures
+from semkit.lessons import spared
+from semkit.nets.engine import Engine
+from semkit.training.bullettrain import groups
+from semkit.training.schedule import SGD
 
 ENGINE = Engine("cpu", "float32")
 FEW = SGD(steps=3, batch=8)

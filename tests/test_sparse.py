@@ -10,13 +10,13 @@ from photos import image_split
 from torch import nn
 from torch.nn.utils import prune
 
-from semkit.engine import Engine, predict, train_step
-from semkit.learn import LearnRecipe, fit
-from semkit.neighbours.injection import alphas, drawing, with_noise_injection
-from semkit.neighbours.sparse import check_sparsity, lasso, pruned, sparsity, weights
-from semkit.objectives import Rsr
-from semkit.perturb import PGD
-from semkit.schedule import SGD
+from semkit.nets.engine import Engine, predict, train_step
+from semkit.nets.injection import alphas, drawing, with_noise_injection
+from semkit.training.learning import LearnRecipe, fit
+from semkit.training.objectives import Rsr
+from semkit.training.perturb import PGD
+from semkit.training.schedule import SGD
+from semkit.training.sparse import check_sparsity, lasso, pruned, sparsity, weights
 
 ENGINE = Engine("cpu", "float32")
 SHARES = (0.0, 0.5, 0.85, 0.95)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-START = "import sys; from semkit_start import main; print('ready', flush=True); sys.exit(main())"
+START = "import sys; from semkit.__main__ import main; print('ready', flush=True); sys.exit(main())"
 
 
 def started(before: str = "") -> subprocess.Popen:

@@ -16,22 +16,22 @@ from pages import fresh_pages
 from photos import contents, image_set, make_photos
 from PIL import Image
 
-from semkit import storage
-from semkit.commands.protected import protected_split
-from semkit.countermeasures import counter
-from semkit.craft import CraftRecipe, Interrupted, craft
-from semkit.data import load
-from semkit.engine import Engine
-from semkit.image import BYTES_PER_PIXEL, apply_noise, difference, read_image, write_png
-from semkit.learn import LearnRecipe, accuracy, fit
-from semkit.neighbours.corruptions import corrupted
-from semkit.noise import Noise, clipped_fraction, effective, mean_effective, save
-from semkit.noise import load as load_noise
-from semkit.perturb import PGD, Uniform
-from semkit.quality import Quality
-from semkit.schedule import SGD
-from semkit.state import read_state
-from semkit.storage import Storage, zeros
+from semkit.app.protected import protected_split
+from semkit.countermeasures.images import counter
+from semkit.images import storage
+from semkit.images.loading import load
+from semkit.images.picture import BYTES_PER_PIXEL, apply_noise, difference, read_image, write_png
+from semkit.images.quality import Quality
+from semkit.images.storage import Storage, zeros
+from semkit.lessons.corruptions import corrupted
+from semkit.nets.engine import Engine
+from semkit.protections.crafting import CraftRecipe, Interrupted, craft
+from semkit.protections.noise import Noise, clipped_fraction, effective, mean_effective, save
+from semkit.protections.noise import load as load_noise
+from semkit.protections.state import read_state
+from semkit.training.learning import LearnRecipe, accuracy, fit
+from semkit.training.perturb import PGD, Uniform
+from semkit.training.schedule import SGD
 
 ENGINE = Engine("cpu", "float32")
 RECIPE = CraftRecipe(Uniform(4), PGD(4, 1), steps=1, samples=1, surrogate="tiny", sgd=SGD(steps=5, batch=4))

@@ -13,20 +13,20 @@ import torch
 from photos import image_set, image_split
 
 import semkit
-from semkit import prediction
-from semkit.augment import Identity
-from semkit.craft import CraftRecipe, Interrupted, craft
-from semkit.engine import Engine, predict
-from semkit.learn import LearnRecipe, Pretrained, accuracy, fit
-from semkit.neighbours.bullettrain import KINDS, BulletTrain
-from semkit.neighbours.convolve import ClassFilters, CleanPart, class_filters, convolve_set
-from semkit.neighbours.defences import Gaussian, Smoothed
-from semkit.noise import load, save
-from semkit.objectives import Trades
-from semkit.perturb import PGD, Clean, Uniform
-from semkit.presets import learn_recipe, sweep_recipes
-from semkit.schedule import SGD
-from semkit.study import crafted_noise, crafted_surrogate, grid, grid_recipes, key, learned_row, training_set
+from semkit.analysis import cost as prediction
+from semkit.analysis.study import crafted_noise, crafted_surrogate, grid, grid_recipes, key, learned_row, training_set
+from semkit.countermeasures.training import Gaussian, Smoothed
+from semkit.images.augment import Identity
+from semkit.nets.engine import Engine, predict
+from semkit.protections.crafting import CraftRecipe, Interrupted, craft
+from semkit.protections.cuda import ClassFilters, CleanPart, class_filters, convolve_set
+from semkit.protections.noise import load, save
+from semkit.protections.presets import learn_recipe, sweep_recipes
+from semkit.training.bullettrain import KINDS, BulletTrain
+from semkit.training.learning import LearnRecipe, Pretrained, accuracy, fit
+from semkit.training.objectives import Trades
+from semkit.training.perturb import PGD, Clean, Uniform
+from semkit.training.schedule import SGD
 
 ENGINE = Engine("cpu", "float32")
 CRAFT = CraftRecipe(Uniform(4), PGD(4, 1), steps=1, samples=1, surrogate="tiny", sgd=SGD(steps=4, batch=8))
@@ -112,13 +112,13 @@ def test_changed_code_does_not_find_the_runs_of_the_code_before(tmp_path):
     shutil.copytree(Path(semkit.__file__).parent, tmp_path / "semkit", ignore=shutil.ignore_patterns("__pycache__"))
 
     def name_of_a_run() -> str:
-        said = [sys.executable, "-c", "from semkit.study import key; print(key('a recipe'))"]
+        said = [sys.executable, "-c", "from semkit.analysis.study import key; print(key('a recipe'))"]
         return subprocess.run(said, env={**os.environ, "PYTHONPATH": str(tmp_path)}, text=True, **told).stdout
 
     told = dict(cwd=tmp_path, stdout=subprocess.PIPE, check=True)
     before = name_of_a_run()
     assert before.strip() == key("a recipe")  # wherever the package lies
-    with (tmp_path / "semkit/cli.py").open("a") as file:
+    with (tmp_path / "semkit/app/cli.py").open("a") as file:
         file.write("# changed\n")
     assert name_of_a_run() != before
 

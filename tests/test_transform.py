@@ -5,18 +5,18 @@ import torch
 from nets import batch
 from photos import image_set
 
-from semkit import models
-from semkit.countermeasures import counter
-from semkit.engine import Engine, count_passes, input_gradient, predict
-from semkit.imageset import Split
-from semkit.learn import LearnRecipe, fit
-from semkit.neighbours.obfuscated import attacked_rows, defence_rows, survived, transform_attacks
-from semkit.neighbours.transform import Behind, Transform, transformed
-from semkit.netfile import load_net, save_net
-from semkit.perturb import EOT, PGD
-from semkit.pixels import LEVEL
-from semkit.schedule import SGD
-from semkit.study import learned_net, learned_row
+from semkit.analysis.study import learned_net, learned_row
+from semkit.countermeasures.images import counter
+from semkit.countermeasures.transform import Behind, Transform, transformed
+from semkit.images.imageset import Split
+from semkit.images.pixels import LEVEL
+from semkit.lessons.obfuscated import attacked_rows, defence_rows, survived, transform_attacks
+from semkit.nets import models
+from semkit.nets.engine import Engine, count_passes, input_gradient, predict
+from semkit.nets.netfile import load_net, save_net
+from semkit.training.learning import LearnRecipe, fit
+from semkit.training.perturb import EOT, PGD
+from semkit.training.schedule import SGD
 
 ENGINE = Engine("cpu", "float32")
 LEARN = LearnRecipe(model="tiny", sgd=SGD(steps=30, batch=16), evaluations=1)

@@ -1,0 +1,1 @@
+"""Analysis: measures, runs and grids with their cache, cost, figures."""

@@ -1,0 +1,204 @@
+"""The designed experiments behind the lessons: sets of recipes that differ in one thing, and what their noises are."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import product
+from pathlib import Path
+
+from semkit.analysis.measure import cosine, losses_along, robustness, stability
+from semkit.analysis.study import MadeBy, crafted_surrogate
+from semkit.countermeasures.training import ClassBlur, Gaussian, RandomBlur
+from semkit.images.imageset import ImageSet, Split
+from semkit.nets.engine import Engine
+from semkit.protections.crafting import CraftRecipe
+from semkit.protections.cuda import ClassFilters, CleanPart
+from semkit.protections.presets import craft_recipe, lasting, learn_recipe
+from semkit.training.learning import LearnRecipe, Pretrained
+from semkit.training.perturb import PGD, Clean, Perturbation, Uniform
+
+Crafts = Mapping[str, MadeBy]
+RADIUS = 4  # levels, at which robustness and stability are measured
+ALONG, LOOKED_AT = (0, 1, 2, 4, 6, 8), 200  # radii in levels, and protected images, of loss_rows
+
+
+def pairs(preset: str, size: int) -> Crafts:
+    """Nine recipes, {none, random, adversarial} on the noise side x on the surrogate side, alike in all else.
+
+    Named "noise side/surrogate side"; SEM is random/adversarial, REM adversarial/adversarial. With "clean" beside them.
+    """
+    base = craft_recipe("sem", preset, size=size)
+    sides = {"none": Clean(), "random": base.noise_side, "adversarial": base.surrogate_side}
+    crafts = {
+        f"{noise}/{surrogate}": replace(base, noise_side=sides[noise], surrogate_side=sides[surrogate])
+        for noise, surrogate in product(sides, sides)
+    }
+    return {"clean": None, **crafts}
+
+
+def noise_sides(preset: str, size: int) -> Crafts:
+    """One surrogate recipe, SEM's, under noise sides from none over random to adversarial ones, of growing radius."""
+    base = craft_recipe("sem", preset, size=size)
+    pgd = base.surrogate_side
+    sides: list[Perturbation] = [Clean(), *(Uniform(r) for r in (2, 4, 8))]
+    sides += [PGD(r, steps, r * pgd.step_size / pgd.radius) for r, steps in ((2, 2), (4, 1), (4, 2), (8, 2))]
+
+    def name(side: Perturbation) -> str:
+        kind = {Clean: "none", Uniform: "random", PGD: "adversarial"}[type(side)]
+        return f"{kind} {side.radius:g}" + (f" x{side.steps}" if isinstance(side, PGD) else "")
+
+    return {"clean": None, **{name(side): replace(base, noise_side=side) for side in sides}}
+
+
+def sides_alone(preset: str, size: int) -> Crafts:
+    """EM and SEM as the preset has them, and between them EM's sides, none and none, in all else SEM's recipe.
+
+    So what SEM owes to its perturbations is told from what it owes to steps, samples and curriculum.
+    """
+    em, sem = (craft_recipe(method, preset, size=size) for method in ("em", "sem"))
+    like_sem = replace(sem, noise_side=Clean(), surrogate_side=Clean())
+    return {"clean": None, "em": em, "em, SEM's recipe": like_sem, "sem": sem}
+
+
+def budgets(preset: str, size: int) -> Crafts:
+    """SEM at falling cost, named "noise steps x EOT samples".
+
+    plain: the published noise step and ascent, from random starts and without a curriculum, 61 passes for every image
+    that the surrogate trains on. The others are warm-started, with the preset's curriculum and shorter ascent.
+    """
+    base, published = (craft_recipe("sem", name, size=size) for name in (preset, "paper"))
+    half = replace(base.sgd, steps=base.sgd.steps // 2)
+    return {
+        "clean": None,
+        "plain": replace(published, surrogate=base.surrogate, augment=base.augment, sgd=base.sgd),
+        f"{base.steps} x {base.samples}": base,
+        f"1 x {base.samples}": replace(base, steps=1),
+        f"1 x {base.samples}, half the training": replace(base, steps=1, sgd=half),
+        "1 x 1, half the training": replace(base, steps=1, samples=1, sgd=half),
+    }
+
+
+def cuda(preset: str, size: int) -> Crafts:
+    """Class-wise filters of two strengths."""
+    return {"clean": None, "cuda .3": ClassFilters(), "cuda .5": ClassFilters(strength=0.5)}
+
+
+def cuda_controls(preset: str, size: int) -> Crafts:
+    """Class-wise filters, and one filter for all classes."""
+    return {"clean": None, "cuda .3": ClassFilters(), "one filter": ClassFilters(assignment="one")}
+
+
+def cuda_parts(preset: str, size: int) -> Crafts:
+    """Four images in five of every class filtered, the fifth clean; and those fifths alone."""
+    return {"clean": None, "80% filtered": ClassFilters(fraction=0.8), "the other 20% alone": CleanPart(0.8)}
+
+
+def cuda_defences(preset: str, size: int) -> Crafts:
+    """Filtered and clean images, for the learners of defence_learners."""
+    return {"cuda .3": ClassFilters(), "clean": None}
+
+
+DESIGNS: dict[str, Callable[[str, int], Crafts]] = {
+    "pairs": pairs, "noise-sides": noise_sides, "sides-alone": sides_alone, "budgets": budgets, "cuda": cuda,
+    "cuda-controls": cuda_controls, "cuda-parts": cuda_parts, "cuda-defences": cuda_defences,
+}  # fmt: skip
+
+
+def defence_learners(
+    preset: str, size: int, spare: ImageSet | None = None, steps: int | None = None
+) -> dict[str, LearnRecipe]:
+    """What trainers do against filters: random blur, noise, fine-tuning a net that knows `spare` images, AT in L2, DAT.
+
+    DAT (ClassBlur) takes as many steps as AT. Fine-tuning, of all layers or of the last one: as many steps, a tenth of
+    the learning rate. Smoothing: noise of half the range; what counts is the row's `smoothed`.
+    steps: of every learner and of the pretraining; None: the preset's.
+    """
+
+    def recipe(radius: float, norm: str = "linf") -> LearnRecipe:
+        made = learn_recipe(preset, perturbation_radius=radius, norm=norm, size=size)
+        return lasting(made, steps) if steps else made
+
+    erm, at = recipe(0), recipe(4)
+    learners = {
+        "random blur": replace(erm, perturbation=RandomBlur()),
+        "smoothing": replace(erm, perturbation=Gaussian()),
+    }
+    if spare:
+        tuned = replace(at, perturbation=Clean(), sgd=replace(at.sgd, lr=at.sgd.lr / 10))
+        every = Pretrained(spare, erm)
+        learners["fine-tuned"] = replace(tuned, pretrained=every)
+        learners["last layer"] = replace(tuned, pretrained=replace(every, last_layer=True))
+    learners["AT L2 0.5"] = recipe(127.5, "l2")
+    return learners | {"DAT": replace(at, perturbation=ClassBlur())}
+
+
+LEARNERS: dict[str, Callable[..., dict[str, LearnRecipe]]] = {"cuda-defences": defence_learners}  # else --radii
+
+
+def noise_rows(
+    split: Split,
+    crafts: Crafts,
+    *,
+    seeds: Sequence[int] = (0,),
+    reference: CraftRecipe | None = None,
+    engine: Engine | None = None,
+    cache: Path,
+    on_step: Callable | None = None,
+) -> list[dict]:
+    """Rows of noises: every recipe x seed, measured at RADIUS levels with PGD-10 and 8 draws.
+
+    surrogate_robustness: of the surrogate on the clean test images. noise_robustness, noise_stability, noise_variance:
+    of the protected images under the surrogate that made them; reference_*: under the one that `reference` makes with
+    the same seed. cosine: mean over images, with the noise of the next seed; None with one seed.
+    """
+    engine = engine or Engine()
+    how = dict(engine=engine, cache=cache)
+    rows, noises = [], {}
+    for seed, (method, recipe) in product(seeds, crafts.items()):
+        if not isinstance(recipe, CraftRecipe):
+            continue
+        told = on_step and partial(on_step, f"{method} noise, seed {seed}")
+        noise, surrogate = crafted_surrogate(split.train, recipe, seed=seed, on_step=told, **how)
+        noises[method, seed] = noise.levels
+        protected = split.train.with_noise(noise.levels)
+        of = {"noise": surrogate}
+        if reference:
+            of["reference"] = crafted_surrogate(split.train, reference, seed=seed, **how)[1]
+        row = {"method": method, "seed": seed, "noise_side": repr(recipe.noise_side)}
+        row |= {"surrogate_side": repr(recipe.surrogate_side)}
+        row["surrogate_robustness"] = robustness(surrogate, split.test, RADIUS, engine=engine)
+        for name, model in of.items():
+            row[f"{name}_robustness"] = robustness(model, protected, RADIUS, engine=engine)
+            row[f"{name}_stability"], row[f"{name}_variance"] = stability(model, protected, RADIUS, engine=engine)
+        rows.append(row)
+    for row in rows:
+        following = seeds[(seeds.index(row["seed"]) + 1) % len(seeds)]
+        other = noises[row["method"], following] if len(seeds) > 1 else None
+        row["cosine"] = None if other is None else float(cosine(noises[row["method"], row["seed"]], other).mean())
+    return rows
+
+
+def loss_rows(
+    split: Split,
+    crafts: Crafts,
+    *,
+    seeds: Sequence[int] = (0,),
+    engine: Engine | None = None,
+    cache: Path,
+    on_step: Callable | None = None,
+) -> list[dict]:
+    """Rows of losses along random and adversarial directions: every recipe x seed x direction x radius of ALONG.
+
+    measure.losses_along of LOOKED_AT protected images, under the surrogate that made their noise.
+    """
+    rows = []
+    for seed, (method, recipe) in product(seeds, crafts.items()):
+        if not isinstance(recipe, CraftRecipe):
+            continue
+        told = on_step and partial(on_step, f"{method} noise, seed {seed}")
+        how = dict(seed=seed, engine=engine, cache=cache, on_step=told)
+        noise, surrogate = crafted_surrogate(split.train, recipe, **how)
+        protected = split.train.with_noise(noise.levels).limit(LOOKED_AT)
+        found = losses_along(surrogate, protected, ALONG, engine=engine)
+        rows += [{"method": method, "seed": seed, **row} for row in found]
+    return rows

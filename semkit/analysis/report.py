@@ -1,0 +1,189 @@
+"""Rows as people read them: the table, the rows as CSV, the figure."""
+
+import csv
+import io
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from semkit.analysis import cost as prediction
+from semkit.analysis.cluster import run_grid
+from semkit.analysis.designs import loss_rows, noise_rows
+from semkit.analysis.measure import LABEL, interval, trained_by
+from semkit.analysis.study import MadeBy, crafted_noise, grid, grid_recipes
+from semkit.countermeasures.transform import Transform
+from semkit.images.files import atomic_write, shown
+from semkit.images.imageset import Split
+from semkit.lessons.obfuscated import by_defence, defence_rows
+from semkit.nets.engine import Engine
+from semkit.protections.crafting import CraftRecipe
+from semkit.training.learning import LearnRecipe
+
+
+def _cell(values: Sequence[float]) -> str:
+    if not values:
+        return "-"
+    mean, _, high = interval(values)
+    return f"{100 * mean:.1f}" + (f" ± {100 * (high - mean):.1f}" if len(values) > 1 else "")
+
+
+def table(rows: Sequence[dict]) -> str:
+    """Rows of a sweep in Markdown: a line a method (and countermeasure), a column a way to train, accuracy in %.
+
+    ± half the 95 % interval over seeds. Rows that tell noise_seconds get a column of them.
+    """
+    timed = all("noise_seconds" in row for row in rows)
+    ways = list(dict.fromkeys(map(trained_by, sorted(rows, key=lambda row: row["training_radius"]))))
+    heads = ["trained on", *ways, *["noise made in"] * timed]
+    lines = [heads]
+    for method, first in dict.fromkeys((row["method"], row.get("countermeasure")) for row in rows):
+        mine = [row for row in rows if (row["method"], row.get("countermeasure")) == (method, first)]
+        cells = [_cell([row["last"] for row in mine if trained_by(row) == way]) for way in ways]
+        seconds = max(row.get("noise_seconds", 0) for row in mine)
+        name = ", ".join((LABEL.get(method, method), *[first] * (first not in (None, "none"))))
+        lines.append([name, *cells, *[f"{seconds:.0f} s" if seconds else "-"] * timed])
+    return _markdown(lines)
+
+
+def _markdown(lines: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    padded = [[cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines]
+    text = ["| " + " | ".join(line) + " |" for line in padded]
+    return "\n".join([text[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *text[1:]])
+
+
+def defences_table(rows: Sequence[dict]) -> str:
+    """Rows of obfuscated.defence_rows in Markdown: a line a defence, a column an attack, accuracy in %.
+
+    ± half the 95 % interval over seeds; - where an attack is none of the defence's.
+    """
+    told = [list(dict.fromkeys(row["attack"] for row in mine)) for mine in by_defence(rows).values()]
+    names = max(told, key=len)
+    lines = [["classifier", *names, "passes of training"]]
+    for name, mine in by_defence(rows).items():
+        found = [[row["accuracy"] for row in mine if row["attack"] == attack] for attack in names]
+        lines.append([name, *(_cell(values) if values else "-" for values in found), f"{mine[0]['training_passes']:,}"])
+    return _markdown(lines)
+
+
+def write_defences(
+    split: Split, transform: Transform, learners: Mapping[float, LearnRecipe], out: Path, **how
+) -> tuple[str, list[dict]]:
+    """(table, rows) of obfuscated.defence_rows(**how): rows.csv, table.md and figure.png are written to `out`.
+
+    Finished learners are kept in out/runs.
+    """
+    from semkit.analysis import figures
+
+    rows = defence_rows(split, transform, learners, cache=out / "runs", **how)
+    write_rows(rows, out / "rows.csv")
+    atomic_write(out / "table.md", (defences_table(rows) + "\n").encode())
+    title = f"{split.train.name}: {len(split.train)} training images, {rows[0]['n']} attacked at {how['radius']:g}/255"
+    figures.save(figures.defences_figure(rows, chance=1 / len(split.train.classes), title=title), out / "figure.png")
+    return defences_table(rows), rows
+
+
+def write_rows(rows: Sequence[dict], path: Path) -> None:
+    """The rows as CSV, a line a learner; what a row lacks is empty."""
+    text = io.StringIO()
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    writer = csv.DictWriter(text, fieldnames=columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    atomic_write(path, text.getvalue().encode())
+
+
+def read_rows(path: str | os.PathLike) -> list[dict]:
+    """The rows of a CSV that write_rows wrote: numbers, curves and None as such, all else as text.
+
+    Raises ValueError where there is no such file.
+    """
+    if not Path(path).exists():
+        raise ValueError(f"no rows at {shown(path)}; they are in the folder results of semkit's repository")
+
+    def value(text: str):
+        try:
+            return json.loads(text) if text else None
+        except ValueError:
+            return text
+
+    with open(path, newline="") as lines:
+        return [{name: value(text) for name, text in row.items()} for row in csv.DictReader(lines)]
+
+
+def write_sweep(
+    split: Split,
+    out: Path,
+    crafts: Mapping[str, MadeBy],
+    learners: Mapping[float | str, LearnRecipe],
+    *,
+    seeds: Sequence[int],
+    preset: str,
+    engine: Engine,
+    reference: CraftRecipe | None = None,
+    countermeasures: Sequence[str] = (),
+    client=None,
+    on_step: Callable | None = None,
+    say: Callable[[str], object] = print,
+) -> tuple[str, list[dict]]:
+    """(table, rows) of a grid: rows.csv, table.md and, for named methods that add noise, figure.png go to `out`.
+
+    reference: noise.csv and losses.csv too, of designs.noise_rows and loss_rows, held against this recipe. client: of
+    cluster.connected, to make the runs there. countermeasures: as of study.grid, drawn instead of the images. Finished
+    runs are kept in out/runs.
+    """
+    how = dict(seeds=seeds, engine=engine, cache=out / "runs", on_step=on_step)
+    recipes = grid_recipes(crafts, learners, countermeasures)
+    n, size = len(split.train), split.train.images.shape[-1]
+    passes = len(seeds) * prediction.cost(recipes, n).total
+    seconds = len(seeds) * prediction.seconds(recipes, n, len(split.train.classes), size, engine)
+    times = f"{len(countermeasures)} countermeasures x " if countermeasures else ""
+    say(
+        f"{split.train!r}, {len(split.test)} test images: {len(crafts)} methods x {times}{len(learners)} ways x "
+        f"{len(seeds)} seeds, {passes:,} passes, at most about {seconds / 60:.1f} min on {engine.device} in "
+        f"{engine.precision}"
+    )
+    if client:
+        run_grid(client, split, crafts, learners, countermeasures=countermeasures, **how)
+    rows = [{"preset": preset, **row} for row in grid(split, crafts, learners, countermeasures=countermeasures, **how)]
+    text = table(rows)
+    write_rows(rows, out / "rows.csv")
+    atomic_write(out / "table.md", (text + "\n").encode())
+    if reference:
+        measured = noise_rows(split, crafts, reference=reference, **how)
+        write_rows([{"preset": preset, **row} for row in measured], out / "noise.csv")
+        write_rows([{"preset": preset, **row} for row in loss_rows(split, crafts, **how)], out / "losses.csv")
+    if countermeasures:
+        _write_countermeasures(split, out, rows)
+    elif crafts.keys() <= LABEL.keys() and all(isinstance(recipe, CraftRecipe | None) for recipe in crafts.values()):
+        _write_figure(split, out, crafts, rows, how)
+    return text, rows
+
+
+def _title(split: Split, rows: Sequence[dict]) -> str:
+    seeds = len({row["seed"] for row in rows})
+    title = f"{split.train.name}: {len(split.train)} training images, {rows[0]['preset']} preset, {seeds} seed"
+    return title + "s" * (seeds > 1)
+
+
+def _write_countermeasures(split: Split, out: Path, rows: Sequence[dict]) -> None:
+    from semkit.analysis import figures
+
+    chance = 1 / len(split.train.classes)
+    figures.save(figures.countermeasures_figure(rows, chance=chance, title=_title(split, rows)), out / "figure.png")
+
+
+def _write_figure(split: Split, out: Path, crafts, rows: Sequence[dict], how: dict) -> None:
+    from semkit.analysis import figures  # matplotlib takes a second that the other commands need not pay
+
+    place = [split.train.labels.tolist().index(k) for k in range(min(6, len(split.train.classes)))]
+    seed, engine, cache = how["seeds"][0], how["engine"], how["cache"]
+    made = {
+        method: crafted_noise(split.train, recipe, seed=seed, engine=engine, cache=cache)[0].levels[place]
+        for method, recipe in crafts.items() if recipe
+    }  # fmt: skip
+    figure = figures.protection_figure(
+        rows, split.train.images[place], made, radius=8, title=_title(split, rows), chance=1 / len(split.train.classes)
+    )
+    figures.save(figure, out / "figure.png")

@@ -1,0 +1,145 @@
+"""The commands that train learners: semkit learn, sweep (demo is one) and transform."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+
+from semkit.analysis import cost as prediction
+from semkit.analysis.cluster import connected
+from semkit.analysis.designs import DESIGNS, LEARNERS
+from semkit.analysis.measure import interval
+from semkit.analysis.report import write_defences, write_sweep
+from semkit.analysis.study import learned_row
+from semkit.app.inputs import engine_of, split_of
+from semkit.app.outputs import check_place, claim
+from semkit.app.progress import progress
+from semkit.app.telling import FINE, announce, duration, print_json, tell
+from semkit.countermeasures.images import counter
+from semkit.countermeasures.transform import Transform
+from semkit.images.files import shown
+from semkit.images.imageset import limit_test
+from semkit.nets.engine import Engine
+from semkit.protections.crafting import CraftRecipe
+from semkit.protections.presets import craft_recipe, lasting, learn_recipe, sweep_recipes
+
+
+def _seeds(options) -> range:
+    return range(options.seed, options.seed + options.seeds)
+
+
+def learn(options) -> int:
+    """semkit learn: fresh learners on images, protected or not; reports their accuracy on clean test images."""
+    engine, radius = engine_of(options), options.perturbation_radius
+    recipe = learn_recipe(
+        options.preset, perturbation_radius=radius, norm=options.norm, learner=options.learner, size=options.size
+    )
+    if options.save and options.seeds > 1:
+        raise ValueError("one net can be saved: --seeds 1")
+    if options.save and options.save.exists():
+        raise ValueError(f"{shown(options.save)} exists already")
+    with progress() as on_step:
+        split = split_of(options, on_step, options.without)
+        train, recipe = counter(split.train, recipe, options.countermeasure, engine)
+        split = replace(split, train=train)
+        kind = f"AT {radius:g} ({options.norm})" if radius else "ERM"
+        cost = _cost(options.seeds * [recipe], train, engine)
+        announce(f"{options.seeds} x {kind}: {recipe.model} on {train!r}, {cost}")
+        rows = list(_learner_rows(options, split, recipe, engine, on_step))
+    return _report_learners(options, split, recipe, rows)
+
+
+def _cost(recipes, train, engine) -> str:
+    n, classes, size = len(train), len(train.classes), train.images.shape[-1]
+    seconds = prediction.seconds(recipes, n, classes, size, engine)
+    return f"{prediction.cost(recipes, n).total:,} passes on {engine.device}, at most about {duration(seconds)}"
+
+
+def _learner_rows(options, split, recipe, engine, on_step) -> Iterator[dict]:
+    for seed in _seeds(options):
+        how = dict(net=options.save, seed=seed, engine=engine, cache=options.cache)
+        row = learned_row(split.train, split.test, recipe, **how, on_step=partial(on_step, f"seed {seed}"))
+        tell(options, f"seed {seed}: clean test accuracy last {row['last']:.3f}, best {row['best']:.3f}")
+        yield {"seed": seed, **row}
+
+
+def _report_learners(options, split, recipe, rows) -> int:
+    mean, low, high = interval([row["last"] for row in rows])
+    last = {"mean": mean, "low": low, "high": high} if len(rows) > 1 else {"mean": mean}
+    print_json(options, {
+        "images": repr(split.train), "test_images": len(split.test), "recipe": repr(recipe), "last": last,
+        "rows": rows, "countermeasures": list(options.countermeasure), "skipped": list(split.skipped),
+        "ignored": list(split.ignored),
+    })  # fmt: skip
+    if len(rows) > 1:
+        tell(options, f"last, mean of {len(rows)} seeds: {mean:.3f}, 95 % interval {low:.3f} to {high:.3f}")
+    return FINE
+
+
+def _claim(options, split, engine: Engine, *names: str, **more) -> None:
+    """Leaves rows, table and figure of other images, recipe or engine alone; some settings may grow."""
+    told = {name: getattr(options, name) for name in ("command", "preset", "learner_steps", *names)}
+    told["engine"] = engine.settings()
+    claim(options.out, {**told, **more, "fingerprint": [split.train.fingerprint, split.test.fingerprint]})
+
+
+def _settle(options) -> None:
+    """Methods and radii that were not given; raises ValueError for those that a design leaves no room for."""
+    if options.design and options.methods:
+        raise ValueError(f"--design {options.design} has methods of its own: leave --methods out")
+    if options.design in LEARNERS and options.radii:
+        raise ValueError(f"--design {options.design} has learners of its own: leave --radii out")
+    options.methods, options.radii = options.methods or ("clean", "em", "sem"), options.radii or (0, 4)
+
+
+def sweep(options) -> int:
+    """semkit sweep and demo: learners over methods, training radii and seeds; rows, a table and a figure."""
+    check_place(options.images, options.out)
+    engine, preset, steps = engine_of(options), options.preset, options.learner_steps
+    _settle(options)
+    crafts, learners = sweep_recipes(options.methods, options.radii, preset, size=options.size)
+    if options.design:
+        crafts = DESIGNS[options.design](preset, options.size)
+    if options.measure_noise and not any(isinstance(recipe, CraftRecipe) for recipe in crafts.values()):
+        raise ValueError("none of these methods adds noise that could be measured: leave --measure-noise out")
+    learners = {r: lasting(recipe, steps) if steps else recipe for r, recipe in learners.items()}
+    reference = craft_recipe("sem", preset, size=options.size) if options.measure_noise else None
+    with progress() as on_step, connected(options.workers, options.scheduler) as client:
+        split, spare = limit_test(split_of(options, on_step), options.test_limit)
+        if options.design in LEARNERS:
+            learners = LEARNERS[options.design](preset, options.size, spare, steps)
+            if not spare:
+                announce("no fine-tuned learners: they begin with the test images that --test-limit N leaves over")
+        _claim(options, split, engine, "methods", "design", "radii", "countermeasures")
+        table, rows = write_sweep(
+            split, options.out, crafts, learners, preset=preset + f", {steps} learner steps" * bool(steps),
+            engine=engine, seeds=_seeds(options), reference=reference, countermeasures=options.countermeasures,
+            client=client, on_step=on_step, say=announce,
+        )  # fmt: skip
+    print_json(options, rows)
+    tell(options, table)
+    return FINE
+
+
+def transform(options) -> int:
+    """semkit transform: a classifier behind an adversarial-example transform under attacks, ERM and AT beside it."""
+    check_place(options.images, options.out)
+    engine = engine_of(options)
+    _, learners = sweep_recipes((), (0, options.radius), options.preset, size=options.size)
+    if options.learner_steps:
+        learners[0] = lasting(learners[0], options.learner_steps)
+    with progress() as on_step:
+        split, _ = limit_test(split_of(options, on_step), options.test_limit)
+        behind = Transform(options.net)
+        _claim(options, split, engine, "radius", "attacked", net=behind.content)
+        trained = options.seeds * [*learners.values(), learners[0]]
+        announce(
+            f"{len(trained)} learners on {split.train!r}, {_cost(trained, split.train, engine)}; then "
+            f"{options.attacked} test images are attacked"
+        )
+        table, rows = write_defences(
+            split, behind, learners, options.out, radius=options.radius, attacked=options.attacked,
+            seeds=_seeds(options), engine=engine, on_step=on_step,
+        )  # fmt: skip
+    print_json(options, rows)
+    tell(options, table)
+    return FINE

@@ -1,0 +1,344 @@
+"""The command line's words: commands, options, and what may stand in them."""
+
+import argparse
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from semkit import __version__
+from semkit.analysis.designs import DESIGNS
+from semkit.app.methodoptions import KEY_HELP
+from semkit.app.telling import complain
+from semkit.countermeasures.images import COUNTERMEASURES, PURIFIER, check_countermeasure
+from semkit.images.files import shown
+from semkit.images.pixels import NORMS, check_radius
+from semkit.images.storage import HOLDS
+from semkit.nets.engine import FAST_PATHS
+from semkit.nets.models import LARGE, MODELS, check_model
+from semkit.nets.netfile import check_net
+from semkit.protections.conversion import UNITS
+from semkit.protections.presets import METHODS, PRESETS, check_name
+
+MOST_SEEDS = 9999
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse with one clear line in place of a page of usage."""
+
+    def error(self, message):
+        raise SystemExit(complain(f"{message} (see {self.prog} --help)"))
+
+
+def _checked(check: Callable) -> Callable:
+    """`check` as the type of an option: what its ValueError says is what the user reads."""
+
+    def parse(text: str):
+        try:
+            return check(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return parse
+
+
+def _word(known: tuple[str, ...], what: str):
+    return _checked(lambda text: check_name(text, known, what))
+
+
+def _count(least: int, most: int | None = None):
+    def check(text: str) -> int:
+        if not re.fullmatch(r"-?[0-9]{1,30}", text) or int(text) < least:
+            raise ValueError(f"a whole number >= {least} is needed, got {text}")
+        if most is not None and int(text) > most:
+            raise ValueError(f"a whole number <= {most} is needed, got {text}")
+        if int(text) >= 2**63:  # torch takes no seed of more than 64 bits, and seeds are counted on
+            raise ValueError(f"a whole number below 2**63 is needed, got {text}")
+        return int(text)
+
+    return _checked(check)
+
+
+def _filled(text: str) -> str:
+    if not text:
+        raise ValueError("a name is needed, got an empty one; is it a variable that is not set?")
+    return text
+
+
+_name = _checked(_filled)
+_path = _checked(lambda text: Path(_filled(text)))
+
+_radius = _checked(check_radius)
+_countermeasure = _checked(check_countermeasure)
+_known_countermeasures = ", ".join(name + "=FILE" * (name == PURIFIER) for name in COUNTERMEASURES)
+
+
+@_checked
+def _noise_radius(text: str) -> float:
+    if check_radius(text) < 1:
+        raise ValueError(f"radius must be 1 level at least to change 8-bit images, got {text}")
+    return float(text)
+
+
+@_checked
+def _attack_radius(text: str) -> float:
+    if not check_radius(text):
+        raise ValueError("radius 0 attacks nothing: write pixel levels above 0")
+    return float(text)
+
+
+@_checked
+def _device(text: str) -> str:
+    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?", text):
+        raise ValueError(f"cpu, cuda or cuda:N is needed, got {text}")
+    return text
+
+
+def _add_images(parser) -> None:
+    add = parser.add_argument
+    add(
+        "images",
+        metavar="IMAGES",
+        type=_name,
+        help="shapes, cifar10, cifar100, svhn, or a folder with a sub-folder per class",
+    )
+    add(
+        "--data",
+        metavar="DIR",
+        type=_name,
+        help="where torchvision's sets are (else $SEMKIT_DATA, else ~/.cache/semkit)",
+    )
+    add("--download", action="store_true", help="let torchvision download the set")
+    add("--limit", type=_count(2), metavar="N", help="N training images only, every class in its share")
+    sizes = "side to which images are resized for the nets (32; ImageNet's recipe was published at 256)"
+    add("--size", type=_count(8), default=32, metavar="N", help=sizes)
+    add("--hold", type=_word(HOLDS, "storage"), default="auto", help="images in memory, on disk, or what fits (auto)")
+    add("--skip-unreadable", action="store_true", help="leave out, and list, files that cannot be read")
+
+
+def _add_run(parser) -> None:
+    add = parser.add_argument
+    presets = f"quick, demo, lesson or paper: CIFAR's recipe, from {LARGE} pixels on ImageNet's (%(default)s)"
+    add("--preset", type=_word(PRESETS, "preset"), default="lesson", help=presets)
+    add("--seed", type=_count(0), default=0, metavar="N", help="the same seed gives the same result (0)")
+    _add_engine(parser)
+    _add_json(parser)
+
+
+def _add_engine(parser) -> None:
+    add = parser.add_argument
+    add("--device", type=_device, default="auto", help="cpu, cuda or cuda:N (a GPU if there is one)")
+    precisions = _word(("auto", "float32", "bfloat16", "float64"), "precision")
+    help_ = "float32, bfloat16 or float64 (the first two: what the hardware is fast in)"
+    add("--precision", type=precisions, default="auto", help=help_)
+    add("--compile", action="store_true", help="torch.compile for the eval passes; seconds to a minute at first")
+    help_ = f"fast paths not to take: {', '.join(FAST_PATHS)}; results differ in their rounding, if at all"
+    add("--switch-off", nargs="+", type=_word(tuple(FAST_PATHS), "path"), default=(), metavar="PATH", help=help_)
+
+
+def _add_json(parser) -> None:
+    parser.add_argument("--json", action="store_true", help="report as JSON on standard output")
+
+
+def _add_sweep_out(parser, seeds: int, **out) -> None:
+    parser.add_argument("--out", type=_path, metavar="DIR", help="folder for table, figure and finished runs", **out)
+    parser.add_argument(
+        "--seeds", type=_count(1, MOST_SEEDS), default=seeds, metavar="N", help=f"how many seeds ({seeds})"
+    )
+
+
+def _demo_options(parser) -> None:
+    _add_run(parser)
+    _add_sweep_out(parser, 1, default=Path("semkit-demo"))
+    parser.set_defaults(
+        images="shapes", data=None, download=False, limit=None, size=32, hold="auto", skip_unreadable=False,
+        split_seed=0, protected=None, test_limit=None, preset="demo", methods=None, radii=None,
+        design=None, measure_noise=False, countermeasures=(), learner_steps=None, workers=None,
+        scheduler=None,
+    )  # fmt: skip
+
+
+def _sweep_options(parser) -> None:
+    _add_images(parser)
+    _add_run(parser)
+    _add_sweep_out(parser, 3, required=True)
+    add = parser.add_argument
+    methods = _word(("clean", *METHODS, "cuda"), "method")
+    add("--methods", nargs="+", type=methods, help="of clean, em, rem, sem and cuda (clean em sem)")
+    designs = _word(tuple(DESIGNS), "design")
+    add("--design", type=designs, metavar="NAME", help=f"instead of methods a lesson's set: {', '.join(DESIGNS)}")
+    add("--measure-noise", action="store_true", help="robustness and stability of every noise, in noise.csv")
+    add("--radii", nargs="+", type=_radius, help="training radii in levels, 0 is ERM (0 4)")
+    help_ = "learners after each of these, none to compare with: " + _known_countermeasures
+    add("--countermeasures", nargs="+", type=_countermeasure, default=(), metavar="NAME", help=help_)
+    add("--learner-steps", type=_count(1), metavar="N", help="how long learners train (the preset's steps)")
+    add("--test-limit", type=_count(2), metavar="N", help="N test images only")
+    add("--workers", type=_count(1), metavar="N", help="make the runs in N processes of one thread each (needs Dask)")
+    add(
+        "--scheduler",
+        metavar="ADDRESS",
+        type=_name,
+        help="make the runs on the workers of a Dask scheduler, tcp://HOST:PORT",
+    )
+    parser.set_defaults(split_seed=0, protected=None)
+
+
+def _protect_options(parser) -> None:
+    _add_images(parser)
+    _add_run(parser)
+    add = parser.add_argument
+    add("out", metavar="OUT", type=_path, help="a new folder")
+    add("--method", type=_word((*METHODS, "cuda"), "method"), default="sem", help="sem (the default), rem, em or cuda")
+    add("--radius", type=_noise_radius, help="largest change of a value in levels of 255 (8); none bounds cuda")
+    add("--perturbation-radius", type=_radius, help="radius the noise is trained to stand, in levels (4)")
+    add("--surrogate", type=_checked(check_model), help=f"one of {', '.join(MODELS)}")
+    add("--class-wise", action="store_true", help="one noise per class instead of one per image")
+    add("--key", help=KEY_HELP)
+    add("--kernel", type=_count(2), metavar="K", help="of cuda: filters are K x K pixels (3)")
+    add("--strength", type=float, help="of cuda: largest entry of a filter besides its one of 1 (0.3)")
+    add("--fraction", type=float, default=1.0, help="share of every class that is protected (1.0)")
+    add("--resume", action="store_true", help="continue an interrupted run in OUT")
+    add("--checkpoint-every", type=float, default=20, help=argparse.SUPPRESS)  # seconds
+
+
+def _transform_options(parser) -> None:
+    _add_images(parser)
+    _add_run(parser)
+    _add_sweep_out(parser, 3, required=True)
+    add = parser.add_argument
+    add("net", metavar="NET", type=_checked(check_net), help="an external net, made by semkit learn IMAGES --save NET")
+    add("--radius", type=_attack_radius, default=4, help="of the attacks, and of AT beside it, in levels (4)")
+    add("--attacked", type=_count(2), default=300, metavar="N", help="how many test images are attacked (300)")
+    add("--test-limit", type=_count(2), metavar="N", help="N test images only")
+    add("--learner-steps", type=_count(1), metavar="N", help="how long ERM trains (the preset's steps)")
+    parser.set_defaults(split_seed=0, protected=None)
+
+
+def _check_options(parser) -> None:
+    add = parser.add_argument
+    add("images", metavar="IMAGES", type=_name, help="what was protected")
+    add("out", metavar="OUT", type=_path, help="what semkit protect wrote")
+    add("--radius", type=_radius, help="instead of the radius in OUT/report.json")
+    add("--key", help=KEY_HELP)
+    add("--data", metavar="DIR", type=_name, help="where torchvision's sets are")
+    _add_json(parser)
+
+
+def _learn_options(parser) -> None:
+    _add_images(parser)
+    _add_run(parser)
+    add = parser.add_argument
+    add("--protected", metavar="OUT", type=_path, help="what semkit protect wrote for these images")
+    add("--perturbation-radius", type=_radius, default=0, help="adversarial training at it, in levels; 0 is ERM (0)")
+    norms = (
+        "of that radius: linf (the default), l2 or l1, in levels too: an l2 radius of 0.5 on pixels of 0 to 1 is 127.5"
+    )
+    add("--norm", type=_word(NORMS, "norm"), default="linf", help=norms)
+    add("--learner", type=_checked(check_model), help=f"one of {', '.join(MODELS)}")
+    help_ = f"what is done to the training images first, in this order: {_known_countermeasures}"
+    add("--countermeasure", nargs="+", type=_countermeasure, default=(), metavar="NAME", help=help_)
+    add("--seeds", type=_count(1, MOST_SEEDS), default=1, metavar="N", help="how many learners (1)")
+    add("--without", type=_count(1), metavar="N", help="leave out the images that --limit N would take")
+    add("--save", type=_path, metavar="FILE", help="the trained net as a file, for --countermeasure purifier=FILE")
+    add("--split-seed", type=_count(0), default=0, help="of the division of a folder without test/ (0)")
+    add("--cache", type=_path, metavar="DIR", help="keeps finished learners, so that a second call is instant")
+
+
+def _convert_options(parser) -> None:
+    add = parser.add_argument
+    add("source", metavar="SRC", type=_name)
+    add("destination", metavar="DST", type=_name)
+    add("--radius", type=_radius, help="of foreign noise, in levels (else its largest value)")
+    add("--unit", type=_word(UNITS, "unit"), default="auto", help="of foreign floats: levels, or fraction of 1")
+    add("--class-wise", action="store_true", help="foreign noise has a row per class, not per image")
+    add("--overwrite", action="store_true", help="replace DST")
+    _add_json(parser)
+
+
+def _bench_options(parser) -> None:
+    add = parser.add_argument
+    nets = _word(tuple(MODELS), "net")
+    add("--models", dest="nets", nargs="+", type=nets, metavar="NET", help="nets to time (tiny resnet18)")
+    add("--batch", type=_count(2), metavar="N", help="images in a batch (128)")
+    add("--rounds", type=_count(1), metavar="N", help="how often everything is timed, in turn (3)")
+    add("--samples", type=_count(1), metavar="N", help="EOT samples of a noise step (2; the published recipes have 5)")
+    add("--attack-steps", type=_count(1), metavar="N", help="ascent steps inside REM and AT (10)")
+    add("--quick", action="store_true", help="small batches and sets, to see that it works, not how fast")
+    add("--out", type=_path, metavar="DIR", help="folder for bench.json, table.md and figure.png")
+    _add_engine(parser)
+    _add_json(parser)
+
+
+def _lab_options(parser) -> None:
+    parser.add_argument("notebook", nargs="?", type=_name, default="notebooks/00_index.ipynb", metavar="NOTEBOOK")
+
+
+# Name -> (its options, its help, how to go on after it was stopped).
+COMMANDS = {
+    "demo": (
+        _demo_options, "The main job on the embedded images: noise, learners, a table and a figure.",
+        "the same command goes on from there",
+    ),
+    "sweep": (
+        _sweep_options, "Learners over methods, training radii and seeds: rows, a table and a figure.",
+        "the same command goes on from there",
+    ),
+    "protect": (
+        _protect_options, "Protected copies of images: OUT/images, OUT/report.json and (noise) OUT/noise.safetensors.",
+        "the same command with --resume goes on from there",
+    ),
+    "transform": (
+        _transform_options, "A classifier behind an adversarial-example transform, attacked in four ways, and AT.",
+        "the same command goes on from there",
+    ),
+    "check": (
+        _check_options, "Every file against its original: size, mode, values within the radius or as filtered.", "",
+    ),
+    "learn": (
+        _learn_options, "Fresh learners on images, or on protected ones: their accuracy on clean test images.",
+        "with --cache, learners that were finished are kept",
+    ),
+    "convert": (
+        _convert_options,
+        "Noise files from one kind to another: safetensors, int8 pickle, .pt, .npy, .npz, a PNG folder.", "",
+    ),
+    "bench": (
+        _bench_options, "How fast this machine is: the engine against a plain reference, memory, cost of an image.", "",
+    ),
+    "lab": (_lab_options, "JupyterLab at a notebook.", ""),
+}  # fmt: skip
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line."""
+    about = "Stable unlearnable examples: protect images, and measure how far that goes."
+    top = _Parser(prog="semkit", description=about)
+    top.add_argument("--version", action="version", version=f"semkit {__version__}")
+    commands = top.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
+    for name, (add_options, text, again) in COMMANDS.items():
+        made = commands.add_parser(name, help=text, description=text)
+        add_options(made)
+        made.set_defaults(command=name, again=again)
+    return top
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """The options in `arguments`; exits with one line on stderr and code 2 where they make no sense."""
+    top = parser()
+    name = next((word for word in arguments if not word.startswith("-")), None)
+    if name is not None:
+        try:
+            check_name(name, tuple(COMMANDS), "command")  # argparse would list all commands instead of the nearest
+        except ValueError as error:
+            top.error(str(error))
+    options, extra = top.parse_known_args(arguments)
+    if extra:
+        top.error(f"unrecognized arguments: {_repeatable(extra, getattr(options, 'key', None))}")
+    return options
+
+
+def _repeatable(words: list[str], key: str | None) -> str:
+    """The words, but not those that may be a piece of a key: what an option is given, or what follows a key."""
+    if named := [word.partition("=")[0] for word in words if word.startswith("-")]:
+        return " ".join(named)
+    hint = "quote what has spaces in it"
+    return hint if key else f"{' '.join(map(shown, words))}; {hint}"

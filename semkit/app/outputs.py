@@ -1,0 +1,230 @@
+"""The folder that a command writes to: OUT/run.json before it works, and for protected images OUT/report.json after."""
+
+import hashlib
+import json
+import os
+import posixpath
+from collections.abc import Callable, Collection, Iterable
+from itertools import chain
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from semkit import __version__
+from semkit.analysis.study import CODE, as_dict
+from semkit.app.originals import OnStep, Originals, job, originals
+from semkit.app.protected import OutputError, read_report
+from semkit.images.chance import check_seed
+from semkit.images.files import atomic_write, check_fields, one_line, read_json, remove_leftovers, shown
+from semkit.images.loading import find_folder, set_name
+from semkit.images.picture import BYTES_PER_PIXEL, write_png
+from semkit.images.quality import Quality
+from semkit.images.storage import Storage, free_memory
+
+RESULTS = ("rows.csv", "table.md", "figure.png", "noise.csv", "losses.csv")  # what report.write_sweep writes
+TOLD = {
+    "protected": int, "unchanged_files": int, "psnr_db": float | int | None, "ssim": float | int | None,
+    "seconds": float | int, "held": str, "skipped": list[str], "ignored": list[str],
+}  # fmt: skip
+GROWING = ("methods", "radii", "countermeasures")  # a sweep may have more of them the next time
+
+
+def check_place(source: str, out: Path) -> None:
+    """Raises OutputError if `out` is no folder, or if it and the images lie in each other."""
+    if not set_name(source):
+        inside = Path(os.path.realpath(out))  # resolve() may raise on a link loop
+        if any(inside == at or at in inside.parents or inside in at.parents for at in _real_folders(source)):
+            raise OutputError(f"the output {shown(out)} and the images {shown(source)} lie in each other; name another")
+    check_folder(out)
+
+
+def _real_folders(source: str) -> set[Path]:
+    """`source` and all folders with images of it, wherever links lead."""
+    found = find_folder(source)
+    names = chain.from_iterable(part.names for part in (found.train, found.test) if part)
+    return {Path(os.path.realpath(path)) for path in {found.root, *((found.root / name).parent for name in names)}}
+
+
+def _check_links(out: Path, outputs: Iterable[str]) -> None:
+    """Raises OutputError if a folder that images will be written to is a link out of `out`, perhaps to originals."""
+    inside = Path(os.path.realpath(out))
+    for folder in sorted(out / "images" / below for below in set(map(posixpath.dirname, outputs))):
+        if inside not in Path(os.path.realpath(folder)).parents:
+            raise OutputError(f"{shown(folder)} is a link out of {shown(out)}: remove it, or name another folder")
+
+
+def check_folder(out: Path) -> None:
+    """Raises OutputError if there is something at `out` that is no folder."""
+    if os.path.lexists(out) and not out.is_dir():
+        raise OutputError(f"the output {shown(out)} is a {'file' if out.exists() else 'broken link'}; name a folder")
+
+
+def requested(
+    source: str,
+    out: Path,
+    recipe,
+    seed: int,
+    *,
+    size: int = 32,
+    limit: int | None = None,
+    root: str | None = None,
+    download: bool = False,
+    skip_unreadable: bool = False,
+    hold: str = "auto",
+    on_step: OnStep | None = None,
+) -> tuple[Originals, dict]:
+    """(the images to protect, the record of what is asked for): the record decides what will be in `out`.
+
+    hold: where images are until they are written, "memory", "disk" or "auto" (storage.Storage); the bytes are the same.
+    The others: as of `originals`. Raises DataError, OutputError, and ValueError for a seed that is none.
+    """
+    check_place(source, out)
+    how = {"size": size, "limit": limit, "skip_unreadable": skip_unreadable}
+    seed = check_seed(seed)
+    found = originals(source, **how, root=root, download=download, storage=Storage(hold, out), on_step=on_step)
+    _check_memory(found)
+    _check_links(out, found.outputs)
+    return found, {
+        "semkit": __version__, "code": CODE, "torch": torch.__version__, "source": str(source),
+        "fingerprint": hashlib.sha256(repr((found.images.fingerprint, found.outputs)).encode()).hexdigest()[:24],
+        "recipe": as_dict(recipe), "seed": seed, **how,
+    }  # fmt: skip
+
+
+def _check_memory(found: Originals) -> None:
+    """Raises OutputError that names an image which is too large for the memory that is free."""
+    free = free_memory()
+    least = 1 << 26  # bytes; it is not for a smaller one that memory is short
+    for i, name in enumerate(found.outputs):
+        width, height = found.size(i)
+        if free is not None and (needed := width * height * BYTES_PER_PIXEL) > max(free, least):
+            raise OutputError(
+                f"{shown(name)} of {width} x {height} pixels takes {needed / 1e9:.1f} GB of memory to protect, "
+                f"{free / 1e9:.1f} GB are free: make it smaller or leave it out"
+            )
+
+
+def begin(out: Path, request: dict, resume: bool) -> bool:
+    """Whether OUT/run.json was created, with the request. Of several runs that start at one time only one can do so.
+
+    Raises OutputError unless `out` is free, or holds what this request began and `resume` is asked for.
+    """
+    _check_request(out, request, resume)
+    run = out / "run.json"
+    if run.exists():
+        return False
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        file = open(run, "xb")
+    except FileExistsError:
+        _check_request(out, request, resume)
+        return False
+    try:
+        with file:
+            file.write(_as_json(request))
+    except BaseException as error:
+        run.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename = os.fspath(run)
+        raise
+    return True
+
+
+def _check_request(out: Path, request: dict, resume: bool) -> None:
+    if not (out / "run.json").exists():
+        # Hidden files are no one's work: a kill may leave one of ours.
+        if out.exists() and any(not path.name.startswith(".") for path in out.iterdir()):
+            raise OutputError(f"the output {shown(out)} is not empty; name another folder")
+        return
+    _check_same(out, request)
+    if not resume:
+        raise OutputError(f"the output {shown(out)} exists; --resume continues it, or name another folder")
+
+
+def claim(out: Path, request: dict) -> None:
+    """OUT/run.json says of what the rows, the table and the figure in `out` are, before they are made.
+
+    Raises OutputError if `out` is no folder, or has some that are of other settings, fewer methods, radii and
+    countermeasures excepted, or of no known ones. Finished runs, in OUT/runs, are known by themselves.
+    """
+    check_folder(out)
+    request = json.loads(_as_json(request))
+    if (out / "run.json").exists():
+        _check_same(out, request, GROWING)
+    elif not (out / "runs").is_dir() and (there := [name for name in RESULTS if (out / name).exists()]):
+        raise OutputError(f"the output {shown(out)} has a {there[0]} that is no sweep's of semkit; name another folder")
+    atomic_write(out / "run.json", _as_json(request))
+
+
+def _check_same(out: Path, request: dict, growing: Collection[str] = ()) -> None:
+    """Raises OutputError unless OUT/run.json is that of the request, wherever its images are, or has fewer of some."""
+    run = out / "run.json"
+    try:
+        begun = check_fields(read_json(run), {})
+    except ValueError as error:
+        raise OutputError(f"{shown(run)} is damaged ({one_line(error)}); name another folder") from None
+
+    def agrees(name: str, now) -> bool:
+        before = begun.get(name)
+        return before == now or (name in growing and isinstance(before, list) and all(one in now for one in before))
+
+    differing = [name for name, now in request.items() if name != "source" and not agrees(name, now)]
+    if differing:
+        what = ", ".join(name.replace("_", " ") for name in differing)
+        raise OutputError(f"the output {shown(out)} was begun with other settings ({what}); name another folder")
+
+
+def _as_json(values: dict) -> bytes:
+    return json.dumps(values, indent=1, allow_nan=False).encode()
+
+
+def finished(out: Path, names: Iterable[str]) -> bool:
+    """Whether OUT/report.json and all files of these names in `out` are there."""
+    return all((out / name).exists() for name in ("report.json", *names))
+
+
+def reported(out: Path, request: dict, names: Collection[str], make: Callable[[], dict]) -> dict:
+    """OUT/report.json: the request, and what make() says of the files of these names that it writes to `out`.
+
+    make() is called unless all of them are there.
+    """
+    if not finished(out, names):
+        (out / "report.json").unlink(missing_ok=True)
+        (out / "run.json").touch()  # what killed runs left is older
+        made = make()
+        remove_leftovers(out, newer=out / "run.json")
+        atomic_write(out / "report.json", _as_json({**request, **made}))
+    report = read_report(out)
+    return read_report(out, TOLD if report["radius"] is not None else {**TOLD, "bound": str, "largest_change": int})
+
+
+def write_images(
+    found: Originals,
+    chosen: Collection[int],
+    protect: Callable[[int, Image.Image], Image.Image],
+    out: Path,
+    *,
+    noise=None,
+    on_step: OnStep | None = None,
+) -> tuple[dict, Quality]:
+    """(what a report says of the images, their Quality): each is written to OUT/images, the chosen ones as protect(i,
+    original) makes them, the others as they are. noise: int8 [N,3,size,size], if that is what was added.
+    """
+    chosen, told = set(chosen), job(on_step, "writing images")
+    quality = Quality(len(chosen))
+    for i, name in enumerate(found.outputs):
+        try:
+            original = found.read(i)
+            written = protect(i, original) if i in chosen else original
+            write_png(written, out / "images" / name)
+            if i in chosen:
+                quality.add(original, written, None if noise is None else noise[i])
+        except MemoryError:
+            raise MemoryError(f"{shown(name)}, {' x '.join(map(str, found.size(i)))} pixels") from None
+        if told:
+            told(i + 1, len(found.outputs))
+    return {
+        "images": len(found.outputs), "protected": len(chosen), "classes": list(found.images.classes),
+        "held": found.images.held, **quality.report(), "skipped": list(found.skipped), "ignored": list(found.ignored),
+    }, quality  # fmt: skip

@@ -1,0 +1,197 @@
+"""A protected folder read back: its report, the check of every file, and the images that learners get."""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from semkit.app.originals import OnStep, Originals, job, named_outputs, originals
+from semkit.images.chance import check_seed
+from semkit.images.files import check_fields, is_image_name, one_line, output_names, read_json, shown
+from semkit.images.imageset import stratified_share
+from semkit.images.loading import Split, check_size, find_folder, set_name
+from semkit.images.picture import UnreadableImage, difference, read_image, working_image
+from semkit.images.pixels import check_count, check_radius
+from semkit.images.storage import Storage, zeros
+from semkit.protections.cuda import ClassFilters, convolve_picture
+
+# (place, largest difference, original, protected) -> what is wrong
+Judge = Callable[[int, int, Image.Image, Image.Image], str | None]
+ALIKE = 0.2  # correlation of blocks of pixels: filtered images have more with their originals, other images less
+# What `check` needs of a report, and of one of filtered images.
+NEEDED = {"images": int, "radius": float | int | None, "size": int, "limit": int | None, "skip_unreadable": bool}
+FILTERED = {"recipe": dict, "seed": int}
+
+
+class OutputError(ValueError):
+    """An output folder that cannot be used; the message says what to do."""
+
+
+def output_folder(out: str | os.PathLike) -> Path:
+    """`out` as a Path; raises OutputError for an empty name, which would mean the current folder."""
+    if not os.fspath(out):
+        raise OutputError("the name of the output is empty: name a folder")
+    return Path(out)
+
+
+def read_report(out: str | os.PathLike, also: Mapping | None = None) -> dict:
+    """OUT/report.json with the fields that `check` needs, and those of check_fields(report, also).
+
+    Raises OutputError where there is none, or where a field is missing or of another kind.
+    """
+    path = output_folder(out) / "report.json"
+    if not path.exists():
+        raise OutputError(f"{shown(path)} is missing; semkit protect writes it when it is done")
+    try:
+        report = check_fields(read_json(path), {**NEEDED, **(also or {})})
+        check_size(report["size"])
+        if report["limit"] is not None:
+            check_count(report["limit"], "limit", 1)
+        if report["radius"] is not None:
+            check_radius(report["radius"])
+        else:
+            check_seed(check_fields(report, FILTERED)["seed"])
+    except ValueError as error:
+        told = f"{shown(path)} is damaged ({one_line(error)})"
+        raise OutputError(f"{told}; protect the images again, to another folder") from None
+    return report
+
+
+def _within(radius: float) -> Judge:
+    """Finds a file that differs by more than the radius."""
+
+    def judge(i: int, apart: int, original: Image.Image, protected: Image.Image) -> str | None:
+        return f"differs by {apart} levels, the radius is {radius:g}" if apart > radius else None
+
+    return judge
+
+
+def _filtered(report: dict, found: Originals, key: str | None) -> Judge:
+    """Finds a file that is not its original filtered; without the key, one that was to be left as it was and was not.
+
+    Raises OutputError where the report does not say how it was filtered.
+    """
+    try:
+        recipe = ClassFilters(**report["recipe"])
+        chosen = set(stratified_share(found.images.labels, recipe.fraction, report["seed"]).tolist())
+    except (TypeError, ValueError, OverflowError):
+        raise OutputError("report.json is damaged; protect the images again, to another folder") from None
+    filters = None if key is None else recipe.filters(key, len(found.images.classes))
+
+    def judge(i: int, apart: int, original: Image.Image, protected: Image.Image) -> str | None:
+        if i not in chosen:
+            return f"differs by {apart} levels, and was to be left as it was" if apart else None
+        if filters is None:
+            return None
+        apart = difference(convolve_picture(original, filters[found.images.labels[i]]), protected)
+        return f"differs by {apart} levels from its original filtered with this key" if apart else None
+
+    return judge
+
+
+def _examined(found: Originals, judge: Judge, folder: Path, on_step: OnStep | None) -> tuple[list[str], int]:
+    """(what is wrong, how many protected files have the pixels of their originals)."""
+    problems, unchanged, told = [], 0, job(on_step, "checking images")
+    for i, name in enumerate(found.outputs):
+        path = folder / name
+        if not path.exists():
+            problems.append(f"{shown(name)}: missing")
+        else:
+            try:
+                original, protected = found.read(i), read_image(path)
+                apart = difference(original, protected)
+                unchanged += apart == 0
+                if problem := judge(i, apart, original, protected):
+                    problems.append(f"{shown(name)}: {problem}")
+            except UnreadableImage as error:
+                problems.append(str(error))
+            except ValueError as error:
+                problems.append(f"{shown(name)}: {error}")
+        if told:
+            told(i + 1, len(found.outputs))
+    expected = set(found.outputs)
+    present = (path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file())
+    strays = (name for name in present if is_image_name(name) and name not in expected)
+    return [*problems, *(f"{shown(name)}: no original of it" for name in strays)], unchanged
+
+
+def check(
+    source: str,
+    out: str | os.PathLike,
+    *,
+    radius: float | None = None,
+    key: str | None = None,
+    root: str | None = None,
+    on_step: OnStep | None = None,
+) -> dict:
+    """{"checked": n, "unchanged": n, "radius": r, "problems": [...], "skipped": [...]}: files held against originals.
+
+    Size, mode, alpha, and |difference| <= radius in 8-bit levels; files that are missing or have no original are
+    problems too. unchanged: how many files have the pixels of their originals. radius: the report's unless given.
+    Filtered files have none, None: with the key every value must be that of the filtered original, without it sizes,
+    modes, alpha and names are checked, and what was left unprotected.
+    Raises DataError and OutputError for what cannot be read, and ValueError for a radius or a key that does not apply.
+    """
+    report = read_report(out)
+    filtered = report["radius"] is None
+    if filtered and radius is not None:
+        raise ValueError("no radius bounds a convolution: leave the radius out")
+    if key is not None and not filtered:
+        raise ValueError(f"{shown(out)} was not filtered: leave the key out")
+    if not filtered:
+        radius = check_radius(report["radius"] if radius is None else radius)
+    how = {name: report[name] for name in ("size", "limit", "skip_unreadable")}
+    found = originals(source, **how, root=root, storage=Storage(folder=out), on_step=on_step)
+    judge = _filtered(report, found, key) if filtered else _within(radius)
+    problems, unchanged = _examined(found, judge, Path(out) / "images", on_step)
+    return {
+        "checked": len(found.outputs), "unchanged": unchanged, "radius": radius, "problems": problems,
+        "skipped": list(found.skipped),
+    }  # fmt: skip
+
+
+def likeness(images: torch.Tensor, others: torch.Tensor) -> float:
+    """The mean over images uint8 [N,C,H,W] of the correlation of their block means with those of `others`.
+
+    4 x 4 blocks of every channel, less the channel's mean: a filter of a few pixels leaves them as they were, nearly.
+    """
+
+    def blocks(x: torch.Tensor) -> torch.Tensor:
+        means = F.adaptive_avg_pool2d(x.float(), 4)
+        return (means - means.mean((2, 3), keepdim=True)).flatten(1)
+
+    return float(F.cosine_similarity(blocks(images), blocks(others)).mean())
+
+
+def protected_split(split: Split, source: str, out: str | os.PathLike) -> Split:
+    """`split` with each training image replaced by its protected file in OUT, resized as the originals were.
+
+    The test images stay clean. Raises OutputError if files are missing or OUT protects other images.
+    """
+    report, train = read_report(out), split.train
+    if not set_name(source):
+        names = output_names(find_folder(source).train.names)
+        outputs = tuple(names[name] for name in train.files)
+    elif len(train) == report["images"]:
+        outputs = named_outputs(train)
+    else:
+        raise OutputError(f"{shown(out)} protects {report['images']} images, these are {len(train)}: use one --limit")
+    images = zeros(train.images.shape, torch.uint8, train.scratch)
+    for i, name in enumerate(outputs):
+        try:
+            images[i] = torch.from_numpy(working_image(read_image(Path(out) / "images" / name), images.shape[-1]))
+        except UnreadableImage as error:
+            needed = f"{shown(out)} must hold a protected file for every training image"
+            hint = "" if report["limit"] is None else f": protect without --limit {report['limit']}"
+            raise OutputError(f"{error}; {needed}{hint}") from None
+        # A resize averages, so it keeps the radius but for its rounding.
+        apart = int((images[i].int() - train.images[i].int()).abs().max())
+        if report["radius"] is not None and apart > report["radius"] + 1:
+            raise OutputError(f"{shown(out)} protects other images: {shown(name)} is {apart} levels from its original")
+    if report["radius"] is None and (like := likeness(images, train.images)) < ALIKE:
+        raise OutputError(f"{shown(out)} protects other images: the correlation with the originals is {like:.2f}")
+    return replace(split, train=replace(train, images=images, name=f"{train.name} protected"))

@@ -1,0 +1,1 @@
+"""Countermeasures: what a trainer does about protected images."""

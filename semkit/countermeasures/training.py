@@ -1,0 +1,141 @@
+"""What a trainer may do against class-wise filters: perturbations that blur, at random or as the learner likes least,
+and noise.
+
+Source: Sadasivan et al., CUDA, CVPR 2023, whose authors try their protection against both.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor, nn
+
+from semkit.images.pixels import LEVEL, check_count, check_radius, to_draw
+from semkit.nets.engine import input_gradient, predict
+from semkit.protections.cuda import blur, convolve
+from semkit.training.perturb import Perturbation
+
+LARGEST = 5.0  # entry of a filter under ascent, in size
+
+
+def rescaled(x: Tensor) -> Tensor:
+    """x [N,C,H,W] moved and stretched so that every image reaches from 0 to 1; an image of one value becomes 0."""
+    low = x.amin((1, 2, 3), keepdim=True)
+    span = x.amax((1, 2, 3), keepdim=True) - low
+    return (x - low) / span.clamp_min(torch.finfo(x.dtype).eps)
+
+
+@dataclass(frozen=True)
+class RandomBlur(Perturbation):
+    """Every image filtered by a filter of its own, drawn as a protector draws those of classes: augmentation.
+
+        entries ~ U(0, strength), one of them, at random, 1;  the result divided by its maximum
+
+    As the family holds the protector's filters, this is a trainer who knows the method and lacks the key only.
+    """
+
+    kernel: int = 3
+    strength: float = 0.3
+    radius = 0.0
+    passes = 0
+
+    def __post_init__(self):
+        check_count(self.kernel, "kernel", 2)
+        if not 0 < self.strength <= 1:
+            raise ValueError(f"strength must be above 0 and at most 1, got {self.strength:g}")
+
+    def draw(self, x: Tensor, generator: Generator | None = None) -> Tensor:
+        """The filters, [N,kernel,kernel]."""
+        n, k, how = len(x), self.kernel, dict(generator=generator, device=x.device)
+        filters = self.strength * torch.rand(n, k * k, **how)
+        return filters.scatter_(1, torch.randint(0, k * k, (n, 1), **how), 1.0).view(n, k, k)
+
+    def apply(self, model: nn.Module, x: Tensor, y: Tensor, drawn: Tensor, target: Tensor | None = None) -> Tensor:
+        return convolve(x, drawn)
+
+
+@dataclass(frozen=True)
+class Gaussian(Perturbation):
+    """x + sigma n, n ~ N(0, 1) for every value: the training of a net that is to be smoothed.
+
+    sigma in levels; 127.5 is half of the range, as published. Not cut off at the box, where so much noise would be
+    lost in part. Such a net knows noisy images only: it is to be judged as Smoothed. Raises ValueError for a sigma that
+    looks like a fraction. Source: Cohen et al., ICML 2019 (randomised smoothing).
+    """
+
+    sigma: float = 127.5
+    radius = 0.0
+    passes = 0
+
+    def __post_init__(self):
+        object.__setattr__(self, "sigma", check_radius(self.sigma, "sigma"))
+
+    def draw(self, x: Tensor, generator: Generator | None = None) -> Tensor:
+        """sigma n, shaped x."""
+        return to_draw(x).normal_(0, 1, generator=generator) * (self.sigma * LEVEL)
+
+    def apply(self, model: nn.Module, x: Tensor, y: Tensor, drawn: Tensor, target: Tensor | None = None) -> Tensor:
+        return x + drawn
+
+
+class Smoothed(nn.Module):
+    """How many of `copies` noisy copies of each image a net gives to each class, [N,classes]; the most is the answer.
+
+    The net must have been prepared by an Engine. Every pass draws anew, from `seed` on; predict and accuracy take it as
+    a net like others. Raises ValueError for no copies.
+    """
+
+    def __init__(self, net: nn.Module, noise: Gaussian, copies: int = 16, seed: int = 0):
+        super().__init__()
+        self.net, self.noise, self.engine = net, noise, net.engine
+        self.copies = check_count(copies, "copies", 1)
+        self._generator = self.engine.generator(seed, "smoothed")
+
+    def forward(self, x: Tensor) -> Tensor:
+        answers = (predict(self.net, x + self.noise.draw(x, self._generator)) for _ in range(self.copies))
+        return sum(F.one_hot(a.argmax(1), a.shape[1]) for a in answers).to(x.dtype)
+
+
+@dataclass(frozen=True)
+class ClassBlur(Perturbation):
+    """DAT: for every class in the batch the filter under which the learner's loss is large, found by ascent.
+
+        w_c <- clip(w_c + rate * d/dw_c mean over the batch of CE(f(rescaled(blur(x, w_y))), y), -5, 5)
+
+    `steps` times, in eval mode; then the step is on rescaled(blur(x, w_y)). A transposed convolution of stride 1 is the
+    convolution of `blur`. Published are the size of the filters, the 10 steps, the rate .1 and the clip at 5. Chosen
+    here: w_c starts as the identity in every batch, and there is no bias, which rescaling would take away.
+    """
+
+    kernel: int = 5
+    steps: int = 10
+    rate: float = 0.1
+    radius = 0.0
+    whole_batch = True
+
+    def __post_init__(self):
+        check_count(self.kernel, "kernel", 2)
+        check_count(self.steps, "steps")
+
+    @property
+    def passes(self) -> int:
+        """Input gradients per image."""
+        return self.steps
+
+    def draw(self, x: Tensor, generator: Generator | None = None) -> Tensor:
+        """Nothing for each image: [N,C,H,0]."""
+        return x[..., :0]
+
+    def apply(self, model: nn.Module, x: Tensor, y: Tensor, drawn: Tensor, target: Tensor | None = None) -> Tensor:
+        x, k, goal = x.detach(), self.kernel, y if target is None else target
+        _, which = y.unique(return_inverse=True)
+        filters = x.new_zeros(int(which.max()) + 1, k, k)
+        filters[:, k // 2, k // 2] = 1
+        for _ in range(self.steps):
+            with torch.enable_grad():
+                filters.requires_grad_()
+                blurred = rescaled(blur(x, filters[which]))
+                slope = input_gradient(model, blurred, goal) / len(x)
+                (uphill,) = torch.autograd.grad(blurred, filters, slope)
+            filters = (filters.detach() + self.rate * uphill).clamp(-LARGEST, LARGEST)
+        return rescaled(blur(x, filters[which]))

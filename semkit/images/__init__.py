@@ -1,0 +1,1 @@
+"""Images: the unit and the box, one picture, sets of them, loading, augmentation."""

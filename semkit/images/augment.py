@@ -1,0 +1,231 @@
+"""Batched, differentiable random augmentation: every image draws its own flip and crop."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from semkit.images.pixels import check_count, check_share
+
+
+@dataclass(frozen=True)
+class Identity:
+    """No augmentation: x comes back as it is."""
+
+    def output_size(self, size: int) -> int:
+        return size
+
+    def draw(self, n: int, size: tuple[int, int], generator: torch.Generator) -> tuple:
+        return ()
+
+    def apply(self, x: torch.Tensor, drawn: tuple) -> torch.Tensor:
+        return x
+
+
+@dataclass(frozen=True)
+class FlipCrop:
+    """Random horizontal flip, then zero-padding by `pad` and a random crop back to the image's size.
+
+        apply(x, (flip, top, left))[n, c, i, j] = pad(flip(x))[n, c, i + top[n], j + left[n]]
+
+    x [N,C,H,W] of any dtype; one gather for the whole batch. Draws for a multiple of N images give several views of
+    each: of all, then of all again.
+    """
+
+    pad: int = 4
+    flip: bool = True
+
+    def __post_init__(self):
+        object.__setattr__(self, "pad", check_count(self.pad, "pad"))
+
+    def output_size(self, size: int) -> int:
+        return size
+
+    def draw(self, n: int, size: tuple[int, int], generator: torch.Generator) -> tuple:
+        device = generator.device
+        flip = (torch.rand(n, generator=generator, device=device) < 0.5) & self.flip
+        top, left = (torch.randint(0, 2 * self.pad + 1, (n,), generator=generator, device=device) for _ in range(2))
+        return flip, top, left
+
+    def apply(self, x: torch.Tensor, drawn: tuple) -> torch.Tensor:
+        return _FlipCrop.apply(x, *drawn, self.pad)
+
+
+class _FlipCrop(torch.autograd.Function):
+    """FlipCrop.apply; its gradient, too, is a flip and a crop, of the padded slope: no sum, so no scatter."""
+
+    @staticmethod
+    def forward(ctx, x: torch.Tensor, flip: torch.Tensor, top: torch.Tensor, left: torch.Tensor, pad: int):
+        ctx.save_for_backward(flip, 2 * pad - top, torch.where(flip, left, 2 * pad - left))
+        ctx.pad, ctx.n = pad, len(x)
+        return _flipped_and_cropped(x, flip, top, left, pad)
+
+    @staticmethod
+    def backward(ctx, slope: torch.Tensor):
+        total, *others = reversed(_flipped_and_cropped(slope, *ctx.saved_tensors, ctx.pad).split(ctx.n))
+        for other in others:  # from the last on, as autograd adds up what went separate ways
+            total = total + other
+        return total, None, None, None, None
+
+
+def _flipped_and_cropped(x, flip, top, left, pad: int) -> torch.Tensor:
+    (n, c, h, w), views = x.shape, len(flip)
+    # Rows of C channels, and one of zeros that stands for all that is outside: one gather, its result in channels_last.
+    table, outside = torch.cat([x.permute(0, 2, 3, 1).reshape(-1, c), x.new_zeros(1, c)]), n * h * w
+    i = top[:, None] + torch.arange(-pad, h - pad, device=x.device)
+    j = left[:, None] + torch.arange(-pad, w - pad, device=x.device)
+    first = torch.arange(views, device=x.device)[:, None] % n * h
+    i = torch.where((i >= 0) & (i < h), (first + i) * w, outside)
+    j = torch.where((j >= 0) & (j < w), torch.where(flip[:, None], w - 1 - j, j), outside)
+    short = torch.int32 if outside < 2**30 else torch.int64  # half as long as torch's own integers
+    index = (i.to(short)[:, :, None] + j.to(short)[:, None, :]).clamp_(max=outside)
+    return table.index_select(0, index.flatten()).view(views, h, w, c).permute(0, 3, 1, 2)
+
+
+@dataclass(frozen=True)
+class ResizedCrop:
+    """Random horizontal flip and a random part of the image, resized to `size` (RandomResizedCrop, bilinear).
+
+    The part's area is `scale` of the image, its aspect ratio log-uniform in `ratio`; both are cut to fit.
+    x [N,C,H,W] floats -> [N,C,size,size].
+    """
+
+    size: int = 224
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+
+    def output_size(self, size: int) -> int:
+        return self.size
+
+    def draw(self, n: int, size: tuple[int, int], generator: torch.Generator) -> tuple:
+        u = torch.rand(5, n, generator=generator, device=generator.device)
+        area = self.scale[0] + u[0] * (self.scale[1] - self.scale[0])
+        low, high = map(math.log, self.ratio)
+        aspect = (low + u[1] * (high - low)).exp() * size[0] / size[1]
+        width, height = (area * aspect).sqrt().clamp(max=1), (area / aspect).sqrt().clamp(max=1)
+        # Centre of the part in [-1, 1], the frame that affine_grid uses.
+        across, down = (1 - width) * (2 * u[2] - 1), (1 - height) * (2 * u[3] - 1)
+        return torch.where(u[4] < 0.5, -width, width), height, across, down
+
+    def apply(self, x: torch.Tensor, drawn: tuple) -> torch.Tensor:
+        width, height, across, down = (d.to(x.dtype) for d in drawn)
+        zero = torch.zeros_like(width)
+        theta = torch.stack([torch.stack([width, zero, across], 1), torch.stack([zero, height, down], 1)], 1)
+        grid = F.affine_grid(theta, [len(x), x.shape[1], self.size, self.size], align_corners=False)
+        return F.grid_sample(x, grid, padding_mode="border", align_corners=False)
+
+
+@dataclass(frozen=True)
+class Cutout:
+    """The augmentation `first`, then a grey square around a random pixel of every image, cut at the border.
+
+    side: of the square, in pixels. Grey is 1/2, which the nets see as 0. Source: DeVries & Taylor, 2017.
+    """
+
+    side: int = 16
+    first: Identity | FlipCrop | ResizedCrop = FlipCrop()
+
+    def __post_init__(self):
+        object.__setattr__(self, "side", check_count(self.side, "side", 1))
+
+    def output_size(self, size: int) -> int:
+        return self.first.output_size(size)
+
+    def draw(self, n: int, size: tuple[int, int], generator: torch.Generator) -> tuple:
+        drawn = self.first.draw(n, size, generator)
+        seen = [self.output_size(side) for side in size]
+        corners = (torch.randint(0, side, (n,), generator=generator, device=generator.device) for side in seen)
+        return drawn, *(corner - self.side // 2 for corner in corners)
+
+    def apply(self, x: torch.Tensor, drawn: tuple) -> torch.Tensor:
+        before, top, left = drawn
+        x = self.first.apply(x, before)
+
+        def within(start: torch.Tensor, side: int) -> torch.Tensor:
+            place = torch.arange(side, device=x.device) - start[:, None]
+            return (place >= 0) & (place < self.side)
+
+        rows, columns = (within(start, side) for start, side in zip((top, left), x.shape[2:], strict=True))
+        return x.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None], 0.5)
+
+
+def luma(x: torch.Tensor) -> torch.Tensor:
+    """[N,1,H,W]: .299 R + .587 G + .114 B of x [N,3,H,W]."""
+    return (x * torch.tensor([0.299, 0.587, 0.114], dtype=x.dtype, device=x.device)[:, None, None]).sum(1, keepdim=True)
+
+
+def turned(x: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
+    """x [N,3,H,W] with the hues of image n moved by turns[n] of the colour circle; greatest and least value are kept.
+
+    hue, in sixths of the circle: (G - B) / c where R is the greatest, 2 + (B - R) / c, 4 + (R - G) / c
+    channel = greatest - c min(k, 4 - k) within [0, 1],  k = (5, 3, 1) + hue mod 6,  c = greatest - least
+    """
+    (r, g, b), high, low = x.unbind(1), x.amax(1), x.amin(1)
+    c = high - low
+    wide = torch.where(c > 0, c, 1)
+    hue = torch.where(high == r, (g - b) / wide, torch.where(high == g, 2 + (b - r) / wide, 4 + (r - g) / wide))
+    hue = hue + 6 * turns[:, None, None]
+    k = torch.stack([(start + hue) % 6 for start in (5, 3, 1)], 1)
+    return high[:, None] - c[:, None] * torch.minimum(k, 4 - k).clamp(0, 1)
+
+
+@dataclass(frozen=True)
+class ColorJitter:
+    """The augmentation `first`, then every image in a light and in colours of its own.
+
+        x <- b x;  x <- c x + (1 - c) mean luma(x);  x <- s x + (1 - s) luma(x);  x <- turned(x, h), each within [0, 1]
+
+    b, c, s ~ U(1 - its share, 1 + its share), h ~ U(-hue, hue) in turns of the colour circle. One after the other as
+    written; torchvision's, of the same name, draws the order too, and once for a whole batch. Raises ValueError for a
+    share outside 0 to 1 and a hue outside 0 to 1/2.
+    """
+
+    brightness: float = 0.4
+    contrast: float = 0.4
+    saturation: float = 0.4
+    hue: float = 0.1
+    first: Identity | FlipCrop | ResizedCrop | Cutout = FlipCrop()
+
+    def __post_init__(self):
+        for name in ("brightness", "contrast", "saturation"):
+            object.__setattr__(self, name, check_share(getattr(self, name), name))
+        if not 0 <= self.hue <= 0.5:
+            raise ValueError(f"hue is 0 to 0.5, in turns of the colour circle, got {self.hue!r}")
+
+    def output_size(self, size: int) -> int:
+        return self.first.output_size(size)
+
+    def draw(self, n: int, size: tuple[int, int], generator: torch.Generator) -> tuple:
+        drawn = self.first.draw(n, size, generator)
+        spans = torch.tensor([self.brightness, self.contrast, self.saturation, self.hue], device=generator.device)
+        u = 2 * torch.rand(4, n, generator=generator, device=generator.device) - 1
+        return drawn, *(u * spans[:, None] + torch.tensor([1, 1, 1, 0], device=u.device)[:, None])
+
+    def apply(self, x: torch.Tensor, drawn: tuple) -> torch.Tensor:
+        x = self.first.apply(x, drawn[0])
+        brightness, contrast, saturation, turns = (values.to(x.dtype) for values in drawn[1:])
+
+        def blended(other: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
+            return torch.lerp(other, x, share[:, None, None, None]).clamp(0, 1)
+
+        x = blended(torch.zeros_like(x), brightness)
+        x = blended(luma(x).mean((2, 3), keepdim=True).expand_as(x), contrast)
+        x = blended(luma(x).expand_as(x), saturation)
+        return turned(x, turns)
+
+
+Augment = Identity | FlipCrop | ResizedCrop | Cutout | ColorJitter
+
+
+def views(augment: Augment, x: torch.Tensor, draws: Sequence[tuple]) -> torch.Tensor:
+    """[len(draws) * N,...]: x [N,...] under each of the draws, one view of all images after another."""
+    if isinstance(augment, FlipCrop):
+        return augment.apply(x, tuple(map(torch.cat, zip(*draws, strict=True))))
+    return as_one([augment.apply(x, drawn) for drawn in draws])
+
+
+def as_one(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The batches one after another, in one."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts)  # which copies even one

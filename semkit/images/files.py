@@ -1,0 +1,185 @@
+"""Files: the images below a folder, what their PNGs are called, files that are written whole or not, JSON."""
+
+import json
+import os
+import posixpath
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from secrets import token_hex
+from types import GenericAlias, UnionType
+from typing import BinaryIO
+
+# What torchvision's ImageFolder takes for an image, and GIF. WebP, GIF and TIFF files give their first frame.
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
+SPLITS = ("test", "val", "valid", "validation", "eval", "dev")
+LONGEST = 255  # bytes of a file's name
+
+
+def shown(path: str | os.PathLike) -> str:
+    """The path as one printable line, whatever bytes its name holds."""
+    text = os.fsencode(path).decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def one_line(error: BaseException) -> str:
+    """What `error` says, on one line of at most 200 characters."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The files below a folder, as sorted relative names with '/'.
+
+    images: of every class (a sub-folder, perhaps empty). loose: image files outside any sub-folder.
+    ignored: all other files that are not hidden, and folders ('name/') that were left because a link leads back there.
+    """
+
+    images: dict[str, tuple[str, ...]]
+    loose: tuple[str, ...]
+    ignored: tuple[str, ...]
+
+
+def is_image_name(name: str) -> bool:
+    """Whether a file of this name is taken for an image: by its suffix, upper or lower case."""
+    return name.lower().endswith(SUFFIXES)
+
+
+def find_images(folder: str | os.PathLike) -> Listing:
+    """The Listing of a folder whose immediate sub-folders are the classes; links are followed, hidden names are not.
+
+    Raises OSError for folders that cannot be listed.
+    """
+    root = Path(folder)
+    images, loose, ignored = {}, [], []
+    for name in sorted(n for n in os.listdir(root) if not n.startswith(".")):
+        if (root / name).is_dir():
+            images[name], others = _walk(root, name)
+            ignored += others
+        else:
+            (loose if is_image_name(name) else ignored).append(name)
+    return Listing(images, tuple(loose), tuple(ignored))
+
+
+def _walk(root: Path, name: str) -> tuple[tuple[str, ...], list[str]]:
+    def stop(error):
+        raise error
+
+    images, ignored = [], []
+    seen = {os.path.realpath(root)}  # every real folder once: link loops end here
+    for path, folders, files in os.walk(root / name, followlinks=True, onerror=stop):
+        below = Path(path).relative_to(root).as_posix()
+        if (real := os.path.realpath(path)) in seen:
+            ignored.append(below + "/")
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(f for f in folders if not f.startswith("."))
+        for file in files:
+            if not file.startswith("."):
+                (images if is_image_name(file) else ignored).append(f"{below}/{file}")
+    return tuple(sorted(images)), sorted(ignored)
+
+
+def split_folders(folder: str | os.PathLike) -> tuple[str, str] | None:
+    """The names of the sub-folders train and test (else the next of SPLITS), in any case; None without both."""
+    found = {p.name.lower(): p.name for p in sorted(Path(folder).iterdir(), reverse=True) if p.is_dir()}
+    test = next((found[name] for name in SPLITS if name in found), None)
+    return (found["train"], test) if "train" in found and test else None
+
+
+def output_names(names: Iterable[str]) -> dict[str, str]:
+    """Relative image name -> relative PNG name, no two the same.
+
+    a.jpg -> a.png; names that would meet, also in upper and lower case or as a folder, stay whole: a.jpg -> a.jpg.png.
+    Raises ValueError if a folder has even that name, or if it is longer than file systems take.
+    """
+    outputs = {name: posixpath.splitext(name)[0] + ".png" for name in names}
+    folders = {_alike(str(parent)) for name in outputs for parent in PurePosixPath(name).parents}
+    while True:  # a name that stays whole may meet one that was shortened
+        taken = Counter(map(_alike, outputs.values()))
+        meeting = [n for n, out in outputs.items() if taken[_alike(out)] > 1 or _alike(out) in folders]
+        if all(outputs[n] == n + ".png" for n in meeting):
+            break
+        outputs.update((n, n + ".png") for n in meeting)
+    for name in meeting:
+        if _alike(outputs[name]) in folders:
+            raise ValueError(f"no name for the PNG of {shown(name)}: {shown(outputs[name])} is a folder")
+    for name, output in outputs.items():
+        if len(os.fsencode(posixpath.basename(output))) > LONGEST:
+            raise ValueError(
+                f"no name for the PNG of {shown(name)}: with .png after it, it is too long; rename the file"
+            )
+    return outputs
+
+
+def _alike(name: str) -> str:
+    """The same text for names that some file systems take for one."""
+    return unicodedata.normalize("NFC", name.casefold())
+
+
+def atomic_write(path: str | os.PathLike, content: bytes | Callable[[BinaryIO], object]) -> None:
+    """Writes `content`, or what content(file) writes, so that `path` holds all of it or what it held before.
+
+    Makes parent folders. Of several writers at one time the last to finish wins. After an error or Ctrl-C nothing is
+    left; what a kill leaves is hidden, and `remove_leftovers` finds it.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Every writer has its own. The path's name is not in it: with anything added, a long name would be too long.
+    temporary = path.with_name(f".semkit-{token_hex(8)}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(content) if isinstance(content, bytes) else content(file)
+        os.replace(temporary, path)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno:
+            error.filename = os.fspath(path)  # the name that a user knows
+        raise
+
+
+def read_json(path: str | os.PathLike) -> object:
+    """What the JSON file at `path` holds; raises ValueError, which does not name it, for what is no file or no JSON."""
+    path = Path(path)
+    if path.exists() and not path.is_file():  # opening a named pipe would wait for ever
+        raise ValueError("not a file")
+    try:
+        return json.loads(path.read_bytes())
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def check_fields(values: object, kinds: Mapping[str, type | UnionType | GenericAlias]) -> dict:
+    """`values`, if it is a JSON object with a value of its kind for every name in `kinds`, numbers below 2**63.
+
+    Kinds are types, unions of them, or list[str]. Raises ValueError that names the first field that is wrong.
+    """
+    if not isinstance(values, dict):
+        raise ValueError("it holds no JSON object")
+    for name, kind in kinds.items():
+        if name not in values:
+            raise ValueError(f"{name} is missing")
+        if not _is_of(values[name], kind):
+            raise ValueError(f"{name} is {values[name]!r:.40}")
+    return values
+
+
+def _is_of(value: object, kind: type | UnionType | GenericAlias) -> bool:
+    if kind == list[str]:
+        return isinstance(value, list) and all(isinstance(one, str) for one in value)
+    if isinstance(value, bool):  # an int to Python
+        return kind is bool
+    return isinstance(value, kind) and (not isinstance(value, int | float) or abs(value) < 2**63)  # neither inf nor nan
+
+
+def remove_leftovers(folder: str | os.PathLike, newer: str | os.PathLike) -> None:
+    """Removes the unfinished files that killed writers left below `folder`, if they are older than the file `newer`."""
+    began = os.stat(newer).st_mtime_ns
+    for path in Path(folder).rglob(".semkit-*.tmp"):
+        with suppress(FileNotFoundError):  # its writer was alive, and is done
+            if path.stat().st_mtime_ns < began:
+                path.unlink()

@@ -1,0 +1,1 @@
+"""Lessons: the science, drawings, checkers and panels of each notebook."""

@@ -1,0 +1,239 @@
+"""When robustness costs accuracy: labels made in a latent space of k dimensions, images in d >= k, linear rules.
+
+The gap between the best standard and the best robust accuracy closes as k / d falls: Javanmard and Mehrabi, Adversarial
+robustness for latent models, 2021 (arXiv:2110.11950). The statement rests on how W grows; see `latent`.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from scipy.optimize import minimize_scalar
+from scipy.special import ndtr, owens_t
+
+from semkit.images.pixels import check_count
+
+LABELS = ("mixture", "probit")
+CONTRASTS = ("pixel", "factor")
+RATIOS = (1, 1 / 4, 1 / 16, 1 / 64)
+DECADES, GRID = 6, 241  # of the ridges that are tried, to both sides of the singular values
+
+
+@dataclass(frozen=True, eq=False)
+class Latent:
+    """x = W z in R^d of latent z in R^k, W [d,k] of full rank, and a label y = +1 or -1 that mu [k] makes:
+
+        "mixture": y = +1 or -1 equally often, z ~ N(y mu, I)
+        "probit":  z ~ N(0, I), P(y = +1 | z) = Phi(mu'z), a generalised linear model
+
+    Raises ValueError where shapes do not fit, for k = 0 or k > d, mu = 0, another kind of label, or a W of lower rank.
+    """
+
+    W: np.ndarray
+    mu: np.ndarray
+    labels: str = "mixture"
+
+    def __post_init__(self):
+        if self.W.ndim != 2 or self.mu.shape != self.W.shape[1:] or not 1 <= self.W.shape[1] <= self.W.shape[0]:
+            shapes = f"{list(self.W.shape)} and {list(self.mu.shape)}"
+            raise ValueError(f"W must be [d,k] and mu [k] with 1 <= k <= d, got {shapes}")
+        if not self.mu.any():
+            raise ValueError("mu must not be 0, else there is nothing to tell the classes by")
+        if self.labels not in LABELS:
+            raise ValueError(f"labels must be one of {', '.join(LABELS)}, got {self.labels!r}")
+
+    @cached_property
+    def basis(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(U [d,k], s [k], mu in the basis V [k]) of the singular value decomposition W = U diag(s) V'."""
+        u, s, vt = np.linalg.svd(self.W, full_matrices=False)
+        if not s[-1] > 1e-12 * s[0]:
+            raise ValueError("W must have full rank")
+        return u, s, vt @ self.mu
+
+    def draw(self, n: int, seed: int | np.random.Generator = 0) -> tuple[np.ndarray, np.ndarray]:
+        """x [n,d] and y [n]."""
+        rng = np.random.default_rng(seed)
+        z = rng.standard_normal((n, len(self.mu)))
+        if self.labels == "mixture":
+            y = rng.choice((-1, 1), n)
+            z += y[:, None] * self.mu
+        else:
+            y = np.where(z @ self.mu + rng.standard_normal(n) > 0, 1, -1)
+        return z @ self.W.T, y
+
+
+def latent(
+    d: int, k: int, *, norm: float = 2.0, labels: str = "mixture", contrast: str = "pixel", seed: int = 0
+) -> Latent:
+    """A Latent with entries of W drawn N(0, 1/k) (contrast "pixel") or N(0, 1/d) ("factor"), and |mu| = norm.
+
+    What is held fixed while k / d varies decides what its fall means.
+    "pixel": every pixel varies by 1 about its class's mean whatever k, as contrast is a property of images and not of
+    the number of factors behind them; then singular values of W are about sqrt(d/k) (1 +- sqrt(k/d)). With d, the
+    attack's length epsilon, and |mu|, hence the best standard accuracy, fixed as well, fewer factors share the same
+    contrast, so each is longer than epsilon by more: the gap falls to 0 as about epsilon sqrt(k/d).
+    "factor", the control: every factor has length 1 in pixels whatever k, singular values are 1 +- sqrt(k/d), and the
+    gap comes to about Phi(norm) - Phi(norm - epsilon) and stays: it is the growth of W that closes it.
+    Where d grows and k does not, "pixel" closes it with epsilon fixed; with epsilon ~ sqrt(d), the same change of every
+    pixel, the gap depends on k alone.
+    Raises ValueError unless 1 <= k <= d and norm > 0.
+    """
+    k, d = check_count(k, "the latent dimension k", 1), check_count(d, "the dimension d", 1)
+    if not 0 < norm < math.inf:
+        raise ValueError(f"norm must be a finite number > 0, got {norm:g}")
+    if contrast not in CONTRASTS:
+        raise ValueError(f"contrast must be one of {', '.join(CONTRASTS)}, got {contrast!r}")
+    W = np.random.default_rng(seed).standard_normal((d, k)) / math.sqrt(k if contrast == "pixel" else d)
+    return Latent(W, np.full(k, norm / math.sqrt(k)), labels)
+
+
+def accuracy(model: Latent, theta: np.ndarray, epsilon: float = 0.0) -> float:
+    """Accuracy of the rule sign(theta'x) when every x may be moved by a length of epsilon against its label.
+
+        a = theta'W mu / |W'theta|,   r = epsilon |theta| / |W'theta|
+        mixture: Phi(a - r)
+        probit:  Phi(-r) + 2 T(r, a / sqrt(1 + |mu|^2 - a^2)),   T Owen's function
+
+    epsilon in the unit of x, l2. theta = 0 is the constant answer, 1/2. Raises ValueError where only W'theta is 0.
+    Source of T: Owen, Annals of Mathematical Statistics 1956.
+    """
+    if not theta.any():
+        return 0.5
+    phi = model.W.T @ theta
+    if not phi.any():
+        raise ValueError("theta'x is 0 for every x")
+    noise = np.linalg.norm(phi)
+    return float(_accuracy(model, phi @ model.mu / noise, epsilon * np.linalg.norm(theta) / noise))
+
+
+def _accuracy(model: Latent, a: np.ndarray, r: np.ndarray) -> np.ndarray:
+    if model.labels == "mixture":
+        return ndtr(a - r)
+    return ndtr(-r) + 2 * owens_t(r, a / np.sqrt(1 + model.mu @ model.mu - a * a))
+
+
+def rule(model: Latent, ridge: float) -> np.ndarray:
+    """theta [d] = (W W' + ridge I)^-1 W mu, of length 1: the best rules for every epsilon are among these.
+
+    Accuracy grows with a and falls with r (see `accuracy`). Of all theta with |W'theta| <= 1 and |theta| <= t, a convex
+    set, the largest a has theta of this form by Lagrange. ridge = 0 is best without attack, W'theta ~ mu.
+    """
+    u, s, mu = model.basis
+    theta = u @ (mu * s / (s * s + ridge))
+    return theta / np.linalg.norm(theta)
+
+
+def _ridges(model: Latent, n: int) -> np.ndarray:
+    """0 and n - 1 ridges, evenly spaced in their logarithm, from where 0 is left to where they no longer matter."""
+    s = model.basis[1]
+    least, most = (2 * np.log10(v) for v in (s[-1], s[0]))
+    return np.r_[0, np.logspace(max(least, most - 2 * DECADES) - DECADES, most + DECADES, n - 1)]
+
+
+def _along(model: Latent, epsilon: float, ridges: np.ndarray) -> np.ndarray:
+    """accuracy(model, rule(model, ridge), epsilon) of every ridge, without a product with W."""
+    _, s, mu = model.basis
+    thetas = mu * s / (s * s + ridges[:, None])  # and phis, below, in the bases U and V
+    phis = thetas * s
+    noise, lengths = np.linalg.norm(phis, axis=1), np.linalg.norm(thetas, axis=1)
+    return _accuracy(model, phis @ mu / noise, epsilon * lengths / noise)
+
+
+def best(model: Latent, epsilon: float = 0.0) -> tuple[np.ndarray, float]:
+    """(theta, accuracy) of the linear rule with the best accuracy against attacks of length epsilon (0: standard).
+
+    Where no rule stands the attack better than a constant answer, accuracy 1/2, theta is 0: in the mixture, exactly
+    where epsilon >= |W mu|. Raises ValueError for a negative epsilon.
+    """
+    if not 0 <= epsilon < math.inf:
+        raise ValueError(f"epsilon must be a finite number >= 0, got {epsilon:g}")
+    ridges = _ridges(model, GRID)
+    i = int(_along(model, epsilon, ridges).argmax())
+    ridge = ridges[i]
+    if 0 < i:
+        low, high = np.log(ridges[max(1, i - 1)]), np.log(ridges[min(i + 1, GRID - 1)])
+        less = lambda log: -_along(model, epsilon, np.exp([log]))[0]  # noqa: E731
+        ridge = math.exp(minimize_scalar(less, bounds=(low, high), method="bounded").x)
+    theta = rule(model, ridge)
+    found = accuracy(model, theta, epsilon)
+    return (theta, found) if found > 0.5 else (np.zeros(len(model.W)), 0.5)
+
+
+def trade_off(model: Latent, epsilon: float, points: int = 61) -> list[dict]:
+    """Rows {"ridge", "standard", "robust"} of the rules from the best standard one to the most cautious one.
+
+    Up to the best robust one, no linear rule is better in one accuracy and as good in the other; those beyond it lose
+    in both.
+    """
+    ridges = _ridges(model, points)
+    standard, robust = _along(model, 0, ridges), _along(model, epsilon, ridges)
+    names = ("ridge", "standard", "robust")
+    return [dict(zip(names, map(float, row), strict=True)) for row in zip(ridges, standard, robust, strict=True)]
+
+
+def share_of(hits: int, n: int) -> tuple[float, float]:
+    """(hits / n, its standard error), the error of a share to which a hit and a miss are added: it is never 0."""
+    share = (hits + 1) / (n + 2)
+    return hits / n, math.sqrt(share * (1 - share) / n)
+
+
+def sampled(
+    model: Latent, theta: np.ndarray, epsilon: float = 0.0, *, samples: int = 20_000, seed: int | Sequence[int] = 0
+) -> tuple[float, float]:
+    """(accuracy, its standard error) of sign(theta'x) by Monte-Carlo on images moved by -y epsilon theta / |theta|.
+
+    theta = 0 answers +1.
+    """
+    check_count(samples, "samples", 1)
+    rng, hits = np.random.default_rng(seed), 0
+    against = epsilon * theta / max(np.linalg.norm(theta), np.finfo(float).tiny)
+    batch = max(1, 2**22 // len(theta))
+    for start in range(0, samples, batch):
+        x, y = model.draw(min(batch, samples - start), rng)
+        hits += int((np.where((x - y[:, None] * against) @ theta >= 0, 1, -1) == y).sum())
+    return share_of(hits, samples)
+
+
+def gap(
+    d: int,
+    k: int,
+    epsilon: float,
+    *,
+    norm: float = 2.0,
+    labels: str = "mixture",
+    contrast: str = "pixel",
+    samples: int = 0,
+    seed: int = 0,
+) -> dict:
+    """A row: labels, contrast, d, k, ratio k/d, epsilon, norm, seed, and the accuracies of the best rules of `latent`
+
+        standard: of the best one without attack        robust: of the best one under attack, attacked
+        cautious: of that one without attack            gap: standard - robust
+
+    With samples > 0 also Monte-Carlo estimates and standard errors, as standard_sampled, standard_error, and so on.
+    """
+    model = latent(d, k, norm=norm, labels=labels, contrast=contrast, seed=seed)
+    d, k = model.W.shape
+    (plain, standard), (guarded, robust) = best(model), best(model, epsilon)
+    row = {
+        "labels": labels, "contrast": contrast, "d": d, "k": k, "ratio": k / d, "epsilon": epsilon,
+        "norm": norm, "seed": seed, "standard": standard, "robust": robust, "cautious": accuracy(model, guarded),
+        "gap": standard - robust,
+    }  # fmt: skip
+    if samples:
+        of = {"standard": (plain, 0), "robust": (guarded, epsilon), "cautious": (guarded, 0)}
+        for i, (name, what) in enumerate(of.items()):
+            row[f"{name}_sampled"], row[f"{name}_error"] = sampled(model, *what, samples=samples, seed=(seed, k, i))
+        row["gap_sampled"] = row["standard_sampled"] - row["robust_sampled"]
+        row["gap_error"] = math.hypot(row["standard_error"], row["robust_error"])
+    return row
+
+
+def gaps(d: int, epsilon: float, *, ratios: Sequence[float] = RATIOS, seeds: Sequence[int] = (0,), **how) -> list[dict]:
+    """gap(d, ratio * d, epsilon, seed=seed, **how) of every ratio k / d and seed; a seed draws W anew.
+
+    Raises ValueError where ratio * d is not a whole number from 1 to d.
+    """
+    return [gap(d, ratio * d, epsilon, seed=seed, **how) for ratio in ratios for seed in seeds]

@@ -1,0 +1,115 @@
+"""A classifier behind an input transform, attacked as if the transform were not there, and as if it were known."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from semkit.analysis.study import learned_net
+from semkit.countermeasures.transform import Behind, Transform, transformed
+from semkit.images.imageset import ImageSet, Split
+from semkit.nets.engine import Engine, count_passes, predict
+from semkit.nets.injection import drawing
+from semkit.training.learning import LearnRecipe
+from semkit.training.perturb import EOT, PGD, Clean, Perturbation
+
+BATCH = 100
+STEPS, DRAWS = 10, 4  # of an attack, and of one step of EOT
+Attacks = Mapping[str, tuple[nn.Module, Perturbation]]  # name -> (the net whose gradient is climbed, by what)
+
+
+def plain_attacks(classifier: nn.Module, radius: float) -> Attacks:
+    """No attack, and PGD on a classifier without a transform."""
+    return {"none": (classifier, Clean()), "naive": (classifier, PGD(radius, STEPS))}
+
+
+def transform_attacks(classifier: nn.Module, transform: Transform, radius: float, seed: int = 0) -> Attacks:
+    """No attack and four on f(g(.)), from the one that knows least on.
+
+    naive: PGD on f alone, the paper's weak threat. external: PGD on the external net, whose answer g writes into the
+    image. BPDA: PGD through g forwards, with g as the identity backwards. BPDA+EOT: the same over the mean of DRAWS
+    gradients, g with a random start: a deterministic g jumps from x to x, its random twin is smooth on average.
+    """
+    pgd, twin = PGD(radius, STEPS), replace(transform, random_start=True)
+    return {
+        **plain_attacks(classifier, radius),
+        "external": (transform.net(classifier.engine), pgd),
+        "BPDA": (Behind(classifier, transform, seed), pgd),
+        "BPDA+EOT": (Behind(classifier, twin, seed), EOT(radius, STEPS, draws=DRAWS)),
+    }
+
+
+def survived(judge: nn.Module, attack: tuple[nn.Module, Perturbation], images: ImageSet, *, seed: int = 0) -> Tensor:
+    """[N] bool: which images the judge still labels rightly after the attack on the net that it names."""
+    (net, perturbation), engine = attack, judge.engine
+    images, right = images.to(engine.device), []
+    generator = engine.generator(seed, "attack, injected noise")
+    with drawing(judge, generator), drawing(net, generator):
+        for start in range(0, len(images), BATCH):
+            part = slice(start, start + BATCH)
+            x, y = engine.images(images.images[part]), images.labels[part]
+            x_adv = perturbation(net, x, y, engine.generator(seed, "attack", start))
+            right.append((predict(judge, x_adv).argmax(1) == y).cpu())
+    return torch.cat(right)
+
+
+def attacked_rows(judge: nn.Module, attacks: Attacks, images: ImageSet, *, seed: int = 0) -> list[dict]:
+    """Rows of the judge's accuracy under each attack, and under the worst of them for every image.
+
+    attack_passes: input gradients an image, the transform's own among them.
+    """
+    rows, left = [], torch.ones(len(images), dtype=torch.bool)
+    for name, attack in attacks.items():
+        with count_passes() as passes:
+            right = survived(judge, attack, images, seed=seed)
+        left &= right
+        rows.append({"attack": name, "accuracy": right.float().mean().item()})
+        rows[-1]["attack_passes"] = round(passes.input_gradient / len(images), 1)
+    worst = {"attack": "worst of these", "accuracy": left.float().mean().item()}
+    return [*rows, {**worst, "attack_passes": sum(row["attack_passes"] for row in rows)}]
+
+
+def by_defence(rows: Sequence[dict]) -> dict[str, list[dict]]:
+    """Defence -> its rows, in the order of the rows."""
+    return {name: [row for row in rows if row["defence"] == name] for name in dict.fromkeys(r["defence"] for r in rows)}
+
+
+def defence_rows(
+    split: Split,
+    transform: Transform,
+    learners: Mapping[float, LearnRecipe],
+    *,
+    radius: float,
+    attacked: int,
+    seeds: Sequence[int] = (0,),
+    engine: Engine | None = None,
+    cache: Path,
+    on_step: Callable | None = None,
+) -> list[dict]:
+    """Rows of defences x attacks x seeds: learners by their training radius, 0 (ERM) also behind the transform.
+
+    Behind the transform ERM is trained on g(x) of the training images. The first `attacked` test images, every class in
+    its share, are attacked at `radius`; clean_accuracy is over all. training_passes: the transform's among them.
+    """
+    engine, rows = engine or Engine(), []
+    parts = (split.train, split.test)
+    moved = Split(*(replace(part, images=transformed(part.images, transform, engine)) for part in parts))
+    images = split.test.limit(attacked)
+    for seed in seeds:
+        for r, recipe in [*learners.items(), ("transform", learners[0])]:
+            behind = r == "transform"
+            name = "transform" if behind else f"AT {r:g}" if r else "ERM"
+            told = on_step and partial(on_step, f"{name}, seed {seed}")
+            seen = moved if behind else split
+            row, net = learned_net(seen.train, seen.test, recipe, seed=seed, engine=engine, cache=cache, on_step=told)
+            attacks = transform_attacks(net, transform, radius, seed) if behind else plain_attacks(net, radius)
+            judge = Behind(net, transform, seed) if behind else net
+            cost = row["passes"] + behind * transform.passes * len(split.train)
+            about = {"defence": name, "seed": seed, "radius": radius, "n": len(images), "clean_accuracy": row["last"]}
+            about["engine"] = row["engine"]
+            found = attacked_rows(judge, attacks, images, seed=seed)
+            rows += [{**about, "training_passes": cost, **row} for row in found]
+    return rows

@@ -1,0 +1,176 @@
+"""What BulletTrain spares and what that costs: plain and BulletTrain forms of TRADES, MART and AugMix side by side."""
+
+import itertools
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from semkit.analysis.study import key
+from semkit.images.files import atomic_write
+from semkit.images.imageset import ImageSet, Split
+from semkit.lessons.corruptions import KINDS, corrupted
+from semkit.nets import models
+from semkit.nets.engine import Engine, step_down
+from semkit.training.augmix import AugMix
+from semkit.training.bullettrain import KINDS as SORTED
+from semkit.training.bullettrain import BulletTrain, Mined, Mining, mining
+from semkit.training.learning import Learned, LearnRecipe, accuracy, fit
+from semkit.training.objectives import Mart, Trades
+from semkit.training.perturb import PGD, Clean
+from semkit.training.schedule import SGD
+
+ATTACK = PGD(8, 10, 2)
+SGD_OF_ROWS = SGD(steps=232, batch=256, lr=0.2)
+TESTED, CORRUPTED = 1000, 300  # test images: clean and attacked; of each corruption at each severity
+# Forward alone counts as half a pass: an input gradient is about one forward and one backward of equal cost.
+FORWARD = 0.5
+ONE_STEP = PGD(8, 1, 10)
+
+
+def recipes(sgd: SGD, model: str = "tiny") -> dict[tuple[str, str], LearnRecipe]:
+    """(objective, form) -> how it is trained, alike in all else. "plain": PGD-10 of radius 8, or two mixtures of every
+    image; "bullettrain": as published; "one step": one of 10 levels for outliers and robust images alike, in place of
+    none and of two (the fast adversarial training of Wong et al., ICLR 2020).
+    """
+    base = LearnRecipe(model=model, sgd=sgd, evaluations=1)
+    made, one_step = {}, BulletTrain(robust=ONE_STEP, outlier=ONE_STEP)
+    for name, objective in (("trades", Trades()), ("mart", Mart())):
+        made[name, "plain"] = replace(base, perturbation=ATTACK, objective=objective)
+        made[name, "bullettrain"] = replace(base, perturbation=BulletTrain(), objective=objective)
+        made[name, "one step"] = replace(base, perturbation=one_step, objective=objective)
+    made["augmix", "plain"] = replace(base, objective=AugMix())
+    made["augmix", "bullettrain"] = replace(base, objective=AugMix(mining=Mining()))
+    made["cross-entropy", "plain"] = base
+    return made
+
+
+def every_corruption(images: ImageSet, *, seed: int = 0) -> list[ImageSet]:
+    """The images fifteen times at severities 1 to 5."""
+    return [corrupted(images, kind, severity, seed=seed) for kind, severity in itertools.product(KINDS, range(1, 6))]
+
+
+def _row(done: Learned, recipe: LearnRecipe, test: ImageSet, worse: list[ImageSet], engine: Engine) -> dict:
+    attacked = recipe.perturbation != Clean()
+    found = [] if attacked else [accuracy(done.model, images, engine=engine) for images in worse]
+    return {
+        "clean": done.last, "attacked": accuracy(done.model, test, ATTACK, engine=engine) if attacked else None,
+        "corrupted": sum(found) / len(found) if found else None, "passes": done.passes.total,
+        "forward": done.passes.forward - len(test), "average": done.mined.average,
+        **{kind: done.mined.shares.get(kind) for kind in SORTED},
+    }  # fmt: skip
+
+
+def _path(cache: Path, split: Split, recipe: LearnRecipe, seed: int, engine: Engine) -> Path:
+    name = key(split.train.fingerprint, split.test.fingerprint, recipe, seed, engine.settings())
+    return Path(cache) / f"spared-{name}"
+
+
+def training_rows(
+    split: Split,
+    *,
+    seeds: Sequence[int] = (0, 1, 2),
+    sgd: SGD = SGD_OF_ROWS,
+    engine: Engine | None = None,
+    cache: Path,
+    on_row: Callable[[dict], object] = lambda row: None,
+) -> list[dict]:
+    """Rows of every objective x form x seed, each kept in the cache folder with its net.
+
+    clean, attacked: accuracy on test images, after ATTACK; corrupted: mean over corruptions (without PGD in training).
+    passes: forward and backward; forward: forward alone, the final test not among them; outlier, boundary, robust:
+    shares of all images over the training.
+    """
+    engine, rows, test = engine or Engine(), [], split.test.limit(TESTED)
+    worse = every_corruption(split.test.limit(CORRUPTED))
+    for ((objective, form), recipe), seed in itertools.product(recipes(sgd).items(), seeds):
+        path = _path(cache, split, recipe, seed, engine)
+        if not path.with_suffix(".json").exists():
+            done = fit(split.train, test, recipe, seed=seed, engine=engine)
+            made = _row(done, recipe, test, worse, engine)
+            atomic_write(path.with_suffix(".pt"), partial(torch.save, done.model.state_dict()))
+            atomic_write(path.with_suffix(".json"), json.dumps(made).encode())
+        made = json.loads(path.with_suffix(".json").read_text())
+        rows.append({"objective": objective, "form": form, "seed": seed, **made})
+        on_row(rows[-1])
+    return rows
+
+
+def _seconds(train: ImageSet, recipe: LearnRecipe, state: dict, average: float, steps: int, engine: Engine) -> float:
+    """Wall seconds of a step: the mean of `steps` steps of the recipe on a net with these weights."""
+    net = models.build(recipe.model, len(train.classes))
+    net.load_state_dict(state)
+    net = engine.prepare(net)
+    optimizer = recipe.sgd.optimizer(net)
+    recipe.sgd.set_rate(optimizer, recipe.sgd.steps - 1)  # the net is to stay what it is
+    batches = itertools.islice(recipe.sgd.batches(len(train), 0, engine), steps)
+    with mining(Mined(average)):
+        began = time.perf_counter()
+        for step, index in batches:
+            x, y, generator = engine.images(train.images[index]), train.labels[index], engine.generator(0, step)
+            x = recipe.augment.apply(x, recipe.augment.draw(len(x), x.shape[2:], generator))
+            step_down(net, optimizer, partial(recipe.objective, net, x, y, recipe.perturbation, generator))
+        return (time.perf_counter() - began) / steps
+
+
+def seconds_rows(
+    split: Split,
+    *,
+    objectives: Sequence[str] = ("trades", "mart", "augmix"),
+    sgd: SGD = SGD_OF_ROWS,
+    rounds: int = 5,
+    steps: int = 3,
+    engine: Engine | None = None,
+    cache: Path,
+) -> list[dict]:
+    """Rows of wall seconds a step: the forms of an objective in turn, `rounds` times, after one round that warms up.
+
+    All forms go on from the net that "bullettrain" ended with in training_rows, of seed 0: at the end of a training the
+    fewest images are outliers and the most are worth steps, so nothing is flattered. Raises FileNotFoundError without.
+    """
+    engine, rows, every = engine or Engine(), [], recipes(sgd)
+    for objective in objectives:
+        path = _path(cache, split, every[objective, "bullettrain"], 0, engine)
+        average = json.loads(path.with_suffix(".json").read_text())["average"]
+        state = torch.load(path.with_suffix(".pt"), map_location=engine.device, weights_only=True)
+        mine = {form: recipe for (of, form), recipe in every.items() if of == objective}
+        for turn, (form, recipe) in itertools.product(range(-1, rounds), mine.items()):
+            seconds = _seconds(split.train, recipe, state, average, steps, engine)
+            if turn >= 0:
+                rows.append({
+                    "objective": objective, "form": form, "threads": torch.get_num_threads(), "round": turn,
+                    "seconds": seconds,
+                })  # fmt: skip
+    return rows
+
+
+def cost(row: dict) -> float:
+    """The passes of a row, a forward alone counted as FORWARD."""
+    return row["passes"] + FORWARD * row["forward"]
+
+
+def _pairs(rows: Sequence[dict], objective: str, form: str) -> list[tuple[dict, dict]]:
+    """(row of the plain form, row of the form) for every seed that has both."""
+    of = {(row["form"], row["seed"]): row for row in rows if row["objective"] == objective}
+    return [(of["plain", seed], row) for (name, seed), row in of.items() if name == form and ("plain", seed) in of]
+
+
+def fewer(rows: Sequence[dict], objective: str, form: str = "bullettrain") -> list[float]:
+    """For every seed, how many times as many passes the plain form took."""
+    return [cost(plain) / cost(mine) for plain, mine in _pairs(rows, objective, form)]
+
+
+def lost(rows: Sequence[dict], objective: str, column: str, form: str = "bullettrain") -> list[float]:
+    """For every seed, the accuracy of the plain form less that of the form, in points; column: which accuracy."""
+    return [100 * (plain[column] - mine[column]) for plain, mine in _pairs(rows, objective, form)]
+
+
+def faster(rows: Sequence[dict], objective: str, form: str = "bullettrain", *, threads: int = 1) -> list[float]:
+    """For every round, how many times as fast a form's step was as the plain one's of the same round."""
+    rows = [row for row in rows if row["objective"] == objective and row["threads"] == threads]
+    plain, mine = ({row["round"]: row["seconds"] for row in rows if row["form"] == of} for of in ("plain", form))
+    return [plain[turn] / mine[turn] for turn in sorted(plain.keys() & mine.keys())]

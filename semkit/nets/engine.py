@@ -1,0 +1,297 @@
+"""Device, precision, memory layout, seeds and the count of passes: everything about speed, nothing about science."""
+
+import contextlib
+import contextvars
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from semkit.images.pixels import to_float
+from semkit.nets.folding import Folded
+from semkit.nets.injection import alphas
+from semkit.nets.memory import LARGEST, keep_freed
+
+# Bytes that the largest tensor of a pass with several samples stays below: on a processor what memory is kept of, so
+# that such a pass has no page faults; on a GPU, where nothing was measured, what 4,096 images of 32 pixels take in
+# ResNet-18 in bfloat16.
+TENSOR = {"cpu": LARGEST[0], "cuda": 2**29}
+OFF, NOT_HERE = "switched off", "not on this system"
+FAST_PATHS = {  # name -> the engine's fields that switch it off
+    "channels_last": {"layout": torch.contiguous_format}, "folding": {"fold": False},
+    "batching": {"batch_samples": False}, "memory": {"keep_memory": False},
+}  # fmt: skip
+
+
+@dataclass
+class Passes:
+    """Image passes made so far: one pass is one image forward and backward (or forward only, in `forward`)."""
+
+    input_gradient: int = 0
+    training: int = 0
+    forward: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.input_gradient + self.training
+
+
+_passes: contextvars.ContextVar[Passes | None] = contextvars.ContextVar("passes", default=None)
+
+
+@contextlib.contextmanager
+def count_passes(passes: Passes | None = None):
+    """A Passes (a new one, or the one given) that counts what this thread does inside the with-block."""
+    passes = passes or Passes()
+    token = _passes.set(passes)
+    try:
+        yield passes
+    finally:
+        _passes.reset(token)
+
+
+def _count(kind: str, n: int) -> None:
+    if (passes := _passes.get()) is not None:
+        setattr(passes, kind, getattr(passes, kind) + n)
+
+
+def has_fast_bf16(device: torch.device) -> bool:
+    """Whether bfloat16 matrix products run in hardware on this device.
+
+    On a processor torch must use AVX-512 as well: with ATEN_CPU_CAPABILITY=avx2 the answer is no.
+    """
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            return torch.cuda.is_bf16_supported(including_emulation=False)
+    if "AVX512" not in torch.backends.cpu.get_cpu_capability():
+        return False
+    found = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.11 and older have none: float32 then
+    return bool(found.get("amx_bf16") or found.get("avx512_bf16"))
+
+
+def _set_up(engine: "Engine") -> None:
+    """Settings of this whole process: keep freed memory; on a GPU, float32 convolutions without TF32, deterministic."""
+    if engine.keep_memory:
+        keep_freed()
+    if torch.device(engine.device).type == "cuda":
+        torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic = False, True
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Where and how nets are run. `Engine()` takes a GPU if there is one, and bfloat16 where hardware has it.
+
+    Four switches change the speed and, but for rounding, not the result: fold runs batch-norm inside the convolution
+    before it, in eval mode; batch_samples gives a net several EOT samples in one pass, where their draws stay the same;
+    keep_memory has the process keep the memory that it frees (memory.keep_freed); compile runs the folded net through
+    torch.compile. On a GPU cuDNN computes float32 in float32, and the same sums at every run.
+    Raises ValueError for a device or precision that this machine or semkit does not have.
+    """
+
+    device: str = "auto"
+    precision: str = "auto"
+    fold: bool = True
+    batch_samples: bool = True
+    keep_memory: bool = True
+    compile: bool = False
+    layout: torch.memory_format = field(default=torch.channels_last, repr=False)
+
+    def __post_init__(self):
+        device = self.device
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        try:
+            kind = torch.device(device).type
+        except RuntimeError:
+            kind = None
+        if kind not in ("cpu", "cuda"):
+            raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got {device!r}")
+        if kind == "cuda" and not torch.cuda.is_available():
+            raise ValueError(f"device {device!r} asked for, but torch sees no CUDA GPU; write cpu or auto")
+        if kind == "cuda" and (torch.device(device).index or 0) >= (found := torch.cuda.device_count()):
+            raise ValueError(f"device {device!r} asked for, but torch sees cuda:0 to cuda:{found - 1} only")
+        precision = self.precision
+        if precision == "auto":
+            precision = "bfloat16" if has_fast_bf16(torch.device(device)) else "float32"
+        if self.compile and not self.fold:
+            raise ValueError("compile needs fold: what is compiled is the folded net")
+        if precision not in ("float32", "bfloat16", "float64"):
+            raise ValueError(f"precision must be auto, float32, bfloat16 or float64, got {precision!r}")
+        object.__setattr__(self, "device", device)
+        object.__setattr__(self, "precision", precision)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of images, noise and weights; bfloat16 is used inside the nets only."""
+        return torch.float64 if self.precision == "float64" else torch.float32
+
+    def settings(self) -> dict:
+        """Every setting that can change a result, as it was asked for: part of cache keys and reports."""
+        return {
+            "device": torch.device(self.device).type, "precision": self.precision,
+            "channels_last": self.layout == torch.channels_last, "folded": self.fold,
+            "samples_batched": self.batch_samples, "compiled": self.compile,
+        }  # fmt: skip
+
+    def generator(self, seed: int, *stream) -> torch.Generator:
+        """A generator whose draws depend on `seed` and `stream` alone, so that any step can be replayed."""
+        digest = hashlib.sha256(repr((int(seed), *stream)).encode()).digest()
+        return torch.Generator(self.device).manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        """The model, moved in place to this engine's device, dtype and memory layout."""
+        _set_up(self)  # here, because an engine may be sent to a process that has made none
+        model.to(self.device, self.dtype, memory_format=self.layout)
+        model.engine, model.widest = self, {}
+        inside = torch.bfloat16 if self.precision == "bfloat16" else None
+        with evaluating(model):
+            folded = Folded(model, self.compile, inside) if self.fold else None
+        # No sub-module: its weights are the model's own, and must not be saved or trained twice.
+        object.__setattr__(model, "folded", folded)
+        return model
+
+    def images(self, images: torch.Tensor) -> torch.Tensor:
+        """uint8 images (or int8 noise) as floats of this engine, divided by 255."""
+        return to_float(images.to(self.device, non_blocking=True), self.dtype).contiguous(memory_format=self.layout)
+
+    def autocast(self):
+        return torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.precision == "bfloat16")
+
+
+def engine_of(model: nn.Module) -> Engine:
+    """The engine that prepared the model; a new Engine() for a net that none did."""
+    return getattr(model, "engine", None) or Engine()
+
+
+def _largest(engine: Engine) -> int:
+    return TENSOR[torch.device(engine.device).type]
+
+
+def how_run(model: nn.Module) -> str:
+    """How the passes of a prepared model are made and, where a fast path is not taken, why: a line for reports."""
+    engine, folded = model.engine, model.folded
+    why_not = {
+        "channels_last": None if engine.layout == torch.channels_last else OFF,
+        "folded": folded.why_not if folded else OFF,
+        **({"compiled": folded.not_compiled} if engine.compile else {}),
+        f"samples batched up to {_largest(engine) / 2**20:g} MiB a tensor": None if engine.batch_samples else OFF,
+        "freed memory kept": None if engine.keep_memory and keep_freed() else NOT_HERE if engine.keep_memory else OFF,
+    }
+    ways = [f"not {way} ({why})" if why else way for way, why in why_not.items()]
+    return ", ".join((engine.device, engine.precision, *ways))
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module):
+    """The model in eval mode inside the block; afterwards every module is in the mode it had."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield model
+    finally:
+        for module in training:
+            module.training = True
+
+
+def together(model: nn.Module, x: torch.Tensor) -> int:
+    """How many batches of the size of x [N,C,H,W] the model is to be given as one.
+
+    1 for a net that no engine prepared, or one that does not batch, and where injected noise is drawn at every pass: a
+    draw for each batch.
+    """
+    engine = getattr(model, "engine", None)
+    if not (engine and engine.batch_samples and hasattr(model, "widest")) or alphas(model):
+        return 1
+    return max(1, (_largest(engine) - 1) // (len(x) * _widest(model, x[:1])))
+
+
+def _widest(model: nn.Module, x: torch.Tensor) -> int:
+    """Bytes of the largest tensor that a module of the net gives for x; looked at once for every shape."""
+    if x.shape not in model.widest:
+        sizes = [x.nbytes]
+
+        def look(_, given, made):
+            if isinstance(made, torch.Tensor):
+                sizes.append(made.nbytes)
+
+        hooks = [module.register_forward_hook(look) for module in model.modules()]
+        try:
+            with torch.no_grad(), evaluating(model), _autocast(model):
+                model(_in_layout(model, x))
+        finally:
+            for hook in hooks:
+                hook.remove()
+        model.widest[x.shape] = max(sizes)
+    return model.widest[x.shape]
+
+
+def _autocast(model: nn.Module):
+    engine = getattr(model, "engine", None)
+    return engine.autocast() if engine else contextlib.nullcontext()
+
+
+def _in_layout(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """x as the engine has images lie: augmentations leave them in channels_last."""
+    engine = getattr(model, "engine", None)
+    return x.contiguous(memory_format=engine.layout) if engine else x
+
+
+def logits(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """model(x) in the model's mode and precision, as floats of x's dtype."""
+    folded = None if model.training else getattr(model, "folded", None)
+    with _autocast(model):
+        out = (folded or model)(_in_layout(model, x))
+    return out.to(x.dtype)
+
+
+@torch.no_grad()
+def predict(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """Eval-mode logits [N,classes] without a graph."""
+    _count("forward", len(x))
+    with evaluating(model):
+        return logits(model, x)
+
+
+def input_gradient(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """d/dx of the summed cross-entropy of model(x) against y, in eval mode; weights get no gradient.
+
+    y: labels [N], or class probabilities [N,classes]: the gradient is then that of KL(y || softmax(model(x))).
+    """
+    _count("input_gradient", len(x))
+    with evaluating(model), torch.enable_grad():
+        x = _in_layout(model, x).detach().requires_grad_()
+        return torch.autograd.grad(F.cross_entropy(logits(model, x), y, reduction="sum"), x)[0]
+
+
+def _train_mode(model: nn.Module) -> nn.Module:
+    """The model in train mode, but for modules whose own weights are all frozen: they stay in eval mode."""
+    for module in model.train().modules():
+        own = list(module.parameters(recurse=False))
+        module.training = not own or any(weight.requires_grad for weight in own)
+    return model
+
+
+def training_logits(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """Train-mode logits [N,classes] with their graph on the weights; batch-norm takes and remembers the batch's own
+    statistics, unless it is frozen: then it keeps those it has. Counted as one forward and backward pass an image: go
+    back from them once.
+    """
+    _count("training", len(x))
+    return logits(_train_mode(model), x)
+
+
+def step_down(model: nn.Module, optimizer: torch.optim.Optimizer, loss_of: Callable[[], torch.Tensor]) -> float:
+    """One step of `optimizer` on loss_of(), a scalar with its graph on the model's weights; the loss before it."""
+    optimizer.zero_grad(set_to_none=True)
+    loss = loss_of()
+    loss.backward()
+    optimizer.step()
+    return loss.item()
+
+
+def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, x: torch.Tensor, y: torch.Tensor) -> float:
+    """One step of `optimizer` on the mean cross-entropy in train mode; returns the loss before it."""
+    return step_down(model, optimizer, lambda: F.cross_entropy(training_logits(model, x), y))

@@ -1,0 +1,1 @@
+"""Protections: what an owner does to images before publishing them."""

@@ -1,0 +1,193 @@
+"""Class-wise convolution (CUDA): a filter per class, made from a private key, that a net learns in place of content.
+
+Unlike noise, a convolution is not bounded by a radius: a value may move by any number of levels.
+Source: Sadasivan et al., CUDA, CVPR 2023.
+"""
+
+import hashlib
+from dataclasses import dataclass, replace
+from itertools import product
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from semkit.images import storage
+from semkit.images.imageset import ImageSet, check_fraction, stratified_share
+from semkit.images.pixels import check_count, to_float
+
+KEY_LENGTH = 8  # characters, at least
+LARGEST_KERNEL = 255
+BATCH = 256
+ASSIGNMENTS = ("own", "one", "permuted")
+
+
+def _uniforms(key: str, label: int, size: int) -> np.ndarray:
+    """size^2 + 1 numbers U[0, 1), of the key and nothing else: SHAKE-256, so the same wherever it runs."""
+    stream = hashlib.shake_256(f"semkit class filter\0{size}\0{label}\0{key}".encode("utf-8", "surrogatepass"))
+    return (np.frombuffer(stream.digest(8 * (size * size + 1)), "<u8") >> 11) / 2.0**53
+
+
+def class_filters(
+    key: str, classes: int, *, size: int = 3, strength: float = 0.3, assignment: str = "own"
+) -> torch.Tensor:
+    """[classes,size,size], float64: the filter of every class.
+
+        entries ~ U(0, strength), one of them, at random, 1
+
+    They follow from the key, which is in nothing that comes back. They are as secret as the key: whoever has them, or
+    some originals beside their protected copies, can undo much of the protection. A class's filter does not depend on
+    how many classes there are; another size or key gives other ones, another strength scales them.
+    assignment: "own"; as controls "one", class 0's filter for all, or "permuted", each class that of the next.
+    Raises ValueError for a key below 8 characters, a size outside 2 to 255, a strength outside (0, 1], an unknown
+    assignment, and "permuted" for a single class.
+    """
+    if not isinstance(key, str) or len(key.strip()) < KEY_LENGTH:
+        raise ValueError(f"the key must have {KEY_LENGTH} characters at least")
+    check_count(classes, "classes", 1)
+    check_count(size, "kernel", 2, LARGEST_KERNEL)
+    if not 0 < strength <= 1:
+        raise ValueError(f"strength must be above 0 and at most 1, got {strength:g}")
+    if assignment not in ASSIGNMENTS:
+        raise ValueError(f"assignment must be one of {', '.join(ASSIGNMENTS)}, got {assignment!r}")
+    if assignment == "permuted" and classes == 1:
+        raise ValueError("a single class has no other class's filter to take")
+    u = np.stack([_uniforms(key, label, size) for label in range(classes)])
+    filters = strength * u[:, :-1]
+    filters[np.arange(classes), (u[:, -1] * size * size).astype(int)] = 1
+    whose = {"own": np.arange(classes), "one": np.zeros(classes, int), "permuted": np.roll(np.arange(classes), -1)}
+    return torch.from_numpy(filters.reshape(-1, size, size)[whose[assignment]])
+
+
+def check_kernel(k: int, width: int, height: int) -> None:
+    """Raises ValueError for a kernel larger than the image."""
+    if k > min(height, width):
+        raise ValueError(f"a kernel of {k} x {k} is larger than the image, {width} x {height}")
+
+
+def blur(x: torch.Tensor, filters: torch.Tensor) -> torch.Tensor:
+    """x [N,C,H,W] filtered by filters [N,k,k], all channels of an image alike; the same shape.
+
+        full[n, c, i, j] = sum over a, b of filters[n, a, b] x[n, c, i - a, j - b],   x = 0 outside the image
+        result = the central H x W of full
+
+    A true convolution, not the cross-correlation that nets call one; with zeros outside it is a Toeplitz matrix, as in
+    the theory (semkit.lessons.mixtures). An even k reaches one pixel further up and left.
+    Raises ValueError for a kernel larger than the image.
+    """
+    (height, width), k = x.shape[-2:], filters.shape[-1]
+    check_kernel(k, width, height)
+    padded, weights = F.pad(x, (k // 2, (k - 1) // 2) * 2), filters.to(x)[:, None, None, None]
+    # k * k products of whole batches: as quick as torch's convolution, whose copies in float64 take k * k the memory.
+    blurred = torch.zeros_like(x)
+    for a, b in product(range(k), range(k)):
+        top, left = k - 1 - a, k - 1 - b
+        blurred = blurred.addcmul_(weights[..., a, b], padded[..., top : top + height, left : left + width])
+    return blurred
+
+
+def convolve(x: torch.Tensor, filters: torch.Tensor) -> torch.Tensor:
+    """blur(x, filters) of x >= 0 divided by its maximum over channels and pixels; black images stay black."""
+    blurred = blur(x, filters)
+    return blurred / blurred.amax((1, 2, 3), keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
+
+
+def _filtered(images: torch.Tensor, filters: torch.Tensor) -> torch.Tensor:
+    """round(255 convolve(images / 255)) of uint8 images [N,C,H,W].
+
+    In float64: with the 8 digits of float32 one value in 100,000 hangs on the order in which a processor sums.
+    """
+    return (255 * convolve(to_float(images, torch.float64), filters)).round().to(torch.uint8)
+
+
+def convolve_set(images: ImageSet, filters: torch.Tensor, *, fraction: float = 1.0, seed: int = 0) -> ImageSet:
+    """The set with `fraction` of every class filtered, each image by the filter of its label; the others unchanged.
+
+    Values are rounded to 8 bits. Computed on the CPU, so that the bytes do not depend on where the images are. The
+    change is not bounded by a radius. fraction: at least an image of every class, chosen by the seed.
+    Raises ValueError for fewer filters than classes, a kernel larger than the images, or a fraction outside (0, 1].
+    """
+    if len(filters) < len(images.classes):
+        raise ValueError(f"{len(images.classes)} classes need as many filters, got {len(filters)}")
+    labels, everything = images.labels.cpu(), torch.arange(len(images))
+    pixels = storage.rows(images.images.cpu(), everything, images.scratch)
+    for part in stratified_share(labels, fraction, seed).split(BATCH):
+        pixels[part] = _filtered(pixels[part], filters[labels[part]])
+    return replace(images, images=pixels.to(images.images.device))
+
+
+@dataclass(frozen=True)
+class ClassFilters:
+    """CUDA as a recipe: the filters of class_filters, for a share of every class. The key is no part of it.
+
+    Called as recipe(images, seed) it protects for a measurement, with a key that anyone can make from the seed.
+    Raises ValueError as class_filters does, and for a fraction outside (0, 1].
+    """
+
+    kernel: int = 3
+    strength: float = 0.3
+    assignment: str = "own"
+    fraction: float = 1.0
+
+    def __post_init__(self):
+        self.filters("only to check", 2)
+        check_fraction(self.fraction)
+
+    def filters(self, key: str, classes: int) -> torch.Tensor:
+        """[classes,k,k]: the filter of every class."""
+        how = dict(size=self.kernel, strength=self.strength, assignment=self.assignment)
+        return class_filters(key, classes, **how)
+
+    def protected(self, images: ImageSet, key: str, seed: int = 0) -> ImageSet:
+        """The set with the chosen images filtered: convolve_set."""
+        return convolve_set(images, self.filters(key, len(images.classes)), fraction=self.fraction, seed=seed)
+
+    def __call__(self, images: ImageSet, seed: int) -> ImageSet:
+        return self.protected(images, f"semkit seed {seed}", seed)
+
+
+def filtered_tests(images: ImageSet, made_by, seed: int) -> dict[str, ImageSet]:
+    """{"own": ..., "permuted": ...}: test images filtered as their class was by ClassFilters, or the next class.
+
+    Nothing for whatever else made the training images, and where one filter is for all.
+    """
+    if not isinstance(made_by, ClassFilters) or made_by.assignment != "own":
+        return {}
+    how = {name: replace(made_by, assignment=name, fraction=1.0) for name in ("own", "permuted")}
+    return {name: recipe(images, seed) for name, recipe in how.items()}
+
+
+@dataclass(frozen=True)
+class CleanPart:
+    """To compare with a share of protected images: recipe(images, seed) is what ClassFilters leaves, without the rest.
+
+    Raises ValueError for a fraction outside (0, 1).
+    """
+
+    fraction: float
+
+    def __post_init__(self):
+        if check_fraction(self.fraction) == 1:
+            raise ValueError("nothing is left clean where all is protected")
+
+    def __call__(self, images: ImageSet, seed: int) -> ImageSet:
+        left = torch.ones(len(images), dtype=torch.bool)
+        left[stratified_share(images.labels.cpu(), self.fraction, seed)] = False
+        return images.take(left)
+
+
+def convolve_picture(image: Image.Image, kernel: torch.Tensor) -> Image.Image:
+    """The image (mode L, LA, RGB or RGBA) filtered by a kernel [k,k] at its own size; mode and alpha are kept.
+
+    What a k x k kernel does to a photograph is gone after a trainer's resize to far fewer pixels, unless k is larger
+    than the ratio of the sizes. Raises ValueError for a kernel larger than the image.
+    """
+    pixels = np.array(image)
+    colours = len(image.getbands()) - image.mode.endswith("A")
+    colour = pixels.reshape(*pixels.shape[:2], -1)[..., :colours]
+    planes = torch.from_numpy(np.ascontiguousarray(np.moveaxis(colour, -1, 0)))
+    colour[...] = np.moveaxis(_filtered(planes[None], kernel[None])[0].numpy(), 0, -1)
+    result = Image.fromarray(pixels)
+    result.info = dict(image.info)
+    return result

@@ -1,0 +1,210 @@
+"""Bare arrays in files of strangers: numpy pickles, .pt, .npy, .npz and folders of PNGs, read without trusting them.
+
+Readers take a path and give a numpy array, or raise NoiseError or whatever their parser ran into; writers take int8
+levels [N,C,H,W] and an open file, or a folder.
+"""
+
+import os
+import pickle
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, ClassVar
+
+import numpy as np
+import torch
+from PIL import Image
+
+from semkit.images.files import shown
+from semkit.protections.noise import NoiseError
+
+# The names under which numpy 1 and 2 pickle an array: protocol 5 uses _frombuffer, 0 to 2 carry the bytes as text.
+ALLOWED = {
+    "numpy.core.multiarray._reconstruct": "reconstruct",
+    "numpy._core.multiarray._reconstruct": "reconstruct",
+    "numpy.core.numeric._frombuffer": "frombuffer",
+    "numpy._core.numeric._frombuffer": "frombuffer",
+    "numpy.ndarray": "ndarray",
+    "numpy.dtype": "dtype",
+    "_codecs.encode": "encode",
+}
+
+
+class _Noted:
+    """What a pickle asks to be called or made, with arguments and state: written down, and never carried out."""
+
+    def __init__(self, name: str, args: tuple = ()):
+        self.name, self.args, self.state = name, args, ()
+
+    def __call__(self, *args):
+        return _Noted(self.name, args)
+
+    def __setstate__(self, state):
+        self.state = state
+
+
+# What arrays are pickled with. Not dicts and sets: to hash a key of nested tuples can take for ever.
+OPCODES = """
+    PROTO FRAME STOP MARK GLOBAL STACK_GLOBAL REDUCE BUILD PUT BINPUT LONG_BINPUT MEMOIZE GET BINGET LONG_BINGET
+    NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3
+    STRING BINSTRING SHORT_BINSTRING UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8
+    BINBYTES SHORT_BINBYTES BINBYTES8 BYTEARRAY8
+"""
+
+
+# The unpickler in Python: the one in C reads every opcode, and reserves whatever memory the file asks for.
+class _Reader(pickle._Unpickler):
+    dispatch: ClassVar = {n: pickle._Unpickler.dispatch[n] for n in (getattr(pickle, o)[0] for o in OPCODES.split())}
+
+    def find_class(self, module, name):
+        if f"{module}.{name}" not in ALLOWED:
+            asked = shown(f"{module}.{name}"[:80])
+            raise NoiseError(f"the pickle asks for {asked}, which is refused: only numpy arrays of numbers are read")
+        return _Noted(ALLOWED[f"{module}.{name}"])
+
+
+def _dtype(noted: _Noted) -> np.dtype:
+    code = noted.args[0]
+    if not re.fullmatch(r"[<>=|]?[iufb][1248]", code):
+        raise NoiseError(f"the pickle holds dtype {shown(code[:20])}: only numpy arrays of numbers are read")
+    # state is (version, byte order, ...)
+    return np.dtype(code).newbyteorder(noted.state[1] if noted.state else "=")
+
+
+def _bytes(data) -> bytes:
+    if isinstance(data, _Noted) and data.name == "encode" and data.args[1:] == ("latin1",):
+        data = data.args[0]
+    return data.encode("latin1") if isinstance(data, str) else data
+
+
+def read_pickle(path: Path) -> np.ndarray:
+    """The numpy array of numbers pickled by numpy 1 or 2 in protocol 0 to 5; nothing the file names is run."""
+    with open(path, "rb") as file:
+        try:
+            noted = _Reader(file, encoding="latin1").load()  # latin1: Python 2 pickled bytes as its str
+        except KeyError:
+            raise NoiseError("the pickle holds more than one numpy array of numbers, or is damaged") from None
+    kind = noted.name if isinstance(noted, _Noted) else type(noted).__name__
+    if kind == "frombuffer":
+        data, dtype, shape, order, *axes = noted.args
+    elif kind == "reconstruct":
+        _, shape, dtype, fortran, data = noted.state
+        order, axes = "F" if fortran else "C", []
+    else:
+        raise NoiseError(f"the pickle holds {kind[:40]}, not one numpy array")
+    array = np.frombuffer(_bytes(data), _dtype(dtype))
+    if order == "K":  # axes in another order than in memory: transposed after reading
+        return array.reshape(shape).transpose(*axes)
+    return array.reshape(shape, order=order)
+
+
+def write_pickle(levels: torch.Tensor, file: BinaryIO) -> None:
+    """The levels as a pickled int8 numpy array, which numpy 1 and 2 both read."""
+    data = pickle.dumps(levels.numpy(), protocol=3)
+    # The older of numpy's two module names, which numpy 1 and 2 both find; it comes before the data.
+    file.write(data.replace(b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n", 1))
+
+
+def read_torch(path: Path) -> np.ndarray:
+    """The only tensor in the file, alone or in a dict."""
+    with open(path, "rb") as file:
+        try:
+            held = torch.load(file, map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError):  # torch's own words tell the reader to load it unsafely
+            raise NoiseError("the file is damaged, or asks for more than tensors, which is refused") from None
+    held = list(held.values()) if isinstance(held, dict) else [held]
+    tensors = [value.detach() for value in held if isinstance(value, torch.Tensor)]
+    if len(tensors) != 1:
+        raise NoiseError(f"the file holds {len(tensors)} tensors: save the noise tensor alone")
+    if tensors[0].nbytes > tensors[0].untyped_storage().nbytes():  # stride 0: a small file of endless noise
+        raise NoiseError("the tensor is larger than what the file holds: save its .contiguous()")
+    return (tensors[0].float() if tensors[0].dtype == torch.bfloat16 else tensors[0]).numpy()  # numpy has no bfloat16
+
+
+def write_torch(levels: torch.Tensor, file: BinaryIO) -> None:
+    """levels / 255 as a float32 tensor, by torch.save."""
+    torch.save(levels.float() / 255, file)
+
+
+def read_numpy(path: Path) -> np.ndarray:
+    """The array of an .npy file, or the only one of an .npz file."""
+    with open(path, "rb") as file:  # np.load leaves a damaged .npz open when it opens it itself
+        held = np.load(file, allow_pickle=False)
+        if isinstance(held, np.ndarray):
+            return held
+        with held:
+            if len(held.files) != 1:
+                raise NoiseError(f"the file holds {len(held.files)} arrays: save the noise array alone")
+            return held[held.files[0]]
+
+
+def write_npy(levels: torch.Tensor, file: BinaryIO) -> None:
+    """The levels as an int8 .npy file."""
+    np.save(file, levels.numpy(), allow_pickle=False)
+
+
+def write_npz(levels: torch.Tensor, file: BinaryIO) -> None:
+    """The levels as the int8 array `noise` of an .npz file."""
+    np.savez(file, noise=levels.numpy())
+
+
+def _png_names(folder: Path) -> list[str]:
+    """The names 0.png to n.png in order, zeros in front allowed; NoiseError if one lacks or anything else is there."""
+    names = [name for name in os.listdir(folder) if not name.startswith(".")]
+    if odd := [n for n in names if not re.fullmatch(r"[0-9]{1,12}\.png", n) or not (folder / n).is_file()]:
+        raise NoiseError(f"the folder holds {shown(min(odd))}, not just noise as 0.png to n.png")
+    names.sort(key=lambda name: int(name[:-4]))
+    for i, name in enumerate(names):
+        if int(name[:-4]) != i:
+            raise NoiseError(f"the folder lacks {i}.png or holds it twice")
+    return names
+
+
+@contextmanager
+def _opened_png(path: Path) -> Iterator[Image.Image]:
+    with open(path, "rb") as file:
+        depth = file.read(25)[24:]  # bits per channel: Pillow would cut 16 to 8 without a word
+        with Image.open(file, formats=["PNG"]) as image:
+            if image.mode not in ("RGB", "L") or depth != b"\x08":
+                raise NoiseError(f"{path.name} is not 8-bit RGB or grey")
+            yield image
+
+
+def check_pngs(folder: Path) -> None:
+    """Raises NoiseError if the folder holds anything besides noise: hidden files, links, images of several sizes."""
+    if hidden := [name for name in os.listdir(folder) if name.startswith(".")]:
+        raise NoiseError(f"the folder holds {shown(min(hidden))}, not just noise as 0.png to n.png")
+    sizes = set()
+    for path in (folder / name for name in _png_names(folder)):
+        if path.is_symlink():
+            raise NoiseError(f"{path.name} is a link")
+        try:
+            with _opened_png(path) as image:
+                sizes.add((image.mode, image.size))
+        except NoiseError:
+            raise
+        except Exception:  # on broken files Pillow's parsers raise whatever they run into
+            raise NoiseError(f"{path.name} is no PNG") from None
+    if len(sizes) > 1:
+        raise NoiseError("the folder holds images of several sizes, so they are no noise")
+
+
+def read_pngs(folder: Path) -> np.ndarray:
+    """int8 levels [N,C,H,W] = pixels - 128 of the PNGs 0.png to n.png."""
+    levels = []
+    for name in _png_names(folder):
+        with _opened_png(folder / name) as image:
+            pixels = np.moveaxis(np.atleast_3d(np.asarray(image)), 2, 0)
+        levels.append((pixels - np.int16(128)).astype(np.int8))
+    if not levels:
+        raise NoiseError("the folder is empty: it holds no noise as 0.png to n.png")
+    return np.stack(levels)
+
+
+def write_pngs(levels: torch.Tensor, folder: Path) -> None:
+    """levels + 128 as the 8-bit PNGs 0.png to n.png, zeros in front."""
+    digits = len(str(len(levels) - 1))
+    for i, one in enumerate(levels):
+        pixels = np.moveaxis((one.to(torch.int16) + 128).to(torch.uint8).numpy(), 0, 2)
+        Image.fromarray(pixels[..., 0] if len(one) == 1 else pixels).save(folder / f"{i:0{digits}}.png")

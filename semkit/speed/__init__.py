@@ -1,1 +1,0 @@
-"""How fast the engine is against the plain way of doing the same."""

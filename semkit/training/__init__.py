@@ -1,0 +1,1 @@
+"""Training: perturbations, objectives, the training loop and its schedule."""

@@ -1,0 +1,191 @@
+"""One training loop for learners: ERM, adversarial training and its kin, judged on clean test images."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+
+from torch import Tensor, nn
+
+from semkit.images.augment import Augment, FlipCrop
+from semkit.images.imageset import ImageSet
+from semkit.images.loading import resized
+from semkit.images.pixels import check_count
+from semkit.nets import models
+from semkit.nets.engine import Engine, Passes, count_passes, engine_of, predict, step_down
+from semkit.nets.injection import drawing
+from semkit.training.bullettrain import Mined, mining
+from semkit.training.objectives import Objective, Plain
+from semkit.training.perturb import Clean, Perturbation
+from semkit.training.schedule import SGD
+
+OnStep = Callable[[int, int, dict], bool | None]
+
+
+@dataclass(frozen=True)
+class LearnRecipe:
+    """How a learner is trained; the defaults are SEM's and REM's released protocol for ERM.
+
+    perturbation: Clean() is empirical risk minimisation (ERM), PGD(r) adversarial training (AT) at radius r.
+    objective: what a step goes down on; Plain() is the cross-entropy on the perturbed images, Trades() and Mart() look
+    at the clean ones too.
+    evaluations: how many times, evenly spread and at the end, the test accuracy is taken.
+    pretrained: whose weights are the first ones, None for fresh ones.
+    """
+
+    perturbation: Perturbation = Clean()
+    model: str = "resnet18"
+    sgd: SGD = SGD(steps=40_000, batch=128, milestones=(16_000, 32_000))
+    augment: Augment = FlipCrop()
+    evaluations: int = 20
+    objective: Objective = Plain()
+    pretrained: "Pretrained | None" = None
+
+    def __post_init__(self):
+        check_count(self.evaluations, "evaluations", 1)
+
+    def cost(self, n: int) -> Passes:
+        """The passes that training on n images takes."""
+        visits = self.sgd.steps * min(self.sgd.batch, n)
+        return Passes(visits * self.perturbation.passes, visits * self.objective.passes)
+
+    def tested(self, images: ImageSet) -> ImageSet:
+        """Test images at the side that the augmented ones have: the centre of larger ones, smaller ones resized."""
+        have = images.images.shape[-1]
+        side = self.augment.output_size(have)
+        if side == have:
+            return images
+        return images.centre(side) if side < have else resized(images, side)
+
+
+@dataclass(frozen=True, eq=False)
+class Pretrained:
+    """Weights to begin with: those of a learner that `recipe` trained on `images`, with the seed and the engine of the
+    learner that goes on from them.
+
+    So every seed has a pretrained net of its own. It is trained once, when first asked for; copies by
+    dataclasses.replace share it. last_layer: only the classifier is trained further, on fixed features (linear probe).
+    """
+
+    images: ImageSet
+    recipe: LearnRecipe
+    last_layer: bool = False
+    made: dict = field(default_factory=dict)  # state dicts by what they depend on
+
+    def __repr__(self) -> str:
+        return f"Pretrained({self.images.fingerprint[:24]}, {self.recipe}" + ", last_layer=True" * self.last_layer + ")"
+
+    def weights(self, seed: int, engine: Engine) -> dict[str, Tensor]:
+        """The state dict of the pretrained net of this seed."""
+        which = self.images.fingerprint, self.recipe, seed, engine
+        if which not in self.made:
+            tested = self.images.limit(len(self.images.labels.unique()))
+            self.made[which] = fit(self.images, tested, self.recipe, seed=seed, engine=engine).model.state_dict()
+        return self.made[which]
+
+
+@dataclass
+class Learned:
+    """A trained learner: its test accuracy over the steps, its cost, and what BulletTrain has learned."""
+
+    model: nn.Module
+    curve: tuple[tuple[int, float], ...]
+    losses: list[float]
+    passes: Passes
+    seconds: float
+    mined: Mined
+
+    @property
+    def last(self) -> float:
+        """Test accuracy of the final model: the number that counts."""
+        return self.curve[-1][1]
+
+    @property
+    def best(self) -> float:
+        """The highest test accuracy on the way: what a trainer with clean validation images could keep."""
+        return max(accuracy for _, accuracy in self.curve)
+
+
+def accuracy(
+    model: nn.Module,
+    images: ImageSet,
+    perturbation: Perturbation = Clean(),
+    *,
+    seed: int = 0,
+    engine: Engine | None = None,
+    batch: int = 500,
+) -> float:
+    """The share of images that the model, in eval mode, labels rightly after `perturbation`.
+
+    Clean() gives clean accuracy, PGD(r) robust accuracy. engine: the model's own unless given.
+    """
+    engine = engine or engine_of(model)
+    images = images.to(engine.device)
+    right = 0
+    with drawing(model, engine.generator(seed, "accuracy, injected noise")):
+        for start in range(0, len(images), batch):
+            part = slice(start, start + batch)
+            x, y = images.batch(part)
+            x = engine.images(x)
+            x = perturbation(model, x, y, engine.generator(seed, "accuracy", start))
+            right += (predict(model, x).argmax(1) == y).sum().item()
+    return right / len(images)
+
+
+def fit(
+    train: ImageSet,
+    test: ImageSet,
+    recipe: LearnRecipe,
+    *,
+    seed: int = 0,
+    engine: Engine | None = None,
+    on_step: OnStep | None = None,
+    start: nn.Module | None = None,
+) -> Learned:
+    """A fresh learner trained on `train` and tested on the clean images of `test`.
+
+        one step of SGD on objective(f, t(x), y, perturbation);  by default on CE(f(perturbation(t(x))), y)
+
+    The perturbation sees the model in eval mode, the step in train mode; under AT only perturbed images are trained on.
+    on_step(step, total, metrics) is told of every step and stops the training by returning True. With BulletTrain the
+    metrics have the shares of outliers, boundary and robust images in the batch.
+    start: a net to go on with instead, a pruned one say; it is trained in place.
+    Raises ValueError for fewer than 2 training images, of which batch-norm has no statistics.
+    """
+    if len(train) < 2:
+        raise ValueError(f"a learner needs 2 training images or more, got {len(train)}")
+    engine, sgd = engine or Engine(), recipe.sgd
+    train, test = train.to(engine.device), recipe.tested(test).to(engine.device)
+    begun = recipe.pretrained and recipe.pretrained.weights(seed, engine)
+    # Neither the surrogate's first weights nor its order of images: a learner has its own stream of the seed.
+    seed = engine.generator(seed, "learner").initial_seed()
+    seen = recipe.augment.output_size(train.images.shape[-1])
+    model = start or models.build(recipe.model, len(train.classes), seed, size=seen)
+    if begun and not start:
+        model.to(engine.dtype).load_state_dict(begun)
+        if recipe.pretrained.last_layer:
+            models.freeze_but_last(model)
+    model = engine.prepare(model)
+    optimizer = sgd.optimizer(model)
+    curve, losses = [], []
+    every = math.ceil(recipe.sgd.steps / recipe.evaluations)
+    began = time.monotonic()
+    with count_passes() as passes, mining() as mined:
+        for step, index in sgd.batches(len(train), seed, engine):
+            generator = engine.generator(seed, "learn", step)
+            x, y = train.batch(index)
+            x = engine.images(x)
+            x = recipe.augment.apply(x, recipe.augment.draw(len(x), x.shape[2:], generator))
+            sgd.set_rate(optimizer, step)
+            loss = partial(recipe.objective, model, x, y, recipe.perturbation, generator)
+            losses.append(step_down(model, optimizer, loss))
+            if (step + 1) % every == 0 or step + 1 == recipe.sgd.steps:
+                curve.append((step + 1, accuracy(model, test, engine=engine)))
+            metrics = {"loss": losses[-1], "accuracy": curve[-1][1] if curve else None, "passes": passes.total}
+            metrics |= mined.now
+            if on_step and on_step(step + 1, sgd.steps, metrics):
+                break
+        if not curve or curve[-1][0] != step + 1:
+            curve.append((step + 1, accuracy(model, test, engine=engine)))
+    return Learned(model, tuple(curve), losses, passes, time.monotonic() - began, mined)

@@ -1,0 +1,189 @@
+"""How an image is changed before the loss: EM, REM, SEM, adversarial training and robust accuracy differ only in this.
+
+Every perturbation is called as perturbation(model, x, y, generator) -> x' for x [N,C,H,W] in [0,1] and y [N]. That is
+perturbation.apply(model, x, y, drawn) with all its randomness in drawn = perturbation.draw(x, generator).
+With target=p, class probabilities [N,classes], an ascent climbs KL(p || f(x')), not CE(f(x'), y): the model's own at x
+(Trades), or the labels of mixed images (Mixed).
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Generator, Tensor, nn
+
+from semkit.images.pixels import (
+    LEVEL,
+    NORMS,
+    ascent_direction,
+    check_count,
+    check_radius,
+    check_step_size,
+    project,
+    random_point,
+)
+from semkit.nets.engine import input_gradient
+
+
+def _check_norm(norm: str) -> None:
+    if norm not in NORMS:
+        raise ValueError(f"norm must be one of {', '.join(NORMS)}, got {norm!r}")
+
+
+class Perturbation:
+    """What every perturbation has: a radius in pixel levels, input gradients per image, its draws, itself weaker.
+
+    whole_batch: whether what it does to an image depends on the others of its batch.
+    """
+
+    radius: float
+    passes: int
+    whole_batch = False
+
+    def draw(self, x: Tensor, generator: Generator | None = None) -> Tensor:
+        """What `apply` needs of chance, a row for each image of x."""
+        raise NotImplementedError
+
+    def apply(self, model: nn.Module, x: Tensor, y: Tensor, drawn: Tensor, target: Tensor | None = None) -> Tensor:
+        """x' with the draws of these images."""
+        raise NotImplementedError
+
+    def scaled(self, share: float) -> "Perturbation":
+        """The same at a share of its radius and step size."""
+        return replace(self, radius=self.radius * share)
+
+    def learn(self, logits: Tensor, y: Tensor) -> None:
+        """Takes in a training net's answers [N,classes] at what `apply` returned, and their labels; most need none."""
+
+    def __call__(
+        self, model: nn.Module, x: Tensor, y: Tensor, generator: Generator | None = None, target: Tensor | None = None
+    ) -> Tensor:
+        return self.apply(model, x, y, self.draw(x, generator), target)
+
+
+@dataclass(frozen=True)
+class Clean(Perturbation):
+    """x itself."""
+
+    radius = 0.0
+    passes = 0
+
+    def draw(self, x: Tensor, generator: Generator | None = None) -> Tensor:
+        """Nothing for each image: [N,C,H,0]."""
+        return x[..., :0]
+
+    def apply(self, model: nn.Module, x: Tensor, y: Tensor, drawn: Tensor, target: Tensor | None = None) -> Tensor:
+        return x
+
+    def scaled(self, share: float) -> "Clean":
+        return self
+
+
+@dataclass(frozen=True)
+class Uniform(Perturbation):
+    """box(x + u), u uniform in the ball of `radius` levels: random perturbation, one draw, no gradient.
+
+    Source: Liu et al., AAAI 2024 (SEM).
+    """
+
+    radius: float = 4
+    norm: str = "linf"
+    passes = 0
+
+    def __post_init__(self):
+        object.__setattr__(self, "radius", check_radius(self.radius))
+        _check_norm(self.norm)
+
+    def draw(self, x: Tensor, generator: Generator | None = None) -> Tensor:
+        """u, shaped x."""
+        return random_point(x, self.radius * LEVEL, self.norm, generator)
+
+    def apply(self, model: nn.Module, x: Tensor, y: Tensor, drawn: Tensor, target: Tensor | None = None) -> Tensor:
+        return (x + drawn).clamp_(0, 1)
+
+
+@dataclass(frozen=True)
+class PGD(Perturbation):
+    """Projected gradient ascent on the cross-entropy, in eval mode, inside the ball and the box.
+
+        x_adv <- box(x + project(x_adv + step_size * direction(grad CE(f(x_adv), y)) - x))
+
+    radius and step_size in pixel levels, also for l2 and l1 (l2 radius 0.5 on the [0,1] scale is 127.5 levels);
+    step_size defaults to radius / 5. x [N,C,H,W] in [0,1], y [N] -> x_adv, same shape.
+    Raises ValueError for radii that look like fractions. Source: Madry et al., ICLR 2018.
+    """
+
+    radius: float = 4
+    steps: int = 10
+    step_size: float | None = None
+    norm: str = "linf"
+    random_start: bool = True
+
+    def __post_init__(self):
+        _check_norm(self.norm)
+        object.__setattr__(self, "radius", check_radius(self.radius))
+        object.__setattr__(self, "steps", check_count(self.steps, "steps"))
+        size = self.radius / 5 if self.step_size is None else check_step_size(self.step_size)
+        object.__setattr__(self, "step_size", size)
+
+    @property
+    def passes(self) -> int:
+        """Input gradients per image."""
+        return self.steps if self.radius else 0
+
+    def draw(self, x: Tensor, generator: Generator | None = None) -> Tensor:
+        """Where the ascent starts, as an offset from x."""
+        if not (self.radius and self.random_start):
+            return torch.zeros_like(x)
+        return random_point(x, self.radius * LEVEL, self.norm, generator)
+
+    def apply(self, model: nn.Module, x: Tensor, y: Tensor, drawn: Tensor, target: Tensor | None = None) -> Tensor:
+        if not self.radius:
+            return x
+        radius, step_size = self.radius * LEVEL, self.step_size * LEVEL
+        x, goal = x.detach(), y if target is None else target
+        x_adv = (x + drawn).clamp_(0, 1)
+        for _ in range(self.steps):
+            moved = ascent_direction(self.gradient(model, x_adv, goal), self.norm).mul_(step_size)
+            # In place: the images of a step stay where the processor has them at hand.
+            x_adv = project(moved.add_(x_adv).sub_(x), radius, self.norm).add_(x).clamp_(0, 1)
+        return x_adv
+
+    def scaled(self, share: float) -> "PGD":
+        return replace(self, radius=self.radius * share, step_size=self.step_size * share)
+
+    def gradient(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """What a step follows: engine.input_gradient at x."""
+        return input_gradient(model, x, y)
+
+
+@dataclass(frozen=True)
+class EOT(PGD):
+    """PGD whose every step follows the mean gradient over `draws` passes: for nets that draw noise of their own.
+
+        x_adv <- box(x + project(x_adv + step_size * direction(mean of draws of grad CE(f(x_adv), y)) - x))
+
+    A single draw shows such a net more robust than it is: its gradient is noisy. Source: Athalye et al., ICML 2018
+    (expectation over transformation). Raises ValueError for draws < 1.
+    """
+
+    draws: int = 8
+
+    def __post_init__(self):
+        super().__post_init__()
+        object.__setattr__(self, "draws", check_count(self.draws, "draws", 1))
+
+    @property
+    def passes(self) -> int:
+        """Input gradients per image."""
+        return self.draws * super().passes
+
+    def gradient(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """The mean of `draws` gradients at x."""
+        return sum(super(EOT, self).gradient(model, x, y) for _ in range(self.draws)) / self.draws
+
+
+def shrunk(perturbation: Perturbation, share: float) -> Perturbation:
+    """The perturbation with `share` of its radius and step size; Clean() where less than half a level is left."""
+    if share >= 1 or not perturbation.radius:
+        return perturbation
+    return Clean() if perturbation.radius * share < 0.5 else perturbation.scaled(share)
