@@ -688,3 +688,14 @@ def test_lab_as_root_is_one_line(here, capsys, monkeypatch):
     monkeypatch.setenv("JUPYTER_CONFIG_DIR", str(here))
     (here / "lesson.ipynb").write_text("{}")
     assert "JupyterLab does not run as root: use another account" in complaint(capsys, "lab", "lesson.ipynb")
+
+
+def test_check_finds_added_files_of_every_kind_and_linked_folders(finished, capsys):
+    added = ("a/phone.heic", "a/more.jfif", "a/.hidden.png", "b/new.avif", "tool.exe", "c/x.png")
+    for name in (*added, ".DS_Store", "a/Thumbs.db"):
+        (finished / "out/images" / name).parent.mkdir(exist_ok=True)
+        (finished / "out/images" / name).touch()
+    (finished / "out/images/d").symlink_to(finished / "photos/a")
+    assert run("check", "photos", "out", "--json") == 1
+    problems = json.loads(capsys.readouterr().out)["problems"]
+    assert problems == [f"{name}: no original of it" for name in sorted((*added, "d"))]

@@ -56,6 +56,17 @@ def test_a_second_call_takes_what_was_kept(made):
     assert again == rows == told and {path: path.stat().st_mtime_ns for path in cache.iterdir()} == files
 
 
+def test_a_kept_net_that_is_lost_is_made_again_and_is_the_same(tmp_path):
+    def rows():
+        return spared.training_rows(image_split(classes=3), seeds=[4], sgd=FEW, engine=ENGINE, cache=tmp_path)
+
+    first = rows()
+    lost = min(tmp_path.glob("*.pt"))
+    before = torch.load(lost)
+    lost.unlink()
+    assert rows() == first and all(torch.equal(value, before[name]) for name, value in torch.load(lost).items())
+
+
 def test_times_are_taken_in_turn_and_of_nets_that_are_there(made):
     cache, _ = made
     how = dict(sgd=FEW, rounds=2, steps=1, engine=ENGINE, cache=cache)

@@ -91,7 +91,7 @@ def test_radius_0_and_no_steps_change_nothing(external, split, trained):
     assert torch.equal(Transform(external, 0)(trained, x, y), x)
     assert torch.equal(Transform(external, 51, 0)(trained, x, y), x)
     with pytest.raises(ValueError, match="write pixel levels"):
-        Transform(external, 0.2)
+        Transform(external, 8 / 255)
 
 
 def test_another_net_in_the_same_file_is_another_transform(tmp_path, external):

@@ -1,9 +1,9 @@
 """A protected folder read back: its report, the check of every file, and the images that learners get."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,7 @@ from semkit.protections.cuda import ClassFilters, convolve_picture
 
 # (place, largest difference, original, protected) -> what is wrong
 Judge = Callable[[int, int, Image.Image, Image.Image], str | None]
+LEFT_BY_SYSTEMS = ("Thumbs.db", "desktop.ini")
 ALIKE = 0.2  # correlation of blocks of pixels: filtered images have more with their originals, other images less
 # What `check` needs of a report, and of one of filtered images.
 NEEDED = {"images": int, "radius": float | int | None, "size": int, "limit": int | None, "skip_unreadable": bool}
@@ -113,10 +114,21 @@ def _examined(found: Originals, judge: Judge, folder: Path, on_step: OnStep | No
                 problems.append(f"{shown(name)}: {error}")
         if told:
             told(i + 1, len(found.outputs))
-    expected = set(found.outputs)
-    present = (path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file())
-    strays = (name for name in present if is_image_name(name) and name not in expected)
-    return [*problems, *(f"{shown(name)}: no original of it" for name in strays)], unchanged
+    return [*problems, *(f"{shown(name)}: no original of it" for name in _strays(folder, found.outputs))], unchanged
+
+
+def _strays(folder: Path, outputs: Sequence[str]) -> Iterator[str]:
+    """Files below the folder, and links to folders, that are not among the outputs; what systems leave is passed over.
+
+    Whatever their names: a trainer may read formats that semkit does not.
+    """
+    expected = {parent for name in outputs for parent in (name, *map(str, PurePosixPath(name).parents))}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder)
+        hidden = any(part.startswith(".") for part in name.parts) and not is_image_name(path.name)
+        passed_over = hidden or path.name in LEFT_BY_SYSTEMS
+        if not passed_over and name.as_posix() not in expected and (path.is_symlink() or not path.is_dir()):
+            yield name.as_posix()
 
 
 def check(

@@ -89,7 +89,7 @@ def training_rows(
     worse = every_corruption(split.test.limit(CORRUPTED))
     for ((objective, form), recipe), seed in itertools.product(recipes(sgd).items(), seeds):
         path = _path(cache, split, recipe, seed, engine)
-        if not path.with_suffix(".json").exists():
+        if not all(path.with_suffix(end).exists() for end in (".json", ".pt")):
             done = fit(split.train, test, recipe, seed=seed, engine=engine)
             made = _row(done, recipe, test, worse, engine)
             atomic_write(path.with_suffix(".pt"), partial(torch.save, done.model.state_dict()))
