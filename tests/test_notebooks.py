@@ -68,7 +68,7 @@ def light(nb, path):
 
 def short_cells(nb, path):
     lengths = [len(cell.source.strip().splitlines()) for cell in code(nb)]
-    if max(lengths) > 20 or statistics.median(lengths) > 4  # 12 as soon as one import line does:
+    if max(lengths) > 20 or statistics.median(lengths) > 4:
         yield f"cells of up to {max(lengths)} lines, median {statistics.median(lengths)}"
 
 
