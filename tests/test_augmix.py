@@ -11,6 +11,7 @@ from scipy.spatial.distance import jensenshannon
 from scipy.special import softmax
 
 from semkit.nets.engine import Engine, count_passes, logits, predict
+from semkit.nets.lab import Lab
 from semkit.training.augmix import AugMix, disagreement, mixed
 from semkit.training.bullettrain import Mined, Mining, mining
 from semkit.training.learning import LearnRecipe, fit
@@ -104,7 +105,7 @@ def test_without_boundary_images_only_the_cross_entropy_is_left():
 def test_a_learner_costs_at_most_what_the_recipe_says(mine):
     split = image_split(classes=4)
     recipe = LearnRecipe(model="tiny", sgd=SGD(steps=6, batch=16), evaluations=1, objective=AugMix(mining=mine))
-    done = fit(split.train, split.test, recipe, engine=Engine("cpu", "float32"))
+    done = fit(split.train, split.test, recipe, lab=Lab(Engine("cpu", "float32")))
     most = recipe.cost(len(split.train)).training
     assert done.passes.training == (96 + 2 * round(96 * done.mined.shares["boundary"]) if mine else most) <= most
 

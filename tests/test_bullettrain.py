@@ -10,6 +10,7 @@ from nets import batch, net
 from photos import image_set, image_split
 
 from semkit.nets.engine import Engine, count_passes, predict, training_logits
+from semkit.nets.lab import Lab
 from semkit.protections.crafting import CraftRecipe, Interrupted, craft
 from semkit.training.augmix import AugMix, mixed
 from semkit.training.bullettrain import BulletTrain, Mined, Mining, mining, spread
@@ -168,9 +169,9 @@ def test_robust_accuracy_needs_no_steps_for_what_is_wrong_already():
     images, model = image_set(40, classes=4), net(opinion=3.0)
     still = PGD(8, 3, 4, random_start=False)
     with count_passes() as spared:
-        mine = accuracy(model, images, BulletTrain(still, still), engine=ENGINE)
+        mine = accuracy(model, images, BulletTrain(still, still))
     with count_passes() as full:
-        assert accuracy(model, images, still, engine=ENGINE) == mine
+        assert accuracy(model, images, still) == mine
     assert spared.input_gradient < full.input_gradient
 
 
@@ -200,7 +201,7 @@ def test_it_prints_itself_and_shrinks_as_its_parts_do():
 def test_a_learner_costs_what_the_shares_say_and_tells_them(objective):
     told, split = [], image_split(classes=4)
     recipe = LearnRecipe(BULLET, "tiny", SGD(steps=12, batch=16), evaluations=1, objective=objective)
-    done = fit(split.train, split.test, recipe, engine=ENGINE, on_step=lambda *how: told.append(how[2]) and None)
+    done = fit(split.train, split.test, recipe, lab=Lab(ENGINE, on_step=lambda *how: told.append(how[3]) and None))
     n = 12 * 16
     outlier, boundary, robust = (round(n * done.mined.shares[kind]) for kind in ("outlier", "boundary", "robust"))
     assert outlier + boundary + robust == n
@@ -208,7 +209,7 @@ def test_a_learner_costs_what_the_shares_say_and_tells_them(objective):
     assert done.passes.training == n * objective.passes
     assert done.passes.forward == len(split.test) + n
     assert np.mean([m["boundary"] for m in told]) == pytest.approx(done.mined.shares["boundary"])
-    again = fit(split.train, split.test, recipe, engine=ENGINE)
+    again = fit(split.train, split.test, recipe, lab=Lab(ENGINE))
     assert again.losses == done.losses  # nothing is left over from the run before
 
 
@@ -217,15 +218,15 @@ def test_a_crafting_that_was_stopped_goes_on_to_the_same_bytes_and_its_average_m
 
     def stopped(path, at):
         with pytest.raises(Interrupted):
-            craft(images, CRAFT, engine=ENGINE, checkpoint=path, on_step=lambda step, *_: step == at)
+            craft(images, CRAFT, lab=Lab(ENGINE, on_step=lambda what, step, *_: step == at), checkpoint=path)
 
-    whole = craft(images, CRAFT, engine=ENGINE, on_step=lambda *how: shares.append(how[2].get("outlier")) and None)
+    whole = craft(images, CRAFT, lab=Lab(ENGINE, on_step=lambda *how: shares.append(how[3].get("outlier")) and None))
     stopped(tmp_path / "state", 7)
     state = torch.load(tmp_path / "state", weights_only=True)
     assert state["mined"]["average"] > 0 and 0 <= shares[6] <= 1
     assert state["mined"]["last"][0] / sum(state["mined"]["last"]) == shares[6]
-    rest = craft(images, CRAFT, engine=ENGINE, checkpoint=tmp_path / "state")
+    rest = craft(images, CRAFT, lab=Lab(ENGINE), checkpoint=tmp_path / "state")
     assert torch.equal(rest.noise, whole.noise) and rest.losses == whole.losses and rest.passes == whole.passes
     stopped(tmp_path / "twin", 7)
     torch.save({**state, "mined": vars(Mined(1.0))}, tmp_path / "twin")
-    assert craft(images, CRAFT, engine=ENGINE, checkpoint=tmp_path / "twin").losses != whole.losses
+    assert craft(images, CRAFT, lab=Lab(ENGINE), checkpoint=tmp_path / "twin").losses != whole.losses

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 from photos import image_split
@@ -13,6 +14,7 @@ from photos import image_split
 from semkit.analysis import cluster
 from semkit.analysis.study import grid
 from semkit.nets.engine import Engine
+from semkit.nets.lab import Lab
 from semkit.protections.crafting import Interrupted
 from semkit.protections.presets import sweep_recipes
 
@@ -42,11 +44,12 @@ def client():
 
 def test_the_cache_is_filled_as_it_would_be_without_a_cluster(client, tmp_path):
     split, told = image_split(20), []
-    how = dict(seeds=(0, 1), engine=ENGINE)
-    run_grid(client, split, *RECIPES, cache=tmp_path / "a", on_step=lambda *step: told.append(step) and False, **how)
-    rows = grid(split, *RECIPES, cache=tmp_path / "a", on_step=never, **how)
-    assert timeless(rows) == timeless(grid(split, *RECIPES, cache=tmp_path / "b", **how))
-    assert timeless(rows) != timeless(grid(split, *RECIPES, seeds=(0, 2), engine=ENGINE, cache=tmp_path / "b"))
+    how = dict(seeds=(0, 1))
+    watched = Lab(ENGINE, tmp_path / "a", lambda *step: told.append(step) and False)
+    run_grid(client, split, *RECIPES, lab=watched, **how)
+    rows = grid(split, *RECIPES, lab=Lab(ENGINE, tmp_path / "a", never), **how)
+    assert timeless(rows) == timeless(grid(split, *RECIPES, lab=Lab(ENGINE, tmp_path / "b"), **how))
+    assert timeless(rows) != timeless(grid(split, *RECIPES, seeds=(0, 2), lab=Lab(ENGINE, tmp_path / "b")))
     what, done, total, _ = told[-1]
     assert (what, done, total) == ("runs on 2 workers", 6, 6)
 
@@ -77,9 +80,9 @@ def test_a_killed_workers_run_is_made_again(client, tmp_path):
             os.kill(pid, signal.SIGKILL)
             killed.append(done)
 
-    run_grid(client, split, *RECIPES, seeds=(0, 1, 2), engine=ENGINE, cache=tmp_path, on_step=kill)
+    run_grid(client, split, *RECIPES, seeds=(0, 1, 2), lab=Lab(ENGINE, tmp_path, kill))
     assert killed
-    assert len(grid(split, *RECIPES, seeds=(0, 1, 2), engine=ENGINE, cache=tmp_path, on_step=never)) == 6
+    assert len(grid(split, *RECIPES, seeds=(0, 1, 2), lab=Lab(ENGINE, tmp_path, never))) == 6
 
 
 @pytest.mark.whole
@@ -92,9 +95,9 @@ def test_the_only_worker_may_be_killed_as_well(tmp_path):
             os.kill(*client.run(os.getpid).values(), signal.SIGKILL)
 
     with connected(1) as client:
-        run_grid(client, split, *RECIPES, seeds=(0, 1, 2), engine=ENGINE, cache=tmp_path, on_step=kill)
+        run_grid(client, split, *RECIPES, seeds=(0, 1, 2), lab=Lab(ENGINE, tmp_path, kill))
     assert killed and set(killed[0]) < set(tmp_path.iterdir())
-    assert len(grid(split, *RECIPES, seeds=(0, 1, 2), engine=ENGINE, cache=tmp_path, on_step=never)) == 6
+    assert len(grid(split, *RECIPES, seeds=(0, 1, 2), lab=Lab(ENGINE, tmp_path, never))) == 6
 
 
 def started(program, *arguments):
@@ -119,7 +122,8 @@ def scheduler(tmp_path):
 @pytest.mark.whole
 def test_a_scheduler_without_workers_and_one_that_goes_away_are_one_line_each(scheduler, tmp_path, monkeypatch):
     running, address = scheduler
-    how = dict(seeds=(0, 1), engine=ENGINE, cache=tmp_path / "runs")
+    lab = Lab(ENGINE, tmp_path / "runs")
+    how = dict(seeds=(0, 1), lab=lab)
     with connected(None, address) as client:
         monkeypatch.setattr(cluster, "PATIENCE", 1)
         with pytest.raises(ValueError, match=f"at {address} has no workers; start some: dask worker {address}"):
@@ -129,7 +133,7 @@ def test_a_scheduler_without_workers_and_one_that_goes_away_are_one_line_each(sc
         worker = started("worker", address, "--no-nanny")
         try:
             with pytest.raises(ValueError, match=f"scheduler at {address} is gone; finished runs are kept"):
-                run_grid(client, image_split(20), *RECIPES, on_step=on_step, **how)
+                run_grid(client, image_split(20), *RECIPES, seeds=(0, 1), lab=replace(lab, on_step=on_step))
         finally:
             worker.kill()
             worker.wait()
@@ -153,7 +157,7 @@ def test_a_worker_without_semkit_is_one_line(scheduler, tmp_path):
     worker = started("worker", address, "--no-nanny", "--no-dashboard", "--preload", WITHOUT_SEMKIT)
     try:
         with connected(None, address) as client, pytest.raises(ValueError, match=r"tcp://.* cannot import semkit"):
-            run_grid(client, image_split(20), *RECIPES, engine=ENGINE, cache=tmp_path)
+            run_grid(client, image_split(20), *RECIPES, lab=Lab(ENGINE, tmp_path))
     finally:
         worker.kill()
         worker.wait()
@@ -162,7 +166,7 @@ def test_a_worker_without_semkit_is_one_line(scheduler, tmp_path):
 def test_stopping_keeps_what_is_finished(client, tmp_path):
     with pytest.raises(Interrupted, match="finished runs are kept"):
         stop = lambda what, done, *_: done >= 1  # noqa: E731
-        run_grid(client, image_split(20), *RECIPES, engine=ENGINE, cache=tmp_path, on_step=stop)
+        run_grid(client, image_split(20), *RECIPES, lab=Lab(ENGINE, tmp_path, stop))
     deadline = time.monotonic() + 30
     while not list(tmp_path.glob("*.json")) and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -172,7 +176,7 @@ def test_stopping_keeps_what_is_finished(client, tmp_path):
 def test_what_a_run_raises_is_raised_here(client, tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(OSError):
-        run_grid(client, image_split(20), *RECIPES, engine=ENGINE, cache=tmp_path / "file")
+        run_grid(client, image_split(20), *RECIPES, lab=Lab(ENGINE, tmp_path / "file"))
 
 
 def test_no_scheduler_at_the_address_is_one_line():

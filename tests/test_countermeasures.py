@@ -28,6 +28,7 @@ from semkit.countermeasures.images import (
 )
 from semkit.images.augment import ColorJitter, Cutout, FlipCrop
 from semkit.nets.engine import Engine
+from semkit.nets.lab import Lab
 from semkit.training.learning import LearnRecipe, fit
 from semkit.training.mixing import Mixed
 from semkit.training.objectives import Trades
@@ -224,7 +225,7 @@ def test_labels_are_kept_and_a_changed_set_is_another_run(tmp_path):
     names = [name for name in COUNTERMEASURES if name != PURIFIER]
     for name in names:
         train, recipe = counter(split.train, LEARN, [name])
-        learned_row(train, split.test, recipe, engine=ENGINE, cache=tmp_path)
+        learned_row(train, split.test, recipe, lab=Lab(ENGINE, tmp_path))
         assert torch.equal(train.labels, split.train.labels) and train.files == split.train.files
         fingerprints.add(train.fingerprint)
     assert len(fingerprints) == len(names) - len(BY_BATCH) - len(BY_LOSS)  # whose images are those of none
@@ -232,7 +233,7 @@ def test_labels_are_kept_and_a_changed_set_is_another_run(tmp_path):
 
 
 def test_what_is_done_to_the_training_images_is_not_done_to_the_test_images():
-    split, how = image_split(60), {"engine": ENGINE, "seed": 1}
+    split, how = image_split(60), {"lab": Lab(ENGINE), "seed": 1}
     recipe = replace(LEARN, sgd=SGD(steps=20, batch=16))
     row = learned_row(split.train, split.test, recipe, countermeasures=("grayscale",), **how)
     train, test = (counter(part, LEARN, ["grayscale"])[0] for part in (split.train, split.test))

@@ -19,6 +19,7 @@ from semkit.images.augment import FlipCrop, ResizedCrop
 from semkit.images.imageset import ImageSet
 from semkit.nets import engine, models
 from semkit.nets.engine import FAST_PATHS, Engine, how_run
+from semkit.nets.lab import Lab
 from semkit.protections.crafting import CraftRecipe
 from semkit.training.bullettrain import BulletTrain, mining
 from semkit.training.perturb import PGD, Clean, Uniform
@@ -293,7 +294,7 @@ def test_a_noise_side_that_looks_at_the_whole_batch_gets_one_sample_after_the_ot
 @pytest.mark.parametrize("path", FAST_PATHS)
 def test_a_crafting_that_does_not_take_a_fast_path_makes_the_same_noise(path):
     slow = replace(ENGINE, **FAST_PATHS[path])
-    with_it, without = (crafting.craft(images(6), recipe_of(*SEM), engine=engine) for engine in (ENGINE, slow))
+    with_it, without = (crafting.craft(images(6), recipe_of(*SEM), lab=Lab(engine)) for engine in (ENGINE, slow))
     assert torch.equal(with_it.noise, without.noise) and with_it.losses == pytest.approx(without.losses, abs=1e-9)
     told = how_run(with_it.surrogate), how_run(without.surrogate)
     assert "not" not in told[0] and "(switched off)" in told[1]
@@ -356,7 +357,7 @@ def test_the_noise_gradient_agrees_with_finite_differences():
 def run_difference(sides, fault=""):
     """The largest difference in noise levels, weights and losses of a run of ours and of the reference."""
     recipe, data = recipe_of(*sides), images()
-    ours = crafting.craft(data, recipe, seed=6, engine=ENGINE)
+    ours = crafting.craft(data, recipe, seed=6, lab=Lab(ENGINE))
     noise, model, losses = reference_craft(data, recipe, sides, 6, fault)
     state, expected = ours.surrogate.state_dict(), model.state_dict()
     apart = [(state[k].double() - expected[k].double()).abs().max().item() for k in expected]
@@ -377,6 +378,6 @@ def test_a_run_with_a_fault_does_not_agree(fault):
 def test_a_run_leaves_the_images_alone_and_the_noise_within_its_radius():
     data = images()
     before = data.images.clone()
-    made = crafting.craft(data, recipe_of(*SEM), seed=6, engine=ENGINE)
+    made = crafting.craft(data, recipe_of(*SEM), seed=6, lab=Lab(ENGINE))
     assert torch.equal(data.images, before)
     assert made.noise.dtype == torch.int8 and made.noise.shape == data.images.shape and made.noise.abs().max() == 8

@@ -21,6 +21,7 @@ from semkit.analysis.designs import (
 from semkit.analysis.measure import cosine, losses_along, protection_for_passes, robustness, stability
 from semkit.analysis.report import read_rows
 from semkit.nets.engine import Engine
+from semkit.nets.lab import Lab
 from semkit.protections.crafting import craft
 from semkit.protections.presets import craft_recipe
 from semkit.training.perturb import PGD, Clean, Uniform
@@ -86,33 +87,33 @@ def test_noise_rows_are_the_measures_of_every_noise(tmp_path):
     split = image_split(20)
     quick = craft_recipe("sem", "quick")
     crafts = {"clean": None, "sem": quick, "em": replace(quick, noise_side=Clean(), surrogate_side=Clean())}
-    rows = noise_rows(split, crafts, seeds=(0, 1), reference=quick, engine=ENGINE, cache=tmp_path)
+    rows = noise_rows(split, crafts, seeds=(0, 1), reference=quick, lab=Lab(ENGINE, tmp_path))
     assert [(row["seed"], row["method"]) for row in rows] == [(0, "sem"), (0, "em"), (1, "sem"), (1, "em")]
-    made = {(m, s): craft(split.train, crafts[m], seed=s, engine=ENGINE) for m in ("sem", "em") for s in (0, 1)}
+    made = {(m, s): craft(split.train, crafts[m], seed=s, lab=Lab(ENGINE)) for m in ("sem", "em") for s in (0, 1)}
     for row in rows:
         mine, sem = made[row["method"], row["seed"]], made["sem", row["seed"]]
         protected, other = split.train.with_noise(mine.noise), made[row["method"], 1 - row["seed"]]
-        assert row["surrogate_robustness"] == robustness(mine.surrogate, split.test, 4, engine=ENGINE)
-        assert row["noise_robustness"] == robustness(mine.surrogate, protected, 4, engine=ENGINE)
-        assert row["reference_robustness"] == robustness(sem.surrogate, protected, 4, engine=ENGINE)
-        assert (row["noise_stability"], row["noise_variance"]) == stability(mine.surrogate, protected, 4, engine=ENGINE)
+        assert row["surrogate_robustness"] == robustness(mine.surrogate, split.test, 4)
+        assert row["noise_robustness"] == robustness(mine.surrogate, protected, 4)
+        assert row["reference_robustness"] == robustness(sem.surrogate, protected, 4)
+        assert (row["noise_stability"], row["noise_variance"]) == stability(mine.surrogate, protected, 4)
         assert row["cosine"] == pytest.approx(float(cosine(mine.noise, other.noise).mean()))
     assert not torch.equal(made["sem", 0].noise, made["em", 0].noise)
 
 
 def test_one_seed_has_no_other_to_compare_with(tmp_path):
     split, quick = image_split(20), craft_recipe("sem", "quick")
-    (row,) = noise_rows(split, {"sem": quick}, engine=ENGINE, cache=tmp_path)
+    (row,) = noise_rows(split, {"sem": quick}, lab=Lab(ENGINE, tmp_path))
     assert row["cosine"] is None and "reference_robustness" not in row
 
 
 def test_loss_rows_are_the_losses_of_every_noise_under_its_own_surrogate(tmp_path):
     split, quick = image_split(20), craft_recipe("sem", "quick")
-    rows = loss_rows(split, {"clean": None, "sem": quick}, seeds=(0, 1), engine=ENGINE, cache=tmp_path)
+    rows = loss_rows(split, {"clean": None, "sem": quick}, seeds=(0, 1), lab=Lab(ENGINE, tmp_path))
     assert len(rows) == 2 * 2 * len(ALONG) and {row["method"] for row in rows} == {"sem"}
-    made = craft(split.train, quick, seed=1, engine=ENGINE)
+    made = craft(split.train, quick, seed=1, lab=Lab(ENGINE))
     protected = split.train.with_noise(made.noise)
-    along = losses_along(made.surrogate, protected, ALONG, engine=ENGINE)
+    along = losses_along(made.surrogate, protected, ALONG)
     assert [row for row in rows if row["seed"] == 1] == [{"method": "sem", "seed": 1, **row} for row in along]
 
 

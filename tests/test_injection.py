@@ -13,6 +13,7 @@ from semkit.images.pixels import LEVEL, box
 from semkit.nets import models
 from semkit.nets.engine import Engine, input_gradient, predict, together, train_step
 from semkit.nets.injection import ChannelNoise, alphas, drawing, with_noise_injection
+from semkit.nets.lab import Lab
 from semkit.protections.crafting import CraftRecipe, Interrupted, _straight_through, craft, noise_step
 from semkit.training.learning import LearnRecipe, accuracy, fit
 from semkit.training.perturb import EOT, PGD, Clean
@@ -162,22 +163,22 @@ RECIPE = LearnRecipe(model="tiny+injected", perturbation=PGD(4, 1), sgd=SGD(step
 def test_learners_with_injection_are_the_same_twice_and_judging_them_changes_nothing():
     split = image_split()
     state = torch.get_rng_state()
-    runs = [fit(split.train, split.test, LearnRecipe(**{**vars(RECIPE), "evaluations": e}), engine=ENGINE)
+    runs = [fit(split.train, split.test, LearnRecipe(**{**vars(RECIPE), "evaluations": e}), lab=Lab(ENGINE))
             for e in (2, 2, 4)]  # fmt: skip
     assert runs[0].losses == runs[1].losses == runs[2].losses and runs[0].curve == runs[1].curve
     assert runs[0].curve[-1] == runs[2].curve[-1]
-    attacked = [accuracy(runs[0].model, split.test, EOT(8, 2, draws=2), engine=ENGINE) for _ in range(2)]
+    attacked = [accuracy(runs[0].model, split.test, EOT(8, 2, draws=2)) for _ in range(2)]
     assert attacked[0] == attacked[1] and torch.equal(torch.get_rng_state(), state)
 
 
 def test_a_crafting_with_an_injected_surrogate_resumes_to_the_same_bytes(tmp_path):
     recipe = CraftRecipe(PGD(4, 1), PGD(4, 1), steps=1, samples=1, surrogate="tiny+injected", sgd=SGD(steps=4, batch=8))
     images = image_set(16)
-    whole = craft(images, recipe, engine=ENGINE)
-    how = dict(engine=ENGINE, checkpoint=tmp_path / "state", every=0)
+    whole = craft(images, recipe, lab=Lab(ENGINE))
+    how = dict(checkpoint=tmp_path / "state", every=0)
     with pytest.raises(Interrupted):
-        craft(images, recipe, on_step=lambda step, *_: step == 2, **how)
-    assert torch.equal(craft(images, recipe, **how).noise, whole.noise)
+        craft(images, recipe, lab=Lab(ENGINE, on_step=lambda what, step, *_: step == 2), **how)
+    assert torch.equal(craft(images, recipe, lab=Lab(ENGINE), **how).noise, whole.noise)
 
 
 @pytest.mark.parametrize("side", [Clean(), PGD(4, 2)], ids=str)

@@ -9,10 +9,11 @@ import torch.nn.functional as F
 from photos import image_set, image_split
 from torchvision.transforms.v2 import CenterCrop
 
-from semkit.analysis.study import learned_row
+from semkit.analysis.study import learned_net
 from semkit.images.augment import Identity, ResizedCrop
 from semkit.images.imageset import Split
 from semkit.nets.engine import Engine
+from semkit.nets.lab import Interrupted, Lab
 from semkit.nets.models import build
 from semkit.nets.netfile import load_net
 from semkit.protections.crafting import CraftRecipe, craft
@@ -25,9 +26,9 @@ RECIPE = LearnRecipe(model="tiny", sgd=SGD(steps=12, batch=16), evaluations=4)
 SIDES = {"em": (Clean(), Clean()), "rem": (PGD(4, 3), PGD(4, 2)), "sem": (Uniform(4), PGD(4, 2))}
 
 
-def learn(recipe=RECIPE, split=None, seed=0, **how):
+def learn(recipe=RECIPE, split=None, seed=0, lab=Lab(ENGINE), **how):  # noqa: B008
     split = split or image_split()
-    return fit(split.train, split.test, recipe, seed=seed, engine=ENGINE, **how)
+    return fit(split.train, split.test, recipe, seed=seed, lab=lab, **how)
 
 
 def trace(learned):
@@ -46,8 +47,8 @@ def test_test_images_are_seen_at_the_side_of_the_training_ones():
     assert recipe.tested(image_set(10)).images.shape == RECIPE.tested(image_set(10)).images.shape == (10, 3, 8, 8)
     split = image_split(size=12, classes=3)
     done = learn(recipe, split)
-    assert done.last == accuracy(done.model, split.test.centre(8), engine=ENGINE)
-    assert done.last != accuracy(done.model, split.test, engine=ENGINE)
+    assert done.last == accuracy(done.model, split.test.centre(8))
+    assert done.last != accuracy(done.model, split.test)
 
 
 @pytest.mark.parametrize("size", [12, 24])
@@ -55,8 +56,8 @@ def test_a_net_for_one_size_learns_from_resized_crops_and_is_kept(tmp_path, size
     pytest.importorskip("timm")
     recipe = replace(RECIPE, model="deit_tiny", augment=ResizedCrop(16), sgd=SGD(steps=1, batch=8))
     images, net = image_set(8, size), tmp_path / "net.st"
-    row = learned_row(images, images, recipe, net=net, engine=ENGINE)
-    assert accuracy(load_net(net, ENGINE), recipe.tested(images), engine=ENGINE) == row["last"]
+    row, _ = learned_net(images, images, recipe, file=net, lab=Lab(ENGINE))
+    assert accuracy(load_net(net, ENGINE), recipe.tested(images)) == row["last"]
 
 
 def test_adversarial_training_at_radius_0_is_erm_bit_for_bit():
@@ -75,36 +76,37 @@ def test_the_curve_ends_with_the_accuracy_of_the_model_that_is_returned():
     for steps, evaluations, points in ((12, 4, [3, 6, 9, 12]), (7, 3, [3, 6, 7]), (2, 5, [1, 2])):
         done = learn(replace(RECIPE, sgd=SGD(steps=steps, batch=16), evaluations=evaluations), split)
         assert [step for step, _ in done.curve] == points
-        assert done.last == done.curve[-1][1] == accuracy(done.model, split.test, engine=ENGINE)
+        assert done.last == done.curve[-1][1] == accuracy(done.model, split.test)
         assert done.best == max(value for _, value in done.curve) >= done.last
 
 
 def test_an_adversarially_trained_learner_is_judged_on_clean_images():
     split = image_split(classes=3)
     done = learn(replace(RECIPE, perturbation=PGD(4, 2), sgd=SGD(steps=30, batch=16)), split)
-    assert done.last == accuracy(done.model, split.test, engine=ENGINE)
-    assert done.last > accuracy(done.model, split.test, PGD(64, 5), engine=ENGINE)  # which is not what protection means
+    assert done.last == accuracy(done.model, split.test)
+    assert done.last > accuracy(done.model, split.test, PGD(64, 5))  # which is not what protection means
 
 
-def test_a_stopped_learner_is_judged_where_it_stopped():
-    done = learn(on_step=lambda step, *_: step == 5)
-    assert len(done.losses) == 5 and done.curve[-1][0] == 5
-    assert done.last == accuracy(done.model, image_split().test, engine=ENGINE)
+def test_a_stopped_learner_is_no_learner():
+    told = []
+    with pytest.raises(Interrupted, match="stopped while training, 5 of 12"):
+        learn(lab=Lab(ENGINE, on_step=lambda what, step, *_: told.append(step) or step == 5))
+    assert told == [1, 2, 3, 4, 5]
 
 
 def test_accuracy_is_the_share_of_right_labels_whatever_the_batch():
     model, images = ENGINE.prepare(build("tiny", 2)).eval(), image_set(30)
     with torch.no_grad():
         right = (model(images.images.float() / 255).argmax(1) == images.labels).float().mean().item()
-    assert [accuracy(model, images, engine=ENGINE, batch=batch) for batch in (7, 30, 500)] == pytest.approx([right] * 3)
+    assert [accuracy(model, images, batch=batch) for batch in (7, 30, 500)] == pytest.approx([right] * 3)
 
 
 def test_learner_and_surrogate_of_one_seed_start_from_other_weights():
     still = SGD(steps=2, batch=8, lr=0.0)
     images = image_set(16)
     recipe = CraftRecipe(*SIDES["em"], steps=1, samples=1, surrogate="tiny", sgd=still)
-    surrogate = craft(images, recipe, seed=3, engine=ENGINE).surrogate
-    learner = fit(images, images, LearnRecipe(model="tiny", sgd=still), seed=3, engine=ENGINE).model
+    surrogate = craft(images, recipe, seed=3, lab=Lab(ENGINE)).surrogate
+    learner = fit(images, images, LearnRecipe(model="tiny", sgd=still), seed=3, lab=Lab(ENGINE)).model
     for ours, theirs in zip(learner.parameters(), surrogate.parameters(), strict=True):
         assert ours.dim() < 2 or not torch.equal(ours, theirs)
 
@@ -120,7 +122,7 @@ def test_noise_on_the_training_images_leaves_the_test_images_alone():
     split = image_split()
     noise = torch.full(split.train.images.shape, 8, dtype=torch.int8)
     done = learn(split=Split(split.train.with_noise(noise), split.test))
-    assert done.last == accuracy(done.model, image_split().test, engine=ENGINE)
+    assert done.last == accuracy(done.model, image_split().test)
     assert split.test.fingerprint == image_split().test.fingerprint
 
 
@@ -131,13 +133,13 @@ def test_crafting_costs_what_the_recipe_says(n, method, class_wise):
         *SIDES[method], steps=2, samples=3, start="warm", class_wise=class_wise, augment=Identity(), surrogate="tiny",
         sgd=SGD(steps=3, batch=8),
     )  # fmt: skip
-    assert craft(image_set(n), recipe, engine=ENGINE).passes == recipe.cost(n)
+    assert craft(image_set(n), recipe, lab=Lab(ENGINE)).passes == recipe.cost(n)
 
 
 def test_crafting_with_a_ramp_costs_what_the_recipe_says():
     few = {"steps": 1, "samples": 2, "start": "warm", "surrogate": "tiny", "sgd": SGD(steps=5, batch=8)}
     recipe = CraftRecipe(*SIDES["rem"], fade_in=0.5, ramp=0.8, **few)
-    assert craft(image_set(13), recipe, engine=ENGINE).passes == recipe.cost(13)
+    assert craft(image_set(13), recipe, lab=Lab(ENGINE)).passes == recipe.cost(13)
 
 
 @pytest.mark.parametrize("n", [5, 16, 21])
@@ -154,9 +156,9 @@ def test_learning_costs_what_the_recipe_says(n, perturbation):
 def test_a_pretrained_learner_starts_where_another_of_its_seed_and_engine_ended(seed, engine):
     before, split = image_set(40, seed=7), image_split()
     start, still = Pretrained(before, RECIPE), SGD(steps=1, batch=8, lr=0.0)
-    ended = fit(before, before, RECIPE, seed=seed, engine=engine).model.state_dict()
+    ended = fit(before, before, RECIPE, seed=seed, lab=Lab(engine)).model.state_dict()
     recipe = replace(RECIPE, pretrained=start, sgd=still)
-    begun = fit(split.train, split.test, recipe, seed=seed, engine=engine).model
+    begun = fit(split.train, split.test, recipe, seed=seed, lab=Lab(engine)).model
     assert all(torch.equal(value, ended[name]) for name, value in begun.named_parameters())
     assert before.fingerprint[:24] in repr(start)
 

@@ -50,13 +50,13 @@ def linear(images):
     """logits = W x + b, whose loss has a closed form for two classes."""
     torch.manual_seed(0)
     layers = nn.Flatten(), nn.Linear(images.images[0].numel(), len(images.classes))
-    return nn.Sequential(*layers).double().requires_grad_(False)
+    return ENGINE.prepare(nn.Sequential(*layers).requires_grad_(False))
 
 
 def two_classes(images, linear):
     """Binary labels and the margin direction w = W_1 - W_0 of the linear model's first two classes."""
     binary = replace(images, labels=images.labels % 2, classes=images.classes[:2])
-    model = nn.Sequential(nn.Flatten(), nn.Linear(images.images[0].numel(), 2)).double()
+    model = ENGINE.prepare(nn.Sequential(nn.Flatten(), nn.Linear(images.images[0].numel(), 2)))
     with torch.no_grad():
         model[1].weight.copy_(linear[1].weight[:2])
     model.requires_grad_(False)
@@ -155,7 +155,7 @@ def test_a_verdict_is_the_decision_of_the_interval():
 
 
 def test_losses_are_those_of_a_plain_loop(images, linear):
-    found = losses(linear, images, engine=ENGINE, batch=5)
+    found = losses(linear, images, batch=5)
     pairs = zip(images.images.double() / 255, images.labels, strict=True)
     alone = [F.cross_entropy(linear(x[None]), y[None]).item() for x, y in pairs]
     assert found.shape == (1, 12)
@@ -167,9 +167,9 @@ def test_robustness_of_a_linear_model_is_its_closed_form(images, linear):
     x, sign = binary.images.double() / 255, 1 - 2 * binary.labels
     margin = sign * (model(x)[:, 0] - model(x)[:, 1]) - 4 * LEVEL * w.abs().sum()
     worst = F.softplus(-margin).mean()
-    found = robustness(model, binary, 4, steps=10, augment=Identity(), engine=ENGINE)
+    found = robustness(model, binary, 4, steps=10, augment=Identity())
     assert found == pytest.approx(-float(worst), rel=1e-6)
-    too_few = robustness(model, binary, 4, steps=1, augment=Identity(), engine=ENGINE)
+    too_few = robustness(model, binary, 4, steps=1, augment=Identity())
     assert too_few > found + 1e-6
 
 
@@ -183,21 +183,21 @@ def test_stability_of_a_linear_model_is_that_of_a_sum_of_uniforms(images, linear
     along = F.softplus(-(margin[:, None] + sigma * z))
     mean = (along * weight).sum(1)
     variance = ((along - mean[:, None]) ** 2 * weight).sum(1)
-    found, spread = stability(model, binary, 4, draws=400, augment=Identity(), engine=ENGINE)
+    found, spread = stability(model, binary, 4, draws=400, augment=Identity())
     assert found == pytest.approx(-float(mean.mean()), abs=4 * float((variance.mean() / (400 * 12)) ** 0.5))
     assert spread == pytest.approx(float(variance.mean()), rel=0.15)
 
 
 def test_a_random_direction_does_less_than_an_adversarial_one_and_radius_0_nothing(images, linear):
-    rows = losses_along(linear, images, (0, 2, 6), engine=ENGINE)
+    rows = losses_along(linear, images, (0, 2, 6))
     loss = {(row["direction"], row["radius"]): row["loss"] for row in rows}
-    plain = float(losses(linear, images, engine=ENGINE).mean())
+    plain = float(losses(linear, images).mean())
     assert loss["random", 0] == loss["adversarial", 0] == pytest.approx(plain)
     assert loss["adversarial", 6] > loss["adversarial", 2] > loss["random", 2]
 
 
 def test_every_draw_has_its_own_randomness_and_the_seed_fixes_it(images, linear):
-    how = {"augment": FlipCrop(), "draws": 3, "engine": ENGINE}
+    how = {"augment": FlipCrop(), "draws": 3}
     found = losses(linear, images, Uniform(4), **how)
     assert torch.equal(found, losses(linear, images, Uniform(4), **how))
     assert found.var(0).min() > 0
@@ -275,7 +275,7 @@ def test_a_correlation_of_too_little_is_refused(x, y):
 def test_a_net_is_measured_in_the_precision_it_was_prepared_for(images):
     model = ENGINE.prepare(models.build("tiny", len(images.classes), size=8))
     assert 0 <= accuracy(model, images) <= 1
-    assert robustness(model, images, 4, steps=1) == robustness(model, images, 4, steps=1, engine=ENGINE)
+    assert robustness(model, images, 4, steps=1) == robustness(model, images, 4, steps=1)
     assert losses(model, images).shape == (1, len(images))
 
 
@@ -291,4 +291,4 @@ def test_a_net_with_injected_noise_measures_the_same_twice_and_its_noise_stream_
 
 def test_stability_of_one_draw_is_refused_because_it_has_no_variance(images, linear):
     with pytest.raises(ValueError, match="draws must be a whole number >= 2, got 1"):
-        stability(linear, images, draws=1, engine=ENGINE)
+        stability(linear, images, draws=1)

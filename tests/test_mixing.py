@@ -11,6 +11,7 @@ from semkit.analysis.study import grid
 from semkit.countermeasures.training import ClassBlur, RandomBlur
 from semkit.images.chance import drawn_seed, seeded
 from semkit.nets.engine import Engine, logits
+from semkit.nets.lab import Lab
 from semkit.protections.crafting import Interrupted
 from semkit.training.bullettrain import BulletTrain
 from semkit.training.learning import LearnRecipe, fit
@@ -133,7 +134,7 @@ def test_a_learner_of_one_seed_is_the_same_to_the_byte_and_costs_what_it_says(by
     recipe = LearnRecipe(perturbation, "tiny", SGD(steps=4, batch=8), evaluations=1, objective=Mixed(by, 2))
     for seed in (0, 0, 1):
         torch.rand(1)  # what torch's own generator does between runs is no matter
-        done = fit(split.train, split.test, recipe, seed=seed, engine=ENGINE)
+        done = fit(split.train, split.test, recipe, seed=seed, lab=Lab(ENGINE))
         made.append((done.losses, *(value.numpy().tobytes() for value in done.model.state_dict().values())))
         assert done.passes.total == recipe.cost(len(split.train)).total
     assert made[0] == made[1] != made[2]
@@ -145,8 +146,8 @@ def test_a_grid_that_was_stopped_goes_on_to_the_rows_of_one_that_was_not(tmp_pat
     learners = {r: LearnRecipe(PGD(r, 1), "tiny", SGD(steps=4, batch=8), evaluations=1) for r in (0, 4)}
 
     def rows(cache, on_step=None):
-        how = dict(countermeasures=["mixup", "cutmix", "colorjitter"], engine=ENGINE, cache=tmp_path / cache)
-        found = grid(split, {"clean": None}, learners, on_step=on_step, **how)
+        how = dict(countermeasures=["mixup", "cutmix", "colorjitter"])
+        found = grid(split, {"clean": None}, learners, lab=Lab(ENGINE, tmp_path / cache, on_step), **how)
         return [{k: v for k, v in row.items() if "seconds" not in k} for row in found]
 
     told = []

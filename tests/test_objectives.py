@@ -11,6 +11,7 @@ from scipy.special import softmax
 
 from semkit.analysis.study import key
 from semkit.nets.engine import Engine, count_passes, evaluating, input_gradient, logits, predict, step_down, train_step
+from semkit.nets.lab import Lab
 from semkit.training.learning import LearnRecipe, fit
 from semkit.training.objectives import Mart, Plain, Rsr, Trades, divergence
 from semkit.training.perturb import PGD, Clean, Uniform
@@ -131,7 +132,7 @@ def test_class_probabilities_are_climbed_away_from():
 def test_every_pass_of_a_step_is_counted_and_foretold(objective, perturbation):
     recipe = LearnRecipe(perturbation, "tiny", SGD(steps=2, batch=8), evaluations=1, objective=objective)
     split = image_split()
-    made = fit(split.train, split.test, recipe, engine=ENGINE).passes
+    made = fit(split.train, split.test, recipe, lab=Lab(ENGINE)).passes
     cost = recipe.cost(len(split.train))
     assert (made.input_gradient, made.training) == (cost.input_gradient, cost.training)
     assert made.training == 2 * 8 * objective.passes

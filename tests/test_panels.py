@@ -23,6 +23,7 @@ from semkit.lessons import craftrun as crafting
 from semkit.lessons.craftpanel import craft_panel
 from semkit.lessons.panels import figure_panel, sweep_panel
 from semkit.nets.engine import Engine
+from semkit.nets.lab import Lab
 from semkit.nets.models import build
 from semkit.protections.crafting import Interrupted
 from semkit.protections.noise import load as load_noise
@@ -42,7 +43,7 @@ ROWS = [
 
 @pytest.fixture
 def panel(tmp_path):
-    made = craft_panel(SPLIT, cache=tmp_path / "runs", preset="quick", engine=ENGINE)
+    made = craft_panel(SPLIT, lab=Lab(ENGINE, tmp_path / "runs"), preset="quick")
     yield made
     made.cancel()
     made.measuring.wait(60)
@@ -167,7 +168,7 @@ def test_perturbation_radius_zero_is_no_perturbation():
 
 def test_a_run_counts_the_passes_that_were_predicted():
     what, told, made = crafting.settings("sem", "quick", learners=True), [], []
-    found = crafting.run(SPLIT, what, engine=ENGINE, on_step=lambda *a: told.append(a) and False, on_made=made.append)
+    found = crafting.run(SPLIT, what, lab=Lab(ENGINE, on_step=lambda *a: told.append(a) and False), on_made=made.append)
     done = [metrics["done"] for *_, metrics in told]
     assert done == sorted(done) and done[-1] == what.passes(20)
     assert [len(m.rows) for m in made] == [0, 1, 2, 3, 4] and made[-1] == found
@@ -197,7 +198,7 @@ def test_a_run_shows_its_cost_first_and_its_result_after(panel, tmp_path):
     assert re.fullmatch(rf"cost: {passes:,} passes, about \d+ s on cpu in float64", panel.cost.value)
     panel.start()
     made = panel.wait(60)
-    noise, _ = crafted_noise(SPLIT.train, craft_recipe("sem", "quick"), engine=ENGINE)
+    noise, _ = crafted_noise(SPLIT.train, craft_recipe("sem", "quick"), lab=Lab(ENGINE))
     assert (made.noise.levels == noise.levels).all() and panel.made is made
     assert panel.progress.value == panel.progress.max == passes
     assert panel.status.value.startswith("<b>done</b>") and "<img alt=" in panel.strip.value
@@ -252,7 +253,7 @@ def test_the_settings_are_those_of_the_click_on_run(panel):
 
 
 def test_choosing_a_method_sets_its_own_budget(tmp_path):
-    panel = craft_panel(SPLIT, cache=tmp_path, preset="demo", engine=ENGINE)
+    panel = craft_panel(SPLIT, lab=Lab(ENGINE, tmp_path), preset="demo")
     for method in ("em", "rem", "sem"):
         panel.method.value = method
         assert panel.settings().recipe == craft_recipe(method, "demo")
@@ -261,7 +262,7 @@ def test_choosing_a_method_sets_its_own_budget(tmp_path):
 
 
 def test_a_stopped_run_goes_on_to_the_same_bytes(panel, tmp_path):
-    whole, _ = crafted_noise(SPLIT.train, craft_recipe("sem", "quick"), engine=ENGINE)
+    whole, _ = crafted_noise(SPLIT.train, craft_recipe("sem", "quick"), lab=Lab(ENGINE))
     steps = []
     assert stopped_at(panel, 1) is None
     assert panel.status.value == "<b>stopped</b> at step 1 of 31 (SEM noise); Run resumes"
@@ -272,7 +273,7 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(panel, tmp_path):
     panel.start()
     assert (panel.wait(60).noise.levels == whole.levels).all()
     assert steps[0] == "step 2 of 31"
-    other, _ = crafted_noise(SPLIT.train, craft_recipe("sem", "quick"), engine=ENGINE, seed=1)
+    other, _ = crafted_noise(SPLIT.train, craft_recipe("sem", "quick"), lab=Lab(ENGINE), seed=1)
     assert (other.levels != whole.levels).any()
     assert not list((tmp_path / "runs").glob("*.state"))
 
@@ -316,7 +317,7 @@ def test_a_finished_run_is_instant_the_second_time(panel):
 
 def test_an_error_of_the_worker_is_shown_escaped_and_raised(panel, tmp_path):
     (tmp_path / "runs").write_text("a file where the folder should be")
-    panel._how["cache"] = tmp_path / "runs" / "<b>"
+    panel._how = 0, Lab(ENGINE, tmp_path / "runs" / "<b>")
     panel.start()
     with pytest.raises(OSError):
         panel.wait(60)
@@ -326,7 +327,7 @@ def test_an_error_of_the_worker_is_shown_escaped_and_raised(panel, tmp_path):
 
 
 def test_a_panel_made_again_stops_the_worker_of_the_old_one(tmp_path):
-    how = dict(cache=tmp_path, preset="quick", engine=ENGINE)
+    how = dict(lab=Lab(ENGINE, tmp_path), preset="quick")
     old = craft_panel(SPLIT, **how)
     old.surrogate_steps.value = old.surrogate_steps.max
     began, tell = threading.Event(), old._tell
@@ -358,7 +359,7 @@ def test_save_writes_the_noise_that_is_shown(panel, tmp_path):
 
 def test_several_sets_are_chosen_by_name(tmp_path):
     sets = {"small": SPLIT, "large": image_split(30)}
-    panel = craft_panel(sets, cache=tmp_path, preset="quick", engine=ENGINE)
+    panel = craft_panel(sets, lab=Lab(ENGINE, tmp_path), preset="quick")
     panel.data.value = "large"
     panel.start()
     assert panel.wait(60).noise.levels.shape == (30, 3, 8, 8)
@@ -369,7 +370,7 @@ def test_several_sets_are_chosen_by_name(tmp_path):
 def test_the_embedded_images_are_protected_by_the_panel(tmp_path):
     whole = load("shapes")
     split = Split(whole.train.limit(20), whole.test.limit(20))
-    panel = craft_panel(split, cache=tmp_path, preset="quick", engine=Engine("cpu", "float32"))
+    panel = craft_panel(split, lab=Lab(Engine("cpu", "float32"), tmp_path), preset="quick")
     panel.start()
     made = panel.wait(120)
     assert made.noise.levels.shape == (20, 3, 32, 32) and int(made.noise.levels.abs().max()) == 8
@@ -384,7 +385,7 @@ def test_pictures_of_an_unfinished_run_say_so(panel):
     assert "unfinished: step 2 of 31</figcaption>" in panel.strip.value
     assert "2.10 at step 2 of 31" in panel.losses.value
     protected = SPLIT.train.with_noise(metrics["noise"])
-    right = [accuracy(surrogate, images, engine=ENGINE) for images in (protected, SPLIT.train)]
+    right = [accuracy(surrogate, images) for images in (protected, SPLIT.train)]
     assert panel._progress.right == {2: tuple(right)} and surrogate.training
     assert f"labels {100 * right[0]:.0f} % of images with noise rightly, {100 * right[1]:.0f} %" in panel.losses.value
 
@@ -467,8 +468,8 @@ sk.load("nowhere")
 import torch
 from semkit.lessons.craftpanel import craft_panel
 images = sk.ImageSet(torch.arange(20 * 192).reshape(20, 3, 8, 8).byte(), torch.arange(20) % 2, ("a", "b"))
-split, how = sk.Split(images, images), dict(preset="quick", engine=sk.Engine("cpu", "float32"))
-panel = craft_panel(split, cache="runs", **how)
+split, how = sk.Split(images, images), dict(preset="quick")
+panel = craft_panel(split, lab=sk.Lab(sk.Engine("cpu", "float32"), "runs"), **how)
 panel
 ---
 panel.wait()
@@ -479,7 +480,7 @@ _ = panel.wait()
 ---
 print(panel.status.value)
 ---
-panel = craft_panel(split, cache="a file", **how)
+panel = craft_panel(split, lab=sk.Lab(sk.Engine("cpu", "float32"), "a file"), **how)
 panel.start()
 panel.wait()"""
 

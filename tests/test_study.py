@@ -18,6 +18,7 @@ from semkit.analysis.study import crafted_noise, crafted_surrogate, grid, grid_r
 from semkit.countermeasures.training import Gaussian, Smoothed
 from semkit.images.augment import Identity
 from semkit.nets.engine import Engine, predict
+from semkit.nets.lab import Lab
 from semkit.protections.crafting import CraftRecipe, Interrupted, craft
 from semkit.protections.cuda import ClassFilters, CleanPart, class_filters, convolve_set
 from semkit.protections.noise import load, save
@@ -42,32 +43,32 @@ def never(*_):
 
 
 def test_a_second_call_is_the_kept_result_and_touches_no_file(tmp_path):
-    split, how = image_split(20), {"engine": ENGINE, "cache": tmp_path}
+    split, how = image_split(20), {"lab": Lab(ENGINE, tmp_path)}
     noise, cost = crafted_noise(split.train, CRAFT, **how)
     row = learned_row(split.train, split.test, LEARN, **how)
     before = stamps(tmp_path)
     assert sorted(name.partition("-")[0] + name[name.rindex(".") :] for name in before) == [
-        "learner.json", "noise.json", "noise.safetensors", "surrogate.safetensors",
+        "learner.json", "noise.json", "noise.safetensors", "noise.weights",
     ]  # fmt: skip
-    again, cost_again = crafted_noise(split.train, CRAFT, on_step=never, **how)
+    again, cost_again = crafted_noise(split.train, CRAFT, lab=Lab(ENGINE, tmp_path, never))
     assert torch.equal(again.levels, noise.levels) and again.recipe == noise.recipe and cost_again == cost
-    assert learned_row(split.train, split.test, LEARN, on_step=never, **how) == row
+    assert learned_row(split.train, split.test, LEARN, lab=Lab(ENGINE, tmp_path, never)) == row
     assert stamps(tmp_path) == before
 
 
 def test_a_learner_of_noise_is_judged_on_noisy_copies_too():
     split, recipe = image_split(classes=3), replace(LEARN, perturbation=Gaussian())
-    row = learned_row(split.train, split.test, recipe, engine=ENGINE)
-    model = fit(split.train, split.test, recipe, engine=ENGINE).model
-    assert row["smoothed"] == accuracy(Smoothed(model, Gaussian()), split.test, engine=ENGINE)
-    assert row["last"] == accuracy(model, split.test, engine=ENGINE)
-    assert "smoothed" not in learned_row(split.train, split.test, LEARN, engine=ENGINE)
+    row = learned_row(split.train, split.test, recipe, lab=Lab(ENGINE))
+    model = fit(split.train, split.test, recipe, lab=Lab(ENGINE)).model
+    assert row["smoothed"] == accuracy(Smoothed(model, Gaussian()), split.test)
+    assert row["last"] == accuracy(model, split.test)
+    assert "smoothed" not in learned_row(split.train, split.test, LEARN, lab=Lab(ENGINE))
 
 
 def test_without_a_cache_the_result_is_the_same(tmp_path):
     split = image_split(20)
-    kept, _ = crafted_noise(split.train, CRAFT, engine=ENGINE, cache=tmp_path)
-    assert torch.equal(kept.levels, crafted_noise(split.train, CRAFT, engine=ENGINE)[0].levels)
+    kept, _ = crafted_noise(split.train, CRAFT, lab=Lab(ENGINE, tmp_path))
+    assert torch.equal(kept.levels, crafted_noise(split.train, CRAFT, lab=Lab(ENGINE))[0].levels)
 
 
 def other_images():
@@ -85,18 +86,19 @@ def other_images():
 @pytest.mark.parametrize("change", ["seed", "precision", *other_images()])
 def test_whatever_changes_the_result_is_another_run(tmp_path, change):
     images, test = image_set(20), image_set(10, seed=1)
-    crafted_noise(images, CRAFT, engine=ENGINE, cache=tmp_path)
-    learned_row(images, test, LEARN, engine=ENGINE, cache=tmp_path)
+    crafted_noise(images, CRAFT, lab=Lab(ENGINE, tmp_path))
+    learned_row(images, test, LEARN, lab=Lab(ENGINE, tmp_path))
     files = len(stamps(tmp_path))
-    how = {"seed": int(change == "seed"), "engine": Engine("cpu", "float64") if change == "precision" else ENGINE}
+    engine = Engine("cpu", "float64") if change == "precision" else ENGINE
+    how = {"seed": int(change == "seed"), "lab": Lab(engine, tmp_path)}
     images = other_images().get(change, images)
-    crafted_noise(images, CRAFT, cache=tmp_path, **how)
-    learned_row(images, test, LEARN, cache=tmp_path, **how)
+    crafted_noise(images, CRAFT, **how)
+    learned_row(images, test, LEARN, **how)
     assert len(stamps(tmp_path)) == 2 * files
 
 
 def test_images_changed_in_place_are_another_run(tmp_path):
-    split, how = image_split(20), {"engine": ENGINE, "cache": tmp_path}
+    split, how = image_split(20), {"lab": Lab(ENGINE, tmp_path)}
     crafted_noise(split.train, CRAFT, **how)
     learned_row(split.train, split.test, LEARN, **how)
     files = len(stamps(tmp_path))
@@ -104,8 +106,8 @@ def test_images_changed_in_place_are_another_run(tmp_path):
     noise, _ = crafted_noise(split.train, CRAFT, **how)
     row = learned_row(split.train, split.test, LEARN, **how)
     assert len(stamps(tmp_path)) == 2 * files
-    assert torch.equal(noise.levels, craft(split.train, CRAFT, engine=ENGINE).noise)
-    assert row["curve"] == [list(p) for p in fit(split.train, split.test, LEARN, engine=ENGINE).curve]
+    assert torch.equal(noise.levels, craft(split.train, CRAFT, lab=Lab(ENGINE)).noise)
+    assert row["curve"] == [list(p) for p in fit(split.train, split.test, LEARN, lab=Lab(ENGINE)).curve]
 
 
 def test_changed_code_does_not_find_the_runs_of_the_code_before(tmp_path):
@@ -125,7 +127,7 @@ def test_changed_code_does_not_find_the_runs_of_the_code_before(tmp_path):
 
 def test_learners_tested_on_other_images_are_other_runs(tmp_path):
     for seed in (1, 2):
-        learned_row(image_set(20), image_set(10, seed=seed), LEARN, engine=ENGINE, cache=tmp_path)
+        learned_row(image_set(20), image_set(10, seed=seed), LEARN, lab=Lab(ENGINE, tmp_path))
     assert len(stamps(tmp_path)) == 2
 
 
@@ -148,9 +150,9 @@ def test_every_field_of_a_recipe_is_part_of_the_name_of_a_run(recipe, changes):
     assert len({key(recipe), *names}) == len(changes) + 1
 
 
-@pytest.mark.parametrize("lost", ["noise*.safetensors", "noise*.json", "surrogate*.safetensors"])
+@pytest.mark.parametrize("lost", ["noise*.safetensors", "noise*.json", "noise*.weights"])
 def test_a_run_that_lost_a_file_is_made_again_and_is_the_same(tmp_path, lost):
-    images, how = image_set(20), {"engine": ENGINE, "cache": tmp_path}
+    images, how = image_set(20), {"lab": Lab(ENGINE, tmp_path)}
     noise, surrogate = crafted_surrogate(images, CRAFT, **how)
     files = {path.name: path.read_bytes() for path in tmp_path.glob("*.safetensors")}
     (gone,) = tmp_path.glob(lost)
@@ -159,23 +161,23 @@ def test_a_run_that_lost_a_file_is_made_again_and_is_the_same(tmp_path, lost):
     assert torch.equal(again.levels, noise.levels)
     assert all(torch.equal(value, surrogate.state_dict()[name]) for name, value in same.state_dict().items())
     assert {path.name: path.read_bytes() for path in tmp_path.glob("*.safetensors")} == files
-    assert crafted_noise(images, CRAFT, on_step=never, **how)[1]["passes"] == CRAFT.cost(20).total
+    assert crafted_noise(images, CRAFT, lab=Lab(ENGINE, tmp_path, never))[1]["passes"] == CRAFT.cost(20).total
 
 
 def test_a_damaged_surrogate_that_is_deleted_as_told_is_made_again(tmp_path):
-    images, how = image_set(20), {"engine": ENGINE, "cache": tmp_path}
+    images, how = image_set(20), {"lab": Lab(ENGINE, tmp_path)}
     crafted_surrogate(images, CRAFT, **how)
-    (path,) = tmp_path.glob("surrogate*")
+    (path,) = tmp_path.glob("noise*.weights")
     path.write_bytes(b"what is this")
     with pytest.raises(ValueError, match=f"{path.name} is damaged .*; delete it to make it again"):
-        crafted_surrogate(images, CRAFT, on_step=never, **how)
+        crafted_surrogate(images, CRAFT, lab=Lab(ENGINE, tmp_path, never))
     path.unlink()
     assert crafted_surrogate(images, CRAFT, **how) and path.exists()
 
 
 @pytest.mark.parametrize("kind", ["noise*.safetensors", "noise*.json", "learner*.json"])
 def test_a_damaged_kept_file_is_named_and_not_used(tmp_path, kind):
-    split, how = image_split(20), {"engine": ENGINE, "cache": tmp_path}
+    split, how = image_split(20), {"lab": Lab(ENGINE, tmp_path)}
     crafted_noise(split.train, CRAFT, **how)
     learned_row(split.train, split.test, LEARN, **how)
     (path,) = tmp_path.glob(kind)
@@ -183,17 +185,17 @@ def test_a_damaged_kept_file_is_named_and_not_used(tmp_path, kind):
         path.write_bytes(damage)
         with pytest.raises(ValueError, match=f"{path.name} is damaged .*; delete it to make it again"):
             if kind.startswith("noise"):
-                crafted_noise(split.train, CRAFT, on_step=never, **how)
+                crafted_noise(split.train, CRAFT, lab=Lab(ENGINE, tmp_path, never))
             else:
-                learned_row(split.train, split.test, LEARN, on_step=never, **how)
+                learned_row(split.train, split.test, LEARN, lab=Lab(ENGINE, tmp_path, never))
 
 
-@pytest.mark.parametrize("kind", ["noise*.safetensors", "noise*.json", "surrogate*", "learner*.json"])
+@pytest.mark.parametrize("kind", ["noise*.safetensors", "noise*.json", "noise*.weights", "learner*.json"])
 @pytest.mark.parametrize(
     "content", ["[1]", "null", "{}", "[" * 100_000, '{"passes": "x"}', None], ids=lambda c: str(c)[:5]
 )
 def test_a_kept_file_of_another_kind_is_named_and_not_used(tmp_path, kind, content):
-    split, how = image_split(20), {"engine": ENGINE, "cache": tmp_path}
+    split, how = image_split(20), {"lab": Lab(ENGINE, tmp_path)}
     crafted_noise(split.train, CRAFT, **how)
     learned_row(split.train, split.test, LEARN, **how)
     (path,) = tmp_path.glob(kind)
@@ -203,13 +205,13 @@ def test_a_kept_file_of_another_kind_is_named_and_not_used(tmp_path, kind, conte
     else:
         path.write_text(content)
     with pytest.raises(ValueError, match=f"{path.name} is damaged .*; delete it to make it again"):
-        crafted_surrogate(split.train, CRAFT, on_step=never, **how)
-        learned_row(split.train, split.test, LEARN, on_step=never, **how)
+        crafted_surrogate(split.train, CRAFT, lab=Lab(ENGINE, tmp_path, never))
+        learned_row(split.train, split.test, LEARN, lab=Lab(ENGINE, tmp_path, never))
 
 
 @pytest.mark.parametrize("other", ["louder", "another recipe", "class-wise"])
 def test_kept_noise_of_another_recipe_is_named_and_not_used(tmp_path, other):
-    images, how = image_set(20), {"engine": ENGINE, "cache": tmp_path}
+    images, how = image_set(20), {"lab": Lab(ENGINE, tmp_path)}
     crafted_noise(images, CRAFT, **how)
     (path,) = tmp_path.glob("noise*.safetensors")
     noise = load(path)
@@ -221,26 +223,26 @@ def test_kept_noise_of_another_recipe_is_named_and_not_used(tmp_path, other):
         noise = replace(noise, levels=noise.levels[:2], class_wise=True)
     save(noise, path)
     with pytest.raises(ValueError, match=f"{path.name} is damaged .noise of another recipe.*; delete it to make it"):
-        crafted_noise(images, CRAFT, on_step=never, **how)
+        crafted_noise(images, CRAFT, lab=Lab(ENGINE, tmp_path, never))
 
 
 def test_a_stopped_learner_is_not_kept(tmp_path):
     split = image_split(20)
     with pytest.raises(Interrupted):
-        learned_row(split.train, split.test, LEARN, engine=ENGINE, cache=tmp_path, on_step=lambda step, *_: step == 2)
+        learned_row(split.train, split.test, LEARN, lab=Lab(ENGINE, tmp_path, lambda what, step, *_: step == 2))
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("precision", ["float32", "float64"])
 def test_the_kept_surrogate_is_the_one_that_made_the_noise(tmp_path, precision):
     engine = Engine("cpu", precision)
-    images, how = image_set(20), {"engine": engine, "cache": tmp_path}
+    images, how = image_set(20), {"lab": Lab(engine, tmp_path)}
     noise, kept = crafted_surrogate(images, CRAFT, **how)
-    made = craft(images, CRAFT, engine=engine)
+    made = craft(images, CRAFT, lab=Lab(engine))
     assert torch.equal(noise.levels, made.noise) and not kept.training
     for name, value in made.surrogate.state_dict().items():
         assert torch.equal(kept.state_dict()[name], value), name
-    again = crafted_surrogate(images, CRAFT, on_step=never, **how)[1]
+    again = crafted_surrogate(images, CRAFT, lab=Lab(engine, tmp_path, never))[1]
     x = engine.images(images.images)
     assert torch.equal(predict(again, x), predict(made.surrogate, x))
 
@@ -251,12 +253,12 @@ def test_every_seed_of_a_fine_tuned_learner_has_a_pretrained_net_of_its_own_and_
     every = Pretrained(before, LEARN)
     learners = {"every": every, "last": replace(every, last_layer=True)}
     learners = {name: replace(still, pretrained=begun) for name, begun in learners.items()}
-    rows = grid(split, {"clean": None}, {**learners, "fresh": LEARN}, seeds=(0, 1), engine=ENGINE)
+    rows = grid(split, {"clean": None}, {**learners, "fresh": LEARN}, seeds=(0, 1), lab=Lab(ENGINE))
     assert [row.get("pretrained_seed") for row in rows] == [0, 0, None, 1, 1, None]
-    first, second = (fit(before, before, LEARN, seed=seed, engine=ENGINE).model for seed in (0, 1))
+    first, second = (fit(before, before, LEARN, seed=seed, lab=Lab(ENGINE)).model for seed in (0, 1))
     assert not torch.equal(first[-1].weight, second[-1].weight)
     last = [row["last"] for row in rows if row["learner"] == "last"]
-    assert last == [accuracy(model, split.test, engine=ENGINE) for model in (first, second)]
+    assert last == [accuracy(model, split.test) for model in (first, second)]
     once = prediction.cost(grid_recipes({"clean": None}, learners), 20).total
     assert once == LEARN.cost(20).total + 2 * still.cost(20).total  # one pretraining for both learners
 
@@ -264,8 +266,8 @@ def test_every_seed_of_a_fine_tuned_learner_has_a_pretrained_net_of_its_own_and_
 def test_a_grid_has_a_row_for_every_method_radius_and_seed_made_as_it_says(tmp_path):
     split, told = image_split(20), set()
     recipes = sweep_recipes(("clean", "sem"), (0, 4), "quick")
-    how = {"seeds": (0, 1), "engine": ENGINE, "cache": tmp_path}
-    rows = grid(split, *recipes, on_step=lambda what, *_: told.add(what) and False, **how)
+    how = {"seeds": (0, 1)}
+    rows = grid(split, *recipes, lab=Lab(ENGINE, tmp_path, lambda what, *_: told.add(what) and False), **how)
     runs = [(row["seed"], row["method"], row["training_radius"]) for row in rows]
     assert runs == list(itertools.product((0, 1), ("clean", "sem"), (0, 4)))
     for row in rows:
@@ -277,36 +279,36 @@ def test_a_grid_has_a_row_for_every_method_radius_and_seed_made_as_it_says(tmp_p
     jobs = ("sem noise", *(f"{method}, {kind}" for method in ("clean", "sem") for kind in ("ERM", "AT 4/255")))
     assert told == {f"{job}, seed {seed}" for job in jobs for seed in (0, 1)}
     before = stamps(tmp_path)
-    assert grid(split, *recipes, **{**how, "on_step": never}) == rows
+    assert grid(split, *recipes, lab=Lab(ENGINE, tmp_path, never), **how) == rows
     assert stamps(tmp_path) == before
 
 
 def test_a_row_of_a_grid_is_the_learner_on_noisy_training_and_clean_test_images(tmp_path):
     split = image_split(20)
-    (row,) = grid(split, *sweep_recipes(["em"], [0], "quick"), seeds=[3], engine=ENGINE, cache=tmp_path)
+    (row,) = grid(split, *sweep_recipes(["em"], [0], "quick"), seeds=[3], lab=Lab(ENGINE, tmp_path))
     (path,) = tmp_path.glob("noise*.safetensors")
     noise = load(path, images=split.train)
     assert noise.recipe["noise_side"] == repr(Clean())
-    done = fit(split.train.with_noise(noise.levels), split.test, learn_recipe("quick"), seed=3, engine=ENGINE)
+    done = fit(split.train.with_noise(noise.levels), split.test, learn_recipe("quick"), seed=3, lab=Lab(ENGINE))
     assert row["curve"] == [list(point) for point in done.curve]
 
 
 def test_a_grid_of_filters_is_learners_on_filtered_images_tested_on_filtered_ones_too(tmp_path):
-    split, how = image_split(20), {"engine": ENGINE, "cache": tmp_path}
+    split, how = image_split(20), {"lab": Lab(ENGINE, tmp_path)}
     crafts = {"clean": None, "cuda": ClassFilters(), "one": ClassFilters(assignment="one"), "rest": CleanPart(0.5)}
     rows = {row["method"]: row for row in grid(split, crafts, {"ours": LEARN}, seeds=[3], **how)}
     filters = class_filters("semkit seed 3", 2)
-    done = fit(convolve_set(split.train, filters), split.test, LEARN, seed=3, engine=ENGINE)
+    done = fit(convolve_set(split.train, filters), split.test, LEARN, seed=3, lab=Lab(ENGINE))
     assert rows["cuda"]["curve"] == [list(point) for point in done.curve] and rows["cuda"]["learner"] == "ours"
     for name, tested in (("own", filters), ("permuted", filters.roll(-1, 0))):
         filtered = convolve_set(split.test, tested)
-        assert rows["cuda"][f"on_{name}"] == accuracy(done.model, filtered, engine=ENGINE)
+        assert rows["cuda"][f"on_{name}"] == accuracy(done.model, filtered)
     assert all("on_own" not in rows[method] for method in ("clean", "one", "rest"))
     rest, _ = training_set(split.train, CleanPart(0.5), seed=3)
     half, _ = training_set(split.train, ClassFilters(fraction=0.5), seed=3)
     untouched = (half.images == split.train.images).flatten(1).all(1)
     assert torch.equal(rest.images, split.train.images[untouched]) and len(rest) == 10
-    assert grid(split, crafts, {"ours": LEARN}, seeds=[3], on_step=never, **how) == list(rows.values())
+    assert grid(split, crafts, {"ours": LEARN}, seeds=[3], lab=Lab(ENGINE, tmp_path, never)) == list(rows.values())
     spent = sum(row["passes"] for row in rows.values())
     assert prediction.cost(grid_recipes(crafts, {"ours": LEARN}), 20).total == spent
 
@@ -314,16 +316,16 @@ def test_a_grid_of_filters_is_learners_on_filtered_images_tested_on_filtered_one
 def test_a_row_of_bullettrain_has_what_its_batches_were_made_of(tmp_path):
     split, told = image_split(20), []
     recipe = replace(LEARN, perturbation=BulletTrain(PGD(4, 2), PGD(4, 1)))
-    how = dict(seed=3, engine=ENGINE, cache=tmp_path)
-    row = learned_row(split.train, split.test, recipe, on_step=lambda *step: told.append(step[2]), **how)
+    how, watched = dict(seed=3, lab=Lab(ENGINE, tmp_path)), Lab(ENGINE, tmp_path, lambda *step: told.append(step[3]))
+    row = learned_row(split.train, split.test, recipe, seed=3, lab=watched)
     assert row["mined"] == [[round(metrics[kind], 4) for kind in KINDS] for metrics in told]
-    assert row["average"] == fit(split.train, split.test, recipe, seed=3, engine=ENGINE).mined.average > 0
+    assert row["average"] == fit(split.train, split.test, recipe, seed=3, lab=Lab(ENGINE)).mined.average > 0
     assert learned_row(split.train, split.test, recipe, **how) == row
     assert not {"mined", "average"} & set(learned_row(split.train, split.test, LEARN, **how))
 
 
 def test_seeds_may_be_how_many():
-    split, how = image_split(20), {"engine": ENGINE}
+    split, how = image_split(20), {"lab": Lab(ENGINE)}
     assert [row["seed"] for row in grid(split, {"clean": None}, {0: LEARN}, seeds=2, **how)] == [0, 1]
     with pytest.raises(ValueError, match="seeds must be a whole number >= 1, got 0"):
         grid(split, {"clean": None}, {0: LEARN}, seeds=0, **how)

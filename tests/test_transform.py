@@ -13,6 +13,7 @@ from semkit.images.pixels import LEVEL
 from semkit.lessons.obfuscated import attacked_rows, defence_rows, survived, transform_attacks
 from semkit.nets import models
 from semkit.nets.engine import Engine, count_passes, input_gradient, predict
+from semkit.nets.lab import Lab
 from semkit.nets.netfile import load_net, save_net
 from semkit.training.learning import LearnRecipe, fit
 from semkit.training.perturb import EOT, PGD
@@ -31,13 +32,13 @@ def split():
 def external(tmp_path_factory, split):
     """The file of a net that was trained on the photos."""
     path = tmp_path_factory.mktemp("nets") / "external.safetensors"
-    learned_row(split.test, split.train, LEARN, net=path, engine=ENGINE)
+    learned_net(split.test, split.train, LEARN, file=path, lab=Lab(ENGINE))
     return path
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, split):
-    return learned_net(split.train, split.test, LEARN, engine=ENGINE, cache=tmp_path_factory.mktemp("runs"))[1]
+    return learned_net(split.train, split.test, LEARN, lab=Lab(ENGINE, tmp_path_factory.mktemp("runs")))[1]
 
 
 def floats(images):
@@ -157,7 +158,7 @@ def test_the_worst_of_the_attacks_is_the_worst_for_every_image(external, split, 
 
 def test_the_rows_of_the_defences_say_what_they_cost(external, split, tmp_path):
     learners = {0: LEARN, 4: LearnRecipe(PGD(4, 1), "tiny", SGD(steps=30, batch=16), evaluations=1)}
-    how = dict(radius=8, attacked=6, engine=ENGINE, cache=tmp_path)
+    how = dict(radius=8, attacked=6, lab=Lab(ENGINE, tmp_path))
     rows = defence_rows(split, Transform(external, 51, 2), learners, **how)
     assert rows == defence_rows(split, Transform(external, 51, 2), learners, **how)
     assert [row["attack"] for row in rows if row["defence"] == "ERM"] == ["none", "naive", "worst of these"]
@@ -182,7 +183,7 @@ def test_a_purifiers_net_runs_on_the_engine_that_was_asked_for(external, split):
     name, exact = f"purifier={external}", Engine("cpu", "float64")
     train, _ = counter(split.train, LEARN, [name], exact)
     assert torch.equal(train.images, transformed(split.train.images, Transform(external), exact))
-    row = learned_row(split.train, split.test, LEARN, countermeasures=[name], engine=exact)
-    done = fit(train, split.test, LEARN, engine=exact)
+    row = learned_row(split.train, split.test, LEARN, countermeasures=[name], lab=Lab(exact))
+    done = fit(train, split.test, LEARN, lab=Lab(exact))
     assert row["curve"] == [list(point) for point in done.curve]
     assert not torch.equal(train.images, counter(split.train, LEARN, [name], Engine("cpu", "bfloat16"))[0].images)

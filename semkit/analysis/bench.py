@@ -21,7 +21,8 @@ from semkit.images.augment import FlipCrop
 from semkit.images.pixels import LEVEL, check_count, uniform
 from semkit.nets import models
 from semkit.nets.engine import FAST_PATHS, Engine, input_gradient, predict, together, train_step
-from semkit.protections.crafting import CraftRecipe, Interrupted, noise_step
+from semkit.nets.lab import Interrupted
+from semkit.protections.crafting import CraftRecipe, noise_step
 from semkit.training.perturb import PGD, Clean, Uniform
 
 PAD = 4

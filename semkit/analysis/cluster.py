@@ -6,16 +6,16 @@ and a worker that dies costs the run it was at: Dask gives that run to another o
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
 
 from semkit.analysis.study import MadeBy, crafted_noise, learned_row, training_set
 from semkit.images.imageset import Split
-from semkit.nets.engine import Engine
+from semkit.nets.lab import Interrupted, Lab
 from semkit.nets.memory import keep_freed
-from semkit.protections.crafting import CraftRecipe, Interrupted
+from semkit.protections.crafting import CraftRecipe
 from semkit.protections.cuda import filtered_tests
 from semkit.training.learning import LearnRecipe
 
@@ -67,18 +67,17 @@ def connected(workers: int | None = 2, address: str | None = None, patience: flo
         yield client
 
 
-def _craft(split: Split, recipe: CraftRecipe, seed: int, engine: Engine, cache: Path) -> None:
-    crafted_noise(split.train, recipe, seed=seed, engine=engine, cache=cache)
+def _craft(split: Split, recipe: CraftRecipe, seed: int, lab: Lab) -> None:
+    crafted_noise(split.train, recipe, seed=seed, lab=lab)
 
 
 def _learn(
     split: Split, crafted: None, made_by: MadeBy, learn_by: LearnRecipe, countermeasures: Sequence[str], seed: int,
-    engine: Engine, cache: Path,
+    lab: Lab,
 ) -> None:  # fmt: skip
-    how = dict(seed=seed, engine=engine, cache=cache)
-    train, _ = training_set(split.train, made_by, **how)
+    train, _ = training_set(split.train, made_by, seed=seed, lab=lab)
     also = filtered_tests(split.test, made_by, seed)
-    learned_row(train, split.test, learn_by, countermeasures=countermeasures, also=also, **how)
+    learned_row(train, split.test, learn_by, countermeasures=countermeasures, also=also, seed=seed, lab=lab)
 
 
 def run_grid(
@@ -89,25 +88,23 @@ def run_grid(
     *,
     countermeasures: Sequence[str] = (),
     seeds: Sequence[int] = (0,),
-    engine: Engine | None = None,
-    cache: Path,
-    on_step: Callable | None = None,
+    lab: Lab,
 ) -> None:
-    """Every run of study.grid's rows made by the client's workers and kept in `cache`, where study.grid finds them.
+    """Every run of study.grid's rows made by the client's workers and kept in lab.cache, where study.grid finds them.
 
-    A learner starts when its noise is there. on_step("runs on n workers", done, total, {}) stops it by returning True.
+    A learner starts when its noise is there. lab.on_step is told of "runs on n workers".
     Raises what a run raised, and ValueError for a run that killed worker after worker, for a scheduler that is gone and
     for one without workers.
     """
     from distributed import KilledWorker
 
-    engine, cache = engine or Engine(), Path(cache).resolve()
-    how = (split, crafts, learners, countermeasures, seeds, engine, cache)
+    cache = Path(lab.cache).resolve()
+    how = (split, crafts, learners, countermeasures, seeds, Lab(lab.engine, cache))
     at, tries, kept = client.scheduler.address, 0, None
     try:
         while tries < TRIES:
             _has_workers(client)
-            if _all_finished(client, _submitted(client, *how), on_step):
+            if _all_finished(client, _submitted(client, *how), lab):
                 return
             if client.status != "running":
                 raise OSError
@@ -135,30 +132,30 @@ def _has_workers(client) -> None:
             raise ValueError(f"the Dask worker at {worker} cannot import semkit ({found}); install it there")
 
 
-def _submitted(client, split: Split, crafts, learners, countermeasures, seeds, engine: Engine, cache: Path) -> list:
+def _submitted(client, split: Split, crafts, learners, countermeasures, seeds, lab: Lab) -> list:
     """The futures of all runs; those in the cache are over at once."""
     images = client.scatter(split, broadcast=True)
     learned_by = [client.scatter(recipe, broadcast=True, hash=False) for recipe in learners.values()]  # may hold images
     runs = []
     for seed, made_by in product(seeds, crafts.values()):
         noisy = isinstance(made_by, CraftRecipe)
-        crafted = client.submit(_craft, images, made_by, seed, engine, cache, pure=False) if noisy else None
+        crafted = client.submit(_craft, images, made_by, seed, lab, pure=False) if noisy else None
         runs += [crafted] if crafted else []
         runs += [
-            client.submit(_learn, images, crafted, made_by, learn_by, first, seed, engine, cache, pure=False)
+            client.submit(_learn, images, crafted, made_by, learn_by, first, seed, lab, pure=False)
             for first, learn_by in product([(name,) for name in countermeasures] or [()], learned_by)
         ]
     return runs
 
 
-def _all_finished(client, runs: list, on_step: Callable | None) -> bool:
+def _all_finished(client, runs: list, lab: Lab) -> bool:
     """Waits for the runs; False if some were lost, with the scheduler or with a worker that had what others need."""
     what = f"runs on {len(client.nthreads())} workers"
     while True:
         status = Counter(run.status for run in runs)
         for failed in (run for run in runs if run.status == "error"):
             failed.result()
-        if on_step and on_step(what, status["finished"], len(runs), {}):
+        if lab.doing(what).asked_to_stop(status["finished"], len(runs), {}):
             client.cancel(runs)
             raise Interrupted("stopped; finished runs are kept")
         if not status["pending"]:

@@ -2,15 +2,13 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from itertools import product
-from pathlib import Path
 
 from semkit.analysis.measure import cosine, losses_along, robustness, stability
 from semkit.analysis.study import MadeBy, crafted_surrogate
 from semkit.countermeasures.training import ClassBlur, Gaussian, RandomBlur
 from semkit.images.imageset import ImageSet, Split
-from semkit.nets.engine import Engine
+from semkit.nets.lab import Lab
 from semkit.protections.crafting import CraftRecipe
 from semkit.protections.cuda import ClassFilters, CleanPart
 from semkit.protections.presets import craft_recipe, lasting, learn_recipe
@@ -141,9 +139,7 @@ def noise_rows(
     *,
     seeds: Sequence[int] = (0,),
     reference: CraftRecipe | None = None,
-    engine: Engine | None = None,
-    cache: Path,
-    on_step: Callable | None = None,
+    lab: Lab | None = None,
 ) -> list[dict]:
     """Rows of noises: every recipe x seed, measured at RADIUS levels with PGD-10 and 8 draws.
 
@@ -151,25 +147,23 @@ def noise_rows(
     of the protected images under the surrogate that made them; reference_*: under the one that `reference` makes with
     the same seed. cosine: mean over images, with the noise of the next seed; None with one seed.
     """
-    engine = engine or Engine()
-    how = dict(engine=engine, cache=cache)
-    rows, noises = [], {}
+    lab, rows, noises = lab or Lab(), [], {}
     for seed, (method, recipe) in product(seeds, crafts.items()):
         if not isinstance(recipe, CraftRecipe):
             continue
-        told = on_step and partial(on_step, f"{method} noise, seed {seed}")
-        noise, surrogate = crafted_surrogate(split.train, recipe, seed=seed, on_step=told, **how)
+        job = lab.doing(f"{method} noise, seed {seed}")
+        noise, surrogate = crafted_surrogate(split.train, recipe, seed=seed, lab=job)
         noises[method, seed] = noise.levels
         protected = split.train.with_noise(noise.levels)
         of = {"noise": surrogate}
         if reference:
-            of["reference"] = crafted_surrogate(split.train, reference, seed=seed, **how)[1]
+            of["reference"] = crafted_surrogate(split.train, reference, seed=seed, lab=job)[1]
         row = {"method": method, "seed": seed, "noise_side": repr(recipe.noise_side)}
         row |= {"surrogate_side": repr(recipe.surrogate_side)}
-        row["surrogate_robustness"] = robustness(surrogate, split.test, RADIUS, engine=engine)
+        row["surrogate_robustness"] = robustness(surrogate, split.test, RADIUS)
         for name, model in of.items():
-            row[f"{name}_robustness"] = robustness(model, protected, RADIUS, engine=engine)
-            row[f"{name}_stability"], row[f"{name}_variance"] = stability(model, protected, RADIUS, engine=engine)
+            row[f"{name}_robustness"] = robustness(model, protected, RADIUS)
+            row[f"{name}_stability"], row[f"{name}_variance"] = stability(model, protected, RADIUS)
         rows.append(row)
     for row in rows:
         following = seeds[(seeds.index(row["seed"]) + 1) % len(seeds)]
@@ -183,9 +177,7 @@ def loss_rows(
     crafts: Crafts,
     *,
     seeds: Sequence[int] = (0,),
-    engine: Engine | None = None,
-    cache: Path,
-    on_step: Callable | None = None,
+    lab: Lab | None = None,
 ) -> list[dict]:
     """Rows of losses along random and adversarial directions: every recipe x seed x direction x radius of ALONG.
 
@@ -195,10 +187,9 @@ def loss_rows(
     for seed, (method, recipe) in product(seeds, crafts.items()):
         if not isinstance(recipe, CraftRecipe):
             continue
-        told = on_step and partial(on_step, f"{method} noise, seed {seed}")
-        how = dict(seed=seed, engine=engine, cache=cache, on_step=told)
-        noise, surrogate = crafted_surrogate(split.train, recipe, **how)
+        job = (lab or Lab()).doing(f"{method} noise, seed {seed}")
+        noise, surrogate = crafted_surrogate(split.train, recipe, seed=seed, lab=job)
         protected = split.train.with_noise(noise.levels).limit(LOOKED_AT)
-        found = losses_along(surrogate, protected, ALONG, engine=engine)
+        found = losses_along(surrogate, protected, ALONG)
         rows += [{"method": method, "seed": seed, **row} for row in found]
     return rows

@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Callable
 
-from semkit.protections.crafting import Interrupted
+from semkit.nets.lab import Interrupted
 
 _lock = threading.RLock()
 _jobs: dict[str, "Job"] = {}  # the live one of every name

@@ -17,7 +17,7 @@ from torch import nn
 from semkit.images.augment import Augment, FlipCrop, Identity
 from semkit.images.imageset import ImageSet
 from semkit.images.pixels import check_count
-from semkit.nets.engine import Engine, engine_of, predict
+from semkit.nets.engine import engine_of, predict
 from semkit.nets.injection import drawing
 from semkit.training.perturb import PGD, Clean, Perturbation, Uniform
 
@@ -150,15 +150,14 @@ def losses(
     augment: Augment = Identity(),
     draws: int = 1,
     seed: int = 0,
-    engine: Engine | None = None,
     batch: int = 500,
 ) -> torch.Tensor:
     """Cross-entropy L(f(a), y) in eval mode with a = perturbation(t(x)), [draws, N] for N images.
 
-    Every draw has its own t ~ augment and its own randomness of the perturbation. engine: the model's own unless given.
+    Every draw has its own t ~ augment and its own randomness of the perturbation.
     The same seed gives the same losses, also of a net with injected noise, whose stream does not move on.
     """
-    engine = engine or engine_of(model)
+    engine = engine_of(model)
     images = images.to(engine.device)
     found = torch.empty(check_count(draws, "draws", 1), len(images))
     with drawing(model, engine.generator(seed, "losses, injected noise")):

@@ -5,6 +5,7 @@ import io
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from semkit.analysis import cost as prediction
@@ -16,7 +17,7 @@ from semkit.countermeasures.transform import Transform
 from semkit.images.files import atomic_write, shown
 from semkit.images.imageset import Split
 from semkit.lessons.obfuscated import by_defence, defence_rows
-from semkit.nets.engine import Engine
+from semkit.nets.lab import Lab
 from semkit.protections.crafting import CraftRecipe
 from semkit.training.learning import LearnRecipe
 
@@ -68,7 +69,7 @@ def defences_table(rows: Sequence[dict]) -> str:
 
 
 def write_defences(
-    split: Split, transform: Transform, learners: Mapping[float, LearnRecipe], out: Path, **how
+    split: Split, transform: Transform, learners: Mapping[float, LearnRecipe], out: Path, *, lab: Lab, **how
 ) -> tuple[str, list[dict]]:
     """(table, rows) of obfuscated.defence_rows(**how): rows.csv, table.md and figure.png are written to `out`.
 
@@ -76,7 +77,7 @@ def write_defences(
     """
     from semkit.analysis import figures
 
-    rows = defence_rows(split, transform, learners, cache=out / "runs", **how)
+    rows = defence_rows(split, transform, learners, lab=replace(lab, cache=out / "runs"), **how)
     write_rows(rows, out / "rows.csv")
     atomic_write(out / "table.md", (defences_table(rows) + "\n").encode())
     title = f"{split.train.name}: {len(split.train)} training images, {rows[0]['n']} attacked at {how['radius']:g}/255"
@@ -120,11 +121,10 @@ def write_sweep(
     *,
     seeds: Sequence[int],
     preset: str,
-    engine: Engine,
+    lab: Lab,
     reference: CraftRecipe | None = None,
     countermeasures: Sequence[str] = (),
     client=None,
-    on_step: Callable | None = None,
     say: Callable[[str], object] = print,
 ) -> tuple[str, list[dict]]:
     """(table, rows) of a grid: rows.csv, table.md and, for named methods that add noise, figure.png go to `out`.
@@ -133,7 +133,8 @@ def write_sweep(
     cluster.connected, to make the runs there. countermeasures: as of study.grid, drawn instead of the images. Finished
     runs are kept in out/runs.
     """
-    how = dict(seeds=seeds, engine=engine, cache=out / "runs", on_step=on_step)
+    lab, engine = replace(lab, cache=out / "runs"), lab.engine
+    how = dict(seeds=seeds, lab=lab)
     recipes = grid_recipes(crafts, learners, countermeasures)
     n, size = len(split.train), split.train.images.shape[-1]
     passes = len(seeds) * prediction.cost(recipes, n).total
@@ -157,7 +158,7 @@ def write_sweep(
     if countermeasures:
         _write_countermeasures(split, out, rows)
     elif crafts.keys() <= LABEL.keys() and all(isinstance(recipe, CraftRecipe | None) for recipe in crafts.values()):
-        _write_figure(split, out, crafts, rows, how)
+        _write_figure(split, out, crafts, rows, seeds[0], lab)
     return text, rows
 
 
@@ -174,13 +175,12 @@ def _write_countermeasures(split: Split, out: Path, rows: Sequence[dict]) -> Non
     figures.save(figures.countermeasures_figure(rows, chance=chance, title=_title(split, rows)), out / "figure.png")
 
 
-def _write_figure(split: Split, out: Path, crafts, rows: Sequence[dict], how: dict) -> None:
+def _write_figure(split: Split, out: Path, crafts, rows: Sequence[dict], seed: int, lab: Lab) -> None:
     from semkit.analysis import figures  # matplotlib takes a second that the other commands need not pay
 
     place = [split.train.labels.tolist().index(k) for k in range(min(6, len(split.train.classes)))]
-    seed, engine, cache = how["seeds"][0], how["engine"], how["cache"]
     made = {
-        method: crafted_noise(split.train, recipe, seed=seed, engine=engine, cache=cache)[0].levels[place]
+        method: crafted_noise(split.train, recipe, seed=seed, lab=lab)[0].levels[place]
         for method, recipe in crafts.items() if recipe
     }  # fmt: skip
     figure = figures.protection_figure(

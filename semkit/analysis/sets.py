@@ -11,7 +11,8 @@ from semkit.analysis.stopwatch import Run, peak_memory
 from semkit.images.augment import FlipCrop
 from semkit.images.imageset import ImageSet
 from semkit.nets.engine import Engine
-from semkit.protections.crafting import CraftRecipe, Interrupted, craft
+from semkit.nets.lab import Interrupted, Lab
+from semkit.protections.crafting import CraftRecipe, craft
 from semkit.training.perturb import Clean
 from semkit.training.schedule import SGD
 
@@ -35,14 +36,14 @@ def set_seconds(batches: int, batch: int, times: int, engine: Engine, tell: Run)
     The mean of so many `times`. tell() is called after every step, on one batch.
     """
     images, recipe = random_images(batches * batch, 32), _recipe(batches // 8, batch)
-    made = [craft(images, recipe, engine=engine, on_step=lambda *_: tell()) for _ in range(times)]
+    made = [craft(images, recipe, lab=Lab(engine, on_step=lambda *_: tell())) for _ in range(times)]
     return sum(crafted.seconds for crafted in made) / times / len(images)
 
 
 def _craft_a_little(n: int, size: int, batch: int, engine: Engine) -> None:
     """Two steps of training and two of the final pass: whatever crafting n images ever holds at a time."""
     with suppress(Interrupted):
-        craft(random_images(n, size), _recipe(2, batch), engine=engine, on_step=lambda step, *_: step == 4)
+        craft(random_images(n, size), _recipe(2, batch), lab=Lab(engine, on_step=lambda what, step, *_: step == 4))
 
 
 def memory_here(n: int, size: int, batch: int, engine: Engine) -> int:

@@ -5,8 +5,7 @@ import itertools
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import fields
-from functools import partial
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import safetensors
@@ -22,17 +21,16 @@ from semkit.images.imageset import ImageSet, Split
 from semkit.images.pixels import check_count
 from semkit.nets import models
 from semkit.nets.engine import Engine, how_run
+from semkit.nets.lab import Lab
 from semkit.nets.netfile import load_net, save_net
-from semkit.protections.crafting import CraftRecipe, Interrupted, craft
+from semkit.protections.crafting import CraftRecipe, craft
 from semkit.protections.cuda import filtered_tests
 from semkit.protections.noise import Noise, load, save
 from semkit.training.bullettrain import KINDS
-from semkit.training.learning import LearnRecipe, accuracy, fit
+from semkit.training.learning import Learned, LearnRecipe, accuracy, fit
 
-OnStep = Callable[[str, int, int, dict], bool | None]  # on_step(what, step, total, metrics)
 NO_NOISE = {"passes": 0, "seconds": 0.0, "engine": None}
-# The kinds of what is kept of a crafting, and of a learner.
-COST = {"passes": int, "seconds": float | int, "engine": str}
+COST = {"passes": int, "seconds": float | int, "engine": str}  # field -> its type, of a kept crafting's cost
 ROW = {
     "last": float | int, "best": float | int, "curve": list, "passes": int, "learner_seconds": float | int,
     "engine": str,
@@ -53,7 +51,7 @@ def _code() -> str:
     return digest.hexdigest()[:24]
 
 
-CODE = _code()  # taken when the package is imported: of the code that runs here, whatever becomes of the files
+CODE = _code()  # at import, because files may change while this process runs the code that it has read
 
 
 def as_dict(recipe) -> dict:
@@ -64,132 +62,160 @@ def as_dict(recipe) -> dict:
 
 
 def key(*parts) -> str:
-    """The name of a run: a hash of everything that its result depends on, this package's code among it."""
+    """The name of a run: a hash of everything that its result depends on, this package's code included."""
     return hashlib.sha256(repr((CODE, torch.__version__, *parts)).encode()).hexdigest()[:24]
 
 
-def _kept(path: Path, read: Callable):
-    """read(path) for a file of the cache; a damaged one is named, not made again behind the user's back."""
+@dataclass(frozen=True)
+class Store:
+    """How one result of a run is kept: save(value, path) and load(path) of a file with this ending."""
+
+    ending: str
+    save: Callable[[object, Path], object]
+    load: Callable[[Path], object]
+
+
+def _save_weights(model: nn.Module, path: Path) -> None:
+    weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    atomic_write(path, safetensors.torch.save(weights))
+
+
+def as_json(types: Mapping | None = None) -> Store:
+    """A Store of what JSON can hold; types: field -> type, checked when it is loaded."""
+
+    def read(path: Path):
+        return check_fields(read_json(path), types) if types else read_json(path)
+
+    return Store(".json", lambda value, path: atomic_write(path, json.dumps(value).encode()), read)
+
+
+def kept(lab: Lab, kind: str, parts: tuple, make: Callable[[Path | None], tuple], *stores: Store) -> tuple:
+    """The results of make(state), one for each of `stores`, taken from lab.cache if it was made of the same before.
+
+    `parts` and the engine's settings are what the results depend on. `state` is a path where make may save its
+    progress; it is removed at the end. A run that lacks a file is made again. With lab.cache None nothing is kept and
+    state is None. Raises ValueError for a damaged file in the cache, which it names.
+    """
+    if lab.cache is None:
+        return make(None)
+    stem = Path(lab.cache) / f"{kind}-{key(*parts, lab.engine.settings())}"
+    paths = [stem.with_name(stem.name + store.ending) for store in stores]
+    if all(path.exists() for path in paths):
+        return tuple(_loaded(store, path) for store, path in zip(stores, paths, strict=True))
+    state = stem.with_name(stem.name + ".state")
+    results = make(state)
+    for store, path, value in zip(stores, paths, results, strict=True):
+        store.save(value, path)
+    state.unlink(missing_ok=True)
+    return results
+
+
+def _loaded(store: Store, path: Path):
     try:
-        if not path.is_file():  # opening a named pipe would wait for ever
+        if not path.is_file():  # opening a named pipe would wait forever
             raise ValueError("not a file")
-        return read(path)
+        return store.load(path)
     except (OSError, ValueError, safetensors.SafetensorError) as error:
         raise ValueError(f"{shown(path)} is damaged ({one_line(error)}); delete it to make it again") from error
 
 
-def _stem(images: ImageSet, recipe: CraftRecipe, seed: int, engine: Engine, cache: Path) -> Path:
-    return Path(cache) / f"noise-{key(images.fingerprint, recipe, seed, engine.settings())}"
+def kept_json(lab: Lab, kind: str, parts: tuple, make: Callable[[], list | dict]):
+    """make(), which JSON can hold, kept as `kept` has it."""
+    return kept(lab, kind, parts, lambda _: (make(),), as_json())[0]
 
 
-def crafted_noise(
-    images: ImageSet,
-    recipe: CraftRecipe,
-    *,
-    seed: int = 0,
-    engine: Engine | None = None,
-    cache: Path | None = None,
-    on_step: Callable | None = None,
-    checkpoint_every: float = 20,
-) -> tuple[Noise, dict]:
-    """The noise of `recipe` for the images, and {"passes": ..., "seconds": ..., "engine": how_run(surrogate)}.
+def _crafted(images: ImageSet, recipe: CraftRecipe, seed: int, lab: Lab, every: float) -> tuple[Noise, dict, nn.Module]:
+    """(noise, its cost, the surrogate) of a crafting, all three kept."""
 
-    With a cache folder, taken from there if it is there, resumed if it was interrupted, and kept; the state of an
-    unfinished run is saved every checkpoint_every seconds. A run that lacks one of its files, noise, cost or surrogate,
-    is made again. Raises ValueError for a damaged file in the cache.
-    """
-    engine = engine or Engine()
-    stem = None if cache is None else _stem(images, recipe, seed, engine, cache)
-    if stem and all(path.exists() for path in _files(stem)):
-        noise, cost, _ = _files(stem)
-        return (
-            _kept(noise, lambda path: _of_recipe(load(path, images=images), recipe)),
-            _kept(cost, lambda path: check_fields(read_json(path), COST)),
-        )
-    state = stem and stem.with_suffix(".state")
-    done = craft(images, recipe, seed=seed, engine=engine, on_step=on_step, checkpoint=state, every=checkpoint_every)
-    made = {**as_dict(recipe), "seed": seed, "precision": engine.precision}
-    noise = Noise(done.noise, recipe.radius, made, images.fingerprint, images.classes)
-    cost = {"passes": done.passes.total, "seconds": round(done.seconds, 1), "engine": how_run(done.surrogate)}
-    if stem:
-        noise_file, cost_file, weights_file = _files(stem)
-        atomic_write(cost_file, json.dumps(cost).encode())
-        weights = {name: value.contiguous() for name, value in done.surrogate.state_dict().items()}
-        atomic_write(weights_file, safetensors.torch.save(weights))
-        save(noise, noise_file)
-        state.unlink(missing_ok=True)
-    return noise, cost
+    def make(state: Path | None):
+        done = craft(images, recipe, seed=seed, lab=lab, checkpoint=state, every=every)
+        made = {**as_dict(recipe), "seed": seed, "precision": lab.engine.precision}
+        noise = Noise(done.noise, recipe.radius, made, images.fingerprint, images.classes)
+        cost = {"passes": done.passes.total, "seconds": round(done.seconds, 1), "engine": how_run(done.surrogate)}
+        return noise, cost, done.surrogate
+
+    def surrogate(path: Path) -> nn.Module:
+        seen = recipe.augment.output_size(images.images.shape[-1])
+        model = models.build(recipe.surrogate, len(images.classes), seed, size=seen).to(lab.engine.dtype)
+        model.load_state_dict(safetensors.torch.load_file(path))
+        return lab.engine.prepare(model)
+
+    stores = (
+        Store(".safetensors", save, lambda path: _of_recipe(load(path, images=images), recipe)),
+        as_json(COST),
+        Store(".weights", _save_weights, surrogate),
+    )
+    return kept(lab, "noise", (images.fingerprint, recipe, seed), make, *stores)
 
 
 def _of_recipe(noise: Noise, recipe: CraftRecipe) -> Noise:
-    """`noise`, if it says of itself that this recipe made it; raises ValueError otherwise."""
+    """`noise`, if its metadata says that this recipe made it; raises ValueError otherwise."""
     other = [name for name, value in as_dict(recipe).items() if noise.recipe.get(name) != value]
     if other or noise.class_wise or noise.radius != recipe.radius:
         raise ValueError(f"noise of another recipe: {', '.join(other) or 'its radius or rows'}")
     return noise
 
 
-def _files(stem: Path) -> tuple[Path, Path, Path]:
-    """The files of a finished run: its noise, its cost and its surrogate's weights."""
-    surrogate = stem.with_name(stem.name.replace("noise", "surrogate"))
-    return stem.with_suffix(".safetensors"), stem.with_suffix(".json"), surrogate.with_suffix(".safetensors")
+def crafted_noise(
+    images: ImageSet, recipe: CraftRecipe, *, seed: int = 0, lab: Lab | None = None, checkpoint_every: float = 20
+) -> tuple[Noise, dict]:
+    """The noise of `recipe` for the images, and its cost {"passes": ..., "seconds": ..., "engine": how_run(surrogate)}.
+
+    With lab.cache the noise is taken from there if it is there, resumed if it was interrupted, and kept; the state of
+    an unfinished run is saved every checkpoint_every seconds. Raises ValueError for a damaged file in the cache.
+
+        noise, cost = sk.crafted_noise(split.train, sk.craft_recipe("sem", "demo"), lab=sk.Lab(cache=sk.runs_folder()))
+    """
+    noise, cost, _ = _crafted(images, recipe, seed, lab or Lab(), checkpoint_every)
+    return noise, cost
 
 
 def crafted_surrogate(
-    images: ImageSet,
-    recipe: CraftRecipe,
-    *,
-    seed: int = 0,
-    engine: Engine | None = None,
-    cache: Path,
-    on_step: Callable | None = None,
+    images: ImageSet, recipe: CraftRecipe, *, seed: int = 0, lab: Lab | None = None
 ) -> tuple[Noise, nn.Module]:
-    """The noise of `recipe` and the surrogate that made it, both kept in the cache folder."""
-    engine = engine or Engine()
-    noise, _ = crafted_noise(images, recipe, seed=seed, engine=engine, cache=cache, on_step=on_step)
-    seen = recipe.augment.output_size(images.images.shape[-1])
-    model = models.build(recipe.surrogate, len(images.classes), seed, size=seen).to(engine.dtype)
-    _, _, weights = _files(_stem(images, recipe, seed, engine, cache))
-    model.load_state_dict(_kept(weights, safetensors.torch.load_file))
-    return noise, engine.prepare(model).eval()
+    """The noise of `recipe` and the surrogate that made it, in eval mode; both kept with lab.cache."""
+    noise, _, surrogate = _crafted(images, recipe, seed, lab or Lab(), 20)
+    return noise, surrogate.eval()
 
 
-def training_set(
-    train: ImageSet,
-    made_by: MadeBy,
-    *,
-    seed: int = 0,
-    engine: Engine | None = None,
-    cache: Path | None = None,
-    on_step: Callable | None = None,
-) -> tuple[ImageSet, dict]:
-    """The images that a learner is given, and what crafted_noise tells of their noise, {} where it made none.
+def training_set(train: ImageSet, made_by: MadeBy, *, seed: int = 0, lab: Lab | None = None) -> tuple[ImageSet, dict]:
+    """The images that a learner is given, and the cost of their noise as of crafted_noise, {} where there is none.
 
     made_by: a CraftRecipe adds its noise; anything else, such as ClassFilters, is called as made_by(train, seed); None
     leaves the images as they are.
     """
     if isinstance(made_by, CraftRecipe):
-        noise, cost = crafted_noise(train, made_by, seed=seed, engine=engine, cache=cache, on_step=on_step)
+        noise, cost = crafted_noise(train, made_by, seed=seed, lab=lab)
         return train.with_noise(noise.levels), cost
     return made_by(train, seed) if made_by else train, {}
 
 
-def kept_json(make: Callable[[], list | dict], cache: Path | None, kind: str, *parts, engine: Engine):
-    """make(), which JSON can hold; taken from the cache folder if it was made of the same parts before, and kept.
+def _learned(train: ImageSet, test: ImageSet, recipe: LearnRecipe, also: Mapping, seed: int, lab: Lab) -> tuple:
+    """(row, trained net) of a learner that no countermeasure is left to apply to."""
+    mined = []
 
-    Raises ValueError for a damaged file in the cache.
-    """
-    path = None if cache is None else Path(cache) / f"{kind}-{key(*parts, engine.settings())}.json"
-    if path and path.exists():
-        return _kept(path, read_json)
-    made = make()
-    if path:
-        atomic_write(path, json.dumps(made).encode())
-    return made
+    def watch(what, step, total, metrics):
+        if shares := [round(metrics[kind], 4) for kind in KINDS if kind in metrics]:
+            mined.append(shares)
+        return lab.on_step and lab.on_step(what, step, total, metrics)
+
+    done = fit(train, test, recipe, seed=seed, lab=replace(lab, on_step=watch))
+    row = _learner_row(done)
+    row |= {f"on_{name}": accuracy(done.model, recipe.tested(images)) for name, images in also.items()}
+    if recipe.pretrained:
+        row["pretrained_seed"] = seed
+    if mined:
+        row |= {"average": done.mined.average, "mined": mined}
+    if isinstance(recipe.perturbation, Gaussian):
+        row["smoothed"] = accuracy(Smoothed(done.model, recipe.perturbation), recipe.tested(test))
+    return row, done.model
 
 
-def _learner(train: ImageSet, test: ImageSet, recipe: LearnRecipe, seed: int, engine: Engine, *others) -> str:
-    return f"learner-{key(train.fingerprint, test.fingerprint, recipe, seed, engine.settings(), *others)}"
+def _learner_row(done: Learned) -> dict:
+    return {
+        "last": done.last, "best": done.best, "curve": [list(point) for point in done.curve],
+        "passes": done.passes.total, "learner_seconds": round(done.seconds, 1), "engine": how_run(done.model),
+    }  # fmt: skip
 
 
 def learned_row(
@@ -199,58 +225,34 @@ def learned_row(
     *,
     countermeasures: Sequence[str] = (),
     also: Mapping[str, ImageSet] | None = None,
-    net: Path | None = None,
     seed: int = 0,
-    engine: Engine | None = None,
-    cache: Path | None = None,
-    on_step: Callable | None = None,
+    lab: Lab | None = None,
 ) -> dict:
     """A learner's row: last and best test accuracy, the curve [[step, accuracy]], passes, seconds, engine.how_run.
 
-    countermeasures: names in countermeasures.COUNTERMEASURES, applied to `train` first, in this order. also: further
-    test sets by name; the final model's accuracy on each is in the row as on_NAME. net: a file for the trained net.
+    countermeasures: names in COUNTERMEASURES, applied to `train` first, in this order. also: further test sets by name;
+    the final model's accuracy on each is in the row as on_NAME.
     A learner that goes on from a pretrained net has `pretrained_seed`, the seed which that net was trained with.
     A learner of Gaussian noise has its accuracy as Smoothed in the row too, as `smoothed`; one of BulletTrain has
     `average`, which sets the threshold after the training, and `mined`, [[outlier, boundary, robust]]: the shares of
     every batch.
-    With a cache folder, the row is taken from there if it (and the net) is there, and kept. Raises ValueError for a
-    damaged file in the cache.
+    With lab.cache the row is taken from there if it is there, and kept. Raises ValueError for a damaged file there.
     """
-    engine, also = engine or Engine(), also or {}
-    train, recipe = counter(train, recipe, countermeasures, engine)
+    lab, also = lab or Lab(), also or {}
+    train, recipe = counter(train, recipe, countermeasures, lab.engine)
     others = [(name, images.fingerprint) for name, images in also.items()]
-    path = None if cache is None else Path(cache) / f"{_learner(train, test, recipe, seed, engine, *others)}.json"
-    if path and path.exists() and (net is None or net.exists()):
-        return _kept(path, lambda path: check_fields(read_json(path), ROW))
-    stopped, mined = False, []
+    parts = (train.fingerprint, test.fingerprint, recipe, seed, others)
+    return kept(lab, "learner", parts, lambda _: _learned(train, test, recipe, also, seed, lab)[:1], as_json(ROW))[0]
 
-    def watch(step, total, metrics):
-        nonlocal stopped
-        if shares := [round(metrics[kind], 4) for kind in KINDS if kind in metrics]:
-            mined.append(shares)
-        stopped = bool(on_step and on_step(step, total, metrics))
-        return stopped
 
-    done = fit(train, test, recipe, seed=seed, engine=engine, on_step=watch)
-    if stopped:
-        raise Interrupted("stopped while a learner was trained; finished runs are kept")
-    row = {
-        "last": done.last, "best": done.best, "curve": [list(point) for point in done.curve],
-        "passes": done.passes.total, "learner_seconds": round(done.seconds, 1), "engine": how_run(done.model),
-        **{f"on_{name}": accuracy(done.model, recipe.tested(images), engine=engine) for name, images in also.items()},
-    }  # fmt: skip
-    if recipe.pretrained:
-        row["pretrained_seed"] = seed
-    if mined:
-        row |= {"average": done.mined.average, "mined": mined}
-    if isinstance(recipe.perturbation, Gaussian):
-        row["smoothed"] = accuracy(Smoothed(done.model, recipe.perturbation), recipe.tested(test), engine=engine)
-    if net:
-        seen = recipe.augment.output_size(train.images.shape[-1])
-        save_net(done.model, net, net=recipe.model, classes=train.classes, size=seen)
-    if path:
-        atomic_write(path, json.dumps(row).encode())
-    return row
+def as_net(recipe: LearnRecipe, train: ImageSet, engine: Engine) -> Store:
+    """A Store of the nets that `recipe` trains on `train`."""
+    seen = recipe.augment.output_size(train.images.shape[-1])
+
+    def write(model: nn.Module, path: Path) -> None:
+        save_net(model, path, net=recipe.model, classes=train.classes, size=seen)
+
+    return Store(".safetensors", write, lambda path: load_net(path, engine))
 
 
 def learned_net(
@@ -258,16 +260,20 @@ def learned_net(
     test: ImageSet,
     recipe: LearnRecipe,
     *,
+    file: Path | None = None,
     seed: int = 0,
-    engine: Engine | None = None,
-    cache: Path,
-    on_step: Callable | None = None,
+    lab: Lab | None = None,
 ) -> tuple[dict, nn.Module]:
-    """(row, the trained net) of a learner, both kept in the cache folder; the net is frozen."""
-    engine = engine or Engine()
-    path = Path(cache) / f"{_learner(train, test, recipe, seed, engine)}.safetensors"
-    row = learned_row(train, test, recipe, net=path, seed=seed, engine=engine, cache=cache, on_step=on_step)
-    return row, load_net(path, engine)
+    """(row, the trained net) of a learner, both kept with lab.cache; the net is in eval mode and frozen.
+
+    file: where the net is saved as well, for `load_net`, `semkit learn --net` and the transform's external net.
+    """
+    lab, parts = lab or Lab(), (train.fingerprint, test.fingerprint, recipe, seed)
+    stores = as_json(ROW), as_net(recipe, train, lab.engine)
+    row, model = kept(lab, "net", parts, lambda _: _learned(train, test, recipe, {}, seed, lab), *stores)
+    if file:
+        stores[1].save(model, file)
+    return row, model.eval().requires_grad_(False)
 
 
 def grid_recipes(
@@ -287,9 +293,7 @@ def grid(
     *,
     countermeasures: Sequence[str] = (),
     seeds: Iterable[int] | int = (0,),
-    engine: Engine | None = None,
-    cache: Path | None = None,
-    on_step: OnStep | None = None,
+    lab: Lab | None = None,
 ) -> list[dict]:
     """Rows of learners: every way to make the images x learner x seed, the images of a seed made with that seed.
 
@@ -298,20 +302,18 @@ def grid(
     `countermeasure` names. seeds: the seeds, or how many: 3 is 0, 1, 2. Rows of ClassFilters have accuracies on
     filtered test images too.
     """
-    engine, rows = engine or Engine(), []
+    lab, rows = lab or Lab(), []
     seeds = range(check_count(seeds, "seeds", 1)) if isinstance(seeds, int) else seeds
     for seed, (method, made_by) in itertools.product(seeds, crafts.items()):
-        how = dict(seed=seed, engine=engine, cache=cache)
-        told = on_step and partial(on_step, f"{method} noise, seed {seed}")
-        train, noise_cost = training_set(split.train, made_by, on_step=told, **how)
+        train, noise_cost = training_set(split.train, made_by, seed=seed, lab=lab.doing(f"{method} noise, seed {seed}"))
         also = filtered_tests(split.test, made_by, seed)
         firsts = [{"countermeasure": name} for name in countermeasures] or [{}]
         for first, (name, learn_by) in itertools.product(firsts, learners.items()):
             named = {"learner": name} if isinstance(name, str) else {}
             row = {"method": method, **first, "training_radius": learn_by.perturbation.radius, "seed": seed, **named}
-            told = on_step and partial(on_step, ", ".join((method, *first.values(), trained_by(row), f"seed {seed}")))
+            job = lab.doing(", ".join((method, *first.values(), trained_by(row), f"seed {seed}")))
             row |= learned_row(
-                train, split.test, learn_by, countermeasures=tuple(first.values()), also=also, on_step=told, **how
+                train, split.test, learn_by, countermeasures=tuple(first.values()), also=also, seed=seed, lab=job
             )
             rows.append(row | {f"noise_{name}": value for name, value in (NO_NOISE | noise_cost).items()})
     return rows

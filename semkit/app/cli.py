@@ -9,7 +9,7 @@ from semkit.app.options import parse
 from semkit.app.telling import FINE, STOPPED, announce, complain, streams
 from semkit.images.files import one_line, shown
 from semkit.images.storage import out_of_memory
-from semkit.protections.crafting import Interrupted
+from semkit.nets.lab import Interrupted
 
 RUN = {
     "demo": learners.sweep, "sweep": learners.sweep, "transform": learners.transform, "learn": learners.learn,

@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,7 +15,7 @@ from semkit.app.protected import output_folder
 from semkit.images.imageset import ImageSet, check_fraction, stratified_share
 from semkit.images.picture import apply_noise
 from semkit.images.storage import blocks, zeros
-from semkit.nets.engine import Engine
+from semkit.nets.lab import Lab
 from semkit.nets.models import check_model
 from semkit.protections.crafting import CraftRecipe
 from semkit.protections.noise import Noise, clipped_fraction, mean_effective, save
@@ -42,8 +43,7 @@ def protect(
     seed: int = 0,
     fraction: float = 1.0,
     resume: bool = False,
-    engine: Engine | None = None,
-    on_step: OnStep | None = None,
+    lab: Lab | None = None,
     on_start: Callable[[ImageSet], object] | None = None,
     checkpoint_every: float = 20,
     **reading,
@@ -57,11 +57,12 @@ def protect(
     size (32), limit, root, download, skip_unreadable and hold, as of outputs.requested.
     Raises DataError, OutputError or ValueError before anything is written.
     """
-    engine, out = engine or Engine(), output_folder(out)
+    lab, out = lab or Lab(), output_folder(out)
+    on_step = lab.on_step
     _check_settings(recipe, fraction, checkpoint_every)
     found, request = requested(source, out, recipe, seed, on_step=on_step, **reading)
     seed = request["seed"]
-    request |= {"fraction": fraction, **engine.settings()}
+    request |= {"fraction": fraction, **lab.engine.settings()}
     chosen = stratified_share(found.images.labels, fraction, seed)
     subset = found.images.take(chosen)
     written = ["noise.safetensors", *(f"images/{name}" for name in found.outputs)]
@@ -76,8 +77,7 @@ def protect(
 
     def make() -> dict:
         noise, cost = crafted_noise(
-            subset, recipe, seed=seed, engine=engine, cache=out / "unfinished", checkpoint_every=checkpoint_every,
-            on_step=on_step and (lambda *step: on_step("crafting noise", *step)),
+            subset, recipe, seed=seed, lab=replace(lab, cache=out / "unfinished"), checkpoint_every=checkpoint_every
         )  # fmt: skip
         return {**cost, **_write(found, chosen, noise, out, on_step), **_effect(noise, subset)}
 

@@ -12,6 +12,7 @@ from semkit.app.protected import check as check_folder
 from semkit.app.protected import read_report
 from semkit.app.telling import FAILED, FINE, announce, duration, print_json, tell, tell_left_out
 from semkit.images.files import shown
+from semkit.nets.lab import Lab
 from semkit.protections.cuda import ClassFilters
 from semkit.protections.presets import craft_recipe
 
@@ -55,7 +56,7 @@ def _craft(options) -> tuple[dict, str, str]:
     with progress() as on_step:
         report = protect_by_noise(
             options.images, options.out, recipe, seed=options.seed, fraction=options.fraction, resume=options.resume,
-            engine=engine, on_step=on_step, on_start=lambda images: _announce_cost(options, recipe, images, engine),
+            lab=Lab(engine, on_step=on_step), on_start=lambda images: _announce_cost(options, recipe, images, engine),
             checkpoint_every=options.checkpoint_every, hold=options.hold, **where(options),
         )  # fmt: skip
     return report, f"radius {report['radius']:g}", "crafting"

@@ -2,14 +2,13 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 
 from semkit.analysis import cost as prediction
 from semkit.analysis.cluster import connected
 from semkit.analysis.designs import DESIGNS, LEARNERS
 from semkit.analysis.measure import interval
 from semkit.analysis.report import write_defences, write_sweep
-from semkit.analysis.study import learned_row
+from semkit.analysis.study import learned_net, learned_row
 from semkit.app.inputs import engine_of, split_of
 from semkit.app.outputs import check_place, claim
 from semkit.app.progress import progress
@@ -19,6 +18,7 @@ from semkit.countermeasures.transform import Transform
 from semkit.images.files import shown
 from semkit.images.imageset import limit_test
 from semkit.nets.engine import Engine
+from semkit.nets.lab import Lab
 from semkit.protections.crafting import CraftRecipe
 from semkit.protections.presets import craft_recipe, lasting, learn_recipe, sweep_recipes
 
@@ -56,8 +56,11 @@ def _cost(recipes, train, engine) -> str:
 
 def _learner_rows(options, split, recipe, engine, on_step) -> Iterator[dict]:
     for seed in _seeds(options):
-        how = dict(net=options.save, seed=seed, engine=engine, cache=options.cache)
-        row = learned_row(split.train, split.test, recipe, **how, on_step=partial(on_step, f"seed {seed}"))
+        how = dict(seed=seed, lab=Lab(engine, options.cache, on_step, f"training, seed {seed}"))
+        if options.save:
+            row, _ = learned_net(split.train, split.test, recipe, file=options.save, **how)
+        else:
+            row = learned_row(split.train, split.test, recipe, **how)
         tell(options, f"seed {seed}: clean test accuracy last {row['last']:.3f}, best {row['best']:.3f}")
         yield {"seed": seed, **row}
 
@@ -112,8 +115,8 @@ def sweep(options) -> int:
         _claim(options, split, engine, "methods", "design", "radii", "countermeasures")
         table, rows = write_sweep(
             split, options.out, crafts, learners, preset=preset + f", {steps} learner steps" * bool(steps),
-            engine=engine, seeds=_seeds(options), reference=reference, countermeasures=options.countermeasures,
-            client=client, on_step=on_step, say=announce,
+            lab=Lab(engine, on_step=on_step), seeds=_seeds(options), reference=reference,
+            countermeasures=options.countermeasures, client=client, say=announce,
         )  # fmt: skip
     print_json(options, rows)
     tell(options, table)
@@ -138,7 +141,7 @@ def transform(options) -> int:
         )
         table, rows = write_defences(
             split, behind, learners, options.out, radius=options.radius, attacked=options.attacked,
-            seeds=_seeds(options), engine=engine, on_step=on_step,
+            seeds=_seeds(options), lab=Lab(engine, on_step=on_step),
         )  # fmt: skip
     print_json(options, rows)
     tell(options, table)

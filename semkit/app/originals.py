@@ -11,7 +11,7 @@ from semkit.images.imageset import ImageSet, stratified_limit
 from semkit.images.loading import check_size, find_folder, load, load_files, resized, set_name
 from semkit.images.picture import read_image, stored_size
 from semkit.images.storage import AUTO, Storage
-from semkit.protections.crafting import Interrupted
+from semkit.nets.lab import Interrupted
 
 OnStep = Callable[[str, int, int, dict], bool | None]  # on_step(what, step, total, metrics)
 NATIVE = 32  # the side of every named set's images

@@ -6,6 +6,7 @@ JupyterLab calls back on two threads: work runs in a thread of its own, and noth
 import html
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from semkit.images.imageset import Split
 from semkit.lessons import craftrun as crafting
 from semkit.lessons.craftrun import Made, Progress, Settings
 from semkit.lessons.panels import UNIT, WIDE, choice, display, failure, line, slider
-from semkit.nets.engine import Engine
+from semkit.nets.lab import Lab
 from semkit.protections.noise import save as save_noise
 from semkit.protections.presets import craft_recipe
 
@@ -34,8 +35,8 @@ class CraftPanel:
     made: what the last run has made so far, or None.
     """
 
-    def __init__(self, splits: Mapping[str, Split], *, cache: Path, preset: str, seed: int, engine: Engine, name: str):
-        self._splits, self._preset, self._how = dict(splits), preset, dict(seed=seed, engine=engine, cache=cache)
+    def __init__(self, splits: Mapping[str, Split], *, lab: Lab, preset: str, seed: int, name: str):
+        self._splits, self._preset, self._how = dict(splits), preset, (seed, lab)
         self._job, self.measuring = Job(name), Job(f"{name}: speed")
         self.made, self._made_of, self._at, self._progress = None, None, None, Progress()
         self._make_knobs()
@@ -97,7 +98,7 @@ class CraftPanel:
 
     def _tick(self) -> None:
         """What a change of a knob does: the cost anew, and the result marked if it is not that of these knobs."""
-        now, split, engine = self.settings(), self._splits[self.data.value], self._how["engine"]
+        now, split, engine = self.settings(), self._splits[self.data.value], self._how[1].engine
         passes, seconds = now.passes(len(split.train)), crafting.seconds(now, split, engine)
         took = "time not measured yet" if seconds is None else f"about {crafting.duration(seconds)}"
         self.cost.value = f"cost: {passes:,} passes, {took} on {engine.device} in {engine.precision}"
@@ -107,7 +108,7 @@ class CraftPanel:
     def _measure(self, cancelled: Callable[[], bool]) -> None:
         for split in self._splits.values():
             all_of_it = crafting.settings("sem", self._preset, learners=True, size=split.train.images.shape[-1])
-            crafting.seconds(all_of_it, split, self._how["engine"], measure=True)
+            crafting.seconds(all_of_it, split, self._how[1].engine, measure=True)
         self._tick()
 
     def start(self) -> bool:
@@ -151,7 +152,9 @@ class CraftPanel:
                     next_picture = time.monotonic() + max(2, 10 * (time.monotonic() - began))
             return cancelled()
 
-        return crafting.run(split, now, on_step=on_step, on_made=partial(self._show, split), **self._how)
+        seed, lab = self._how
+        shown = partial(self._show, split)
+        return crafting.run(split, now, seed=seed, lab=replace(lab, on_step=on_step), on_made=shown)
 
     def _tell(self, metrics: dict) -> None:
         self.progress.value = metrics["done"]
@@ -160,7 +163,7 @@ class CraftPanel:
 
     def _draw_unfinished(self, now: Settings, split: Split, step: int, total: int, metrics: dict) -> None:
         noise = metrics["noise"]
-        self._progress.look(step, metrics["surrogate"], split.train, noise, self._how["engine"])
+        self._progress.look(step, metrics["surrogate"], split.train, noise)
         self.losses.value = self._progress.html(total)
         self.strip.value = crafting.strip_html(split.train, noise, now, f"unfinished: step {step} of {total}")
 
@@ -208,17 +211,15 @@ class CraftPanel:
 def craft_panel(
     split: Split | Mapping[str, Split],
     *,
-    cache: Path | None = None,
+    lab: Lab | None = None,
     preset: str = "demo",
     seed: int = 0,
-    engine: Engine | None = None,
     name: str = "craft",
 ) -> CraftPanel:
     """The panel that crafts noise for a split, or for one of several by name, and trains learners on it.
 
-    Runs are kept in `cache`, study.runs_folder() unless given: a stopped one goes on, a finished one is instant.
-    A new panel stops the run of the one before with the same `name`.
+    Runs are kept in lab.cache, in study.runs_folder() where no lab is given: a stopped run goes on, a finished one is
+    instant. A new panel stops the run of the one before with the same `name`.
     """
     splits = split if isinstance(split, Mapping) else {split.train.name: split}
-    how = dict(cache=cache or runs_folder(), preset=preset, seed=seed, engine=engine or Engine(), name=name)
-    return CraftPanel(splits, **how)
+    return CraftPanel(splits, lab=lab or Lab(cache=runs_folder()), preset=preset, seed=seed, name=name)

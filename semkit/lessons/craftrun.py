@@ -2,9 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from itertools import product
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -13,9 +11,10 @@ from semkit.analysis import cost as prediction
 from semkit.analysis import figures
 from semkit.analysis.canvas import as_html
 from semkit.analysis.measure import LABEL, learner
-from semkit.analysis.study import OnStep, crafted_noise, learned_row
+from semkit.analysis.study import crafted_noise, learned_row
 from semkit.images.imageset import ImageSet, Split, stratified_limit
 from semkit.nets.engine import Engine, count_passes
+from semkit.nets.lab import Lab
 from semkit.protections.crafting import CraftRecipe
 from semkit.protections.noise import Noise
 from semkit.protections.presets import craft_recipe, lasting, learn_recipe
@@ -104,30 +103,30 @@ def run(
     what: Settings,
     *,
     seed: int = 0,
-    engine: Engine | None = None,
-    cache: Path | None = None,
-    on_step: OnStep | None = None,
+    lab: Lab | None = None,
     on_made: Callable[[Made], object] = lambda made: None,
 ) -> Made:
     """All that `what` says; on_made is told after the noise and after every learner.
 
-    on_step(job, step, total, metrics) has in metrics "done", the passes of the whole run so far, and stops the run by
-    returning True: then craft.Interrupted is raised, and the same call goes on from there if there is a cache.
+    lab.on_step has in its metrics "done", the passes of the whole run so far. A run that was stopped goes on from there
+    with the same call, if there is a cache.
     """
-    how = dict(seed=seed, engine=engine, cache=cache)
+    lab = lab or Lab()
     n, done = len(split.train), 0
 
     def told(job: str, step: int, total: int, metrics: dict):
-        return on_step and on_step(job, step, total, {**metrics, "done": done + metrics["passes"]})
+        return lab.on_step and lab.on_step(job, step, total, {**metrics, "done": done + metrics["passes"]})
+
+    counting = replace(lab, on_step=told)
 
     name = LABEL[what.method]
-    noise, _ = crafted_noise(split.train, what.recipe, on_step=partial(told, f"{name} noise"), **how)
+    noise, _ = crafted_noise(split.train, what.recipe, seed=seed, lab=counting.doing(f"{name} noise"))
     made, done = Made(what, noise), what.recipe.cost(n).total
     on_made(made)
     sets = {what.method: split.train.with_noise(noise.levels), "clean": split.train}
     for (radius, recipe), (method, train) in product(what.learners.items(), sets.items()):
-        job = partial(told, f"{learner(radius)} on {_trained_on(method)}")
-        row = learned_row(train, split.test, recipe, on_step=job, **how)
+        job = counting.doing(f"{learner(radius)} on {_trained_on(method)}")
+        row = learned_row(train, split.test, recipe, seed=seed, lab=job)
         made = replace(made, rows=(*made.rows, {"method": method, "training_radius": radius, "seed": seed, **row}))
         done += recipe.cost(n).total
         on_made(made)
@@ -177,13 +176,13 @@ class Progress:
     losses: dict[int, float] = field(default_factory=dict)
     right: dict[int, tuple[float, float]] = field(default_factory=dict)
 
-    def look(self, step: int, surrogate: nn.Module, images: ImageSet, noise: torch.Tensor, engine: Engine) -> None:
+    def look(self, step: int, surrogate: nn.Module, images: ImageSet, noise: torch.Tensor) -> None:
         """Tests the surrogate on some 200 of the images, with their noise int8 [N,C,H,W] and without."""
         index = stratified_limit(images.labels, max(200, len(images.classes)))
         clean = images.take(index)
         with count_passes():  # a look is no part of the run
             sets = clean.with_noise(noise[index].cpu()), clean
-            self.right[step] = tuple(accuracy(surrogate, one, engine=engine) for one in sets)
+            self.right[step] = tuple(accuracy(surrogate, one) for one in sets)
 
     def html(self, total: int) -> str:
         """Both as curves over the `total` steps."""

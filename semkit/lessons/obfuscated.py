@@ -1,9 +1,7 @@
 """A classifier behind an input transform, attacked as if the transform were not there, and as if it were known."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +9,9 @@ from torch import Tensor, nn
 from semkit.analysis.study import learned_net
 from semkit.countermeasures.transform import Behind, Transform, transformed
 from semkit.images.imageset import ImageSet, Split
-from semkit.nets.engine import Engine, count_passes, predict
+from semkit.nets.engine import count_passes, predict
 from semkit.nets.injection import drawing
+from semkit.nets.lab import Lab
 from semkit.training.learning import LearnRecipe
 from semkit.training.perturb import EOT, PGD, Clean, Perturbation
 
@@ -85,26 +84,24 @@ def defence_rows(
     radius: float,
     attacked: int,
     seeds: Sequence[int] = (0,),
-    engine: Engine | None = None,
-    cache: Path,
-    on_step: Callable | None = None,
+    lab: Lab | None = None,
 ) -> list[dict]:
     """Rows of defences x attacks x seeds: learners by their training radius, 0 (ERM) also behind the transform.
 
     Behind the transform ERM is trained on g(x) of the training images. The first `attacked` test images, every class in
     its share, are attacked at `radius`; clean_accuracy is over all. training_passes: the transform's among them.
     """
-    engine, rows = engine or Engine(), []
+    lab, rows = lab or Lab(), []
     parts = (split.train, split.test)
-    moved = Split(*(replace(part, images=transformed(part.images, transform, engine)) for part in parts))
+    moved = Split(*(replace(part, images=transformed(part.images, transform, lab.engine)) for part in parts))
     images = split.test.limit(attacked)
     for seed in seeds:
         for r, recipe in [*learners.items(), ("transform", learners[0])]:
             behind = r == "transform"
             name = "transform" if behind else f"AT {r:g}" if r else "ERM"
-            told = on_step and partial(on_step, f"{name}, seed {seed}")
+            job = lab.doing(f"{name}, seed {seed}")
             seen = moved if behind else split
-            row, net = learned_net(seen.train, seen.test, recipe, seed=seed, engine=engine, cache=cache, on_step=told)
+            row, net = learned_net(seen.train, seen.test, recipe, seed=seed, lab=job)
             attacks = transform_attacks(net, transform, radius, seed) if behind else plain_attacks(net, radius)
             judge = Behind(net, transform, seed) if behind else net
             cost = row["passes"] + behind * transform.passes * len(split.train)

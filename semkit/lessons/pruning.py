@@ -1,19 +1,17 @@
 """What is left of a net when most of its weights are gone: robust learners, pruned to several sparsities and judged."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
-from pathlib import Path
 
 from torch import nn
 
 from semkit.analysis.study import kept_json
 from semkit.images.imageset import Split
-from semkit.nets.engine import Engine
 from semkit.nets.injection import alphas
+from semkit.nets.lab import Lab
 from semkit.nets.models import INJECTED
-from semkit.protections.crafting import Interrupted
 from semkit.training.learning import LearnRecipe, accuracy, fit
 from semkit.training.objectives import Rsr
 from semkit.training.perturb import EOT, PGD
@@ -49,38 +47,26 @@ def robust_learners(
     return {BASELINE: pgd, OURS: replace(pgd, model=model + INJECTED, objective=Rsr(lam))}
 
 
-def judged(net: nn.Module, split: Split, cut: Cut, *, seed: int = 0, engine: Engine | None = None) -> dict:
+def judged(net: nn.Module, split: Split, cut: Cut, *, seed: int = 0) -> dict:
     """{"robust": accuracy under the attack, "naive": the same with one draw a step}; equal for nets without noise."""
     some, attack = split.test.limit(cut.attacked), cut.attack
     single = replace(attack, draws=1)
-    naive = accuracy(net, some, single, seed=seed, engine=engine)
-    robust = accuracy(net, some, attack, seed=seed, engine=engine) if alphas(net) else naive
+    naive = accuracy(net, some, single, seed=seed)
+    robust = accuracy(net, some, attack, seed=seed) if alphas(net) else naive
     return {"robust": robust, "naive": naive}
 
 
-def _cut_rows(split: Split, recipe: LearnRecipe, cut: Cut, shares: Sequence[float], seed: int, engine: Engine, on_step):
-    stopped = False
-
-    def watch(*step) -> bool:
-        nonlocal stopped
-        stopped = bool(on_step and on_step(*step))
-        return stopped
-
-    def trained(recipe: LearnRecipe, start: nn.Module | None = None):
-        done = fit(split.train, split.test, recipe, seed=seed, engine=engine, on_step=watch, start=start)
-        if stopped:
-            raise Interrupted("stopped while a net was trained; finished runs are kept")
-        return done
-
+def _cut_rows(split: Split, recipe: LearnRecipe, cut: Cut, shares: Sequence[float], seed: int, lab: Lab):
+    trained = partial(fit, split.train, split.test, seed=seed, lab=lab)
     whole, rows = trained(recipe), []
     for share in shares:
         net = pruned(whole.model, share)
-        before = accuracy(net, split.test, engine=engine)
-        tuned = trained(replace(recipe, sgd=cut.tune, evaluations=1), net)
+        before = accuracy(net, split.test)
+        tuned = trained(replace(recipe, sgd=cut.tune, evaluations=1), start=net)
         strength = [float(alpha.detach().abs().mean()) for alpha in alphas(net)]
         rows.append({
             "sparsity": share, "zeros": sparsity(net), "untuned": before, "clean": tuned.last,
-            **judged(net, split, cut, seed=seed, engine=engine),
+            **judged(net, split, cut, seed=seed),
             "alpha": sum(strength) / len(strength) if strength else None, "passes": whole.passes.total,
             "tune_passes": tuned.passes.total,
         })  # fmt: skip
@@ -94,23 +80,20 @@ def pruned_rows(
     cut: Cut = Cut(),
     sparsities: Sequence[float] = SPARSITIES,
     seeds: Sequence[int] = (0,),
-    engine: Engine | None = None,
-    cache: Path | None = None,
-    on_step: Callable | None = None,
+    lab: Lab | None = None,
 ) -> list[dict]:
     """Rows of learner x seed x sparsity: a trained net, pruned, tuned with its masks and judged at each sparsity.
 
     untuned, clean: accuracy on all test images before and after tuning. robust, naive: see judged. zeros: the share of
-    weights that are masked. alpha: mean strength of the injected noise. Kept in `cache` by learner and seed. Raises
+    weights that are masked. alpha: mean strength of the injected noise. Kept in lab.cache by learner and seed. Raises
     ValueError for a sparsity outside [0, 1).
     """
-    engine, rows = engine or Engine(), []
+    lab, rows = lab or Lab(), []
     shares = [check_sparsity(share) for share in sparsities]
     for seed, (name, recipe) in product(seeds, learners.items()):
-        told = on_step and partial(on_step, f"{name}, seed {seed}")
-        make = partial(_cut_rows, split, recipe, cut, shares, seed, engine, told)
+        make = partial(_cut_rows, split, recipe, cut, shares, seed, lab.doing(f"{name}, seed {seed}"))
         parts = (split.train.fingerprint, split.test.fingerprint, recipe, cut, shares, seed)
-        found = kept_json(make, cache, "pruned", *parts, engine=engine)
+        found = kept_json(lab, "pruned", parts, make)
         lam = recipe.objective.lam
         rows += [{"method": name, "lam": lam, "seed": seed, **row} for row in found]
     return rows

@@ -1,21 +1,20 @@
 """What BulletTrain spares and what that costs: plain and BulletTrain forms of TRADES, MART and AugMix side by side."""
 
 import itertools
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import torch
+from torch import nn
 
-from semkit.analysis.study import key
-from semkit.images.files import atomic_write
+from semkit.analysis.study import as_json, as_net, kept
 from semkit.images.imageset import ImageSet, Split
 from semkit.lessons.corruptions import KINDS, corrupted
 from semkit.nets import models
 from semkit.nets.engine import Engine, step_down
+from semkit.nets.lab import Lab
 from semkit.training.augmix import AugMix
 from semkit.training.bullettrain import KINDS as SORTED
 from semkit.training.bullettrain import BulletTrain, Mined, Mining, mining
@@ -54,20 +53,27 @@ def every_corruption(images: ImageSet, *, seed: int = 0) -> list[ImageSet]:
     return [corrupted(images, kind, severity, seed=seed) for kind, severity in itertools.product(KINDS, range(1, 6))]
 
 
-def _row(done: Learned, recipe: LearnRecipe, test: ImageSet, worse: list[ImageSet], engine: Engine) -> dict:
+def _row(done: Learned, recipe: LearnRecipe, test: ImageSet, worse: list[ImageSet]) -> dict:
     attacked = recipe.perturbation != Clean()
-    found = [] if attacked else [accuracy(done.model, images, engine=engine) for images in worse]
+    found = [] if attacked else [accuracy(done.model, images) for images in worse]
     return {
-        "clean": done.last, "attacked": accuracy(done.model, test, ATTACK, engine=engine) if attacked else None,
+        "clean": done.last, "attacked": accuracy(done.model, test, ATTACK) if attacked else None,
         "corrupted": sum(found) / len(found) if found else None, "passes": done.passes.total,
         "forward": done.passes.forward - len(test), "average": done.mined.average,
         **{kind: done.mined.shares.get(kind) for kind in SORTED},
     }  # fmt: skip
 
 
-def _path(cache: Path, split: Split, recipe: LearnRecipe, seed: int, engine: Engine) -> Path:
-    name = key(split.train.fingerprint, split.test.fingerprint, recipe, seed, engine.settings())
-    return Path(cache) / f"spared-{name}"
+def _trained(split: Split, recipe: LearnRecipe, seed: int, lab: Lab) -> tuple[dict, nn.Module]:
+    """(a row without its names, the trained net), both kept in lab.cache."""
+
+    def make(_) -> tuple[dict, nn.Module]:
+        test = split.test.limit(TESTED)
+        done = fit(split.train, test, recipe, seed=seed, lab=lab)
+        return _row(done, recipe, test, every_corruption(split.test.limit(CORRUPTED))), done.model
+
+    parts = (split.train.fingerprint, split.test.fingerprint, recipe, seed)
+    return kept(lab, "spared", parts, make, as_json(), as_net(recipe, split.train, lab.engine))
 
 
 def training_rows(
@@ -75,26 +81,18 @@ def training_rows(
     *,
     seeds: Sequence[int] = (0, 1, 2),
     sgd: SGD = SGD_OF_ROWS,
-    engine: Engine | None = None,
-    cache: Path,
+    lab: Lab | None = None,
     on_row: Callable[[dict], object] = lambda row: None,
 ) -> list[dict]:
-    """Rows of every objective x form x seed, each kept in the cache folder with its net.
+    """Rows of every objective x form x seed, each kept with its net in lab.cache.
 
     clean, attacked: accuracy on test images, after ATTACK; corrupted: mean over corruptions (without PGD in training).
     passes: forward and backward; forward: forward alone, the final test not among them; outlier, boundary, robust:
     shares of all images over the training.
     """
-    engine, rows, test = engine or Engine(), [], split.test.limit(TESTED)
-    worse = every_corruption(split.test.limit(CORRUPTED))
+    lab, rows = lab or Lab(), []
     for ((objective, form), recipe), seed in itertools.product(recipes(sgd).items(), seeds):
-        path = _path(cache, split, recipe, seed, engine)
-        if not all(path.with_suffix(end).exists() for end in (".json", ".pt")):
-            done = fit(split.train, test, recipe, seed=seed, engine=engine)
-            made = _row(done, recipe, test, worse, engine)
-            atomic_write(path.with_suffix(".pt"), partial(torch.save, done.model.state_dict()))
-            atomic_write(path.with_suffix(".json"), json.dumps(made).encode())
-        made = json.loads(path.with_suffix(".json").read_text())
+        made, _ = _trained(split, recipe, seed, lab.doing(f"{objective}, {form}, seed {seed}"))
         rows.append({"objective": objective, "form": form, "seed": seed, **made})
         on_row(rows[-1])
     return rows
@@ -124,22 +122,19 @@ def seconds_rows(
     sgd: SGD = SGD_OF_ROWS,
     rounds: int = 5,
     steps: int = 3,
-    engine: Engine | None = None,
-    cache: Path,
+    lab: Lab | None = None,
 ) -> list[dict]:
     """Rows of wall seconds a step: the forms of an objective in turn, `rounds` times, after one round that warms up.
 
     All forms go on from the net that "bullettrain" ended with in training_rows, of seed 0: at the end of a training the
-    fewest images are outliers and the most are worth steps, so nothing is flattered. Raises FileNotFoundError without.
+    fewest images are outliers and the most are worth steps, so nothing is flattered. Without a kept net it is trained.
     """
-    engine, rows, every = engine or Engine(), [], recipes(sgd)
+    lab, rows, every = lab or Lab(), [], recipes(sgd)
     for objective in objectives:
-        path = _path(cache, split, every[objective, "bullettrain"], 0, engine)
-        average = json.loads(path.with_suffix(".json").read_text())["average"]
-        state = torch.load(path.with_suffix(".pt"), map_location=engine.device, weights_only=True)
+        row, net = _trained(split, every[objective, "bullettrain"], 0, lab)
         mine = {form: recipe for (of, form), recipe in every.items() if of == objective}
         for turn, (form, recipe) in itertools.product(range(-1, rounds), mine.items()):
-            seconds = _seconds(split.train, recipe, state, average, steps, engine)
+            seconds = _seconds(split.train, recipe, net.state_dict(), row["average"], steps, lab.engine)
             if turn >= 0:
                 rows.append({
                     "objective": objective, "form": form, "threads": torch.get_num_threads(), "round": turn,

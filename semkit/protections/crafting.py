@@ -3,7 +3,6 @@
 import math
 import os
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,6 +16,7 @@ from semkit.images.imageset import ImageSet
 from semkit.images.pixels import LEVEL, box, check_count, check_radius, check_step_size, to_levels, uniform
 from semkit.nets import models
 from semkit.nets.engine import Engine, Passes, count_passes, input_gradient, step_down, together
+from semkit.nets.lab import Interrupted, Lab
 from semkit.protections.state import State
 from semkit.training.bullettrain import mining
 from semkit.training.objectives import Plain
@@ -24,11 +24,6 @@ from semkit.training.perturb import PGD, Perturbation, Uniform, shrunk
 from semkit.training.schedule import SGD
 
 STARTS = ("random", "zero", "warm")
-OnStep = Callable[[int, int, dict], bool | None]
-
-
-class Interrupted(Exception):
-    """Crafting was asked to stop; its state is on disk if a checkpoint was given."""
 
 
 @dataclass(frozen=True)
@@ -234,21 +229,21 @@ def craft(
     recipe: CraftRecipe,
     *,
     seed: int = 0,
-    engine: Engine | None = None,
-    on_step: OnStep | None = None,
+    lab: Lab | None = None,
     checkpoint: str | os.PathLike | None = None,
     every: float = 20,
 ) -> Crafted:
-    """Crafted noise for every image of the set.
+    """Craft noise for every image of the set: batches of noise steps and surrogate steps, then one pass over all.
 
-    The same call gives the same noise on one machine. on_step(step, total, metrics) is told of every step, with the
-    "loss" and "passes", and the "noise" and "surrogate" so far to look at; when it returns True crafting stops and
-    raises Interrupted. With `checkpoint`, a path, the state is saved there every `every` seconds (times the seconds a
-    save takes, if more than one) and when stopped, and a state found there is continued as if it had never been
-    interrupted.
-    Raises ValueError if the state there is damaged, or belongs to another recipe, seed, engine or image set.
+    The same call gives the same noise on one machine. lab.on_step is told of every step, in metrics of the "loss", the
+    "passes" so far, and the "noise" and "surrogate" to look at. With `checkpoint`, a path, the state is saved there
+    every `every` seconds (times the seconds that a save takes, if more than one) and when stopped; a state found there
+    is continued, to the same noise as without an interruption.
+    Raises Interrupted when lab.on_step asks to stop, and ValueError if the state is damaged, or belongs to
+    another recipe, seed, engine or image set.
     """
-    engine = engine or Engine()
+    lab = (lab or Lab()).doing("crafting noise")
+    engine = lab.engine
     made_by = repr((recipe, seed, engine.settings(), images.fingerprint))
     images = images.to(engine.device)
     seen = recipe.augment.output_size(images.images.shape[-1])
@@ -273,7 +268,7 @@ def craft(
             state.step += 1
             state.seconds = time.monotonic() - began
             metrics = {"loss": state.losses[-1], "passes": state.passes.total, **state.mined.now}
-            stop = on_step and on_step(state.step, total, {**metrics, "noise": state.noise, "surrogate": model})
+            stop = lab.asked_to_stop(state.step, total, {**metrics, "noise": state.noise, "surrogate": model})
             if file and (stop or time.monotonic() - saved > pause):
                 pause = every * max(1, state.save(file, made_by))
                 saved = time.monotonic()

@@ -2,7 +2,6 @@
 
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -15,12 +14,11 @@ from semkit.images.pixels import check_count
 from semkit.nets import models
 from semkit.nets.engine import Engine, Passes, count_passes, engine_of, predict, step_down
 from semkit.nets.injection import drawing
+from semkit.nets.lab import Lab
 from semkit.training.bullettrain import Mined, mining
 from semkit.training.objectives import Objective, Plain
 from semkit.training.perturb import Clean, Perturbation
 from semkit.training.schedule import SGD
-
-OnStep = Callable[[int, int, dict], bool | None]
 
 
 @dataclass(frozen=True)
@@ -81,7 +79,7 @@ class Pretrained:
         which = self.images.fingerprint, self.recipe, seed, engine
         if which not in self.made:
             tested = self.images.limit(len(self.images.labels.unique()))
-            self.made[which] = fit(self.images, tested, self.recipe, seed=seed, engine=engine).model.state_dict()
+            self.made[which] = fit(self.images, tested, self.recipe, seed=seed, lab=Lab(engine)).model.state_dict()
         return self.made[which]
 
 
@@ -113,14 +111,13 @@ def accuracy(
     perturbation: Perturbation = Clean(),
     *,
     seed: int = 0,
-    engine: Engine | None = None,
     batch: int = 500,
 ) -> float:
     """The share of images that the model, in eval mode, labels rightly after `perturbation`.
 
-    Clean() gives clean accuracy, PGD(r) robust accuracy. engine: the model's own unless given.
+    Clean() gives clean accuracy, PGD(r) robust accuracy.
     """
-    engine = engine or engine_of(model)
+    engine = engine_of(model)
     images = images.to(engine.device)
     right = 0
     with drawing(model, engine.generator(seed, "accuracy, injected noise")):
@@ -139,8 +136,7 @@ def fit(
     recipe: LearnRecipe,
     *,
     seed: int = 0,
-    engine: Engine | None = None,
-    on_step: OnStep | None = None,
+    lab: Lab | None = None,
     start: nn.Module | None = None,
 ) -> Learned:
     """A fresh learner trained on `train` and tested on the clean images of `test`.
@@ -148,14 +144,16 @@ def fit(
         one step of SGD on objective(f, t(x), y, perturbation);  by default on CE(f(perturbation(t(x))), y)
 
     The perturbation sees the model in eval mode, the step in train mode; under AT only perturbed images are trained on.
-    on_step(step, total, metrics) is told of every step and stops the training by returning True. With BulletTrain the
-    metrics have the shares of outliers, boundary and robust images in the batch.
-    start: a net to go on with instead, a pruned one say; it is trained in place.
-    Raises ValueError for fewer than 2 training images, of which batch-norm has no statistics.
+    lab.on_step is told of every step, in metrics of the "loss", the "accuracy" last tested and the "passes" so far;
+    with BulletTrain also of the shares of outlier, boundary and robust images in the batch.
+    start: a net to go on with, a pruned one for example; it is trained in place.
+    Raises Interrupted when lab.on_step asks to stop, and ValueError for fewer than 2 training images, of which
+    batch-norm has no statistics.
     """
     if len(train) < 2:
         raise ValueError(f"a learner needs 2 training images or more, got {len(train)}")
-    engine, sgd = engine or Engine(), recipe.sgd
+    lab = (lab or Lab()).doing("training")
+    engine, sgd = lab.engine, recipe.sgd
     train, test = train.to(engine.device), recipe.tested(test).to(engine.device)
     begun = recipe.pretrained and recipe.pretrained.weights(seed, engine)
     # Neither the surrogate's first weights nor its order of images: a learner has its own stream of the seed.
@@ -181,11 +179,8 @@ def fit(
             loss = partial(recipe.objective, model, x, y, recipe.perturbation, generator)
             losses.append(step_down(model, optimizer, loss))
             if (step + 1) % every == 0 or step + 1 == recipe.sgd.steps:
-                curve.append((step + 1, accuracy(model, test, engine=engine)))
+                curve.append((step + 1, accuracy(model, test)))
             metrics = {"loss": losses[-1], "accuracy": curve[-1][1] if curve else None, "passes": passes.total}
             metrics |= mined.now
-            if on_step and on_step(step + 1, sgd.steps, metrics):
-                break
-        if not curve or curve[-1][0] != step + 1:
-            curve.append((step + 1, accuracy(model, test, engine=engine)))
+            lab.report(step + 1, sgd.steps, metrics)
     return Learned(model, tuple(curve), losses, passes, time.monotonic() - began, mined)
