@@ -12,7 +12,7 @@ from semkit.analysis.study import learned_net
 from semkit.countermeasures.transform import Behind, Transform, transformed
 from semkit.images.imageset import ImageSet, Split
 from semkit.nets.engine import Engine, count_passes, predict
-from semkit.nets.injection import drawing
+from semkit.nets.weights import drawing
 from semkit.training.learning import LearnRecipe
 from semkit.training.perturb import EOT, PGD, Clean, Perturbation
 
