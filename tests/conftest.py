@@ -16,10 +16,10 @@ torch.set_num_threads(1)
 LONG = {"test_cluster", "test_resume", "test_protect"}  # 15 seconds and more
 NUMBERS = {  # what another processor computes with other rounding
     "augment", "augmix", "bullettrain", "corruptions", "craft_oracle", "defences", "engine", "factors", "image",
-    "injection", "latent", "learn", "measure", "mixing", "mixtures", "models", "noise", "objectives", "patterns",
-    "perturb", "pixels", "plain", "pruning", "sparse", "spared", "transform",
+    "latent", "learn", "measure", "mixing", "mixtures", "models", "noise", "objectives", "patterns",
+    "perturb", "pixels", "plain", "pruning", "spared", "transform", "weights",
 }  # fmt: skip
-WHOLE = {"test_browser", "test_cluster", "test_memory", "test_resume"}
+WHOLE = {"test_browser", "test_cluster", "test_resume"}
 
 
 def pytest_configure(config):

@@ -6,7 +6,7 @@ import signal
 from functools import partial
 from pathlib import Path
 
-from semkit.nets.memory import keep_freed
+from semkit.nets.engine import keep_freed
 
 
 def fresh_pages(size: int) -> mmap.mmap:

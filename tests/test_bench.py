@@ -16,8 +16,7 @@ from torch import nn
 from semkit.analysis import bench, benchreport, elsewhere, figures, sets, stopwatch
 from semkit.app.cli import main
 from semkit.nets import models
-from semkit.nets.engine import Engine, count_passes, input_gradient
-from semkit.nets.memory import keep_freed
+from semkit.nets.engine import Engine, count_passes, input_gradient, keep_freed
 from semkit.protections.crafting import Interrupted
 
 CPU = Engine("cpu", "float32")

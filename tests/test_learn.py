@@ -14,8 +14,7 @@ from semkit.images.augment import Identity, ResizedCrop
 from semkit.images.imageset import Split
 from semkit.nets.engine import Engine
 from semkit.nets.lab import Interrupted, Lab
-from semkit.nets.models import build
-from semkit.nets.netfile import load_net
+from semkit.nets.models import build, load_net
 from semkit.protections.crafting import CraftRecipe, craft
 from semkit.training.learning import LearnRecipe, Pretrained, accuracy, fit
 from semkit.training.perturb import PGD, Clean, Uniform

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from semkit.images.chance import seeded
+from semkit.images.pixels import seeded
 from semkit.nets import models
 
 

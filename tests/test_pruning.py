@@ -8,14 +8,12 @@ from photos import image_split
 
 from semkit.lessons.pruning import BASELINE, OURS, Cut, judged, pruned_rows, robust_learners
 from semkit.nets.engine import Engine
-from semkit.nets.injection import alphas
-from semkit.nets.lab import Lab
-from semkit.protections.crafting import Interrupted
+from semkit.nets.lab import Interrupted, Lab
+from semkit.nets.weights import alphas, layer_weights, pruned
 from semkit.training.learning import accuracy, fit
 from semkit.training.objectives import Rsr
 from semkit.training.perturb import EOT
 from semkit.training.schedule import SGD
-from semkit.training.sparse import pruned, weights
 
 ENGINE = Engine("cpu", "float32")
 QUICK = Cut(SGD(steps=2, batch=16, lr=0.02), EOT(8, 1, draws=2), 20)
@@ -39,7 +37,7 @@ def test_a_row_is_the_net_pruned_tuned_and_judged(name):
     tune = replace(recipe, sgd=QUICK.tune, evaluations=1)
     tuned = fit(split.train, split.test, tune, seed=3, lab=Lab(ENGINE), start=net)
     robust = accuracy(net, split.test.limit(20), QUICK.attack, seed=3)
-    zeros = sum(int((w == 0).sum()) for w in weights(net)) / sum(w.numel() for w in weights(net))
+    zeros = sum(int((w == 0).sum()) for w in layer_weights(net)) / sum(w.numel() for w in layer_weights(net))
     assert {name: row[name] for name in ("untuned", "clean", "robust", "zeros", "sparsity", "seed", "method")} == {
         "untuned": untuned, "clean": tuned.last, "robust": robust, "zeros": zeros, "sparsity": 0.6, "seed": 3,
         "method": name,

@@ -14,7 +14,7 @@ from semkit.lessons.obfuscated import attacked_rows, defence_rows, survived, tra
 from semkit.nets import models
 from semkit.nets.engine import Engine, count_passes, input_gradient, predict
 from semkit.nets.lab import Lab
-from semkit.nets.netfile import load_net, save_net
+from semkit.nets.models import load_net, save_net
 from semkit.training.learning import LearnRecipe, fit
 from semkit.training.perturb import EOT, PGD
 from semkit.training.schedule import SGD

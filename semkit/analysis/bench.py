@@ -1,7 +1,7 @@
 """The kit's own speed: the engine against the plain reference, in turn, medians with their spread.
 
 The plain reference runs in a process of its own, where memory is what a plain script has: the engine has the whole of
-its process keep what it frees (semkit.nets.memory).
+its process keep what it frees (semkit.nets.engine).
 """
 
 from collections.abc import Callable, Sequence

@@ -13,13 +13,13 @@ from pathlib import Path
 
 from semkit.analysis.study import MadeBy, crafted_noise, learned_row, training_set
 from semkit.images.imageset import Split
+from semkit.nets.engine import keep_freed
 from semkit.nets.lab import Interrupted, Lab
-from semkit.nets.memory import keep_freed
 from semkit.protections.crafting import CraftRecipe
 from semkit.protections.cuda import filtered_tests
 from semkit.training.learning import LearnRecipe
 
-# In place of Dask's own settings, whose MALLOC_TRIM_THRESHOLD_ works against nets.memory. Errors of a worker are raised
+# In place of Dask's own settings, whose MALLOC_TRIM_THRESHOLD_ works against keep_freed. Errors of a worker are raised
 # here, so it need not log them.
 OF_A_WORKER = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
 OF_A_WORKER["DASK_LOGGING__DISTRIBUTED"] = "critical"

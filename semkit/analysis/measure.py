@@ -18,7 +18,7 @@ from semkit.images.augment import Augment, FlipCrop, Identity
 from semkit.images.imageset import ImageSet
 from semkit.images.pixels import check_count
 from semkit.nets.engine import engine_of, predict
-from semkit.nets.injection import drawing
+from semkit.nets.weights import drawing
 from semkit.training.perturb import PGD, Clean, Perturbation, Uniform
 
 LABEL = {"clean": "clean images", "em": "EM", "sem": "SEM", "rem": "REM", "cuda": "CUDA"}

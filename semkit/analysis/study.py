@@ -22,7 +22,7 @@ from semkit.images.pixels import check_count
 from semkit.nets import models
 from semkit.nets.engine import Engine, how_run
 from semkit.nets.lab import Lab
-from semkit.nets.netfile import load_net, save_net
+from semkit.nets.models import load_net, save_net
 from semkit.protections.crafting import CraftRecipe, craft
 from semkit.protections.cuda import filtered_tests
 from semkit.protections.noise import Noise, load, save

@@ -11,13 +11,12 @@ from semkit.app.methodoptions import KEY_HELP
 from semkit.app.telling import complain
 from semkit.countermeasures.images import COUNTERMEASURES, PURIFIER, check_countermeasure
 from semkit.images.files import shown
-from semkit.images.pixels import NORMS, check_radius
+from semkit.images.pixels import NORMS, check_name, check_radius
 from semkit.images.storage import HOLDS
 from semkit.nets.engine import FAST_PATHS
-from semkit.nets.models import LARGE, MODELS, check_model
-from semkit.nets.netfile import check_net
+from semkit.nets.models import LARGE, MODELS, check_model, check_net
 from semkit.protections.conversion import UNITS
-from semkit.protections.presets import METHODS, PRESETS, check_name
+from semkit.protections.presets import METHODS, PRESETS
 
 MOST_SEEDS = 9999
 

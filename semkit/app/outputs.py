@@ -15,10 +15,10 @@ from semkit import __version__
 from semkit.analysis.study import CODE, as_dict
 from semkit.app.originals import OnStep, Originals, job, originals
 from semkit.app.protected import OutputError, read_report
-from semkit.images.chance import check_seed
 from semkit.images.files import atomic_write, check_fields, one_line, read_json, remove_leftovers, shown
 from semkit.images.loading import find_folder, set_name
 from semkit.images.picture import BYTES_PER_PIXEL, write_png
+from semkit.images.pixels import check_seed
 from semkit.images.quality import Quality
 from semkit.images.storage import Storage, free_memory
 

@@ -18,10 +18,9 @@ from semkit.countermeasures.transform import Transform, transformed
 from semkit.images.augment import Augment, ColorJitter, Cutout
 from semkit.images.imageset import ImageSet
 from semkit.images.picture import through_jpeg
-from semkit.images.pixels import add_noise, check_count, to_float
+from semkit.images.pixels import add_noise, check_count, check_name, to_float
 from semkit.nets.engine import Engine
-from semkit.nets.netfile import check_net
-from semkit.protections.presets import check_name
+from semkit.nets.models import check_net
 from semkit.training.learning import LearnRecipe
 from semkit.training.mixing import MIXTURES, Mixed
 from semkit.training.objectives import Plain

@@ -14,7 +14,7 @@ from torch import Generator, Tensor, nn
 
 from semkit.images.files import shown
 from semkit.nets.engine import Engine, logits, predict
-from semkit.nets.netfile import digest, load_net
+from semkit.nets.models import digest, load_net
 from semkit.training.perturb import PGD
 
 BATCH = 500
@@ -35,7 +35,7 @@ class Transform:
 
     Neither a label nor the classifier is looked at, so that g is the same in training and at test. radius 51 levels (a
     fifth of the range), 13 steps of radius / 5. Without random_start g is deterministic: the same x, the same g(x).
-    external: a file of netfile.save_net; `content` tells which net was in it. Raises ValueError where there is none.
+    external: a file of models.save_net; `content` tells which net was in it. Raises ValueError where there is none.
     """
 
     external: str

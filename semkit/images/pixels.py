@@ -1,27 +1,35 @@
-"""The unit (1/255), the box [0, 1], the norm balls, and the guard against radii typed as fractions."""
+"""The unit (1/255), the box [0, 1], the norm balls, seeded draws, and the checks of what a person types."""
 
+import contextlib
+import difflib
 import math
+import threading
+from collections.abc import Iterator
 
 import torch
 
 LEVEL = 1 / 255  # one 8-bit pixel level on the [0, 1] scale
 NORMS = ("linf", "l2", "l1")
 MOST_LEVELS = 1e12  # more than the l1 distance of any two images; float32 holds it with room to spare
-# What is typed for the usual radii by who thinks in fractions of 1: 8/255 as 0.03, 0.031, 0.0314 and so on.
+_lending = threading.RLock()  # all threads share torch's global generator
+# The usual radii, as people type them who think in fractions of 1: 8/255 as 0.03, 0.031, 0.0314 and so on.
 _TYPED = {round(levels / 255, digits) for levels in (1, 2, 4, 8, 16) for digits in range(2, 7)} - {0}
 
 
 def _is_fraction(value: float) -> bool:
-    """Whether value is n/255 of a whole tenth n up to 32, and no short decimal like 0.02 that is so by chance."""
+    """Whether value is n/255, n up to 32 in whole tenths, and not a short decimal such as 0.02 by chance."""
     tenths = round(2550 * min(value, 1.0))
     return 0 < tenths <= 320 and abs(2550 * value - tenths) < 1e-6 and round(value, 3) != value
 
 
 def check_radius(value: float, name: str = "radius") -> float:
-    """`value` as a float, if it can be a length in pixel levels: 0 to 1e12.
+    """`value` as a float if it is a radius in pixel levels, 0 to 1e12.
 
-    Small radii are real (0.064), but n/255 is refused, and so is a usual radius in decimals: 0.031 for 8/255.
+    Small radii are allowed (0.064). Refused are n/255, and the usual radii in decimals: 0.031 for 8/255.
     Raises ValueError with what to write instead.
+
+    >>> check_radius(8)
+    8.0
     """
     try:
         value = float(value)
@@ -39,7 +47,7 @@ def check_radius(value: float, name: str = "radius") -> float:
 
 
 def check_step_size(value: float, name: str = "step_size") -> float:
-    """`value` as a float, if it can be a step in pixel levels: finite, > 0 and no n/255, such as 1.6/255.
+    """`value` as a float if it is a step in pixel levels: finite, above 0, and not a fraction such as 1.6/255.
 
     Raises ValueError with what to write instead.
     """
@@ -52,7 +60,7 @@ def check_step_size(value: float, name: str = "step_size") -> float:
 
 
 def check_count(value: int, name: str, least: int = 0, most: int | None = None) -> int:
-    """`value` as an int if it is a whole number >= `least`, and <= `most` if given; raises ValueError otherwise."""
+    """`value` as an int if it is a whole number from `least` to `most`; raises ValueError otherwise."""
     try:
         whole = int(value)
     except (TypeError, ValueError, OverflowError):
@@ -71,6 +79,37 @@ def check_share(value: float, name: str) -> float:
     return float(value)
 
 
+def check_seed(seed: int) -> int:
+    """`seed` as an int if it is one that torch takes, 0 to 2**63 - 1; raises ValueError otherwise."""
+    return check_count(seed, "seed", 0, 2**63 - 1)
+
+
+def check_name(name: str, known: tuple[str, ...], what: str) -> str:
+    """`name` if it is in `known`; raises ValueError with the nearest known name otherwise."""
+    if name in known:
+        return name
+    near = difflib.get_close_matches(str(name).lower(), known, 1)
+    hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+    raise ValueError(f"unknown {what} {name!r}; {hint}")
+
+
+def drawn_seed(generator: torch.Generator | None = None) -> int:
+    """A seed drawn from `generator`, or from torch's global generator."""
+    return int(torch.randint(2**62, (), generator=generator, device=generator.device if generator else None))
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Inside the block, torch's global generator on the CPU starts from `seed`; afterwards it is where it was.
+
+    For library code that takes no generator. One thread at a time; blocks may be nested.
+    """
+    with _lending, torch.random.fork_rng(devices=[]):
+        # Not torch.manual_seed, which would seed the GPUs' generators too and leave them so.
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
 class _Box(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: torch.Tensor) -> torch.Tensor:
@@ -81,31 +120,35 @@ class _Box(torch.autograd.Function):
     def backward(ctx, slope: torch.Tensor) -> torch.Tensor:
         [x] = ctx.saved_tensors
         ends = torch.finfo(x.dtype)
-        # 0 from the given ends on: the nearest numbers outside [0, 1] (below 0, the nearest of full precision).
+        # The gradient is 0 from these ends on, so they are the nearest numbers outside [0, 1].
         return torch.ops.aten.hardtanh_backward(slope, x, -ends.tiny, 1 + ends.eps)
 
 
 def box(x: torch.Tensor) -> torch.Tensor:
-    """x clipped to [0, 1], where images live; the gradient is 1 inside and at the ends, 0 outside.
+    """Clip x to [0, 1]; the gradient is 1 inside and at the ends, 0 outside.
 
-    Not clamp: its gradient at the ends differs between versions of torch, and with 0 there noise that starts from zero
-    would never leave a black or white value.
+    Not clamp, because its gradient at the ends differs between versions of torch. Where it is 0, noise that starts
+    from zero never leaves a black or white value.
     """
     return _Box.apply(x) if x.requires_grad else x.clamp(0, 1)
 
 
 def to_float(images: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """uint8 images (or int8 noise, in levels) as floats: images / 255."""
+    """uint8 images, or int8 noise in levels, as floats: images / 255."""
     return images.to(dtype) / 255
 
 
 def to_levels(noise: torch.Tensor) -> torch.Tensor:
-    """round(255 * noise) as int8, shape kept; what int8 cannot hold becomes its nearest end."""
+    """Noise as int8 levels of the same shape: clip(round(255 * noise), -128, 127)."""
     return (noise * 255).round().clamp(-128, 127).to(torch.int8)
 
 
 def add_noise(images: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-    """clip(images + noise, 0, 255): uint8 images [N,C,H,W] and int8 noise in levels -> protected uint8 images."""
+    """clip(images + noise, 0, 255): uint8 images [N,C,H,W] and int8 noise in levels -> protected uint8 images.
+
+    >>> add_noise(torch.tensor([250, 7], dtype=torch.uint8), torch.tensor([8, -8], dtype=torch.int8)).tolist()
+    [255, 0]
+    """
     return (images.to(torch.int16) + noise.to(torch.int16)).clamp(0, 255).to(torch.uint8)
 
 
@@ -118,24 +161,25 @@ def _column(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 
 def to_draw(like: torch.Tensor) -> torch.Tensor:
-    """An empty tensor shaped `like`, in channels_last memory if it has images [N,C,H,W]: values are drawn in the order
-    of memory, and those of an image are not to depend on how it lies there.
+    """An empty tensor shaped `like`, for draws; in channels_last memory if it holds images [N,C,H,W].
+
+    Values are drawn in the order of memory, so with one layout the same seed gives the same image.
     """
     layout = torch.channels_last if like.dim() == 4 else torch.preserve_format
     return torch.empty_like(like, memory_format=layout)
 
 
 def uniform(like: torch.Tensor, radius: float, generator: torch.Generator | None = None) -> torch.Tensor:
-    """Independent draws U(-radius, radius), shaped `like`; radius on the scale of `like`."""
+    """Independent draws from U(-radius, radius), shaped `like`; radius on the scale of `like`."""
     return to_draw(like).uniform_(-radius, radius, generator=generator)
 
 
 def random_point(
     like: torch.Tensor, radius: float, norm: str, generator: torch.Generator | None = None
 ) -> torch.Tensor:
-    """A uniform point of every sample's ball {d : |d|_norm <= radius}, shaped `like`.
+    """A uniform draw from each sample's ball {d : |d|_norm <= radius}, shaped `like`.
 
-    l2: gaussian direction times radius * u^(1/n). l1: signed exponentials on the simplex times radius * u^(1/n).
+    l2: Gaussian direction times radius * u^(1/n). l1: signed exponentials on the simplex times radius * u^(1/n).
     """
     if norm == "linf":
         return uniform(like, radius, generator)
@@ -150,11 +194,13 @@ def random_point(
 
 
 def ascent_direction(gradient: torch.Tensor, norm: str, l1_share: float = 0.01) -> torch.Tensor:
-    """The step of unit length along which the loss grows fastest in the given norm, per sample.
+    """Steepest ascent of unit length in the given norm, per sample [N,...].
 
-    linf: sign(g). l2: g / |g|_2. l1: equal shares on the `l1_share` largest |g| of a sample, by sign
-    (one coordinate would be steepest, but hundreds of steps slow; Tramer & Boneh, NeurIPS 2019).
-    A sample with zero gradient stays where it is.
+    linf: sign(g). l2: g / |g|_2. l1: sign(g) in equal shares on the `l1_share` largest |g| of a sample; one coordinate
+    would be steepest, but takes hundreds of steps (Tramer & Boneh, NeurIPS 2019). 0 where the gradient is zero.
+
+    >>> ascent_direction(torch.tensor([[3.0, -4.0]]), "l2")
+    tensor([[ 0.6000, -0.8000]])
     """
     if norm == "linf":
         return gradient.sign()
@@ -170,9 +216,9 @@ def ascent_direction(gradient: torch.Tensor, norm: str, l1_share: float = 0.01) 
 
 
 def project(delta: torch.Tensor, radius: float, norm: str) -> torch.Tensor:
-    """The nearest point (in l2) to delta [N,...] of every sample's ball {d : |d|_norm <= radius}.
+    """Project delta [N,...] onto each sample's ball {d : |d|_norm <= radius}; nearest in l2.
 
-    l1 by soft-thresholding at the level where the lengths sum to radius (Duchi et al., ICML 2008).
+    l1: soft threshold at the level where the sizes sum to radius (Duchi et al., ICML 2008).
     """
     if norm == "linf":
         return delta.clamp(-radius, radius)

@@ -13,10 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from semkit.images.chance import drawn_seed
 from semkit.images.imageset import ImageSet
 from semkit.images.picture import through_jpeg
-from semkit.images.pixels import check_count, to_float
+from semkit.images.pixels import check_count, drawn_seed, to_float
 from semkit.images.storage import zeros
 
 BATCH = 256

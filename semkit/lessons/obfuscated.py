@@ -10,8 +10,8 @@ from semkit.analysis.study import learned_net
 from semkit.countermeasures.transform import Behind, Transform, transformed
 from semkit.images.imageset import ImageSet, Split
 from semkit.nets.engine import count_passes, predict
-from semkit.nets.injection import drawing
 from semkit.nets.lab import Lab
+from semkit.nets.weights import drawing
 from semkit.training.learning import LearnRecipe
 from semkit.training.perturb import EOT, PGD, Clean, Perturbation
 

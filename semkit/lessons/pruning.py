@@ -9,14 +9,13 @@ from torch import nn
 
 from semkit.analysis.study import kept_json
 from semkit.images.imageset import Split
-from semkit.nets.injection import alphas
 from semkit.nets.lab import Lab
 from semkit.nets.models import INJECTED
+from semkit.nets.weights import alphas, check_sparsity, pruned, sparsity
 from semkit.training.learning import LearnRecipe, accuracy, fit
 from semkit.training.objectives import Rsr
 from semkit.training.perturb import EOT, PGD
 from semkit.training.schedule import SGD
-from semkit.training.sparse import check_sparsity, pruned, sparsity
 
 SPARSITIES = (0.0, 0.5, 0.7, 0.85, 0.95)
 BASELINE, OURS = "PGD training", "RSR"  # as figures and tables name them

@@ -1,8 +1,11 @@
-"""Device, precision, memory layout, seeds and the count of passes: everything about speed, nothing about science."""
+"""Where and how nets are run: device, precision, memory layout, fast paths, seeds and the count of passes."""
 
 import contextlib
 import contextvars
+import ctypes
+import functools
 import hashlib
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -12,13 +15,14 @@ from torch import nn
 
 from semkit.images.pixels import to_float
 from semkit.nets.folding import Folded
-from semkit.nets.injection import alphas
-from semkit.nets.memory import LARGEST, keep_freed
+from semkit.nets.weights import alphas
 
-# Bytes that the largest tensor of a pass with several samples stays below: on a processor what memory is kept of, so
-# that such a pass has no page faults; on a GPU, where nothing was measured, what 4,096 images of 32 pixels take in
-# ResNet-18 in bfloat16.
-TENSOR = {"cpu": LARGEST[0], "cuda": 2**29}
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
+LARGEST_KEPT = 2**25  # bytes of a block that glibc keeps when it is freed, the most that it allows
+THEIRS = "GLIBC_TUNABLES", "MALLOC_MMAP_THRESHOLD_"
+# Bytes that the largest tensor of a pass with several samples stays below: on a CPU what is kept when freed, so that
+# the pass has no page faults; on a GPU, where nothing was measured, what ResNet-18 takes for 4,096 images of 32 pixels.
+TENSOR = {"cpu": LARGEST_KEPT, "cuda": 2**29}
 OFF, NOT_HERE = "switched off", "not on this system"
 FAST_PATHS = {  # name -> the engine's fields that switch it off
     "channels_last": {"layout": torch.contiguous_format}, "folding": {"fold": False},
@@ -28,7 +32,7 @@ FAST_PATHS = {  # name -> the engine's fields that switch it off
 
 @dataclass
 class Passes:
-    """Image passes made so far: one pass is one image forward and backward (or forward only, in `forward`)."""
+    """Image passes so far: one pass is one image forward and backward (`forward`: forward only)."""
 
     input_gradient: int = 0
     training: int = 0
@@ -44,7 +48,7 @@ _passes: contextvars.ContextVar[Passes | None] = contextvars.ContextVar("passes"
 
 @contextlib.contextmanager
 def count_passes(passes: Passes | None = None):
-    """A Passes (a new one, or the one given) that counts what this thread does inside the with-block."""
+    """Count this thread's passes inside the with-block: a new Passes, or the one given."""
     passes = passes or Passes()
     token = _passes.set(passes)
     try:
@@ -59,10 +63,7 @@ def _count(kind: str, n: int) -> None:
 
 
 def has_fast_bf16(device: torch.device) -> bool:
-    """Whether bfloat16 matrix products run in hardware on this device.
-
-    On a processor torch must use AVX-512 as well: with ATEN_CPU_CAPABILITY=avx2 the answer is no.
-    """
+    """Whether this device multiplies bfloat16 matrices in hardware; on a CPU, only where torch uses AVX-512."""
     if device.type == "cuda":
         with torch.cuda.device(device):
             return torch.cuda.is_bf16_supported(including_emulation=False)
@@ -72,8 +73,25 @@ def has_fast_bf16(device: torch.device) -> bool:
     return bool(found.get("amx_bf16") or found.get("avx512_bf16"))
 
 
+@functools.cache
+def keep_freed() -> bool:
+    """Ask glibc to keep freed memory for the rest of the process; False without glibc, or where THEIRS are set.
+
+    Every pass of a net frees its activations. glibc gives them back to the system, and the next pass gets them again
+    page by page, each one zeroed: thousands of page faults, a sixth of a small net's time and more. The peak hardly
+    changes; nothing is given back before the process ends.
+    """
+    if any(name in os.environ for name in THEIRS):
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return False
+    return bool(mallopt(M_MMAP_THRESHOLD, LARGEST_KEPT) and mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
+
+
 def _set_up(engine: "Engine") -> None:
-    """Settings of this whole process: keep freed memory; on a GPU, float32 convolutions without TF32, deterministic."""
+    """Set what holds for the whole process: freed memory is kept; on a GPU, deterministic float32 without TF32."""
     if engine.keep_memory:
         keep_freed()
     if torch.device(engine.device).type == "cuda":
@@ -84,11 +102,14 @@ def _set_up(engine: "Engine") -> None:
 class Engine:
     """Where and how nets are run. `Engine()` takes a GPU if there is one, and bfloat16 where hardware has it.
 
-    Four switches change the speed and, but for rounding, not the result: fold runs batch-norm inside the convolution
-    before it, in eval mode; batch_samples gives a net several EOT samples in one pass, where their draws stay the same;
-    keep_memory has the process keep the memory that it frees (memory.keep_freed); compile runs the folded net through
-    torch.compile. On a GPU cuDNN computes float32 in float32, and the same sums at every run.
+    Four switches change the speed but not the result, except for rounding. fold: in eval mode, batch-norm is part of
+    the convolution before it. batch_samples: several EOT samples go through a net in one pass, with the same draws.
+    keep_memory: the process keeps freed memory (keep_freed). compile: torch.compile runs the folded net.
+    On a GPU, float32 is computed in float32, and runs are deterministic.
     Raises ValueError for a device or precision that this machine or semkit does not have.
+
+    >>> Engine("cpu", "float32").dtype
+    torch.float32
     """
 
     device: str = "auto"
@@ -125,11 +146,11 @@ class Engine:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of images, noise and weights; bfloat16 is used inside the nets only."""
+        """The dtype of images, noise and weights; bfloat16 is for the inside of nets only."""
         return torch.float64 if self.precision == "float64" else torch.float32
 
     def settings(self) -> dict:
-        """Every setting that can change a result, as it was asked for: part of cache keys and reports."""
+        """Every setting that can change a result: part of cache keys and reports."""
         return {
             "device": torch.device(self.device).type, "precision": self.precision,
             "channels_last": self.layout == torch.channels_last, "folded": self.fold,
@@ -137,12 +158,12 @@ class Engine:
         }  # fmt: skip
 
     def generator(self, seed: int, *stream) -> torch.Generator:
-        """A generator whose draws depend on `seed` and `stream` alone, so that any step can be replayed."""
+        """A generator that depends on `seed` and `stream` alone, so that any step can be replayed."""
         digest = hashlib.sha256(repr((int(seed), *stream)).encode()).digest()
         return torch.Generator(self.device).manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
     def prepare(self, model: nn.Module) -> nn.Module:
-        """The model, moved in place to this engine's device, dtype and memory layout."""
+        """Move the model to this engine's device, dtype and memory layout, in place; returns it."""
         _set_up(self)  # here, because an engine may be sent to a process that has made none
         model.to(self.device, self.dtype, memory_format=self.layout)
         model.engine, model.widest = self, {}
@@ -171,7 +192,7 @@ def _largest(engine: Engine) -> int:
 
 
 def how_run(model: nn.Module) -> str:
-    """How the passes of a prepared model are made and, where a fast path is not taken, why: a line for reports."""
+    """One line for reports: how a prepared model is run and, where a fast path is not taken, why."""
     engine, folded = model.engine, model.folded
     why_not = {
         "channels_last": None if engine.layout == torch.channels_last else OFF,
@@ -197,10 +218,10 @@ def evaluating(model: nn.Module):
 
 
 def together(model: nn.Module, x: torch.Tensor) -> int:
-    """How many batches of the size of x [N,C,H,W] the model is to be given as one.
+    """How many batches of the size of x [N,C,H,W] go through the model in one pass.
 
-    1 for a net that no engine prepared, or one that does not batch, and where injected noise is drawn at every pass: a
-    draw for each batch.
+    1 for a net that no engine prepared, for an engine that does not batch, and with injected noise, which is drawn once
+    per pass.
     """
     engine = getattr(model, "engine", None)
     if not (engine and engine.batch_samples and hasattr(model, "widest")) or alphas(model):
@@ -209,7 +230,7 @@ def together(model: nn.Module, x: torch.Tensor) -> int:
 
 
 def _widest(model: nn.Module, x: torch.Tensor) -> int:
-    """Bytes of the largest tensor that a module of the net gives for x; looked at once for every shape."""
+    """Bytes of the largest output of any module of the net for x; measured once per shape."""
     if x.shape not in model.widest:
         sizes = [x.nbytes]
 
@@ -234,7 +255,7 @@ def _autocast(model: nn.Module):
 
 
 def _in_layout(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """x as the engine has images lie: augmentations leave them in channels_last."""
+    """x in the engine's memory layout: augmentations return channels_last."""
     engine = getattr(model, "engine", None)
     return x.contiguous(memory_format=engine.layout) if engine else x
 
@@ -267,7 +288,7 @@ def input_gradient(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.
 
 
 def _train_mode(model: nn.Module) -> nn.Module:
-    """The model in train mode, but for modules whose own weights are all frozen: they stay in eval mode."""
+    """Train mode, except for modules whose own weights are all frozen: they stay in eval mode."""
     for module in model.train().modules():
         own = list(module.parameters(recurse=False))
         module.training = not own or any(weight.requires_grad for weight in own)
@@ -275,16 +296,17 @@ def _train_mode(model: nn.Module) -> nn.Module:
 
 
 def training_logits(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """Train-mode logits [N,classes] with their graph on the weights; batch-norm takes and remembers the batch's own
-    statistics, unless it is frozen: then it keeps those it has. Counted as one forward and backward pass an image: go
-    back from them once.
+    """Train-mode logits [N,classes] with their graph on the weights, for one backward pass.
+
+    Batch-norm uses the batch's statistics and updates its running ones; frozen batch-norm stays in eval mode. Counts
+    one training pass per image.
     """
     _count("training", len(x))
     return logits(_train_mode(model), x)
 
 
 def step_down(model: nn.Module, optimizer: torch.optim.Optimizer, loss_of: Callable[[], torch.Tensor]) -> float:
-    """One step of `optimizer` on loss_of(), a scalar with its graph on the model's weights; the loss before it."""
+    """One step of `optimizer` on the scalar loss_of(); returns the loss before the step."""
     optimizer.zero_grad(set_to_none=True)
     loss = loss_of()
     loss.backward()
@@ -293,5 +315,5 @@ def step_down(model: nn.Module, optimizer: torch.optim.Optimizer, loss_of: Calla
 
 
 def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, x: torch.Tensor, y: torch.Tensor) -> float:
-    """One step of `optimizer` on the mean cross-entropy in train mode; returns the loss before it."""
+    """One step of `optimizer` on the mean train-mode cross-entropy; returns the loss before the step."""
     return step_down(model, optimizer, lambda: F.cross_entropy(training_logits(model, x), y))

@@ -1,50 +1,55 @@
-"""Surrogates and learners by name; normalisation is inside the model, and the stem follows the image size.
+"""Surrogates and learners by name, built and kept as files; normalisation is inside the net.
 
-Nets made for ImageNet halve an image two to four times before they look at it, which leaves nothing of 32 pixels, and
-protection measured with them is another number (a learner's stem moves it from 20 to 50 %). So below LARGE pixels:
+ImageNet nets halve an image two to four times in their stem, which leaves little of 32 pixels, and the stem of a
+learner alone moves protection from 20 to 50 %. So below LARGE pixels the stem is another one:
 
     resnet18, resnet50, densenet121   3x3 stride-1 first convolution, no max-pool
     mobilenet_v2, efficientnet_v2_s   stride 1 in the first convolution and in the first stage that halves
-    vgg16_bn                          halves late by itself; global pooling and one linear layer as head, not three
+    vgg16_bn                          the usual features; global pooling and one linear layer as head, not three
     deit_tiny                         patches of 4 pixels, not 16
     wrn34_10, small, tiny             made for small images; the same net at every size
     resnet18_stride1                  resnet18's small stem at every size: what SEM's and REM's code runs on ImageNet,
                                       for about 15 times the cost of the original net
 
-and from LARGE pixels on the original net. Dropout and stochastic depth are off: they draw from torch's global
-generator, so a resumed run would differ from an uninterrupted one. No net comes with trained weights.
+From LARGE pixels on they are the original nets. Dropout and stochastic depth are off, because they draw from torch's
+global generator: a resumed run would differ from an uninterrupted one. No net is pretrained.
 
-Every name may end in "+injected", "tiny+injected": the net with noise injected into its weights
-(semkit.nets.injection).
+A name may end in "+injected", as "tiny+injected": the net with noise injected into its weights (nets.weights).
 """
 
 import difflib
-from collections.abc import Callable
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
+import safetensors.torch
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from semkit.images.chance import seeded
-from semkit.images.pixels import check_count
-from semkit.nets.injection import with_noise_injection
+from semkit.images.files import atomic_write, one_line, shown
+from semkit.images.pixels import check_count, seeded
+from semkit.nets.engine import Engine
+from semkit.nets.weights import with_noise_injection
 
 INJECTED = "+injected"
 LARGE = 64  # pixels, from which an image is large enough for the ImageNet stem
 
 
 class Centre(nn.Module):
-    """x - 0.5: images in [0,1] centred with their unit scale kept, so that a radius of r levels stays r/255."""
+    """x - 0.5: centres images in [0,1] and keeps their scale, so that a radius of r levels stays r/255."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x - 0.5
 
 
 class Pooled(nn.Module):
-    """The mean over all pixels: [N,C,H,W] -> [N,C,1,1].
+    """Global average pooling: [N,C,H,W] -> [N,C,1,1].
 
-    The gradient of torch's own pooling lies in memory as [N,C,H,W], whatever the net's order is, and what stands before
-    it then walks through two orders at once: a twelfth of tiny's input gradient.
+    Torch's own pooling returns its gradient in contiguous layout, also in a channels_last net, which costs a twelfth
+    of tiny's input gradient.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -52,7 +57,9 @@ class Pooled(nn.Module):
 
 
 class Residual(nn.Module):
-    """relu(norm(conv(relu(norm(conv(x))))) + shortcut(x)), the shortcut a 1x1 convolution where the shape changes."""
+    """Residual block: relu(norm(conv(relu(norm(conv(x))))) + shortcut(x)); shortcut: a 1x1 convolution if the shape
+    changes.
+    """
 
     def __init__(self, inside: int, outside: int, stride: int):
         super().__init__()
@@ -70,8 +77,9 @@ class Residual(nn.Module):
 
 
 class PreActivation(nn.Module):
-    """conv(act(conv(act(x)))) + x, act = relu(norm(.)); where the shape changes, + a 1x1 convolution of act(x).
+    """Pre-activation residual block: conv(act(conv(act(x)))) + x, act = relu(norm(.)).
 
+    Where the shape changes, a 1x1 convolution of act(x) takes the place of x.
     Source: Zagoruyko & Komodakis, BMVC 2016, after He et al., ECCV 2016.
     """
 
@@ -127,7 +135,7 @@ def wrn34_10(classes: int, size: int = 32, depth: int = 34, widen: int = 10) -> 
 
 
 def _stem(outside: int, mode: str) -> nn.Conv2d:
-    """A 3x3 stride-1 first convolution, initialised as the library does the net's other ones."""
+    """A 3x3 stride-1 first convolution, initialised as torchvision initialises the net's others."""
     conv = nn.Conv2d(3, outside, 3, 1, 1, bias=False)
     nn.init.kaiming_normal_(conv.weight, mode=mode, nonlinearity="relu")
     return conv
@@ -138,10 +146,14 @@ def _keep_size(*stages: nn.Module) -> None:
         module.stride = (1, 1)
 
 
-def _resnet(name: str, classes: int, size: int) -> nn.Module:
-    import torchvision
+def _torchvision(name: str, classes: int, **options) -> nn.Module:
+    import torchvision  # slow, and the lesson nets do without
 
-    model = getattr(torchvision.models, name)(weights=None, num_classes=classes)
+    return getattr(torchvision.models, name)(weights=None, num_classes=classes, **options)
+
+
+def _resnet(name: str, classes: int, size: int) -> nn.Module:
+    model = _torchvision(name, classes)
     if size < LARGE:
         model.conv1, model.maxpool = _stem(64, "fan_out"), nn.Identity()
     model.avgpool = Pooled()
@@ -149,7 +161,7 @@ def _resnet(name: str, classes: int, size: int) -> nn.Module:
 
 
 def resnet18(classes: int, size: int = 32) -> nn.Module:
-    """He et al., CVPR 2016: the published surrogate and learner."""
+    """The published surrogate and learner. Source: He et al., CVPR 2016."""
     return _resnet("resnet18", classes, size)
 
 
@@ -159,58 +171,50 @@ def resnet18_stride1(classes: int, size: int = 32) -> nn.Module:
 
 
 def resnet50(classes: int, size: int = 32) -> nn.Module:
-    """He et al., CVPR 2016, in torchvision's form (stride on the 3x3 convolution)."""
+    """The residual net with bottlenecks, stride on the 3x3 convolution. Source: He et al., CVPR 2016."""
     return _resnet("resnet50", classes, size)
 
 
 def vgg16_bn(classes: int, size: int = 32) -> nn.Module:
-    """Simonyan & Zisserman, ICLR 2015, with batch normalisation. Raises ValueError below 32 pixels."""
+    """VGG with batch-norm. Raises ValueError below 32 pixels. Source: Simonyan & Zisserman, ICLR 2015."""
     if size < 32:
         raise ValueError(f"vgg16_bn needs images of 32 pixels or more, got {size}")
-    import torchvision
-
     if size >= LARGE:
-        return nn.Sequential(Centre(), torchvision.models.vgg16_bn(weights=None, num_classes=classes, dropout=0.0))
-    vgg = torchvision.models.vgg
+        return nn.Sequential(Centre(), _torchvision("vgg16_bn", classes, dropout=0.0))
+    from torchvision.models import vgg
+
     features = _kaiming(vgg.make_layers(vgg.cfgs["D"], batch_norm=True))
     return nn.Sequential(Centre(), features, Pooled(), nn.Flatten(), nn.Linear(512, classes))
 
 
 def densenet121(classes: int, size: int = 32) -> nn.Module:
-    """Huang et al., CVPR 2017."""
-    import torchvision
-
-    model = torchvision.models.densenet121(weights=None, num_classes=classes)
+    """The densely connected net. Source: Huang et al., CVPR 2017."""
+    model = _torchvision("densenet121", classes)
     if size < LARGE:
         model.features.conv0, model.features.pool0 = _stem(64, "fan_in"), nn.Identity()
     return nn.Sequential(Centre(), model)
 
 
 def mobilenet_v2(classes: int, size: int = 32) -> nn.Module:
-    """Sandler et al., CVPR 2018."""
-    import torchvision
-
-    model = torchvision.models.mobilenet_v2(weights=None, num_classes=classes, dropout=0.0)
+    """MobileNet with inverted residuals. Source: Sandler et al., CVPR 2018."""
+    model = _torchvision("mobilenet_v2", classes, dropout=0.0)
     if size < LARGE:
         _keep_size(model.features[0], model.features[2])
     return nn.Sequential(Centre(), model)
 
 
 def efficientnet_v2_s(classes: int, size: int = 32) -> nn.Module:
-    """Tan & Le, ICML 2021."""
-    import torchvision
-
-    off = {"dropout": 0.0, "stochastic_depth_prob": 0.0}
-    model = torchvision.models.efficientnet_v2_s(weights=None, num_classes=classes, **off)
+    """EfficientNet, second version, small. Source: Tan & Le, ICML 2021."""
+    model = _torchvision("efficientnet_v2_s", classes, dropout=0.0, stochastic_depth_prob=0.0)
     if size < LARGE:
         _keep_size(model.features[0], model.features[2])
     return nn.Sequential(Centre(), model)
 
 
 def deit_tiny(classes: int, size: int = 32) -> nn.Module:
-    """Touvron et al., ICML 2021, without distillation; its position table fits images of `size` pixels only.
+    """The small vision transformer, without distillation; it takes images of `size` pixels only.
 
-    Raises ValueError without timm, and for a size that is no multiple of the patch.
+    Raises ValueError without timm, and for a size that is no multiple of the patch. Source: Touvron et al., ICML 2021.
     """
     patch = 4 if size < LARGE else 16
     if size % patch:
@@ -233,9 +237,9 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 
 
 def freeze_but_last(model: nn.Module) -> nn.Module:
-    """The net with no weight left to train but those of its last linear layer, the classifier; in place.
+    """Freeze all weights but those of the last linear layer, the classifier; in place, returns the model.
 
-    engine.training_logits leaves frozen batch-norm in eval mode, so that its statistics stay too.
+    Frozen batch-norm keeps its statistics too (engine.training_logits).
     """
     [*_, classifier] = (module for module in model.requires_grad_(False).modules() if isinstance(module, nn.Linear))
     classifier.requires_grad_(True)
@@ -243,7 +247,7 @@ def freeze_but_last(model: nn.Module) -> nn.Module:
 
 
 def check_model(name: str) -> str:
-    """`name` if MODELS has it, alone or with "+injected"; raises ValueError with the nearest name otherwise."""
+    """`name` if it is in MODELS, alone or with "+injected"; raises ValueError with the nearest name otherwise."""
     base = str(name).removesuffix(INJECTED)
     if base not in MODELS:
         near = difflib.get_close_matches(base.lower().replace("-", "_"), MODELS, 1)
@@ -255,9 +259,12 @@ def check_model(name: str) -> str:
 def build(name: str, classes: int, seed: int = 0, size: int = 32) -> nn.Module:
     """A fresh float32 net on the CPU: x [N,3,size,size] in [0,1] -> logits [N,classes].
 
-    The same seed gives the same weights, and torch's global generator is left where it was. `size` chooses the stem
-    (below LARGE, or the original) and deit_tiny's position table; the convolutional nets then take images of any size.
-    Raises ValueError for unknown names, for classes < 1, and for sizes that a net cannot take.
+    The seed decides the weights; torch's global generator is not moved. `size` chooses the stem: below LARGE, or the
+    original. Convolutional nets then take images of any size, deit_tiny of this one.
+    Raises ValueError for an unknown name, for classes < 1, and for a size that the net cannot take.
+
+    >>> build("tiny", 10)(torch.rand(2, 3, 32, 32)).shape
+    torch.Size([2, 10])
     """
     make = MODELS[check_model(name).removesuffix(INJECTED)]
     check_count(classes, "classes", 1)
@@ -265,3 +272,38 @@ def build(name: str, classes: int, seed: int = 0, size: int = 32) -> nn.Module:
     with seeded(seed):
         model = make(classes, size)
     return with_noise_injection(model, seed) if name.endswith(INJECTED) else model
+
+
+def save_net(model: nn.Module, path: str | Path, *, net: str, classes: Sequence[str], size: int) -> None:
+    """Write the state dict of build(net, len(classes), size=size) as safetensors, which load_net reads."""
+    weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    record = json.dumps({"net": net, "classes": list(classes), "size": size})
+    atomic_write(path, safetensors.torch.save(weights, {"semkit": record}))
+
+
+def check_net(path: str | Path) -> str:
+    """`path` as text if there is a file; raises ValueError otherwise."""
+    if not Path(path).is_file():
+        raise ValueError(f"{shown(path)}: no such net; semkit learn IMAGES --save {shown(path)} makes one")
+    return str(path)
+
+
+def digest(path: str | Path) -> str:
+    """The first 16 hex digits of the sha256 of a net's file; raises ValueError if there is none."""
+    return hashlib.sha256(Path(check_net(path)).read_bytes()).hexdigest()[:16]
+
+
+def load_net(path: str | Path, engine: Engine) -> nn.Module:
+    """The net that save_net wrote, on the engine, in eval mode and frozen; raises ValueError for anything else."""
+    check_net(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            record = json.loads((file.metadata() or {}).get("semkit", "{}"))
+        net, classes, size = (record[name] for name in ("net", "classes", "size"))
+        model = build(net, len(classes), size=size).to(engine.dtype)
+        model.load_state_dict(weights := safetensors.torch.load_file(path))
+        if not all(values.isfinite().all() for values in weights.values()):
+            raise ValueError("it has weights that are no finite numbers; train it anew")
+    except (SafetensorError, OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
+        raise ValueError(f"{shown(path)} is no net that semkit can read: {one_line(error)}") from error
+    return engine.prepare(model).eval().requires_grad_(False)

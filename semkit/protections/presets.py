@@ -1,11 +1,10 @@
 """The named recipes: which method, at which budget."""
 
-import difflib
 from collections.abc import Iterable
 from dataclasses import replace
 
 from semkit.images.augment import ResizedCrop
-from semkit.images.pixels import check_radius
+from semkit.images.pixels import check_name, check_radius
 from semkit.nets.models import LARGE
 from semkit.protections.crafting import CraftRecipe
 from semkit.protections.cuda import ClassFilters
@@ -16,15 +15,6 @@ from semkit.training.schedule import SGD
 PRESETS = ("quick", "demo", "lesson", "paper")
 METHODS = ("sem", "rem", "em")
 STRIDE1 = "resnet18_stride1"  # what the released code runs on ImageNet's 224 pixels
-
-
-def check_name(name: str, known: tuple[str, ...], what: str) -> str:
-    """`name` if it is known; raises ValueError with the nearest known one otherwise."""
-    if name in known:
-        return name
-    near = difflib.get_close_matches(str(name).lower(), known, 1)
-    hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
-    raise ValueError(f"unknown {what} {name!r}; {hint}")
 
 
 def sides(method: str, perturbation_radius: float, pgd: PGD) -> dict[str, Perturbation]:

@@ -8,8 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from semkit.images.chance import drawn_seed, seeded
-from semkit.images.pixels import check_count, to_float
+from semkit.images.pixels import check_count, drawn_seed, seeded, to_float
 from semkit.nets.engine import predict, training_logits
 from semkit.training.bullettrain import Mining
 from semkit.training.objectives import check_weight

@@ -13,8 +13,8 @@ from semkit.images.loading import resized
 from semkit.images.pixels import check_count
 from semkit.nets import models
 from semkit.nets.engine import Engine, Passes, count_passes, engine_of, predict, step_down
-from semkit.nets.injection import drawing
 from semkit.nets.lab import Lab
+from semkit.nets.weights import drawing
 from semkit.training.bullettrain import Mined, mining
 from semkit.training.objectives import Objective, Plain
 from semkit.training.perturb import Clean, Perturbation

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from semkit.images.chance import drawn_seed, seeded
-from semkit.images.pixels import check_count
+from semkit.images.pixels import check_count, drawn_seed, seeded
 from semkit.nets.engine import training_logits
 from semkit.training.bullettrain import BulletTrain
 from semkit.training.perturb import Perturbation

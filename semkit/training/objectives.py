@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from semkit.nets.engine import predict, training_logits
+from semkit.nets.weights import lasso
 from semkit.training.perturb import Perturbation
-from semkit.training.sparse import lasso
 
 
 class Objective(Protocol):
@@ -132,9 +132,9 @@ class Rsr(TwoBatches):
 
         1/2 mean CE(f(x), y) + 1/2 mean CE(f(a), y) + lam sum |W|,   a = perturbation(x)
 
-    W: the weights of convolutions and linear layers, without injected noise (sparse.weights); for RSR as published the
-    net is one with injected noise ("...+injected"). With lam 0 and a plain net it is the PGD training that RSR is
-    compared with. Two train-mode passes an image. Source: Rakin et al., 2019.
+    W: the weights of convolutions and linear layers, without injected noise (weights.layer_weights); for RSR as
+    published the net is one with injected noise ("...+injected"). With lam 0 and a plain net it is the PGD training
+    that RSR is compared with. Two train-mode passes an image. Source: Rakin et al., 2019.
     """
 
     lam: float = 3e-4  # the best of three at a lesson's budget: results/rsr

@@ -8,7 +8,7 @@ from torch import nn
 
 from semkit.images.pixels import check_count, check_share
 from semkit.nets.engine import Engine
-from semkit.nets.injection import alphas
+from semkit.nets.weights import alphas
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,162 @@
+"""What is done to a net's weights: noise injected into them, an L1 penalty on them, masks that prune them.
+
+All of it concerns the weights of convolutions and linear layers; biases and norms stay as they are.
+"""
+
+import contextlib
+import copy
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize, prune
+
+START = 0.25  # alpha before training
+
+
+class ChannelNoise(nn.Module):
+    """Channel-wise noise injection: every forward pass, in training and at test, draws the weights anew.
+
+        W' = W + alpha[c] * n,  n ~ N(0, std(W)^2)      c: output channel, std over all weights of the layer
+
+    W [C_out,...]. alpha [C_out,1,...] is trained with the weights, without weight decay; std(W) gets no gradient.
+    stream: the seed of the next draw. It is part of the state dict, so a loaded net goes on with the same draws.
+    Source: Rakin et al., RSR, 2019, after He et al., CVPR 2019 (parametric noise injection, one alpha a layer).
+    """
+
+    def __init__(self, weight: torch.Tensor, start: float, stream: int):
+        super().__init__()
+        self.alpha = nn.Parameter(torch.full((len(weight), *[1] * (weight.dim() - 1)), start).to(weight))
+        self.register_buffer("stream", torch.tensor(stream))
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        generator = torch.Generator(weight.device).manual_seed(int(self.stream))
+        self.stream += 1
+        n = torch.empty_like(weight, requires_grad=False).normal_(generator=generator) * weight.detach().std()
+        return weight + self.alpha * n
+
+
+class Mask(nn.Module):
+    """The parametrization W -> mask * W of a pruned layer: a masked weight is zero in every pass."""
+
+    def __init__(self, mask: torch.Tensor):
+        super().__init__()
+        self.register_buffer("mask", mask)
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        return weight * self.mask
+
+
+def _layers(model: nn.Module) -> list[nn.Module]:
+    return [module for module in model.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+
+
+def _injected(model: nn.Module) -> list[ChannelNoise]:
+    return [module for module in model.modules() if isinstance(module, ChannelNoise)]
+
+
+def alphas(model: nn.Module) -> list[nn.Parameter]:
+    """The strengths of the injected noise, one tensor [C_out,1,...] per layer; [] for a net without."""
+    return [noise.alpha for noise in _injected(model)]
+
+
+def with_noise_injection(model: nn.Module, seed: int = 0, start: float = START) -> nn.Module:
+    """Inject ChannelNoise into every convolution and linear layer, in place; returns the model.
+
+    The seed decides the draws. Batch-norm is never folded into such a net, because its weights differ at every pass.
+    Raises ValueError for a negative start, and for a net that has injected noise or is pruned already.
+    """
+    if not 0 <= start < float("inf"):
+        raise ValueError(f"start must be a finite number >= 0, got {start!r}")
+    if any(parametrize.is_parametrized(layer) for layer in _layers(model)):
+        raise ValueError("noise is injected once, and before a net is pruned: build the net anew")
+    generator = torch.Generator().manual_seed(seed)
+    for layer in _layers(model):
+        stream = int(torch.randint(2**31, (), generator=generator))
+        noise = ChannelNoise(layer.weight, start, stream)
+        parametrize.register_parametrization(layer, "weight", noise, unsafe=True)  # the safe way would make a draw
+    return model
+
+
+@contextlib.contextmanager
+def drawing(model: nn.Module, generator: torch.Generator) -> Iterator[None]:
+    """Inside the block, injected noise follows `generator`; afterwards it goes on from where it was.
+
+    So measuring a net gives the same result twice, and does not change its training.
+    """
+    noises = _injected(model)
+    before = [int(noise.stream) for noise in noises]
+    for noise in noises:
+        noise.stream.fill_(torch.randint(2**31, (), generator=generator, device=generator.device).item())
+    try:
+        yield
+    finally:
+        for noise, stream in zip(noises, before, strict=True):
+            noise.stream.fill_(stream)
+
+
+def check_sparsity(value: float) -> float:
+    """`value` as a float if it is a sparsity, the share of pruned weights, in [0, 1); raises ValueError otherwise."""
+    try:
+        share = float(value)
+    except (TypeError, ValueError):
+        share = None
+    if share is None or not 0 <= share < 1:
+        raise ValueError(f"sparsity must be a share of the weights in [0, 1), got {value!r}; write 0.85 for 85 %")
+    return share
+
+
+def _mask(layer: nn.Module) -> Mask | None:
+    parts = layer.parametrizations.weight if parametrize.is_parametrized(layer, "weight") else []
+    return next((part for part in parts if isinstance(part, Mask)), None)
+
+
+def _masked(layer: nn.Module) -> torch.Tensor:
+    weight = layer.parametrizations.weight.original if parametrize.is_parametrized(layer, "weight") else layer.weight
+    return weight if (mask := _mask(layer)) is None else mask(weight)
+
+
+def layer_weights(model: nn.Module) -> list[torch.Tensor]:
+    """The weights of every convolution and linear layer, with their masks, without injected noise.
+
+    >>> [list(w.shape) for w in layer_weights(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Linear(8, 2)))]
+    [[8, 3, 3, 3], [2, 8]]
+    """
+    return [_masked(layer) for layer in _layers(model)]
+
+
+def lasso(model: nn.Module) -> torch.Tensor:
+    """The L1 penalty: the sum of |W| over all layer_weights(model), a scalar with its graph."""
+    return sum(weight.abs().sum() for weight in layer_weights(model))
+
+
+def sparsity(model: nn.Module) -> float:
+    """The share of layer weights that are masked.
+
+    >>> sparsity(pruned(nn.Linear(10, 2), 0.85))
+    0.85
+    """
+    masks = [mask.mask for layer in _layers(model) if (mask := _mask(layer)) is not None]
+    masked = sum(int((mask == 0).sum()) for mask in masks)
+    return masked / sum(weight.numel() for weight in layer_weights(model))
+
+
+def pruned(model: nn.Module, share: float) -> nn.Module:
+    """Global magnitude pruning: a copy of the model whose round(share * number) smallest layer weights are masked.
+
+    Smallest in |W| over all layers at once, so those already masked come first. Training keeps the masks.
+    Raises ValueError for a share outside [0, 1). Source: Han et al., NeurIPS 2015, by torch.nn.utils.prune.
+    """
+    model = copy.deepcopy(model)
+    sizes = [weight.detach().abs() for weight in layer_weights(model)]
+    flat = torch.cat([size.flatten() for size in sizes])
+    smallest = prune.L1Unstructured(round(check_sparsity(share) * len(flat)))
+    masks = smallest.compute_mask(flat, torch.ones_like(flat)).split([size.numel() for size in sizes])
+    for layer, size, mask in zip(_layers(model), sizes, masks, strict=True):
+        if (old := _mask(layer)) is not None:
+            old.mask.copy_(mask.view_as(size))
+        else:
+            made = Mask(mask.view_as(size))
+            parametrize.register_parametrization(layer, "weight", made, unsafe=True)  # the safe way would make a draw
+    engine = getattr(model, "engine", None)
+    return engine.prepare(model) if engine else model
