@@ -15,9 +15,9 @@ os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
 torch.set_num_threads(1)
 LONG = {"test_cluster", "test_resume", "test_protect"}  # 15 seconds and more
 NUMBERS = {  # what another processor computes with other rounding
-    "augment", "augmix", "bullettrain", "corruptions", "craft_oracle", "defences", "engine", "factors", "image",
-    "latent", "learn", "measure", "mixing", "mixtures", "models", "noise", "objectives", "patterns",
-    "perturb", "pixels", "plain", "pruning", "spared", "transform", "weights",
+    "augment", "augmix", "bullettrain", "corruptions", "craft_oracle", "defences", "engine", "factors", "latent",
+    "learn", "measure", "mixing", "mixtures", "models", "noise", "objectives", "patterns", "perturb", "picture",
+    "pixels", "plain", "pruning", "quality", "spared", "transform", "weights",
 }  # fmt: skip
 WHOLE = {"test_browser", "test_cluster", "test_resume"}
 

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "semkit"
 FLOORS = ("images", "nets", "training", "protections", "countermeasures", "analysis", "lessons", "app")
 ONLY = {  # outside library -> the modules that may import it
     "matplotlib": {"analysis.canvas"}, "distributed": {"analysis.cluster"}, "argparse": {"app.options"},
-    "ipywidgets": {"lessons.panels", "lessons.craftpanel"}, "torchmetrics": {"images.quality"},
+    "ipywidgets": {"lessons.panels", "lessons.craftpanel"},
 }  # fmt: skip
 PRIVATE = ("torch.ops.mkldnn", "torch._C", "make_fx", "torch._dynamo", "torch._inductor")
 # What is still to be moved: an experiment and its drawings that upper floors made use of.

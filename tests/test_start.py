@@ -1,5 +1,6 @@
 """The command `semkit` while it is imported: Ctrl-C and a torch that cannot be loaded are one line."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -31,3 +32,13 @@ def test_a_torch_that_cannot_be_loaded_is_one_line():
     process = started("import sys; sys.modules['torch'] = None; ")
     said = process.communicate()[1]
     assert said.startswith("semkit: cannot be started; ") and said.count("\n") == 1 and process.returncode == 2
+
+
+@pytest.mark.whole
+def test_protecting_leaves_nothing_in_the_home_folder(tmp_path):
+    home, out = tmp_path / "home", str(tmp_path / "out")
+    home.mkdir()
+    command = [sys.executable, "-m", "semkit", "protect", "shapes", out, "--preset", "quick", "--limit", "10"]
+    place = {"cwd": Path(__file__).parents[1], "env": {**os.environ, "HOME": str(home)}}
+    subprocess.run([*command, "--size", "8"], **place, capture_output=True, check=True)
+    assert list(home.rglob("*")) == []

@@ -20,8 +20,8 @@ from semkit.app.protected import protected_split
 from semkit.countermeasures.images import counter
 from semkit.images import storage
 from semkit.images.loading import load
-from semkit.images.picture import BYTES_PER_PIXEL, apply_noise, difference, read_image, write_png
-from semkit.images.quality import Quality
+from semkit.images.picture import BYTES_PER_PIXEL, apply_noise, read_image, write_png
+from semkit.images.quality import Quality, difference
 from semkit.images.storage import Storage, zeros
 from semkit.lessons.corruptions import corrupted
 from semkit.nets.engine import Engine

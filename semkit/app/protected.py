@@ -13,8 +13,9 @@ from semkit.app.originals import OnStep, Originals, job, named_outputs, original
 from semkit.images.files import check_fields, is_image_name, one_line, output_names, read_json, shown
 from semkit.images.imageset import stratified_share
 from semkit.images.loading import Split, check_size, find_folder, set_name
-from semkit.images.picture import UnreadableImage, difference, read_image, working_image
+from semkit.images.picture import UnreadableImage, read_image, working_image
 from semkit.images.pixels import check_count, check_radius, check_seed
+from semkit.images.quality import difference
 from semkit.images.storage import Storage, zeros
 from semkit.protections.cuda import ClassFilters, convolve_picture
 

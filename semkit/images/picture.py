@@ -1,4 +1,4 @@
-"""One image: decoded from its file and written back, noise on it at whatever size it has, what JPEG leaves of it."""
+"""One image: read from its file and written back, with noise at its own size, through JPEG, at the size of nets."""
 
 import io
 import os
@@ -16,10 +16,10 @@ from semkit.images.pixels import check_radius
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 MODES = ("L", "LA", "RGB", "RGBA")
 _LARGEST_PROFILE = 1 << 20  # bytes; Pillow refuses to read a PNG with a larger colour profile
-BYTES_PER_PIXEL = 16  # of memory that an image takes at most while it is read, protected, written and measured
-_STRIP = 1 << 18  # pixels of a large image that are handled at once
+BYTES_PER_PIXEL = 16  # the most memory that reading, protecting, writing and measuring an image takes
+_STRIP = 1 << 18  # pixels of a large image that are processed at once
 
-_UPRIGHT = {  # EXIF orientation -> what turns the stored pixels upright
+_UPRIGHT = {  # EXIF orientation -> how to turn the stored pixels upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -35,14 +35,14 @@ class UnreadableImage(ValueError):
 
 
 def read_image(path: str | os.PathLike) -> Image.Image:
-    """The image of a file, upright, in mode L, LA, RGB or RGBA.
+    """Decode an image file, upright, to mode L, LA, RGB or RGBA.
 
-    EXIF orientation applied; palettes, CMYK, YCbCr, LAB -> RGB, with A if anything can be transparent; 1 bit -> L;
-    16-bit grey v -> round(v / 257); of 16-bit colours, and of grey with alpha, which becomes RGBA, the high byte, all
-    that Pillow gives; the first frame of several. Metadata is dropped but for a colour profile.
+    Palettes, CMYK, YCbCr and LAB -> RGB, with A if anything can be transparent; 1 bit -> L; 16-bit grey v ->
+    round(v / 257). 16-bit colours, and 16-bit grey with alpha (-> RGBA), keep the high byte, which is all that Pillow
+    gives. The first of several frames. EXIF orientation is applied; of the metadata only a colour profile is kept.
     Raises UnreadableImage.
     """
-    # Not only Pillow's own errors: on broken files its parsers raise whatever they run into.
+    # On broken files Pillow's parsers raise errors of any kind.
     try:
         if not os.path.isfile(path):  # opening a named pipe would wait for ever
             raise ValueError("not a file" if os.path.exists(path) else "no such file")
@@ -63,15 +63,15 @@ def read_image(path: str | os.PathLike) -> Image.Image:
 
 
 def stored_size(path: str | os.PathLike) -> tuple[int, int]:
-    """(width, height) of an image file that read_image can read, before it is turned upright; nothing is decoded."""
+    """(width, height) as stored, before the image is turned upright; nothing is decoded."""
     with _opened(path) as image:
         return image.size
 
 
 @contextmanager
 def _opened(path: str | os.PathLike) -> Iterator[Image.Image]:
-    # Pillow gets a file object, because it maps an uncompressed TIFF that it opens by name, and then scrambles the rows
-    # of orientations 5 to 8.
+    # A file object, because Pillow maps an uncompressed TIFF that it opens by name, and then scrambles the rows of
+    # orientations 5 to 8.
     with (
         warnings.catch_warnings(action="ignore"),
         open(path, "rb") as file,
@@ -114,7 +114,7 @@ def _from_16_bit(levels: np.ndarray) -> np.ndarray:
 
 
 def write_png(image: Image.Image, path: str | os.PathLike) -> None:
-    """Writes an image of mode L, LA, RGB or RGBA losslessly and atomically; raises ValueError for other modes.
+    """Write an image of mode L, LA, RGB or RGBA as PNG, whole or not at all; raises ValueError for other modes.
 
     Its colour profile is written too; one above 1 MiB is left out, with a warning.
     """
@@ -131,7 +131,7 @@ def write_png(image: Image.Image, path: str | os.PathLike) -> None:
 
 
 def through_jpeg(levels: np.ndarray, quality: int) -> np.ndarray:
-    """uint8 [H,W,3] as JPEG of the given quality, colour at half resolution, and back."""
+    """Compress uint8 [H,W,3] as JPEG of this quality, with colour at half resolution, and decode it again."""
     Image.fromarray(levels).save(file := io.BytesIO(), "JPEG", quality=quality)
     return np.array(Image.open(file))
 
@@ -142,7 +142,7 @@ def _check_mode(image: Image.Image) -> None:
 
 
 def _resized(plane: np.ndarray, size: tuple[int, int], resample: Image.Resampling) -> np.ndarray:
-    """A float32 plane [h,w] at size = (W, H), with widened filters (antialias) where it shrinks."""
+    """Resize a float32 plane [h,w] to size = (W, H), with antialias where it shrinks."""
     return np.asarray(Image.fromarray(plane).resize(size, resample))
 
 
@@ -153,7 +153,7 @@ def _strips(length: int, across: int) -> Iterator[slice]:
 
 
 def bands(*images: Image.Image) -> Iterator[tuple[Image.Image, ...]]:
-    """The same rows of images of one size, a band of them at a time, so that large photos need little memory."""
+    """Cut images of one size into the same bands of rows, so that large photos need little memory."""
     width, height = images[0].size
     for rows in _strips(height, width):
         box = (0, rows.start, width, min(rows.stop, height))
@@ -196,19 +196,22 @@ def _fitted_planes(noise: np.ndarray, size: tuple[int, int], radius: float) -> I
 
 
 def fit_noise(noise: np.ndarray, size: tuple[int, int], radius: float) -> np.ndarray:
-    """int8 noise [3,h,w] at the size (width, height) of an image: int8 [3,height,width], |noise| <= radius.
+    """Enlarge int8 noise [3,h,w] to the size (width, height) of an image: int8 [3,height,width], |noise| <= radius.
 
         u <- clip(up(noise), radius);  three times  u <- clip(u + up(noise - down(u)), radius);  round(u)
 
-    `down` is the bilinear resize with antialias of a trainer, so `u` is what looks like `noise` after it.
+    `down` is a trainer's resize, bilinear with antialias, so a trainer who resizes u sees about `noise`.
+
+    >>> fit_noise(np.full((3, 8, 8), 5, np.int8), (20, 10), radius=8).shape
+    (3, 10, 20)
     """
     return np.stack(list(_fitted_planes(noise, tuple(size), radius)))
 
 
 def apply_noise(image: Image.Image, noise: np.ndarray, radius: float) -> Image.Image:
-    """clip(image + fit_noise(noise), 0, 255) in the image's own mode and size; alpha is kept.
+    """Protect one image: clip(image + fit_noise(noise), 0, 255) in its own mode and size; alpha is kept.
 
-    Grey images take the mean of the three noise channels, rounded. Raises ValueError for other modes and shapes.
+    Grey images get the mean of the three noise channels, rounded. Raises ValueError for other modes and shapes.
     """
     _check_mode(image)
     planes = _fitted_planes(noise, image.size, radius)
@@ -223,43 +226,9 @@ def apply_noise(image: Image.Image, noise: np.ndarray, radius: float) -> Image.I
     return result
 
 
-def difference(original: Image.Image, protected: Image.Image) -> int:
-    """max |protected - original| over all pixels and channels, in levels.
-
-    Raises ValueError if sizes, modes or alpha channels are not the same.
-    """
-    if original.size != protected.size:
-        sizes = ["x".join(map(str, image.size)) for image in (original, protected)]
-        raise ValueError(f"the original has {sizes[0]} pixels, the protected image {sizes[1]}")
-    if original.mode != protected.mode:
-        raise ValueError(f"the original has mode {original.mode}, the protected image {protected.mode}")
-    largest = 0
-    for before, after in bands(original, protected):
-        apart = np.abs(np.asarray(before).astype(np.int16) - np.asarray(after))
-        if original.mode.endswith("A") and apart[..., -1].any():
-            raise ValueError("the alpha channels differ")
-        largest = max(largest, int(apart.max()))
-    return largest
-
-
 def working_image(image: Image.Image, size: int) -> np.ndarray:
-    """The image as a trainer sees it: uint8 RGB [3,size,size], alpha dropped, bilinear with antialias."""
+    """The image as a net sees it: uint8 RGB [3,size,size], alpha dropped, bilinear with antialias."""
     image = image.convert("RGB")
     if image.size != (size, size):
         image = image.resize((size, size), Image.Resampling.BILINEAR)
     return np.ascontiguousarray(np.moveaxis(np.asarray(image), -1, 0))
-
-
-def noise_survival(original: Image.Image, protected: Image.Image, noise: np.ndarray) -> tuple[float, float]:
-    """What a trainer's resize leaves of int8 noise [3,size,size]: (correlation with it, share of its mean |noise|).
-
-    (0, 0) for noise that is zero; correlation 0 if what is left, or the noise, does not vary.
-    """
-    if not noise.any():
-        return 0.0, 0.0
-    size, wanted = noise.shape[-1], noise.astype(np.float64)
-    left = working_image(protected, size).astype(np.float64) - working_image(original, size)
-    share = float(np.abs(left).mean() / np.abs(wanted).mean())
-    if left.std() == 0 or wanted.std() == 0:
-        return 0.0, share
-    return float(np.corrcoef(left.ravel(), wanted.ravel())[0, 1]), share

@@ -1,26 +1,74 @@
-"""How far protected images are from their originals, and what of the noise outlives a trainer's resize."""
+"""How far protected images are from their originals, and how much of the noise a resize leaves."""
 
 import math
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
-from semkit.images.picture import bands, noise_survival
+from semkit.images.picture import bands, working_image
 
-SAMPLE = 200  # images on which SSIM and survival are taken
-CENTRE = 256  # SSIM looks at the central 256 pixels of larger images: it is slow on photographs
+SAMPLE = 200  # images of a set for which SSIM and survival are computed
+CENTRE = 256  # SSIM is computed on the central 256 pixels of larger images, because it is slow on photos
 WINDOW = 11
 
 
-def ssim(x: torch.Tensor, y: torch.Tensor) -> float:
-    """The structural similarity of two images [C,H,W] in levels 0..255, 11 pixels wide and high at least.
+def difference(original: Image.Image, protected: Image.Image) -> int:
+    """max |protected - original| over all pixels and channels, in levels.
 
-    Source: Wang et al., IEEE TIP 2004, by torchmetrics.
+    Raises ValueError if sizes, modes or alpha channels differ.
     """
-    from torchmetrics.functional.image import structural_similarity_index_measure  # seconds to import
+    if original.size != protected.size:
+        sizes = ["x".join(map(str, image.size)) for image in (original, protected)]
+        raise ValueError(f"the original has {sizes[0]} pixels, the protected image {sizes[1]}")
+    if original.mode != protected.mode:
+        raise ValueError(f"the original has mode {original.mode}, the protected image {protected.mode}")
+    largest = 0
+    for before, after in bands(original, protected):
+        apart = np.abs(np.asarray(before).astype(np.int16) - np.asarray(after))
+        if original.mode.endswith("A") and apart[..., -1].any():
+            raise ValueError("the alpha channels differ")
+        largest = max(largest, int(apart.max()))
+    return largest
 
-    return float(structural_similarity_index_measure(x.float()[None], y.float()[None], data_range=255.0))
+
+def noise_survival(original: Image.Image, protected: Image.Image, noise: np.ndarray) -> tuple[float, float]:
+    """How much of int8 noise [3,size,size] a resize to size x size leaves: (correlation, share of its mean |noise|).
+
+    (0, 0) for zero noise; correlation 0 if the noise, or what is left of it, is constant.
+    """
+    if not noise.any():
+        return 0.0, 0.0
+    size, wanted = noise.shape[-1], noise.astype(np.float64)
+    left = working_image(protected, size).astype(np.float64) - working_image(original, size)
+    share = float(np.abs(left).mean() / np.abs(wanted).mean())
+    if left.std() == 0 or wanted.std() == 0:
+        return 0.0, share
+    return float(np.corrcoef(left.ravel(), wanted.ravel())[0, 1]), share
+
+
+def ssim(x: torch.Tensor, y: torch.Tensor) -> float:
+    """Structural similarity of two images [C,H,W] in levels 0..255, at least 11 pixels wide and high.
+
+        SSIM = mean of (2 mx my + a) (2 cxy + b) / ((mx^2 + my^2 + a) (vx + vy + b)),  a = 2.55^2, b = 7.65^2
+
+    mx, vx, cxy: mean, variance and covariance under a Gaussian window of 11 pixels, sigma 1.5, around every pixel; the
+    images are reflected at their edges. Source: Wang et al., IEEE TIP 2004.
+
+    >>> ssim(torch.zeros(3, 16, 16), torch.zeros(3, 16, 16))
+    1.0
+    """
+    bell = torch.exp(-((torch.arange(WINDOW) - WINDOW // 2) ** 2) / (2 * 1.5**2)).double()
+    bell /= bell.sum()
+    x, y = (F.pad(image.double()[:, None], [WINDOW // 2] * 4, mode="reflect") for image in (x, y))
+
+    def mean(values: torch.Tensor) -> torch.Tensor:
+        return F.conv2d(F.conv2d(values, bell.view(1, 1, -1, 1)), bell.view(1, 1, 1, -1))
+
+    mx, my, a, b = mean(x), mean(y), 2.55**2, 7.65**2
+    vx, vy, cxy = mean(x * x) - mx**2, mean(y * y) - my**2, mean(x * y) - mx * my
+    return float(((2 * mx * my + a) * (2 * cxy + b) / ((mx**2 + my**2 + a) * (vx + vy + b))).mean())
 
 
 def _colours(image: Image.Image) -> np.ndarray:
@@ -35,16 +83,16 @@ def _centre(image: Image.Image) -> torch.Tensor:
 
 
 class Quality:
-    """PSNR over all pairs that are added; SSIM and noise survival over about SAMPLE of the `count` that will be."""
+    """Quality of a protected set: PSNR over all `count` pairs that are added, SSIM and survival over about SAMPLE."""
 
     def __init__(self, count: int):
         self._every = max(1, count // SAMPLE)
         self._seen = self._unchanged = self._squares = self._values = 0
         self._ssim, self._survival = [], []
-        self.largest = 0  # change of a value so far, in levels
+        self.largest = 0  # change of any value so far, in levels
 
     def add(self, original: Image.Image, protected: Image.Image, noise: np.ndarray | None = None) -> None:
-        """One pair, and the int8 noise [3,size,size] that was fitted to it, if it was noise."""
+        """Add a pair, and the int8 noise [3,size,size] that was fitted to it, if it was noise."""
         squares, width, height = 0, *original.size
         for before, after in bands(original, protected):
             apart = _colours(after) - _colours(before)
@@ -60,7 +108,7 @@ class Quality:
         self._seen += 1
 
     def report(self) -> dict:
-        """The numbers, None where there was nothing to take them on."""
+        """The numbers for a report; None where no image gave one."""
         psnr = 10 * math.log10(255**2 * self._values / self._squares) if self._squares else None
         correlation, share = np.mean(self._survival, axis=0).tolist() if self._survival else (None, None)
         survival = {"noise_correlation": _rounded(correlation, 3), "noise_share": _rounded(share, 3)}

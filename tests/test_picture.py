@@ -17,14 +17,13 @@ from semkit.images.picture import (
     MODES,
     UnreadableImage,
     apply_noise,
-    difference,
     fit_noise,
-    noise_survival,
     read_image,
     stored_size,
     working_image,
     write_png,
 )
+from semkit.images.quality import difference
 
 RNG = np.random.default_rng(0)
 RGB = Image.fromarray(hostile.pixels(RNG, 24, 16))
@@ -291,21 +290,6 @@ def test_constant_noise_stays_constant_at_any_size():
         assert np.array_equal(fitted, np.broadcast_to(noise[:, :1, :1], fitted.shape))
 
 
-def test_difference_says_what_does_not_match():
-    shifted = Image.fromarray(np.asarray(RGBA) + np.uint8([0, 0, 0, 1]))
-    for other, message in (
-        (RGBA.crop((0, 0, 9, 9)), "the original has 24x16 pixels, the protected image 9x9"),
-        (RGB, "the original has mode RGBA, the protected image RGB"),
-        (shifted, "the alpha channels differ"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            difference(RGBA, other)
-    assert difference(RGBA, RGBA) == 0
-    one = np.asarray(RGB).copy()
-    one[5, 6, 1] ^= 1
-    assert difference(RGB, Image.fromarray(one)) == 1
-
-
 def test_working_image():
     small = RGB.resize((8, 8))
     assert np.array_equal(working_image(small, 8), np.moveaxis(np.asarray(small), -1, 0))
@@ -313,18 +297,3 @@ def test_working_image():
     assert np.array_equal(working_image(RGBA, 8), np.moveaxis(expected, -1, 0))
     grey = working_image(RGB.convert("L"), 8)
     assert grey.shape == (3, 8, 8) and (grey == grey[:1]).all()
-
-
-def test_survival():
-    noise = np.kron(RNG.choice([-8, 8], (3, 16, 16)), np.ones((2, 2))).astype(np.int8)
-    grey = Image.new("RGB", (32, 32), (128, 128, 128))
-    assert noise_survival(grey, apply_noise(grey, noise, 8), noise) == pytest.approx((1, 1))
-    large = grey.resize((120, 90))
-    correlation, share = noise_survival(large, apply_noise(large, noise, 8), noise)
-    assert 0.97 < correlation < 1 and 0.7 < share < 1
-    # Better than what a bilinear enlargement alone would leave.
-    plain = plainly_resized(noise.astype(np.float32), (120, 90), Image.Resampling.BILINEAR)
-    plain = Image.fromarray(np.moveaxis(128 + np.rint(plain), 0, -1).astype(np.uint8))
-    assert noise_survival(large, plain, noise) < (correlation, share)
-    assert noise_survival(grey, grey, noise) == (0, 0)
-    assert noise_survival(grey, grey, 0 * noise) == (0, 0)
