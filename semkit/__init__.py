@@ -25,7 +25,7 @@ PUBLIC = {  # module -> its public names
     "protections.crafting": "CraftRecipe craft",
     "protections.noise": "Noise",
     "protections.presets": "craft_recipe learn_recipe sweep_recipes",
-    "training.augmix": "AugMix",
+    "training.mixing": "AugMix",
     "training.bullettrain": "BulletTrain",
     "training.learning": "LearnRecipe accuracy fit",
     "training.objectives": "Mart Plain Trades",

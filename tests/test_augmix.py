@@ -12,9 +12,9 @@ from scipy.special import softmax
 
 from semkit.nets.engine import Engine, count_passes, logits, predict
 from semkit.nets.lab import Lab
-from semkit.training.augmix import AugMix, disagreement, mixed
 from semkit.training.bullettrain import Mined, Mining, mining
 from semkit.training.learning import LearnRecipe, fit
+from semkit.training.mixing import AugMix, disagreement, mixed
 from semkit.training.perturb import Clean
 from semkit.training.schedule import SGD
 

@@ -12,9 +12,9 @@ from photos import image_set, image_split
 from semkit.nets.engine import Engine, count_passes, predict, training_logits
 from semkit.nets.lab import Lab
 from semkit.protections.crafting import CraftRecipe, Interrupted, craft
-from semkit.training.augmix import AugMix, mixed
 from semkit.training.bullettrain import BulletTrain, Mined, Mining, mining, spread
 from semkit.training.learning import LearnRecipe, accuracy, fit
+from semkit.training.mixing import AugMix, mixed
 from semkit.training.objectives import Mart, Plain, Trades
 from semkit.training.perturb import PGD, Clean, Uniform, shrunk
 from semkit.training.schedule import SGD

@@ -15,10 +15,10 @@ from semkit.lessons.corruptions import KINDS, corrupted
 from semkit.nets import models
 from semkit.nets.engine import Engine, step_down
 from semkit.nets.lab import Lab
-from semkit.training.augmix import AugMix
 from semkit.training.bullettrain import KINDS as SORTED
 from semkit.training.bullettrain import BulletTrain, Mined, Mining, mining
 from semkit.training.learning import Learned, LearnRecipe, accuracy, fit
+from semkit.training.mixing import AugMix
 from semkit.training.objectives import Mart, Trades
 from semkit.training.perturb import PGD, Clean
 from semkit.training.schedule import SGD

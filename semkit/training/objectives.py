@@ -1,7 +1,7 @@
-"""What a learner's step goes down on: cross-entropy on the perturbed images alone, TRADES, MART, RSR.
+"""Objectives, the losses that a learner minimises: cross-entropy on perturbed images, TRADES, MART, RSR.
 
 Every objective is called as objective(model, x, y, perturbation, generator) -> loss, a scalar with its graph on the
-weights. It applies the perturbation (which sees the model in eval mode) and takes the train-mode passes itself.
+weights. It calls the perturbation, which sees the model in eval mode, and makes the train-mode passes itself.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from semkit.training.perturb import Perturbation
 
 
 class Objective(Protocol):
-    """passes: train-mode passes an image, the perturbation's not among them."""
+    """A loss over a batch. passes: train-mode passes an image, without those of the perturbation."""
 
     passes: int
 
@@ -38,7 +38,7 @@ def divergence(logits: Tensor, others: Tensor) -> Tensor:
 
 
 def answers(model: nn.Module, a: Tensor, y: Tensor, perturbation: Perturbation) -> Tensor:
-    """training_logits(model, a) at what the perturbation returned; the perturbation learns of them."""
+    """Train-mode logits [N,classes] at the perturbed images a, which the perturbation is told of (BulletTrain)."""
     logits = training_logits(model, a)
     perturbation.learn(logits.detach(), y)
     return logits
@@ -57,7 +57,7 @@ class Plain:
 
 
 class TwoBatches:
-    """What the objectives below share: clean and perturbed images as two train-mode batches, and one field, a weight.
+    """Base of the objectives below: clean and perturbed images as two train-mode batches, and one weight.
 
         loss(f(x), f(a), y),   a = perturbation(x)
 
@@ -71,11 +71,11 @@ class TwoBatches:
             object.__setattr__(self, name, check_weight(weight, name))
 
     def target(self, model: nn.Module, x: Tensor) -> Tensor | None:
-        """Class probabilities [N,classes] from which the perturbation climbs away; None: from the labels."""
+        """Class probabilities [N,classes] that the perturbation moves away from; None for the labels."""
         return None
 
     def loss(self, clean: Tensor, attacked: Tensor, y: Tensor) -> Tensor:
-        """The mean over images with these logits [N,classes], train-mode ones, and labels y [N]."""
+        """Mean loss over the batch, from train-mode logits [N,classes] of both and labels y [N]."""
         raise NotImplementedError
 
     def __call__(
@@ -87,18 +87,18 @@ class TwoBatches:
 
 @dataclass(frozen=True)
 class Trades(TwoBatches):
-    """Accuracy on clean images, and the same answer at a perturbed image that is sought where the answer changes most.
+    """Accuracy on clean images plus the same prediction at the perturbed image where it changes most.
 
         mean CE(f(x), y) + beta KL(f(x) || f(a)),   a = perturbation climbing KL(f(x) || f(.)), not CE(f(.), y)
 
-    Two train-mode passes an image, and one forward pass in eval mode for the answers at x.
+    Two train-mode passes an image and one forward pass in eval mode, for the prediction at x.
     Source: Zhang et al., ICML 2019.
     """
 
     beta: float = 6
 
     def target(self, model: nn.Module, x: Tensor) -> Tensor:
-        """The model's own answers at x."""
+        """The model's own predictions at x."""
         return predict(model, x).softmax(1)
 
     def loss(self, clean: Tensor, attacked: Tensor, y: Tensor) -> Tensor:
@@ -107,7 +107,7 @@ class Trades(TwoBatches):
 
 @dataclass(frozen=True)
 class Mart(TwoBatches):
-    """Adversarial training that weighs images by how wrong the net is on them without perturbation.
+    """Adversarial training that weights images by how wrong the net is on them without perturbation.
 
         mean -log q_y - log(1 - max over k != y of q_k) + beta (1 - p_y) KL(p || q)
 
@@ -128,13 +128,13 @@ class Mart(TwoBatches):
 
 @dataclass(frozen=True)
 class Rsr(TwoBatches):
-    """Robust sparse regularisation: clean and perturbed images by halves, and a lasso that makes weights prunable.
+    """Robust sparse regularisation: half clean, half perturbed images, and a lasso that makes weights prunable.
 
         1/2 mean CE(f(x), y) + 1/2 mean CE(f(a), y) + lam sum |W|,   a = perturbation(x)
 
-    W: the weights of convolutions and linear layers, without injected noise (weights.layer_weights); for RSR as
-    published the net is one with injected noise ("...+injected"). With lam 0 and a plain net it is the PGD training
-    that RSR is compared with. Two train-mode passes an image. Source: Rakin et al., 2019.
+    W: the weights of convolutions and linear layers, without injected noise (weights.layer_weights). RSR as published
+    uses a net with injected noise ("...+injected"); with lam 0 and a plain net this is the PGD training that RSR is
+    compared with. Two train-mode passes an image. Source: Rakin et al., 2019.
     """
 
     lam: float = 3e-4  # the best of three at a lesson's budget: results/rsr
