@@ -1,4 +1,4 @@
-"""BulletTrain: steps go where they matter. Images at the net's boundary get many, sure ones few, lost ones none."""
+"""BulletTrain: PGD with many steps for images near the decision boundary, few for robust ones, none for outliers."""
 
 import contextlib
 import contextvars
@@ -16,8 +16,10 @@ KINDS = ("outlier", "boundary", "robust")
 
 @dataclass
 class Mined:
-    """What mining knows of a run so far: the average that sets the threshold, how the last batch was sorted, and how
-    all were: images of each of KINDS. All of it goes into a saved state.
+    """State of mining in a run; it is saved with the run.
+
+    average: of the adversarial accuracy, which sets the threshold. last, all: images of each of KINDS, in the last
+    batch and in all batches.
     """
 
     average: float = 0.0
@@ -30,12 +32,12 @@ class Mined:
 
     @property
     def now(self) -> dict[str, float]:
-        """The share of the last batch that was of each kind; nothing before the first batch."""
+        """The share of each kind in the last batch; empty before the first batch."""
         return self._shares(self.last)
 
     @property
     def shares(self) -> dict[str, float]:
-        """The share of all images sorted so far that was of each kind; nothing before the first batch."""
+        """The share of each kind in all batches so far; empty before the first batch."""
         return self._shares(self.all)
 
 
@@ -44,9 +46,9 @@ _mined: contextvars.ContextVar[Mined | None] = contextvars.ContextVar("mined", d
 
 @contextlib.contextmanager
 def mining(mined: Mined | None = None):
-    """A Mined (a new one, or the one given) that mining in this thread goes on from inside the with-block.
+    """Inside the with-block, mining in this thread reads and updates `mined` (a new Mined unless given).
 
-    Outside of any block every batch is the first one: a perturbation is a frozen recipe and remembers nothing.
+    Outside of a block every batch counts as the first one, because a perturbation is a frozen recipe without memory.
     """
     mined = mined or Mined()
     token = _mined.set(mined)
@@ -57,31 +59,31 @@ def mining(mined: Mined | None = None):
 
 
 def spread(p: Tensor, y: Tensor) -> Tensor:
-    """v [N]: std over the classes of p [N,classes], positive where the likeliest class is y [N], else negative."""
+    """Signed spread of predictions p [N,classes]: std over the classes, negative where the top class is not y. [N]."""
     return torch.where(p.argmax(1) == y, 1.0, -1.0).to(p) * p.std(1, correction=0)
 
 
 def threshold(v: Tensor, average: float) -> Tensor:
-    """max(0, quantile of the spreads v at 1 - average): above it is about the share `average` of the images."""
+    """max(0, quantile of v at 1 - average), so that about the share `average` of the images lies above it."""
     return v.float().quantile(1 - average).clamp(min=0)
 
 
 def groups(v: Tensor, limit: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The indices of the outliers, v < 0, of the boundary images and of the robust ones, v > limit >= 0."""
+    """Indices of outliers (v < 0), boundary images (0 <= v <= limit) and robust images (v > limit)."""
     outlier, robust = v < 0, v > limit
     return tuple(mask.nonzero().flatten() for mask in (outlier, ~(outlier | robust), robust))
 
 
 @dataclass(frozen=True)
 class Mining:
-    """Which images of a batch are worth steps, by the net's answers p at the unperturbed images.
+    """Sorts the images of a batch by the net's predictions p at the unperturbed images.
 
         v = spread(p, y);  limit = max(0, quantile of v at 1 - average)
         outlier: v < 0;  boundary: 0 <= v <= limit;  robust: v > limit
         average <- memory * average + (1 - memory) * gamma * adversarial accuracy of the batch
 
-    So about as many are called robust as lately proved to be, times gamma. Where the published text is silent, this
-    kit chooses: the average starts at 0 (nothing is robust before it has proved to be); the batch's own quantile.
+    So the share called robust is gamma times the adversarial accuracy of recent batches. Two choices are this kit's,
+    because the publication names none: the average starts at 0, and the quantile is that of the batch.
     Source: Hua et al., NeurIPS 2021 (BulletTrain).
     """
 
@@ -93,7 +95,7 @@ class Mining:
             object.__setattr__(self, name, check_share(getattr(self, name), name))
 
     def sort(self, p: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The indices of the outliers, of the boundary images and of the robust ones; noted in the run's Mined."""
+        """Indices of outliers, boundary images and robust images; counted in the run's Mined."""
         mined, v = _mined.get() or Mined(), spread(p, y)
         found = groups(v, threshold(v, mined.average))
         mined.last = tuple(len(index) for index in found)
@@ -101,20 +103,23 @@ class Mining:
         return found
 
     def learn(self, right: float, of: int) -> None:
-        """Takes in that `right` of the batch's `of` images were answered rightly after the perturbation."""
+        """Update the average: `right` of the batch's `of` images were labelled right after the perturbation."""
         if mined := _mined.get():
             mined.average = self.memory * mined.average + (1 - self.memory) * self.gamma * right / of
 
 
 @dataclass(frozen=True)
 class BulletTrain(Perturbation):
-    """PGD whose steps depend on the image: `boundary` at boundary images, `robust` (few, large steps) at robust ones,
-    `outlier` at those that are wrong without it: Clean(), no step, as published.
+    """PGD with steps by kind of image: `boundary` for boundary images, `robust` (few, large steps) for robust ones,
+    `outlier` for images that are wrong without perturbation (Clean(): no step, as published).
 
-    One forward pass in eval mode sorts a batch (none where the answers come as `target`); how many stand it is told by
-    the training step that follows, through `learn`: this kit's choice of where adversarial accuracy comes from. Groups
-    are gathered into batches of their own, so that what is spared is not computed.
+    One forward pass in eval mode sorts a batch; none where predictions come as `target`. The adversarial accuracy comes
+    from the training step that follows, through `learn`, which is this kit's choice. Each kind is a batch of its own,
+    so that spared steps are not computed.
     Raises ValueError for more than one radius. Source: Hua et al., NeurIPS 2021.
+
+    >>> BulletTrain().radius, BulletTrain().passes
+    (8.0, 10)
     """
 
     boundary: PGD = PGD(8, 10, 2)
@@ -134,7 +139,7 @@ class BulletTrain(Perturbation):
 
     @property
     def passes(self) -> int:
-        """Input gradients per image, at most: what an image costs if all are of the dearest kind."""
+        """Input gradients an image at most: of the kind with the most steps."""
         return max(self.outlier.passes, self.boundary.passes, self.robust.passes)
 
     def scaled(self, share: float) -> "BulletTrain":
@@ -142,7 +147,7 @@ class BulletTrain(Perturbation):
         return BulletTrain(*parts, self.mining)
 
     def draw(self, x: Tensor, generator: Generator | None = None) -> Tensor:
-        """Where an ascent starts, as an offset from x; which images ascend is not known yet."""
+        """The start of the ascent as an offset from x, for every image, because their kinds are not known yet."""
         return self.boundary.draw(x, generator)
 
     def apply(self, model: nn.Module, x: Tensor, y: Tensor, drawn: Tensor, target: Tensor | None = None) -> Tensor:

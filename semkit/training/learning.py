@@ -1,4 +1,4 @@
-"""One training loop for learners: ERM, adversarial training and its kin, judged on clean test images."""
+"""The training loop of learners: ERM, adversarial training and their variants, tested on clean images."""
 
 import math
 import time
@@ -26,10 +26,12 @@ class LearnRecipe:
     """How a learner is trained; the defaults are SEM's and REM's released protocol for ERM.
 
     perturbation: Clean() is empirical risk minimisation (ERM), PGD(r) adversarial training (AT) at radius r.
-    objective: what a step goes down on; Plain() is the cross-entropy on the perturbed images, Trades() and Mart() look
-    at the clean ones too.
-    evaluations: how many times, evenly spread and at the end, the test accuracy is taken.
-    pretrained: whose weights are the first ones, None for fresh ones.
+    objective: the loss; Plain() is the cross-entropy on the perturbed images, Trades() and Mart() use clean ones too.
+    evaluations: how often the test accuracy is taken, evenly spread and at the end.
+    pretrained: a net to start from, None for fresh weights.
+
+    >>> sk.LearnRecipe(sk.PGD(4), model="tiny", sgd=sk.SGD(steps=100, batch=50)).cost(1000).total
+    55000
     """
 
     perturbation: Perturbation = Clean()
@@ -49,7 +51,7 @@ class LearnRecipe:
         return Passes(visits * self.perturbation.passes, visits * self.objective.passes)
 
     def tested(self, images: ImageSet) -> ImageSet:
-        """Test images at the side that the augmented ones have: the centre of larger ones, smaller ones resized."""
+        """Test images at the size that the augmented ones have: larger ones are cropped, smaller ones resized."""
         have = images.images.shape[-1]
         side = self.augment.output_size(have)
         if side == have:

@@ -1,9 +1,10 @@
-"""How an image is changed before the loss: EM, REM, SEM, adversarial training and robust accuracy differ only in this.
+"""Perturbations of an image before the loss. EM, REM, SEM, adversarial training and robust accuracy differ only here.
 
-Every perturbation is called as perturbation(model, x, y, generator) -> x' for x [N,C,H,W] in [0,1] and y [N]. That is
-perturbation.apply(model, x, y, drawn) with all its randomness in drawn = perturbation.draw(x, generator).
-With target=p, class probabilities [N,classes], an ascent climbs KL(p || f(x')), not CE(f(x'), y): the model's own at x
-(Trades), or the labels of mixed images (Mixed).
+    x_adv = perturbation(model, x, y, generator)      x [N,C,H,W] in [0,1], y [N] -> x_adv, the same shape
+
+A call is perturbation.apply(model, x, y, drawn), with all its randomness in drawn = perturbation.draw(x, generator).
+With target=p, class probabilities [N,classes], PGD ascends KL(p || f(x')) in place of CE(f(x'), y): p are the model's
+own predictions at x (Trades), or the labels of mixed images (Mixed).
 """
 
 from dataclasses import dataclass, replace
@@ -30,9 +31,9 @@ def _check_norm(norm: str) -> None:
 
 
 class Perturbation:
-    """What every perturbation has: a radius in pixel levels, input gradients per image, its draws, itself weaker.
+    """Base of all perturbations. radius: in pixel levels. passes: input gradients an image.
 
-    whole_batch: whether what it does to an image depends on the others of its batch.
+    whole_batch: True if the change of an image depends on the other images of its batch.
     """
 
     radius: float
@@ -40,11 +41,11 @@ class Perturbation:
     whole_batch = False
 
     def draw(self, x: Tensor, generator: Generator | None = None) -> Tensor:
-        """What `apply` needs of chance, a row for each image of x."""
+        """The random numbers that `apply` needs, a row for each image of x."""
         raise NotImplementedError
 
     def apply(self, model: nn.Module, x: Tensor, y: Tensor, drawn: Tensor, target: Tensor | None = None) -> Tensor:
-        """x' with the draws of these images."""
+        """The perturbed images, from x and the draws of these images."""
         raise NotImplementedError
 
     def scaled(self, share: float) -> "Perturbation":
@@ -52,7 +53,7 @@ class Perturbation:
         return replace(self, radius=self.radius * share)
 
     def learn(self, logits: Tensor, y: Tensor) -> None:
-        """Takes in a training net's answers [N,classes] at what `apply` returned, and their labels; most need none."""
+        """Called with the training net's logits [N,classes] at the perturbed images, for perturbations that adapt."""
 
     def __call__(
         self, model: nn.Module, x: Tensor, y: Tensor, generator: Generator | None = None, target: Tensor | None = None
@@ -62,7 +63,11 @@ class Perturbation:
 
 @dataclass(frozen=True)
 class Clean(Perturbation):
-    """x itself."""
+    """No perturbation: x itself. ERM, EM and clean accuracy.
+
+    >>> Clean().radius, Clean().passes
+    (0.0, 0)
+    """
 
     radius = 0.0
     passes = 0
@@ -80,9 +85,12 @@ class Clean(Perturbation):
 
 @dataclass(frozen=True)
 class Uniform(Perturbation):
-    """box(x + u), u uniform in the ball of `radius` levels: random perturbation, one draw, no gradient.
+    """Random perturbation box(x + u), u uniform in the ball of `radius` levels: one draw, no gradient (SEM).
 
-    Source: Liu et al., AAAI 2024 (SEM).
+    Source: Liu et al., AAAI 2024.
+
+    >>> Uniform(4)(None, torch.zeros(1, 3, 2, 2), None).max() <= 4 / 255
+    tensor(True)
     """
 
     radius: float = 4
@@ -110,6 +118,9 @@ class PGD(Perturbation):
     radius and step_size in pixel levels, also for l2 and l1 (l2 radius 0.5 on the [0,1] scale is 127.5 levels);
     step_size defaults to radius / 5. x [N,C,H,W] in [0,1], y [N] -> x_adv, same shape.
     Raises ValueError for radii that look like fractions. Source: Madry et al., ICLR 2018.
+
+    >>> PGD(4)
+    PGD(radius=4.0, steps=10, step_size=0.8, norm='linf', random_start=True)
     """
 
     radius: float = 4
@@ -152,18 +163,18 @@ class PGD(Perturbation):
         return replace(self, radius=self.radius * share, step_size=self.step_size * share)
 
     def gradient(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        """What a step follows: engine.input_gradient at x."""
+        """The gradient that a step follows: engine.input_gradient at x."""
         return input_gradient(model, x, y)
 
 
 @dataclass(frozen=True)
 class EOT(PGD):
-    """PGD whose every step follows the mean gradient over `draws` passes: for nets that draw noise of their own.
+    """PGD that follows the mean gradient of `draws` passes in every step, for nets that draw noise of their own.
 
         x_adv <- box(x + project(x_adv + step_size * direction(mean of draws of grad CE(f(x_adv), y)) - x))
 
-    A single draw shows such a net more robust than it is: its gradient is noisy. Source: Athalye et al., ICML 2018
-    (expectation over transformation). Raises ValueError for draws < 1.
+    With one draw such a net looks more robust than it is, because its gradient is noisy. Source: Athalye et al., ICML
+    2018 (expectation over transformation). Raises ValueError for draws < 1.
     """
 
     draws: int = 8

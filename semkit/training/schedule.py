@@ -1,4 +1,4 @@
-"""Stochastic gradient descent as a recipe: rate, schedule, batches; shared by the surrogate and the learners."""
+"""SGD as a recipe: learning rate, schedule and batches, for the surrogate and the learners."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,6 +18,9 @@ class SGD:
 
     Raises ValueError for steps < 1, batch < 2, a warmup outside [0, 1], and an lr, momentum or weight_decay that is
     negative or not finite.
+
+    >>> [round(SGD(steps=4, warmup=0.5).rate(step), 3) for step in range(4)]
+    [0.025, 0.075, 0.075, 0.025]
     """
 
     steps: int = 5000
@@ -47,7 +50,7 @@ class SGD:
         return self.lr * ((1 - done) / (1 - self.warmup))
 
     def optimizer(self, model: nn.Module) -> torch.optim.SGD:
-        """The optimizer of all parameters; the strengths of injected noise (injection.alphas) do not decay."""
+        """The optimizer of all parameters; the strengths of injected noise (weights.alphas) do not decay."""
         free = alphas(model)
         decayed = [p for p in model.parameters() if not any(p is other for other in free)]
         groups = [{"params": decayed}, {"params": free, "weight_decay": 0.0}] if free else decayed
