@@ -17,7 +17,8 @@ WITH_EXAMPLES = [
 
 
 def failures(module) -> int:
-    return doctest.testmod(module, extraglobs={"sk": semkit}, optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS).failed
+    flags = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
+    return doctest.testmod(module, extraglobs={"sk": semkit}, optionflags=flags).failed
 
 
 @pytest.mark.parametrize("name", WITH_EXAMPLES)
