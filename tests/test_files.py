@@ -52,12 +52,6 @@ def test_links_are_followed_but_not_round_in_circles(tmp_path):
     assert listing.ignored == ("a/self/", "a/up/")
 
 
-def test_split_folders(tmp_path):
-    for name, found in (("cats", None), ("Val", None), ("Train", ("Train", "Val")), ("test", ("Train", "test"))):
-        (tmp_path / name).mkdir()
-        assert files.split_folders(tmp_path) == found
-
-
 def test_output_names_by_example():
     names = ["c/a.jpg", "c/b.jpg", "c/b.PNG", "c/B.tif", "d/b.jpg", "c/x.y.gif", "e/t.jpg", "e/t.png", "e/t.jpg.jpg"]
     assert files.output_names(names) == {

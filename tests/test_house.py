@@ -23,7 +23,6 @@ NAMES_LATER = {
     "app.lab",
     "app.originals",
     "app.progress",
-    "images.shapes",
     "lessons.latent",
 }
 MODULES = {

@@ -1,14 +1,13 @@
 """The images that are to be protected, at the size that nets see and at their own."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-import torch
 from PIL import Image
 
 from semkit.images.files import output_names
-from semkit.images.imageset import ImageSet, stratified_limit
-from semkit.images.loading import check_size, find_folder, load, load_files, resized, set_name
+from semkit.images.imageset import ImageSet
+from semkit.images.loading import check_size, find_folder, limited, load, load_parts, resized, set_name
 from semkit.images.picture import read_image, stored_size
 from semkit.images.storage import AUTO, Storage
 from semkit.nets.lab import Interrupted
@@ -68,16 +67,12 @@ def originals(
         read = lambda i: Image.fromarray(native.images[i].permute(1, 2, 0).contiguous().numpy())  # noqa: E731
         images = resized(native, size, storage)
         return Originals(images, named_outputs(images), read, lambda i: (NATIVE, NATIVE))
-    folder = find_folder(source)
-    names, part = output_names(folder.train.names), folder.train
-    if limit is not None and not skip_unreadable:  # else what can be read must be known first, as in load_folder
-        part = part.take(stratified_limit(torch.tensor(part.labels), limit))
-    images, skipped = load_files(
-        folder.root, part.names, part.labels, folder.classes, size=size, skip_unreadable=skip_unreadable,
+    folder = replace(find_folder(source), test=None)
+    names = output_names(folder.train.names)
+    [images], skipped = load_parts(
+        folder, lambda parts: [limited(part, limit) for part in parts], size=size, skip_unreadable=skip_unreadable,
         storage=storage, on_step=job(on_step, "reading images"),
     )  # fmt: skip
-    if limit is not None:
-        images = images.limit(limit)
     outputs = tuple(names[name] for name in images.files)
     read, stored = (lambda i, do=do: do(folder.root / images.files[i]) for do in (read_image, stored_size))
     return Originals(images, outputs, read, stored, skipped, folder.ignored)

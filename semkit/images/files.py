@@ -15,7 +15,6 @@ from typing import BinaryIO
 
 # What torchvision's ImageFolder takes for an image, and GIF. WebP, GIF and TIFF files give their first frame.
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
-SPLITS = ("test", "val", "valid", "validation", "eval", "dev")
 LONGEST = 255  # bytes of a file's name
 
 
@@ -82,13 +81,6 @@ def _walk(root: Path, name: str) -> tuple[tuple[str, ...], list[str]]:
             if not file.startswith("."):
                 (images if is_image_name(file) else ignored).append(f"{below}/{file}")
     return tuple(sorted(images)), sorted(ignored)
-
-
-def split_folders(folder: str | os.PathLike) -> tuple[str, str] | None:
-    """The names of the sub-folders train and test (else the next of SPLITS), in any case; None without both."""
-    found = {p.name.lower(): p.name for p in sorted(Path(folder).iterdir(), reverse=True) if p.is_dir()}
-    test = next((found[name] for name in SPLITS if name in found), None)
-    return (found["train"], test) if "train" in found and test else None
 
 
 def output_names(names: Iterable[str]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Labelled images as tensors: an ImageSet, its seeded parts, its fingerprint."""
+"""Labelled images as tensors: ImageSet and Split, their seeded parts, their fingerprint."""
 
 import hashlib
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from semkit.images.pixels import add_noise, check_count
 
 
 def _ranks(labels: torch.Tensor, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Every image's place [N] in a random order of its class, and the size [N] of its class."""
+    """Each image's rank [N] in a random order of its class, and the size [N] of its class."""
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     order = order[labels[order].argsort(stable=True)]
     counts = labels.bincount()
@@ -23,9 +23,12 @@ def _ranks(labels: torch.Tensor, seed: int) -> tuple[torch.Tensor, torch.Tensor]
 
 
 def stratified_limit(labels: torch.Tensor, n: int, seed: int = 0) -> torch.Tensor:
-    """Indices of n images, every class in its share and at least once, in their old order; all if n >= N.
+    """Choose n images: sorted indices, every class in its share and at least once; all if n >= N.
 
-    Raises ValueError if n is below the number of classes.
+    labels [N]. Raises ValueError if n is below the number of classes.
+
+    >>> stratified_limit(torch.tensor([0, 0, 0, 0, 1, 1]), 3).tolist()
+    [2, 3, 5]
     """
     check_count(n, "limit", 1)
     if n >= len(labels):
@@ -44,7 +47,7 @@ def check_fraction(fraction: float) -> float:
 
 
 def stratified_share(labels: torch.Tensor, fraction: float, seed: int = 0) -> torch.Tensor:
-    """Indices of `fraction` of every class, an image at least, in their old order.
+    """Choose `fraction` of every class, at least one image: sorted indices.
 
     Raises ValueError for a fraction outside (0, 1].
     """
@@ -53,7 +56,7 @@ def stratified_share(labels: torch.Tensor, fraction: float, seed: int = 0) -> to
 
 
 def stratified_split(labels: torch.Tensor, test_share: float = 0.2, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Indices of the train and of the test part: round(test_share * size) of every class, at least one in each part.
+    """Divide images: indices of train and test, round(test_share * size) of every class as test, at least one in each.
 
     Raises ValueError if test_share is not in (0, 1), or if a class has a single image.
     """
@@ -70,8 +73,8 @@ def stratified_split(labels: torch.Tensor, test_share: float = 0.2, seed: int = 
 class ImageSet:
     """Labelled images: images uint8 [N,3,H,W], labels int64 [N] into `classes`; files: relative names, or ().
 
-    scratch: the folder for a set that is streamed: its images, and what is made of them, are mapped from files there.
-    Raises ValueError where these do not fit each other.
+    scratch: for a set that is streamed, the folder where its images, and what is made of them, are mapped files.
+    Raises ValueError if these do not fit each other.
     """
 
     images: torch.Tensor
@@ -109,7 +112,7 @@ class ImageSet:
 
     @property
     def fingerprint(self) -> str:
-        """sha256 (hex) of shape, labels and image bytes, so of their order too.
+        """sha256 (hex) of shape, labels and image bytes, in their order.
 
         Computed at every use, because images may have been changed in place.
         """
@@ -129,12 +132,12 @@ class ImageSet:
         return replace(self, images=images, labels=self.labels[index.to(self.labels.device)], files=files)
 
     def batch(self, index: torch.Tensor | slice) -> tuple[torch.Tensor, torch.Tensor]:
-        """Images uint8 and labels at `index`, which is on the labels' device; the images may be elsewhere."""
+        """(images uint8, labels) at `index`, a tensor on the labels' device or a slice; images may be on another."""
         place = index if isinstance(index, slice) else index.to(self.images.device)
         return self.images[place], self.labels[index]
 
     def limit(self, n: int, seed: int = 0) -> "ImageSet":
-        """n images, every class in its share and at least once, in their old order; self if n >= N."""
+        """n images in their order, every class in its share and at least once; self if n >= N."""
         return self if n >= len(self) else self.take(stratified_limit(self.labels, n, seed))
 
     def with_noise(self, noise: torch.Tensor) -> "ImageSet":
@@ -146,28 +149,30 @@ class ImageSet:
         return self.changed(lambda images, part: add_noise(images, noise[part].to(images.device)))
 
     def centre(self, side: int) -> "ImageSet":
-        """The middle side x side pixels of every image, which is no smaller; a view, not a copy."""
+        """The central side x side pixels of every image; a view, not a copy."""
         top, left = ((have - side) // 2 for have in self.images.shape[2:])
         return replace(self, images=self.images[:, :, top : top + side, left : left + side])
 
     def changed(self, change: Callable[[torch.Tensor, slice], torch.Tensor]) -> "ImageSet":
-        """The set with change(images[part], part) as images, made part by part where the images are."""
+        """The set with images changed by change(images[part], part), block by block, and held where they are now."""
         images = storage.zeros(self.images.shape, torch.uint8, self.scratch, self.images.device)
         for part in storage.blocks(images):
             images[part] = change(self.images[part], part)
         return replace(self, images=images)
 
     def to(self, device: str | torch.device) -> "ImageSet":
-        """The set with labels on `device`, and images too, unless they are streamed or too many: then batches move."""
-        stay = self.scratch or not storage.fits(self.images.nbytes, device)
-        return replace(self, images=self.images if stay else self.images.to(device), labels=self.labels.to(device))
+        """The set on `device`; images that are streamed or too many for a GPU stay, and only batches move."""
+        device = torch.device(device)
+        many = device.type == "cuda" and self.images.nbytes > torch.cuda.mem_get_info(device)[0] // storage.SHARE
+        images = self.images if self.scratch or many else self.images.to(device)
+        return replace(self, images=images, labels=self.labels.to(device))
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
     """A train and a test ImageSet with the same classes.
 
-    skipped: relative names of files that could not be read; ignored: of what is taken for no image of a class.
+    skipped: relative names of files that could not be read; ignored: of files that are not images of a class.
     """
 
     train: ImageSet
@@ -182,16 +187,10 @@ def not_among(images: ImageSet, others: ImageSet) -> list[int]:
     return [i for i, image in enumerate(images.images.cpu()) if image.numpy().tobytes() not in taken]
 
 
-def split(image_set: ImageSet, test_share: float = 0.2, seed: int = 0) -> Split:
-    """The set in two seeded parts, every class divided alike; raises ValueError if a class has a single image."""
-    train, test = stratified_split(image_set.labels, test_share, seed)
-    return Split(image_set.take(train), image_set.take(test))
-
-
 def limit_test(split: Split, n: int | None) -> tuple[Split, ImageSet | None]:
-    """The split with n test images, and of the other ones as many as there are training images, None if none are left.
+    """(the split with n test images, the other test images as spare training data, at most as many as in train).
 
-    With n None, or as many as there are, the split as it is.
+    (split, None) with n None, or if there are no more than n.
     """
     if n is None or n >= len(split.test):
         return split, None

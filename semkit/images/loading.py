@@ -3,23 +3,24 @@
 import difflib
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from itertools import chain, permutations
+from itertools import chain, count
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 
-from semkit.images.files import find_images, is_image_name, shown, split_folders
+from semkit.images.files import find_images, is_image_name, shown
 from semkit.images.imageset import ImageSet, Split, stratified_limit, stratified_split
-from semkit.images.imageset import split as split
 from semkit.images.picture import UnreadableImage, read_image, working_image
 from semkit.images.pixels import check_count
+from semkit.images.shapes import embedded
 from semkit.images.storage import AUTO, Storage, zeros
 
 NAMES = ("shapes", "cifar10", "cifar100", "svhn")
+TESTS = ("test", "val", "valid", "validation", "eval", "dev")  # names of a folder of test images, the first first
 LARGEST = 16384  # side of the images that nets are given, in pixels
 OnStep = Callable[[int, int], object]  # on_step(done, total)
 
@@ -28,13 +29,13 @@ class DataError(ValueError):
     """Images that cannot be used as they are; the message is one line and says what to do."""
 
     def _render_traceback_(self) -> list[str]:
-        """All that a notebook shows of it: the line, and no traceback."""
+        """What a notebook shows of it: the line alone, without a traceback."""
         return [f"{type(self).__name__}: {self}"]
 
 
 @dataclass(frozen=True)
 class Part:
-    """Relative names of image files and their labels."""
+    """Image files and their labels; names: relative, with '/'."""
 
     names: tuple[str, ...]
     labels: tuple[int, ...]
@@ -46,9 +47,9 @@ class Part:
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder of class sub-folders, or of train/ with these in it: train holds all images but those of a test/ (val/).
+    """What a folder of images holds: the files of train/ and of test/, or all of them as train.
 
-    `protect` covers train. ignored: names of files, and folders ('name/'), that are not taken for images.
+    `protect` covers train. ignored: names of files, and of folders ('name/'), that are not images of a class.
     """
 
     root: Path
@@ -59,12 +60,12 @@ class Folder:
 
 
 def check_size(size: int) -> int:
-    """`size` if images can be resized to size x size; raises ValueError otherwise."""
+    """`size` if it can be the side of a net's images, in pixels; raises ValueError otherwise."""
     return check_count(size, "size", 1, LARGEST)
 
 
 def scan(root: str | os.PathLike) -> Folder:
-    """What a folder of class sub-folders holds; nothing is decoded.
+    """List a folder of class sub-folders, or of train/ and test/ (val/, ...) with these in each; decodes nothing.
 
     Raises DataError without the folder, images, two classes, or images in every class.
     """
@@ -75,9 +76,10 @@ def scan(root: str | os.PathLike) -> Folder:
         images, ignored = _class_images(root)
         return Folder(root, tuple(images), _part(images), ignored=ignored)
     images, ignored = zip(*(_class_images(root, below) for below in parts), strict=True)
-    for (classes, where), (others, absent) in permutations(zip(images[::-1], parts[::-1], strict=True), 2):
-        if extra := sorted(set(classes) - set(others)):
-            raise DataError(f"{shown(root)}: class {shown(extra[0])!r} is in {where}/ but not in {absent}/")
+    for here, there in ((-1, 0), (0, -1)):
+        if extra := sorted(set(images[here]) - set(images[there])):
+            where = f"is in {parts[here]}/ but not in {parts[there]}/"
+            raise DataError(f"{shown(root)}: class {shown(extra[0])!r} {where}")
     beside = sorted(p.name + "/" * p.is_dir() for p in root.iterdir() if p.name not in parts and p.name[0] != ".")
     return Folder(root, tuple(images[0]), *map(_part, images), ignored=(*beside, *chain(*ignored)))
 
@@ -85,12 +87,14 @@ def scan(root: str | os.PathLike) -> Folder:
 def _parts(root: Path) -> tuple[str, ...]:
     """The names of train/ and test/ below root, or of train/ alone; () where every sub-folder is a class.
 
-    Raises DataError for a train/ of folders beside one that could be the test images or a class.
+    Raises DataError if train/ holds folders, and one beside it could be the test images or a class.
     """
-    if parts := split_folders(root):
-        return parts
-    folders = [p for p in root.iterdir() if p.is_dir() and p.name[0] != "."]
-    inside = [p for folder in folders if folder.name.lower() == "train" for p in folder.iterdir()]
+    folders = sorted((p for p in root.iterdir() if p.is_dir() and p.name[0] != "."), reverse=True)
+    named = {p.name.lower(): p for p in folders}
+    train, test = named.get("train"), next((named[name] for name in TESTS if name in named), None)
+    if train and test:
+        return (train.name, test.name)
+    inside = list(train.iterdir()) if train else []
     if not any(p.is_dir() for p in inside) or any(is_image_name(p.name) for p in inside):
         return ()
     if len(folders) > 1:
@@ -98,17 +102,17 @@ def _parts(root: Path) -> tuple[str, ...]:
             f"{shown(root)}: train/ holds folders, no images, and there is no test/ or val/ beside it; give that name "
             "to the folder of test images, another one to train/ if it is a class, or move the other folder away"
         )
-    return (folders[0].name,)
+    return (train.name,)
 
 
 def set_name(source: str | os.PathLike) -> str | None:
-    """The name in NAMES that `source` is, None for a folder. A Path means a set only where nothing lies at it."""
+    """`source` if it is one of NAMES, None for a folder. A Path is a name only if nothing exists at it."""
     name = os.fspath(source)
     return name if name in NAMES and (name is source or not Path(name).exists()) else None
 
 
 def find_folder(source: str | os.PathLike) -> Folder:
-    """scan(source) for what is no set's name; raises DataError with the nearest name if there is no such folder."""
+    """scan(source), for what is no name of a set; raises DataError with the nearest name if there is no such folder."""
     if not os.fspath(source):
         raise DataError("the name of the images is empty: write a folder or the name of a set")
     if not Path(source).exists():
@@ -143,7 +147,7 @@ def _part(images: dict[str, tuple[str, ...]]) -> Part:
 
 
 def _room(n: int, size: int, storage: Storage) -> tuple[torch.Tensor, Path | None]:
-    """(zeros uint8 [n,3,size,size], the folder they are mapped from or None); DataError where there is no room."""
+    """(zeros uint8 [n,3,size,size], the folder they are mapped from or None); raises DataError if there is no room."""
     needed = n * 3 * size**2
     scratch = storage.scratch(needed)
     try:
@@ -155,83 +159,72 @@ def _room(n: int, size: int, storage: Storage) -> tuple[torch.Tensor, Path | Non
         raise DataError(f"{shown(scratch)}: {error.strerror}: {what}; a smaller size takes less") from None
 
 
-def load_files(
-    root: str | os.PathLike,
-    names: Sequence[str],
-    labels: Sequence[int],
-    classes: Sequence[str],
-    *,
-    size: int = 32,
-    skip_unreadable: bool = False,
-    storage: Storage = AUTO,
-    on_step: OnStep | None = None,
+def _decoded(
+    folder: Folder, part: Part, size: int, skip_unreadable: bool, storage: Storage, tell: Callable[[], object]
 ) -> tuple[ImageSet, tuple[str, ...]]:
-    """The files below root, resized to size x size, as an ImageSet held by `storage`; and the names that were skipped.
-
-    Raises DataError for a file that cannot be read (unless skip_unreadable), and if no file of a class can be.
-    """
-    check_size(size)
-    root, kept, skipped = Path(root), [], []
-    images, scratch = _room(len(names), size, storage)
-    for i, name in enumerate(names):
+    """The files of a part, resized to size x size, and the names of those that were skipped; tell() after each."""
+    kept, skipped = [], []
+    images, scratch = _room(len(part.names), size, storage)
+    for i, name in enumerate(part.names):
         try:
-            images[len(kept)] = torch.from_numpy(working_image(read_image(root / name), size))
+            images[len(kept)] = torch.from_numpy(working_image(read_image(folder.root / name), size))
             kept.append(i)
         except UnreadableImage as error:
             if not skip_unreadable:
                 raise DataError(f"{error}; --skip-unreadable (Python: skip_unreadable=True) leaves it out") from None
             skipped.append(name)
-        if on_step is not None:
-            on_step(i + 1, len(names))
-    found = torch.tensor([labels[i] for i in kept], dtype=torch.int64)
-    for label in sorted(set(labels) - set(found.tolist())):
-        raise DataError(f"{shown(root)}: class {shown(classes[label])!r} has no images that can be read")
-    files = tuple(names[i] for i in kept)
-    return ImageSet(images[: len(kept)], found, classes, root.resolve().name, files, scratch), tuple(skipped)
+        tell()
+    found = part.take(torch.tensor(kept, dtype=torch.int64))
+    for label in sorted(set(part.labels) - set(found.labels)):
+        raise DataError(f"{shown(folder.root)}: class {shown(folder.classes[label])!r} has no images that can be read")
+    labels, name = torch.tensor(found.labels, dtype=torch.int64), folder.root.resolve().name
+    return ImageSet(images[: len(kept)], labels, folder.classes, name, found.names, scratch), tuple(skipped)
 
 
-def _divided(folder: Folder, train, test, seed: int, limit: int | None) -> tuple:
-    """(train, test) of Parts or of ImageSets alike: train is split where test is None, then limited."""
-    if test is None:
-        labels = torch.as_tensor(train.labels)
-        if (counts := labels.bincount()).min() < 2:
-            single = shown(folder.classes[counts.argmin()])
-            raise DataError(f"{shown(folder.root)}: class {single!r} has one image; training and test need one each")
-        train, test = (train.take(index) for index in stratified_split(labels, seed=seed))
-    if limit is not None:
-        train = train.take(stratified_limit(torch.as_tensor(train.labels), limit, seed))
-    return train, test
-
-
-def load_folder(
+def load_parts(
     folder: Folder,
+    choose: Callable[[list], list],
     *,
     size: int = 32,
-    seed: int = 0,
-    limit: int | None = None,
     skip_unreadable: bool = False,
     storage: Storage = AUTO,
     on_step: OnStep | None = None,
-) -> Split:
-    """The Split of a scanned folder, as `load` gives it."""
-    parts = (folder.train, folder.test)
-    if not skip_unreadable:  # else what can be read must be known first, so that no class loses all of a part
-        parts = _divided(folder, *parts, seed, limit)
-    total, before, sets, skipped = sum(len(p.names) for p in parts if p), 0, [], []
-    for part in filter(None, parts):
-        step = on_step and (lambda done, _, before=before: on_step(before + done, total))
-        how = {"size": size, "skip_unreadable": skip_unreadable, "storage": storage, "on_step": step}
-        images, left = load_files(folder.root, part.names, part.labels, folder.classes, **how)
-        before += len(part.names)
-        sets.append(images)
-        skipped += left
-    if skip_unreadable:
-        sets = _divided(folder, sets[0], sets[1] if len(sets) > 1 else None, seed, limit)
-    return Split(*sets, tuple(skipped), folder.ignored)
+) -> tuple[list[ImageSet], tuple[str, ...]]:
+    """Decode what `choose` takes of a folder's parts: (the sets, the names of unreadable files that were skipped).
+
+    choose: [train] or [train, test] -> the parts to decode. With skip_unreadable all files are decoded and it takes
+    from the ImageSets, because it must know what can be read: else a part could lose a class.
+    Raises DataError for a file that cannot be read (unless skip_unreadable), and if no file of a class can be.
+    """
+    check_size(size)
+    parts = [folder.train, folder.test] if folder.test else [folder.train]
+    if not skip_unreadable:
+        parts = choose(parts)
+    done, total = count(1), sum(len(part.names) for part in parts)
+    tell = lambda: on_step and on_step(next(done), total)  # noqa: E731
+    found = [_decoded(folder, part, size, skip_unreadable, storage, tell) for part in parts]
+    sets, skipped = [images for images, _ in found], tuple(chain(*(names for _, names in found)))
+    return choose(sets) if skip_unreadable else sets, skipped
+
+
+def limited(part: Part | ImageSet, limit: int | None, seed: int = 0) -> Part | ImageSet:
+    """`limit` images of a part, every class in its share and at least once; all of them without a limit."""
+    return part if limit is None else part.take(stratified_limit(torch.as_tensor(part.labels), limit, seed))
+
+
+def _train_and_test(folder: Folder, parts: list, seed: int, limit: int | None) -> list:
+    """[train, test] from [train] or [train, test], train limited; raises DataError if a class has a single image."""
+    if len(parts) == 1:
+        labels = torch.as_tensor(parts[0].labels)
+        if (counts := labels.bincount()).min() < 2:
+            single = shown(folder.classes[counts.argmin()])
+            raise DataError(f"{shown(folder.root)}: class {single!r} has one image; training and test need one each")
+        parts = [parts[0].take(index) for index in stratified_split(labels, seed=seed)]
+    return [limited(parts[0], limit, seed), parts[1]]
 
 
 def data_root(root: str | os.PathLike | None = None) -> Path:
-    """Where torchvision's sets are: `root`, else $SEMKIT_DATA, else ~/.cache/semkit.
+    """The folder of torchvision's sets: `root`, else $SEMKIT_DATA, else ~/.cache/semkit.
 
     Raises DataError for a ~user without a home folder.
     """
@@ -271,7 +264,7 @@ def _load_torchvision(name: str, root: Path, download: bool) -> Split:
 
 
 def resized(image_set: ImageSet, size: int, storage: Storage = AUTO) -> ImageSet:
-    """The set with images of size x size, held by `storage`; itself if they are."""
+    """The set with its images resized to size x size, held by `storage`; itself if they have that size."""
     if image_set.images.shape[2:] == (size, size):
         return image_set
     images, scratch = _room(len(image_set), size, storage)
@@ -293,22 +286,24 @@ def load(
     storage: Storage = AUTO,
     on_step: OnStep | None = None,
 ) -> Split:
-    """The Split of a set by name (shapes, cifar10, cifar100, svhn) or of a folder of class sub-folders.
+    """Load a set by name (shapes, cifar10, cifar100, svhn), or a folder with a sub-folder of images for each class.
 
-    Images are resized to size x size; `limit` keeps that many train images, every class in its share; a folder without
-    test/ is divided by `seed`. root: where torchvision's sets are (data_root). storage: where the images
-    go; large sets go to disk. on_step(done, total): files.
-    Raises DataError, with what to do, for whatever cannot be found or read.
+    Images are resized to size x size. limit: number of training images, every class in its share. A folder without
+    test/ is divided by `seed`. root: the folder of torchvision's sets (data_root). storage: where the pixels are; large
+    sets go to disk. on_step(done, total) counts files.
+    Raises DataError, which says what to do, for whatever cannot be found or read.
+
+    >>> load("shapes", limit=100).train
+    ImageSet('shapes', 100 images of 32x32, 10 classes)
     """
     check_size(size)
-    if (name := set_name(source)) == "shapes":
-        from semkit.images.shapes import shapes
-
-        found = shapes(seed=seed)
-    elif name:
-        found = _load_torchvision(name, data_root(root), download)
-    else:
-        how = {"size": size, "seed": seed, "limit": limit, "skip_unreadable": skip_unreadable, "on_step": on_step}
-        return load_folder(find_folder(source), storage=storage, **how)
-    train = found.train if limit is None else found.train.limit(limit, seed)
+    if not (name := set_name(source)):
+        folder = find_folder(source)
+        sets, skipped = load_parts(
+            folder, lambda parts: _train_and_test(folder, parts, seed, limit),
+            size=size, skip_unreadable=skip_unreadable, storage=storage, on_step=on_step,
+        )  # fmt: skip
+        return Split(*sets, skipped, folder.ignored)
+    found = embedded(seed=seed) if name == "shapes" else _load_torchvision(name, data_root(root), download)
+    train = limited(found.train, limit, seed)
     return replace(found, train=resized(train, size, storage), test=resized(found.test, size, storage))

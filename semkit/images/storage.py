@@ -1,4 +1,4 @@
-"""Where the pixels of a set are: in memory, or in a file without a name that is mapped, and read as it is needed."""
+"""Where the pixels of a set are: in memory, or in a mapped file on disk that is read as needed."""
 
 import errno
 import math
@@ -14,16 +14,16 @@ import numpy as np
 import torch
 
 HOLDS = ("auto", "memory", "disk")
-SHARE = 8  # images take at most this part of the memory that is free: noise and protected copies take as much each
-BLOCK = 1 << 20  # bytes of a set that are handled at once, so that temporary copies stay small however large it is
+SHARE = 8  # a set takes at most an eighth of the free memory, because noise and protected copies take as much each
+BLOCK = 1 << 20  # bytes of a set that are processed at once, so that temporary copies stay small
 
 
 @dataclass(frozen=True)
 class Storage:
-    """Where sets that are read in go: "memory", "disk" (files in `folder`, else the system's temporary folder), or
-    "auto": memory if they are small beside what is free, disk if not. The results are the same.
+    """Where loaded sets are held; the results are the same.
 
-    Raises ValueError for another word.
+    hold: "memory", "disk", or "auto": memory for sets that are small beside what is free, else disk.
+    folder: for files on disk; the system's temporary folder by default. Raises ValueError for another word.
     """
 
     hold: str = "auto"
@@ -34,10 +34,10 @@ class Storage:
             raise ValueError(f"images are held in one of {', '.join(HOLDS)}, got {self.hold!r}")
 
     def scratch(self, size: int) -> Path | None:
-        """The folder for a set of `size` bytes, None for memory; the nearest that exists above `folder`."""
-        free = free_memory()
-        small = free is None or size <= free // SHARE
-        if self.hold == "memory" or (self.hold == "auto" and small):
+        """The folder for a set of `size` bytes, the nearest existing one at or above `folder`; None for memory."""
+        if self.hold == "memory":
+            return None
+        if self.hold == "auto" and ((free := free_memory()) is None or size <= free // SHARE):
             return None
         folder = Path(self.folder or tempfile.gettempdir()).absolute()
         return next(place for place in (folder, *folder.parents) if place.is_dir())
@@ -47,51 +47,53 @@ AUTO = Storage()
 
 
 def free_memory() -> int | None:
-    """Bytes that this machine, and the control groups and limits (ulimit) of this process, have left; None where the
-    system does not say.
+    """Bytes of memory that this process can still take; None where the system does not say (not Linux).
+
+    The least that is left of the machine, of the process's control groups (containers) and of its limits (ulimit).
     """
-    info, own = Path("/proc/meminfo"), Path("/proc/self/cgroup")
-    if not info.exists():
+    if not (info := Path("/proc/meminfo")).exists():
         return None
-    free = 1024 * int(re.search(r"MemAvailable:\s+(\d+) kB", info.read_text())[1])
+    own = Path("/proc/self/cgroup")
     group = re.search(r"^0::/(.*)$", own.read_text() if own.exists() else "", re.MULTILINE)
-    return max(0, min([free, *left_in_groups(Path("/sys/fs/cgroup"), group[1] if group else ""), *_left_in_limits()]))
+    groups = left_in_groups(Path("/sys/fs/cgroup"), group[1] if group else "")
+    return max(0, min([1024 * _number("MemAvailable:", info), *groups, *_left_in_limits()]))
+
+
+def _number(name: str, path: Path) -> int:
+    """The number after `name` at the beginning of a line of the file."""
+    return int(re.search(rf"^{name}\s+(\d+)", path.read_text(), re.MULTILINE)[1])
 
 
 def _left_in_limits() -> list[int]:
     import resource  # not on every system, but where /proc is
 
-    left, status = [], Path("/proc/self/status").read_text()
-    for limit, used in ((resource.RLIMIT_AS, "VmSize"), (resource.RLIMIT_DATA, "VmData")):
-        if (most := resource.getrlimit(limit)[0]) != resource.RLIM_INFINITY:
-            left.append(most - 1024 * int(re.search(rf"{used}:\s+(\d+) kB", status)[1]))
-    return left
+    limits, status = {"VmSize:": resource.RLIMIT_AS, "VmData:": resource.RLIMIT_DATA}, Path("/proc/self/status")
+    most = {used: resource.getrlimit(limit)[0] for used, limit in limits.items()}
+    return [n - 1024 * _number(used, status) for used, n in most.items() if n != resource.RLIM_INFINITY]
 
 
 def left_in_groups(root: Path, name: str) -> list[int]:
     """Bytes left in each control group from root/name up to root that has a limit; cached files count as free."""
-    left = []
-    for at in (root / name, *(root / name).parents):
+    left, group = [], root / name
+    for at in (group, *(parent for parent in group.parents if parent.is_relative_to(root))):
         limit = at / "memory.max"
-        if limit.exists() and (text := limit.read_text().strip()) != "max":
-            cached = re.search(r"^inactive_file (\d+)$", (at / "memory.stat").read_text(), re.MULTILINE)
-            left.append(int(text) - int((at / "memory.current").read_text()) + int(cached[1]))
-        if at == root:
-            break
+        if limit.exists() and (most := limit.read_text().strip()) != "max":
+            used = int((at / "memory.current").read_text()) - _number("inactive_file", at / "memory.stat")
+            left.append(int(most) - used)
     return left
 
 
 def zeros(shape, dtype: torch.dtype, scratch: Path | None = None, device: str | torch.device = "cpu") -> torch.Tensor:
-    """A tensor of zeros: on `device`, or mapped from a file in the folder `scratch` that goes when the tensor does.
+    """A tensor of zeros on `device`, or mapped from a file in the folder `scratch`.
 
-    The file has no name, so that not even a kill leaves it, and all its room from the start: a full disk is an OSError
-    here, not a crash when it is written.
+    The file has no name, so nothing is left of it when the tensor is gone, not even after a kill. It takes all its room
+    at once: a full disk is an OSError here, not a crash later.
     """
     size = math.prod(shape) * dtype.itemsize
     if scratch is None or not size:
         return torch.zeros(shape, dtype=dtype, device=device)
     try:
-        if size > shutil.disk_usage(scratch).free:  # asked first, so that others do not find a full disk meanwhile
+        if size > shutil.disk_usage(scratch).free:  # else the disk would be full for a moment, for others too
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         with tempfile.TemporaryFile(dir=scratch, prefix=".semkit-", suffix=".tmp") as file:
             _reserve(file, size)
@@ -115,19 +117,13 @@ def _reserve(file, size: int) -> None:
 
 
 def blocks(values: torch.Tensor | np.ndarray) -> Iterator[slice]:
-    """Slices of the rows of [N,...], BLOCK bytes each at most, a row at least."""
+    """Slices of the rows of [N,...], of at most BLOCK bytes but at least one row each."""
     rows = max(1, BLOCK // max(1, values[:1].nbytes))
     return (slice(start, start + rows) for start in range(0, len(values), rows))
 
 
-def fits(size: int, device: str | torch.device) -> bool:
-    """Whether `size` bytes of images are few beside what is free on a GPU; True for the processor, where they are."""
-    device = torch.device(device)
-    return device.type != "cuda" or size <= torch.cuda.mem_get_info(device)[0] // SHARE
-
-
 def rows(source: torch.Tensor, index: torch.Tensor, scratch: Path | None = None) -> torch.Tensor:
-    """source[index], new: on its device, or in `scratch` as `zeros` has it."""
+    """A copy of source[index], on its device or in `scratch` (see zeros)."""
     index = index.to(source.device)
     if scratch is None:
         return source[index]
@@ -144,7 +140,7 @@ NO_MEMORY = (
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether this is what Python or torch says when there is no memory left, the machine's or the GPU's."""
+    """Whether the error says, in Python's or torch's words, that memory ran out, of the machine or the GPU."""
     said = str(error).lower()  # no regular expression: to compile one takes memory
     told = isinstance(error, RuntimeError) and any(words in said for words in NO_MEMORY)
     return isinstance(error, MemoryError) or told

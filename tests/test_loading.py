@@ -1,3 +1,5 @@
+"""Sets by name, folders of classes as people have them, and the one clear line where they cannot be used."""
+
 import hashlib
 import pickle
 from pathlib import Path
@@ -7,23 +9,11 @@ import numpy as np
 import pytest
 import scipy.io
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from photos import image_split
 from PIL import Image
 from torchvision import datasets
 
 from semkit import craft_recipe, protect
-from semkit.images import loading as data
-from semkit.images.imageset import limit_test
-from semkit.images.loading import DataError, ImageSet, load, load_files, scan
-
-
-def images(n=12, classes=3, size=8, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    pixels = torch.randint(0, 256, (n, 3, size, size), generator=generator, dtype=torch.uint8)
-    names = tuple(f"class {c}" for c in range(classes))
-    return ImageSet(pixels, torch.arange(n) % classes, names, "random", tuple(f"{i}.png" for i in range(n)))
+from semkit.images.loading import DataError, data_root, load, load_parts, scan
 
 
 def folder_of(root, *classes, n=5, size=(40, 30)):
@@ -33,106 +23,6 @@ def folder_of(root, *classes, n=5, size=(40, 30)):
         for j in range(n):
             Image.new("RGB", size, (50 * i, 20 * j, 7)).save(root / name / f"{j}.png")
     return root
-
-
-@pytest.mark.parametrize(
-    "change, message",
-    [
-        ({"images": torch.zeros(12, 3, 8, 8)}, r"images must be uint8 \[N,3,H,W\], got torch.float32 \[12, 3, 8, 8\]"),
-        ({"images": torch.zeros(12, 1, 8, 8, dtype=torch.uint8)}, r"images must be uint8 \[N,3,H,W\]"),
-        ({"labels": torch.zeros(12)}, r"labels must be int64 \[12\], got torch.float32 \[12\]"),
-        ({"labels": torch.zeros(11, dtype=torch.int64)}, r"labels must be int64 \[12\], got torch.int64 \[11\]"),
-        ({"classes": ("a", "b")}, "labels must be 0 to 1, got 0 to 2"),
-        ({"labels": torch.full((12,), -1)}, "labels must be 0 to 2, got -1 to -1"),
-        ({"files": ("a.png",)}, "12 images, but 1 file names"),
-    ],
-)
-def test_an_image_set_checks_itself(change, message):
-    whole = images()
-    fields = {name: getattr(whole, name) for name in ("images", "labels", "classes", "name", "files")}
-    with pytest.raises(ValueError, match=message):
-        ImageSet(**fields | change)
-
-
-def test_take():
-    whole = images()
-    for index in ([3, 1], torch.tensor([3, 1]), slice(2, 9, 3), torch.arange(12) > 7):
-        part, place = whole.take(index), torch.arange(12)[index].tolist()
-        assert torch.equal(part.images, whole.images[index]) and torch.equal(part.labels, whole.labels[index])
-        assert part.files == tuple(f"{i}.png" for i in place) and part.classes == whole.classes
-    assert len(whole) == 12 and repr(whole) == "ImageSet('random', 12 images of 8x8, 3 classes)"
-
-
-def test_fingerprint_sees_pixels_labels_shape_and_order():
-    whole = images()
-    reshaped = ImageSet(whole.images.reshape(12, 3, 4, 16), whole.labels, whole.classes)
-    relabelled = ImageSet(whole.images, whole.labels.flip(0), whole.classes)
-    changed = whole.images.clone()
-    changed[7, 1, 2, 3] ^= 1
-    others = [reshaped, relabelled, whole.take(range(11, -1, -1)), ImageSet(changed, whole.labels, whole.classes)]
-    assert len({s.fingerprint for s in (whole, *others)}) == 5
-    assert whole.fingerprint == images().fingerprint == whole.to("cpu").fingerprint
-    channels_last = ImageSet(whole.images.contiguous(memory_format=torch.channels_last), whole.labels, whole.classes)
-    assert whole.fingerprint == channels_last.fingerprint
-
-
-def test_with_noise_is_the_clipped_sum():
-    whole = images()
-    noise = torch.randint(-8, 9, whole.images.shape, dtype=torch.int8)
-    protected = whole.with_noise(noise)
-    expected = (whole.images.numpy().astype(int) + noise.numpy()).clip(0, 255)
-    assert np.array_equal(protected.images.numpy(), expected) and protected.files == whole.files
-    with pytest.raises(ValueError, match=r"noise must be int8 \[12, 3, 8, 8\] as the images are, got torch.int8 \[3"):
-        whole.with_noise(noise[:3])
-    with pytest.raises(ValueError, match="noise must be int8"):
-        whole.with_noise(noise.float())
-
-
-some_labels = st.lists(st.integers(0, 4), min_size=1, max_size=60).map(torch.tensor)
-
-
-@settings(deadline=None)
-@given(some_labels, st.integers(1, 60), st.integers(0, 3))
-def test_limit_is_stratified(labels, n, seed):
-    classes = labels.unique()
-    if n < min(len(classes), len(labels)):
-        with pytest.raises(ValueError, match=f"limit must be at least the number of classes, {len(classes)}, got {n}"):
-            data.stratified_limit(labels, n, seed)
-        return
-    index = data.stratified_limit(labels, n, seed)
-    assert index.tolist() == sorted(set(index.tolist())) and len(index) == min(n, len(labels))
-    for c in classes:
-        share, kept = n * (labels == c).sum() / len(labels), (labels[index] == c).sum()
-        assert kept >= 1 and (n >= len(labels) or kept <= share + len(classes))
-    assert torch.equal(index, data.stratified_limit(labels, n, seed))
-
-
-@settings(deadline=None)
-@given(some_labels, st.floats(0.01, 0.99), st.integers(0, 3))
-def test_split_is_stratified(labels, share, seed):
-    counts = labels.bincount()
-    if (counts == 1).any():
-        with pytest.raises(ValueError, match=r"class \d has a single image: one is needed to train, one to test"):
-            data.stratified_split(labels, share, seed)
-        return
-    train, test = data.stratified_split(labels, share, seed)
-    assert sorted(train.tolist() + test.tolist()) == list(range(len(labels)))
-    for c in labels.unique():
-        size = int((labels == c).sum())
-        assert int((labels[test] == c).sum()) == min(max(round(share * size), 1), size - 1)
-
-
-def test_seeds_choose_and_equal_classes_stay_equal():
-    whole = images(120)
-    assert whole.limit(60, 0).labels.bincount().tolist() == [20, 20, 20]
-    assert whole.limit(60, 0).files != whole.limit(60, 1).files
-    assert whole.limit(120) is whole
-    parts = data.split(whole, 0.25, seed=3)
-    assert parts.test.labels.bincount().tolist() == [10, 10, 10]
-    assert set(parts.train.files) | set(parts.test.files) == set(whole.files)
-    assert parts.test.files != data.split(whole, 0.25, seed=4).test.files
-    with pytest.raises(ValueError, match="test_share must be between 0 and 1, got 1"):
-        data.split(whole, 1)
 
 
 def test_folder_without_parts_is_split(tmp_path):
@@ -178,6 +68,14 @@ def test_folder_with_parts(tmp_path, test):
         scan(tmp_path)
 
 
+def test_train_and_test_are_found_in_any_case_test_before_val(tmp_path):
+    for name, found in (("Val", None), ("Train", "Val/a/0.png"), ("test", "test/a/0.png")):
+        folder_of(tmp_path / name, "a", "b", n=1)
+        if found:
+            whole = scan(tmp_path)
+            assert (whole.train.names[0], whole.test.names[0]) == ("Train/a/0.png", found)
+
+
 def test_a_train_folder_alone_is_divided_as_a_folder_without_parts_is(tmp_path):
     alone, plain = folder_of(tmp_path / "alone/Train", "a", "b").parent, folder_of(tmp_path / "plain", "a", "b")
     Image.new("L", (3, 3)).save(alone / "loose.png")
@@ -212,7 +110,7 @@ def test_scan_covers_every_file_of_a_hostile_folder(hostile_folder):
     found = scan(folder)
     assert found.test is None and list(found.train.names) == names and found.classes == hostile.CLASSES
     assert [name.split("/")[0] for name in names] == [found.classes[label] for label in found.train.labels]
-    whole, skipped = load_files(found.root, found.train.names, found.train.labels, found.classes)
+    [whole], skipped = load_parts(found, list)
     assert len(whole) == len(names) and skipped == () and whole.files == tuple(names)
 
 
@@ -327,9 +225,9 @@ def test_sets_that_are_not_there_say_how_to_get_them(tmp_path, monkeypatch, name
 def test_data_root(monkeypatch, tmp_path):
     monkeypatch.delenv("SEMKIT_DATA", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert data.data_root() == tmp_path / ".cache" / "semkit"
+    assert data_root() == tmp_path / ".cache" / "semkit"
     monkeypatch.setenv("SEMKIT_DATA", "~/sets")
-    assert data.data_root() == tmp_path / "sets" and str(data.data_root("here")) == "here"
+    assert data_root() == tmp_path / "sets" and str(data_root("here")) == "here"
 
 
 @pytest.mark.parametrize("root", ["~nosuchuser/x", None])
@@ -345,13 +243,3 @@ def test_a_path_names_a_set_too_unless_a_folder_has_that_name(tmp_path, monkeypa
     assert protect(Path("shapes"), "out", craft_recipe(preset="quick"), limit=10)["images"] == 10
     folder_of(tmp_path / "shapes", "a", "b")
     assert load(Path("shapes")).train.classes == ("a", "b") and load("shapes", limit=10).train.classes[0] == "bar"
-
-
-def test_limiting_the_test_images_spares_some_that_are_in_neither_part():
-    split = image_split(20)
-    limited, spare = limit_test(split, 12)
-    assert torch.equal(limited.test.images, split.test.limit(12).images) and limited.train is split.train
-    seen = {image.numpy().tobytes() for image in limited.test.images}
-    assert len(spare) == 20 and spare.labels.bincount().tolist() == [10, 10]
-    assert not seen & {image.numpy().tobytes() for image in spare.images}
-    assert limit_test(split, None) == (split, None) == limit_test(split, 40)
