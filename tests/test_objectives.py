@@ -9,7 +9,7 @@ from nets import batch, net
 from photos import image_split
 from scipy.special import softmax
 
-from semkit.analysis.study import key
+from semkit.nets.cache import key
 from semkit.nets.engine import Engine, count_passes, evaluating, input_gradient, logits, predict, step_down, train_step
 from semkit.nets.lab import Lab
 from semkit.training.learning import LearnRecipe, fit

@@ -14,9 +14,10 @@ from photos import image_set, image_split
 
 import semkit
 from semkit.analysis import cost as prediction
-from semkit.analysis.study import crafted_noise, crafted_surrogate, grid, grid_recipes, key, learned_row, training_set
+from semkit.analysis.study import crafted_noise, crafted_surrogate, grid, grid_recipes, learned_row, training_set
 from semkit.countermeasures.training import Gaussian, Smoothed
 from semkit.images.augment import Identity
+from semkit.nets.cache import key
 from semkit.nets.engine import Engine, predict
 from semkit.nets.lab import Lab
 from semkit.protections.crafting import CraftRecipe, Interrupted, craft
@@ -114,7 +115,7 @@ def test_changed_code_does_not_find_the_runs_of_the_code_before(tmp_path):
     shutil.copytree(Path(semkit.__file__).parent, tmp_path / "semkit", ignore=shutil.ignore_patterns("__pycache__"))
 
     def name_of_a_run() -> str:
-        said = [sys.executable, "-c", "from semkit.analysis.study import key; print(key('a recipe'))"]
+        said = [sys.executable, "-c", "from semkit.nets.cache import key; print(key('a recipe'))"]
         return subprocess.run(said, env={**os.environ, "PYTHONPATH": str(tmp_path)}, text=True, **told).stdout
 
     told = dict(cwd=tmp_path, stdout=subprocess.PIPE, check=True)

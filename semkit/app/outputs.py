@@ -12,7 +12,6 @@ import torch
 from PIL import Image
 
 from semkit import __version__
-from semkit.analysis.study import CODE, as_dict
 from semkit.app.originals import OnStep, Originals, job, originals
 from semkit.app.protected import OutputError, read_report
 from semkit.images.files import atomic_write, check_fields, one_line, read_json, remove_leftovers, shown
@@ -21,6 +20,7 @@ from semkit.images.picture import BYTES_PER_PIXEL, write_png
 from semkit.images.pixels import check_seed
 from semkit.images.quality import Quality
 from semkit.images.storage import Storage, free_memory
+from semkit.nets.cache import CODE, as_dict
 
 RESULTS = ("rows.csv", "table.md", "figure.png", "noise.csv", "losses.csv")  # what report.write_sweep writes
 TOLD = {

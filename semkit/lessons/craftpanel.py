@@ -14,12 +14,12 @@ import ipywidgets as widgets
 
 from semkit.analysis.jobs import Job
 from semkit.analysis.measure import LABEL
-from semkit.analysis.study import runs_folder
 from semkit.images.files import shown
 from semkit.images.imageset import Split
 from semkit.lessons import craftrun as crafting
 from semkit.lessons.craftrun import Made, Progress, Settings
 from semkit.lessons.panels import UNIT, WIDE, choice, display, failure, line, slider
+from semkit.nets.cache import runs_folder
 from semkit.nets.lab import Lab
 from semkit.protections.noise import save as save_noise
 from semkit.protections.presets import craft_recipe
@@ -218,7 +218,7 @@ def craft_panel(
 ) -> CraftPanel:
     """The panel that crafts noise for a split, or for one of several by name, and trains learners on it.
 
-    Runs are kept in lab.cache, in study.runs_folder() where no lab is given: a stopped run goes on, a finished one is
+    Runs are kept in lab.cache, in runs_folder() where no lab is given: a stopped run goes on, a finished one is
     instant. A new panel stops the run of the one before with the same `name`.
     """
     splits = split if isinstance(split, Mapping) else {split.train.name: split}

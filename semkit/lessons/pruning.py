@@ -7,8 +7,8 @@ from itertools import product
 
 from torch import nn
 
-from semkit.analysis.study import kept_json
 from semkit.images.imageset import Split
+from semkit.nets.cache import kept_json
 from semkit.nets.lab import Lab
 from semkit.nets.models import INJECTED
 from semkit.nets.weights import alphas, check_sparsity, pruned, sparsity

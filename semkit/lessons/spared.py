@@ -9,10 +9,11 @@ from functools import partial
 import torch
 from torch import nn
 
-from semkit.analysis.study import as_json, as_net, kept
+from semkit.analysis.study import as_net
 from semkit.images.imageset import ImageSet, Split
 from semkit.lessons.corruptions import KINDS, corrupted
 from semkit.nets import models
+from semkit.nets.cache import as_json, kept
 from semkit.nets.engine import Engine, step_down
 from semkit.nets.lab import Lab
 from semkit.training.bullettrain import KINDS as SORTED
