@@ -1,4 +1,11 @@
-"""Batched, differentiable random augmentation: every image draws its own flip and crop."""
+"""Batched, differentiable random augmentation t ~ T; every image has draws of its own.
+
+    drawn = augment.draw(n, size, generator)     random numbers for n images of size (height, width)
+    x = augment.apply(x, drawn)                  t(x), x [n,3,height,width]
+
+Drawing apart from applying lets noise step and surrogate step see the same views. Images of side s come out with side
+augment.output_size(s).
+"""
 
 import math
 from collections.abc import Sequence
@@ -12,7 +19,7 @@ from semkit.images.pixels import check_count, check_share
 
 @dataclass(frozen=True)
 class Identity:
-    """No augmentation: x comes back as it is."""
+    """No augmentation: t(x) = x."""
 
     def output_size(self, size: int) -> int:
         return size
@@ -30,8 +37,12 @@ class FlipCrop:
 
         apply(x, (flip, top, left))[n, c, i, j] = pad(flip(x))[n, c, i + top[n], j + left[n]]
 
-    x [N,C,H,W] of any dtype; one gather for the whole batch. Draws for a multiple of N images give several views of
-    each: of all, then of all again.
+    x [N,C,H,W] of any dtype; one gather for the whole batch. With draws for k N images, x gives k views of each image:
+    all images, then all again.
+
+    >>> augment, x = FlipCrop(pad=2), torch.rand(5, 3, 8, 8)
+    >>> augment.apply(x, augment.draw(5, (8, 8), torch.Generator())).shape
+    torch.Size([5, 3, 8, 8])
     """
 
     pad: int = 4
@@ -54,7 +65,7 @@ class FlipCrop:
 
 
 class _FlipCrop(torch.autograd.Function):
-    """FlipCrop.apply; its gradient, too, is a flip and a crop, of the padded slope: no sum, so no scatter."""
+    """FlipCrop.apply with its gradient, which is a flip and crop of the padded incoming gradient: no scatter."""
 
     @staticmethod
     def forward(ctx, x: torch.Tensor, flip: torch.Tensor, top: torch.Tensor, left: torch.Tensor, pad: int):
@@ -65,21 +76,21 @@ class _FlipCrop(torch.autograd.Function):
     @staticmethod
     def backward(ctx, slope: torch.Tensor):
         total, *others = reversed(_flipped_and_cropped(slope, *ctx.saved_tensors, ctx.pad).split(ctx.n))
-        for other in others:  # from the last on, as autograd adds up what went separate ways
+        for other in others:  # from the last on, in the order in which autograd adds the gradients of several views
             total = total + other
         return total, None, None, None, None
 
 
 def _flipped_and_cropped(x, flip, top, left, pad: int) -> torch.Tensor:
     (n, c, h, w), views = x.shape, len(flip)
-    # Rows of C channels, and one of zeros that stands for all that is outside: one gather, its result in channels_last.
+    # Rows of C channels, and one row of zeros for all that is outside: one gather, with its result in channels_last.
     table, outside = torch.cat([x.permute(0, 2, 3, 1).reshape(-1, c), x.new_zeros(1, c)]), n * h * w
     i = top[:, None] + torch.arange(-pad, h - pad, device=x.device)
     j = left[:, None] + torch.arange(-pad, w - pad, device=x.device)
     first = torch.arange(views, device=x.device)[:, None] % n * h
     i = torch.where((i >= 0) & (i < h), (first + i) * w, outside)
     j = torch.where((j >= 0) & (j < w), torch.where(flip[:, None], w - 1 - j, j), outside)
-    short = torch.int32 if outside < 2**30 else torch.int64  # half as long as torch's own integers
+    short = torch.int32 if outside < 2**30 else torch.int64  # half the memory
     index = (i.to(short)[:, :, None] + j.to(short)[:, None, :]).clamp_(max=outside)
     return table.index_select(0, index.flatten()).view(views, h, w, c).permute(0, 3, 1, 2)
 
@@ -119,9 +130,9 @@ class ResizedCrop:
 
 @dataclass(frozen=True)
 class Cutout:
-    """The augmentation `first`, then a grey square around a random pixel of every image, cut at the border.
+    """The augmentation `first`, then a grey square around a random pixel of each image, clipped at the border.
 
-    side: of the square, in pixels. Grey is 1/2, which the nets see as 0. Source: DeVries & Taylor, 2017.
+    side: of the square, in pixels. Grey is 1/2, which the nets centre to 0. Source: DeVries & Taylor, 2017.
     """
 
     side: int = 16
@@ -152,15 +163,17 @@ class Cutout:
 
 
 def luma(x: torch.Tensor) -> torch.Tensor:
-    """[N,1,H,W]: .299 R + .587 G + .114 B of x [N,3,H,W]."""
+    """Luma of x [N,3,H,W]: .299 R + .587 G + .114 B, [N,1,H,W]."""
     return (x * torch.tensor([0.299, 0.587, 0.114], dtype=x.dtype, device=x.device)[:, None, None]).sum(1, keepdim=True)
 
 
 def turned(x: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
-    """x [N,3,H,W] with the hues of image n moved by turns[n] of the colour circle; greatest and least value are kept.
+    """Rotate the hues of x [N,3,H,W], those of image n by turns[n] [N] of the colour circle.
 
-    hue, in sixths of the circle: (G - B) / c where R is the greatest, 2 + (B - R) / c, 4 + (R - G) / c
-    channel = greatest - c min(k, 4 - k) within [0, 1],  k = (5, 3, 1) + hue mod 6,  c = greatest - least
+    Each pixel keeps its greatest and least value:
+
+        hue, in sixths of the circle = (G - B) / c where R is the greatest, 2 + (B - R) / c, 4 + (R - G) / c
+        channel = greatest - c min(k, 4 - k) within [0, 1],  k = (5, 3, 1) + hue mod 6,  c = greatest - least
     """
     (r, g, b), high, low = x.unbind(1), x.amax(1), x.amin(1)
     c = high - low
@@ -173,13 +186,13 @@ def turned(x: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class ColorJitter:
-    """The augmentation `first`, then every image in a light and in colours of its own.
+    """The augmentation `first`, then random brightness, contrast, saturation and hue for each image.
 
         x <- b x;  x <- c x + (1 - c) mean luma(x);  x <- s x + (1 - s) luma(x);  x <- turned(x, h), each within [0, 1]
 
-    b, c, s ~ U(1 - its share, 1 + its share), h ~ U(-hue, hue) in turns of the colour circle. One after the other as
-    written; torchvision's, of the same name, draws the order too, and once for a whole batch. Raises ValueError for a
-    share outside 0 to 1 and a hue outside 0 to 1/2.
+    b ~ U(1 - brightness, 1 + brightness), c and s likewise, h ~ U(-hue, hue) in turns of the colour circle. The order
+    is fixed; torchvision's ColorJitter draws it too, once for a whole batch. Raises ValueError for a share outside 0 to
+    1 and a hue outside 0 to 1/2.
     """
 
     brightness: float = 0.4
@@ -220,12 +233,12 @@ Augment = Identity | FlipCrop | ResizedCrop | Cutout | ColorJitter
 
 
 def views(augment: Augment, x: torch.Tensor, draws: Sequence[tuple]) -> torch.Tensor:
-    """[len(draws) * N,...]: x [N,...] under each of the draws, one view of all images after another."""
+    """t(x) for each of the draws: x [N,...] -> [len(draws) * N,...], all images under the first draw, then the next."""
     if isinstance(augment, FlipCrop):
         return augment.apply(x, tuple(map(torch.cat, zip(*draws, strict=True))))
     return as_one([augment.apply(x, drawn) for drawn in draws])
 
 
 def as_one(parts: Sequence[torch.Tensor]) -> torch.Tensor:
-    """The batches one after another, in one."""
-    return parts[0] if len(parts) == 1 else torch.cat(parts)  # which copies even one
+    """Concatenate batches; a single one is not copied."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts)

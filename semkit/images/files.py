@@ -1,4 +1,4 @@
-"""Files: the images below a folder, what their PNGs are called, files that are written whole or not, JSON."""
+"""Files: the images below a folder, the names of their PNGs, files that are written whole or not at all, JSON."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from secrets import token_hex
 from types import GenericAlias, UnionType
 from typing import BinaryIO
 
-# What torchvision's ImageFolder takes for an image, and GIF. WebP, GIF and TIFF files give their first frame.
+# The suffixes of torchvision's ImageFolder, and GIF. WebP, GIF and TIFF files give their first frame.
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 LONGEST = 255  # bytes of a file's name
 
@@ -25,7 +25,7 @@ def shown(path: str | os.PathLike) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """What `error` says, on one line of at most 200 characters."""
+    """The message of an error on one line of at most 200 characters."""
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
@@ -33,8 +33,8 @@ def one_line(error: BaseException) -> str:
 class Listing:
     """The files below a folder, as sorted relative names with '/'.
 
-    images: of every class (a sub-folder, perhaps empty). loose: image files outside any sub-folder.
-    ignored: all other files that are not hidden, and folders ('name/') that were left because a link leads back there.
+    images: those of each class (a sub-folder, perhaps empty). loose: image files outside any sub-folder.
+    ignored: all other files that are not hidden, and folders ('name/') to which a link leads back.
     """
 
     images: dict[str, tuple[str, ...]]
@@ -43,14 +43,14 @@ class Listing:
 
 
 def is_image_name(name: str) -> bool:
-    """Whether a file of this name is taken for an image: by its suffix, upper or lower case."""
+    """Whether a file has the suffix of an image, in upper or lower case."""
     return name.lower().endswith(SUFFIXES)
 
 
 def find_images(folder: str | os.PathLike) -> Listing:
-    """The Listing of a folder whose immediate sub-folders are the classes; links are followed, hidden names are not.
+    """List a folder whose immediate sub-folders are the classes; links are followed, hidden names left out.
 
-    Raises OSError for folders that cannot be listed.
+    Raises OSError for a folder that cannot be listed.
     """
     root = Path(folder)
     images, loose, ignored = {}, [], []
@@ -84,10 +84,13 @@ def _walk(root: Path, name: str) -> tuple[tuple[str, ...], list[str]]:
 
 
 def output_names(names: Iterable[str]) -> dict[str, str]:
-    """Relative image name -> relative PNG name, no two the same.
+    """Name the PNG of each image: relative name -> relative PNG name, all different.
 
-    a.jpg -> a.png; names that would meet, also in upper and lower case or as a folder, stay whole: a.jpg -> a.jpg.png.
-    Raises ValueError if a folder has even that name, or if it is longer than file systems take.
+    Names that would collide, also by case or with a folder, keep their suffix: a.jpg -> a.jpg.png. Raises ValueError if
+    a folder has even that name, or if it is longer than file systems allow.
+
+    >>> output_names(["cat/a.jpg", "cat/b.jpg", "cat/b.png"])
+    {'cat/a.jpg': 'cat/a.png', 'cat/b.jpg': 'cat/b.jpg.png', 'cat/b.png': 'cat/b.png.png'}
     """
     outputs = {name: posixpath.splitext(name)[0] + ".png" for name in names}
     folders = {_alike(str(parent)) for name in outputs for parent in PurePosixPath(name).parents}
@@ -109,15 +112,15 @@ def output_names(names: Iterable[str]) -> dict[str, str]:
 
 
 def _alike(name: str) -> str:
-    """The same text for names that some file systems take for one."""
+    """The same text for names that some file systems do not tell apart."""
     return unicodedata.normalize("NFC", name.casefold())
 
 
 def atomic_write(path: str | os.PathLike, content: bytes | Callable[[BinaryIO], object]) -> None:
-    """Writes `content`, or what content(file) writes, so that `path` holds all of it or what it held before.
+    """Write `content`, or what content(file) writes, so that `path` holds all of it or what it held before.
 
-    Makes parent folders. Of several writers at one time the last to finish wins. After an error or Ctrl-C nothing is
-    left; what a kill leaves is hidden, and `remove_leftovers` finds it.
+    Makes parent folders. Of several writers the last to finish wins. An error or Ctrl-C leaves nothing; a kill leaves a
+    hidden file, which remove_leftovers removes.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -135,7 +138,7 @@ def atomic_write(path: str | os.PathLike, content: bytes | Callable[[BinaryIO], 
 
 
 def read_json(path: str | os.PathLike) -> object:
-    """What the JSON file at `path` holds; raises ValueError, which does not name it, for what is no file or no JSON."""
+    """Read a JSON file; raises ValueError, which does not name the path, for what is no file or no JSON."""
     path = Path(path)
     if path.exists() and not path.is_file():  # opening a named pipe would wait for ever
         raise ValueError("not a file")
@@ -146,9 +149,9 @@ def read_json(path: str | os.PathLike) -> object:
 
 
 def check_fields(values: object, kinds: Mapping[str, type | UnionType | GenericAlias]) -> dict:
-    """`values`, if it is a JSON object with a value of its kind for every name in `kinds`, numbers below 2**63.
+    """`values` if it is a JSON object whose fields have the `kinds`: types, unions, or list[str]; numbers below 2**63.
 
-    Kinds are types, unions of them, or list[str]. Raises ValueError that names the first field that is wrong.
+    Raises ValueError that names the first field that is missing or of another kind.
     """
     if not isinstance(values, dict):
         raise ValueError("it holds no JSON object")
@@ -169,7 +172,7 @@ def _is_of(value: object, kind: type | UnionType | GenericAlias) -> bool:
 
 
 def remove_leftovers(folder: str | os.PathLike, newer: str | os.PathLike) -> None:
-    """Removes the unfinished files that killed writers left below `folder`, if they are older than the file `newer`."""
+    """Remove the unfinished files that killed writers left below `folder`, if they are older than the file `newer`."""
     began = os.stat(newer).st_mtime_ns
     for path in Path(folder).rglob(".semkit-*.tmp"):
         with suppress(FileNotFoundError):  # its writer was alive, and is done

@@ -10,6 +10,8 @@ from torch import fx, nn
 from torch.nn.utils import get_total_norm
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from semkit.images.files import one_line
+
 TRACING = threading.Lock()  # one tracer at a time, because tracing replaces methods of torch's own Module
 
 
@@ -30,10 +32,6 @@ def _traced(model: nn.Module) -> fx.GraphModule:
     with TRACING:
         graph = _Tracer().trace(model)
     return fx.GraphModule(model, graph, type(model).__name__)
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 class Folded:
@@ -60,7 +58,7 @@ class Folded:
         try:
             self.graph = _traced(model)
         except Exception as error:  # whatever the model's own forward raises when it meets a symbol
-            self.why_not, self.compiled = _reason(error), False
+            self.why_not, self.compiled = one_line(error), False
             if compiled:
                 self._run_uncompiled("the net cannot be traced")
             return
@@ -133,5 +131,5 @@ class Folded:
             return self.run(x)
         except Exception as error:
             logits = self.graph(x)  # raises where the net itself is at fault
-            self._run_uncompiled(_reason(error))
+            self._run_uncompiled(one_line(error))
             return logits

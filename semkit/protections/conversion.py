@@ -9,7 +9,6 @@ import io
 import os
 import tempfile
 import warnings
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,11 +21,18 @@ from semkit.protections import foreign
 from semkit.protections.noise import Noise, NoiseError, load, save
 
 UNITS = ("auto", "levels", "fraction")
-LARGEST = 128.5 / 255  # what rounds to int8's last level, as a fraction of 1
+LARGEST = 128.5 / 255  # the largest fraction of 1 that rounds to a level of int8
+_PICKLE = foreign.read_pickle, foreign.write_pickle
+# Suffix -> (path -> array, (int8 levels, open file) -> None).
+FOREIGN = {
+    ".pkl": _PICKLE, ".pickle": _PICKLE, ".pt": (foreign.read_torch, foreign.write_torch),
+    ".npy": (foreign.read_numpy, foreign.write_npy), ".npz": (foreign.read_numpy, foreign.write_npz),
+}  # fmt: skip
+FORMATS = (".safetensors", *FOREIGN, "")  # a folder of PNGs has no suffix
 
 
 def _unit(array: np.ndarray, unit: str) -> str:
-    """Whether `array` holds levels or fractions of 1, from its dtype and largest |value|; NoiseError if unclear."""
+    """ "levels" or "fraction": what an array holds, by its dtype and largest |value|; raises NoiseError if unclear."""
     if unit not in UNITS:
         raise NoiseError(f"unit must be one of {', '.join(UNITS)}, got {unit!r}")
     low, high = float(array.min()), float(array.max())
@@ -37,17 +43,20 @@ def _unit(array: np.ndarray, unit: str) -> str:
     largest = max(-low, high)
     if LARGEST < largest <= 1:
         raise NoiseError(f"floats up to {largest:g} may be levels or fractions of 1: say unit levels or fraction")
-    # Floats that small would, as levels, all be about nothing; so they are fractions.
+    # Levels that small would all be about zero; so these are fractions.
     return "fraction" if largest <= LARGEST else "levels"
 
 
 def from_array(array: np.ndarray, *, unit: str = "auto", class_wise: bool = False, source: str = "array") -> Noise:
-    """The Noise in `array` [N,C,H,W] or [N,H,W,3], with the largest |level| as its radius.
+    """Noise from an array [N,C,H,W] or [N,H,W,3], with the largest |level| as its radius.
 
         levels = round(array) for integers or unit "levels", round(255 * array) for unit "fraction"
 
-    "auto" takes floats up to .5 as fractions of 1, beyond 1 as levels. [N,H,W,3] is known by its last axis, where the
-    second is neither 1 nor 3. The recipe says what was found. Raises NoiseError for other dtypes, shapes and ranges.
+    unit "auto": floats up to .5 are fractions of 1, beyond 1 levels. [N,H,W,3] is told by its last axis, if the second
+    is neither 1 nor 3. The recipe says what was found. Raises NoiseError for other dtypes, shapes and ranges.
+
+    >>> from_array(np.full((1, 3, 2, 2), 8 / 255)).radius
+    8.0
     """
     if array.dtype.kind not in "if":
         raise NoiseError(f"{array.dtype} values are no noise, which has a sign: these may be images")
@@ -68,38 +77,23 @@ def from_array(array: np.ndarray, *, unit: str = "auto", class_wise: bool = Fals
     return Noise(torch.from_numpy(levels), radius, recipe, class_wise=class_wise)
 
 
-def _reader(read_array: Callable[[Path], np.ndarray]) -> Callable[..., Noise]:
-    """A reader of Noise from a reader of arrays, with one NoiseError line for whatever goes wrong."""
-
-    def read(path: Path, **options) -> Noise:
-        try:
-            with warnings.catch_warnings(action="ignore"):
-                array = read_array(path)
-            return from_array(array, source=shown(path.name), **options)
-        except NoiseError as error:
-            raise NoiseError(f"{shown(path)}: {error}") from None
-        except Exception as error:  # a stranger's file breaks its parser in any way
-            if isinstance(error, OSError) and error.errno:  # the system's, not the parser's: permission denied
-                raise NoiseError(f"{shown(error.filename or path)}: {error.strerror}") from None
-            raise NoiseError(f"{shown(path)} is damaged or of another format: {one_line(error)}") from error
-
-    return read
-
-
-def _writer(write_levels: Callable) -> Callable[[Noise, Path], None]:
-    """A writer of Noise that leaves a whole file or none, from a writer of levels to an open file."""
-
-    def write(noise: Noise, path: Path) -> None:
-        # Made in memory, because torch and numpy do not tell why a file could not be written.
-        write_levels(noise.levels.detach().cpu(), content := io.BytesIO())
-        atomic_write(path, content.getvalue())
-
-    return write
+def _read_foreign(path: Path, suffix: str, unit: str, class_wise: bool) -> Noise:
+    """The Noise in a foreign file, with one NoiseError line for whatever goes wrong."""
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            array = FOREIGN[suffix][0](path) if suffix else foreign.read_pngs(path)
+        return from_array(array, unit=unit, class_wise=class_wise, source=shown(path.name))
+    except NoiseError as error:
+        raise NoiseError(f"{shown(path)}: {error}") from None
+    except Exception as error:  # on a broken file parsers raise errors of any kind
+        if isinstance(error, OSError) and error.errno:  # the system's, not the parser's: permission denied
+            raise NoiseError(f"{shown(error.filename or path)}: {error.strerror}") from None
+        raise NoiseError(f"{shown(path)} is damaged or of another format: {one_line(error)}") from error
 
 
 def _write_folder(noise: Noise, folder: Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
-    # Written beside the destination, then swapped in; what stood there leaves with the temporary folder.
+    # Written beside the destination, then swapped in; the old folder goes with the temporary one.
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".noise-") as temporary:
         fresh, old = Path(temporary, "fresh"), Path(temporary, "old")
         fresh.mkdir()
@@ -109,45 +103,34 @@ def _write_folder(noise: Noise, folder: Path) -> None:
         os.rename(fresh, folder)
 
 
-# Suffix -> (path, unit, class_wise) -> Noise, and (Noise, path) -> None; a folder has no suffix.
-FORMATS = {
-    ".safetensors": (lambda path, unit, class_wise: load(path), save),
-    ".pkl": (_reader(foreign.read_pickle), _writer(foreign.write_pickle)),
-    ".pickle": (_reader(foreign.read_pickle), _writer(foreign.write_pickle)),
-    ".pt": (_reader(foreign.read_torch), _writer(foreign.write_torch)),
-    ".npy": (_reader(foreign.read_numpy), _writer(foreign.write_npy)),
-    ".npz": (_reader(foreign.read_numpy), _writer(foreign.write_npz)),
-    "": (_reader(foreign.read_pngs), _write_folder),
-}
-
-
 def _path(name: str | Path) -> Path:
     if not os.fspath(name):  # Path("") is the current folder
         raise NoiseError("the name of a noise file is empty")
     return Path(name)
 
 
-def _format(path: Path) -> tuple[Callable[..., Noise], Callable[[Noise, Path], None]]:
+def _format(path: Path) -> str:
+    """The one of FORMATS that a path names; raises NoiseError with the nearest one."""
     suffix = "" if path.is_dir() else path.suffix.lower()
     if suffix not in FORMATS:
         near = difflib.get_close_matches(suffix, FORMATS, 1, 0.5)
         hint = f" (did you mean {near[0]}?)" if near else ""
         known = ", ".join(filter(None, FORMATS))
         raise NoiseError(f"{shown(path)}: unknown kind of noise file{hint}; known: {known}, a folder of PNGs")
-    return FORMATS[suffix]
+    return suffix
 
 
 def read(path: str | Path, *, radius: float | None = None, unit: str = "auto", class_wise: bool = False) -> Noise:
-    """The Noise in a file of any of FORMATS, or in a folder of PNGs 0.png to n.png (pixels - 128).
+    """Read noise from a file of any of FORMATS, or from a folder of PNGs 0.png to n.png (pixels - 128).
 
-    radius in levels (default: the file's own, else its largest |level|); unit and class_wise as in `from_array`,
-    for files that do not say it themselves. Raises NoiseError for anything unreadable or beyond the radius.
+    radius in levels (default: the file's own, else its largest |level|). unit and class_wise: of foreign files, see
+    from_array. Raises NoiseError for anything unreadable or beyond the radius.
     """
     path = _path(path)
-    reader, _ = _format(path)
+    suffix = _format(path)
     if not path.is_file() and not path.is_dir():
         raise NoiseError(f"{shown(path)}: no such file or folder")
-    found = reader(path, unit=unit, class_wise=class_wise)
+    found = load(path) if suffix == ".safetensors" else _read_foreign(path, suffix, unit, class_wise)
     return found if radius is None else replace(found, radius=radius)
 
 
@@ -168,16 +151,22 @@ def _check_free(path: Path, overwrite: bool) -> None:
 
 
 def write(noise: Noise, path: str | Path, *, overwrite: bool = False) -> None:
-    """`noise` as a file of the format that the suffix names, or without one as a folder of lossless PNGs.
+    """Write noise as a file of the format that the suffix names, or without a suffix as a folder of lossless PNGs.
 
     .pt holds float32 levels / 255; .pkl, .pickle, .npy and .npz (key noise) int8 levels; the PNG of an image, RGB or
-    grey, levels + 128. Raises NoiseError where something exists already, OSError where nothing can be written.
+    grey, levels + 128. Raises NoiseError if something exists there, OSError if nothing can be written.
     """
     path = _path(path)
-    _, writer = _format(path)
+    suffix = _format(path)
     _check_free(path, overwrite)
     try:
-        writer(noise, path)
+        if suffix == ".safetensors":
+            save(noise, path)
+        elif suffix:  # made in memory, because torch and numpy do not say why a file could not be written
+            FOREIGN[suffix][1](noise.levels.detach().cpu(), content := io.BytesIO())
+            atomic_write(path, content.getvalue())
+        else:
+            _write_folder(noise, path)
     except OSError as error:
         raise OSError(f"{shown(path)} could not be written: {error.strerror or one_line(error)}") from error
 
@@ -191,9 +180,9 @@ def convert(
     class_wise: bool = False,
     overwrite: bool = False,
 ) -> Noise:
-    """The Noise read from `src` (see `read`) and written to `dst` (see `write`).
+    """Convert a noise file: read `src` (see read), write it to `dst` (see write); returns the Noise.
 
-    Raises NoiseError for a bad source or destination and OSError for a full disk; nothing is left half-written.
+    Raises NoiseError for a bad source or destination, OSError for a full disk; nothing is left half-written.
     """
     _format(_path(dst))  # before the reading, which may take long
     _check_free(Path(dst), overwrite)

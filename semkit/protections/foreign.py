@@ -1,14 +1,13 @@
-"""Bare arrays in files of strangers: numpy pickles, .pt, .npy, .npz and folders of PNGs, read without trusting them.
+"""Arrays in files of strangers, read without trusting them: numpy pickles, .pt, .npy, .npz and folders of PNGs.
 
-Readers take a path and give a numpy array, or raise NoiseError or whatever their parser ran into; writers take int8
-levels [N,C,H,W] and an open file, or a folder.
+Readers: path -> numpy array; they raise NoiseError, or whatever error a library raises on a broken file.
+Writers: int8 levels [N,C,H,W] and an open file, or a folder.
 """
 
+import io
 import os
 import pickle
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, ClassVar
 
@@ -32,7 +31,7 @@ ALLOWED = {
 
 
 class _Noted:
-    """What a pickle asks to be called or made, with arguments and state: written down, and never carried out."""
+    """What a pickle asks to call or make, with arguments and state: recorded, never carried out."""
 
     def __init__(self, name: str, args: tuple = ()):
         self.name, self.args, self.state = name, args, ()
@@ -44,7 +43,7 @@ class _Noted:
         self.state = state
 
 
-# What arrays are pickled with. Not dicts and sets: to hash a key of nested tuples can take for ever.
+# The opcodes of pickled arrays. None of dicts and sets, because hashing a key of nested tuples can take for ever.
 OPCODES = """
     PROTO FRAME STOP MARK GLOBAL STACK_GLOBAL REDUCE BUILD PUT BINPUT LONG_BINPUT MEMOIZE GET BINGET LONG_BINGET
     NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3
@@ -53,7 +52,8 @@ OPCODES = """
 """
 
 
-# The unpickler in Python: the one in C reads every opcode, and reserves whatever memory the file asks for.
+# Python's own unpickler, because the one in C accepts every opcode and allocates whatever the file asks for; and
+# pickletools, which could list the opcodes, fails on strings of Python 2 before Python 3.12.8.
 class _Reader(pickle._Unpickler):
     dispatch: ClassVar = {n: pickle._Unpickler.dispatch[n] for n in (getattr(pickle, o)[0] for o in OPCODES.split())}
 
@@ -79,7 +79,7 @@ def _bytes(data) -> bytes:
 
 
 def read_pickle(path: Path) -> np.ndarray:
-    """The numpy array of numbers pickled by numpy 1 or 2 in protocol 0 to 5; nothing the file names is run."""
+    """The array of numbers that numpy 1 or 2 pickled in protocol 0 to 5; nothing that the file names is run."""
     with open(path, "rb") as file:
         try:
             noted = _Reader(file, encoding="latin1").load()  # latin1: Python 2 pickled bytes as its str
@@ -100,36 +100,37 @@ def read_pickle(path: Path) -> np.ndarray:
 
 
 def write_pickle(levels: torch.Tensor, file: BinaryIO) -> None:
-    """The levels as a pickled int8 numpy array, which numpy 1 and 2 both read."""
+    """Write the levels as a pickled int8 array, for numpy 1 and 2."""
     data = pickle.dumps(levels.numpy(), protocol=3)
-    # The older of numpy's two module names, which numpy 1 and 2 both find; it comes before the data.
+    # The old name of numpy's module, which both find; its first occurrence is before the data.
     file.write(data.replace(b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n", 1))
 
 
 def read_torch(path: Path) -> np.ndarray:
-    """The only tensor in the file, alone or in a dict."""
+    """The only tensor in a file of torch.save, alone or in a dict."""
     with open(path, "rb") as file:
         try:
             held = torch.load(file, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError):  # torch's own words tell the reader to load it unsafely
+        except (pickle.UnpicklingError, RuntimeError):  # torch's own message is to load it unsafely
             raise NoiseError("the file is damaged, or asks for more than tensors, which is refused") from None
     held = list(held.values()) if isinstance(held, dict) else [held]
     tensors = [value.detach() for value in held if isinstance(value, torch.Tensor)]
     if len(tensors) != 1:
         raise NoiseError(f"the file holds {len(tensors)} tensors: save the noise tensor alone")
-    if tensors[0].nbytes > tensors[0].untyped_storage().nbytes():  # stride 0: a small file of endless noise
+    [tensor] = tensors
+    if tensor.nbytes > tensor.untyped_storage().nbytes():  # stride 0: a small file of endless noise
         raise NoiseError("the tensor is larger than what the file holds: save its .contiguous()")
-    return (tensors[0].float() if tensors[0].dtype == torch.bfloat16 else tensors[0]).numpy()  # numpy has no bfloat16
+    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()  # numpy has no bfloat16
 
 
 def write_torch(levels: torch.Tensor, file: BinaryIO) -> None:
-    """levels / 255 as a float32 tensor, by torch.save."""
+    """Write levels / 255 as a float32 tensor."""
     torch.save(levels.float() / 255, file)
 
 
 def read_numpy(path: Path) -> np.ndarray:
     """The array of an .npy file, or the only one of an .npz file."""
-    with open(path, "rb") as file:  # np.load leaves a damaged .npz open when it opens it itself
+    with open(path, "rb") as file:  # np.load, given a path, leaves a damaged .npz open
         held = np.load(file, allow_pickle=False)
         if isinstance(held, np.ndarray):
             return held
@@ -140,17 +141,17 @@ def read_numpy(path: Path) -> np.ndarray:
 
 
 def write_npy(levels: torch.Tensor, file: BinaryIO) -> None:
-    """The levels as an int8 .npy file."""
+    """Write the levels as an int8 .npy file."""
     np.save(file, levels.numpy(), allow_pickle=False)
 
 
 def write_npz(levels: torch.Tensor, file: BinaryIO) -> None:
-    """The levels as the int8 array `noise` of an .npz file."""
+    """Write the levels as the int8 array `noise` of an .npz file."""
     np.savez(file, noise=levels.numpy())
 
 
 def _png_names(folder: Path) -> list[str]:
-    """The names 0.png to n.png in order, zeros in front allowed; NoiseError if one lacks or anything else is there."""
+    """The names 0.png to n.png in order, zeros in front allowed; raises NoiseError if one is missing or others are."""
     names = [name for name in os.listdir(folder) if not name.startswith(".")]
     if odd := [n for n in names if not re.fullmatch(r"[0-9]{1,12}\.png", n) or not (folder / n).is_file()]:
         raise NoiseError(f"the folder holds {shown(min(odd))}, not just noise as 0.png to n.png")
@@ -161,49 +162,42 @@ def _png_names(folder: Path) -> list[str]:
     return names
 
 
-@contextmanager
-def _opened_png(path: Path) -> Iterator[Image.Image]:
-    with open(path, "rb") as file:
-        depth = file.read(25)[24:]  # bits per channel: Pillow would cut 16 to 8 without a word
-        with Image.open(file, formats=["PNG"]) as image:
-            if image.mode not in ("RGB", "L") or depth != b"\x08":
-                raise NoiseError(f"{path.name} is not 8-bit RGB or grey")
-            yield image
-
-
-def check_pngs(folder: Path) -> None:
-    """Raises NoiseError if the folder holds anything besides noise: hidden files, links, images of several sizes."""
-    if hidden := [name for name in os.listdir(folder) if name.startswith(".")]:
-        raise NoiseError(f"the folder holds {shown(min(hidden))}, not just noise as 0.png to n.png")
-    sizes = set()
-    for path in (folder / name for name in _png_names(folder)):
-        if path.is_symlink():
-            raise NoiseError(f"{path.name} is a link")
-        try:
-            with _opened_png(path) as image:
-                sizes.add((image.mode, image.size))
-        except NoiseError:
-            raise
-        except Exception:  # on broken files Pillow's parsers raise whatever they run into
-            raise NoiseError(f"{path.name} is no PNG") from None
-    if len(sizes) > 1:
-        raise NoiseError("the folder holds images of several sizes, so they are no noise")
+def _png(path: Path) -> np.ndarray:
+    """The int8 levels [C,H,W] = pixels - 128 of an 8-bit PNG, RGB or grey."""
+    content = path.read_bytes()
+    try:
+        with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
+            mode, pixels = image.mode, np.moveaxis(np.atleast_3d(np.asarray(image)), 2, 0)
+    except Exception:  # on broken files Pillow's parsers raise errors of any kind
+        raise NoiseError(f"{path.name} is damaged, or no PNG") from None
+    if mode not in ("RGB", "L") or content[24] != 8:  # bits per channel: Pillow would cut 16 to 8 without a word
+        raise NoiseError(f"{path.name} is not 8-bit RGB or grey")
+    return (pixels - np.int16(128)).astype(np.int8)
 
 
 def read_pngs(folder: Path) -> np.ndarray:
-    """int8 levels [N,C,H,W] = pixels - 128 of the PNGs 0.png to n.png."""
-    levels = []
-    for name in _png_names(folder):
-        with _opened_png(folder / name) as image:
-            pixels = np.moveaxis(np.atleast_3d(np.asarray(image)), 2, 0)
-        levels.append((pixels - np.int16(128)).astype(np.int8))
+    """The int8 levels [N,C,H,W] = pixels - 128 of the PNGs 0.png to n.png."""
+    levels = [_png(folder / name) for name in _png_names(folder)]
     if not levels:
         raise NoiseError("the folder is empty: it holds no noise as 0.png to n.png")
+    if len({one.shape for one in levels}) > 1:
+        raise NoiseError("the folder holds images of several sizes, so they are no noise")
     return np.stack(levels)
 
 
+def check_pngs(folder: Path) -> None:
+    """Raise NoiseError unless the folder is empty or holds noise alone: no other files, hidden ones or links."""
+    names = sorted(os.listdir(folder))
+    if hidden := [name for name in names if name.startswith(".")]:
+        raise NoiseError(f"the folder holds {shown(hidden[0])}, not just noise as 0.png to n.png")
+    if links := [name for name in _png_names(folder) if (folder / name).is_symlink()]:
+        raise NoiseError(f"{links[0]} is a link")
+    if names:
+        read_pngs(folder)
+
+
 def write_pngs(levels: torch.Tensor, folder: Path) -> None:
-    """levels + 128 as the 8-bit PNGs 0.png to n.png, zeros in front."""
+    """Write levels + 128 as the 8-bit PNGs 0.png to n.png, zeros in front."""
     digits = len(str(len(levels) - 1))
     for i, one in enumerate(levels):
         pixels = np.moveaxis((one.to(torch.int16) + 128).to(torch.uint8).numpy(), 0, 2)

@@ -1,9 +1,9 @@
-"""The noise container: int8 levels with their radius, recipe and data set, in one safetensors file."""
+"""The noise of a whole set: int8 levels with their radius, recipe and data set, kept as one safetensors file."""
 
 import json
 import os
 import re
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +12,28 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from semkit import __version__
-from semkit.images.files import atomic_write, one_line, shown
+from semkit.images.files import atomic_write, check_fields, one_line, shown
 from semkit.images.pixels import check_radius
 from semkit.images.storage import blocks
 
+# What check_fields asks of the record beside the radius.
+KINDS = {"recipe": dict, "fingerprint": str | None, "classes": list[str], "version": str, "class_wise": bool}
+
 
 class NoiseError(ValueError):
-    """A noise, or a file of it, that is not what it should be; the message is one line."""
+    """Noise, or a file of it, that is not as it should be; the message is one line."""
 
 
 @dataclass(frozen=True, eq=False)
 class Noise:
-    """Noise of a whole set: `levels` int8 [N,C,H,W] in pixel levels, C 1 or 3, |levels| <= `radius`.
+    """Noise of a whole set: levels int8 [N,C,H,W] in pixel levels, C 1 or 3, |levels| <= radius.
 
-    recipe: how it was made, anything that JSON can hold. fingerprint: of the images, labels and order it was made
-    for, None if unknown (imported noise). version: of the kit that made it. class_wise: row k belongs to class k,
-    not to image k. Raises NoiseError for anything else.
+    recipe: how it was made, a dict that JSON can hold. fingerprint: of the ImageSet it was made for, None if unknown
+    (imported noise). version: of the kit that made it. class_wise: row k belongs to class k, not to image k.
+    Raises NoiseError if these do not fit each other.
+
+    >>> Noise(torch.full((2, 3, 4, 4), -8, dtype=torch.int8), radius=8).radius
+    8.0
     """
 
     levels: torch.Tensor = field(repr=False)
@@ -49,8 +55,12 @@ class Noise:
             object.__setattr__(self, "recipe", json.loads(json.dumps(self.recipe, allow_nan=False)))
         except (TypeError, ValueError, RecursionError) as error:
             raise NoiseError(f"the recipe must be what JSON can hold: {one_line(error)}") from None
-        _check_record(self)
-        object.__setattr__(self, "classes", tuple(self.classes))
+        classes = list(self.classes) if isinstance(self.classes, tuple) else self.classes
+        try:
+            check_fields({**{name: getattr(self, name) for name in KINDS}, "classes": classes}, KINDS)
+        except ValueError as error:
+            raise NoiseError(f"not noise: {error}") from None
+        object.__setattr__(self, "classes", tuple(classes))
         # Not levels.abs(): the absolute value of the int8 -128 is -128.
         largest = max(abs(int(extreme)) for extreme in self.levels.aminmax())
         if largest > self.radius:
@@ -67,30 +77,17 @@ def _check_levels(levels: torch.Tensor) -> None:
         raise NoiseError(f"noise must be N x C x H x W with C 1 or 3 and nothing empty, got {tuple(levels.shape)}")
 
 
-def _check_record(noise: Noise) -> None:
-    if not isinstance(noise.recipe, dict) or not isinstance(noise.class_wise, bool):
-        raise NoiseError("noise needs a dict as recipe and True or False as class_wise")
-    if not isinstance(noise.classes, tuple | list) or not all(isinstance(name, str) for name in noise.classes):
-        raise NoiseError("noise needs its class names as a tuple of texts")
-    if not isinstance(noise.version, str) or not isinstance(noise.fingerprint, str | None):
-        raise NoiseError("noise needs a text as version, and a text or None as fingerprint")
-
-
-RECORD = tuple(f.name for f in fields(Noise) if f.name != "levels")
-
-
 def save(noise: Noise, path: str | Path) -> None:
-    """`noise` as a safetensors file: key "noise", everything else as one JSON text under metadata "semkit".
+    """Write noise as safetensors: key "noise", everything else as JSON in the metadata "semkit".
 
-    The same noise gives the same bytes; an existing file is replaced at the end or left alone.
-    Raises OSError where nothing can be written.
+    The same noise gives the same bytes. An existing file is replaced whole or not at all. Raises OSError.
     """
-    record = json.dumps({name: getattr(noise, name) for name in RECORD}, sort_keys=True)
+    record = json.dumps({name: getattr(noise, name) for name in ("radius", *KINDS)}, sort_keys=True)
     levels = noise.levels.detach().cpu().contiguous()
 
     def content(file):
-        mode = os.stat(file.name).st_mode  # safetensors makes a new file, which only its owner may read
-        try:  # by name: safetensors writes a whole file, from the tensor's own memory
+        mode = os.stat(file.name).st_mode  # safetensors replaces the file by one that only its owner may read
+        try:  # by name, because safetensors then writes from the tensor's own memory, without a copy
             save_file({"noise": levels}, file.name, metadata={"semkit": record})
             os.chmod(file.name, mode)
         except SafetensorError as error:
@@ -101,9 +98,9 @@ def save(noise: Noise, path: str | Path) -> None:
 
 
 def load(path: str | Path, *, images=None) -> Noise:
-    """The Noise that `save` wrote to `path`; its levels are mapped from the file, not read into memory.
+    """Load the Noise that `save` wrote; its levels are mapped from the file, not read into memory.
 
-    Checks dtype, shape and radius and, where `images` (an ImageSet) is given, that the noise was made for them.
+    Checks dtype, shape and radius and, given images (an ImageSet), that the noise was made for them.
     Raises NoiseError that says which check failed.
     """
     try:
@@ -114,7 +111,7 @@ def load(path: str | Path, *, images=None) -> Noise:
 
 def _load(path: str | Path, images) -> Noise:
     try:
-        open(path, "rb").close()  # safetensors says "no such file" of one that may not be read
+        open(path, "rb").close()  # of a file without permission, safetensors says that it is missing
         with safe_open(path, framework="pt") as file:
             if "noise" not in file.keys():
                 raise NoiseError("no tensor named noise in it")
@@ -126,7 +123,7 @@ def _load(path: str | Path, images) -> Noise:
         raise NoiseError("no semkit metadata in it, so its radius is unknown: this file was not written by semkit")
     try:
         record = json.loads(record)
-        record = {name: record[name] for name in RECORD}
+        record = {name: record[name] for name in ("radius", *KINDS)}
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise NoiseError(f"its semkit metadata is damaged: {type(error).__name__} {one_line(error)}") from error
     noise = Noise(levels, **record)
@@ -136,10 +133,7 @@ def _load(path: str | Path, images) -> Noise:
 
 
 def check_fits(noise: Noise, images) -> None:
-    """Raises NoiseError unless `noise` was made for `images` (has .images [N,C,H,W] and .fingerprint).
-
-    Noise without a fingerprint (imported) is held against the shape alone.
-    """
+    """Raise NoiseError unless the noise was made for images (an ImageSet); imported noise is checked by shape alone."""
     first = 1 if noise.class_wise else 0
     shape, wanted = tuple(noise.levels.shape[first:]), tuple(images.images.shape[first:])
     if shape != wanted:
@@ -151,48 +145,48 @@ def check_fits(noise: Noise, images) -> None:
         )
 
 
-def _pairs(noise: Noise, images: torch.Tensor):
-    """Blocks (levels, images), both int16: noise levels and pixel levels subtract without wrapping around."""
+def _clipped(noise: Noise, images: torch.Tensor):
+    """Blocks (levels, effective levels), int16, of noise on images uint8 of its shape; raises NoiseError for others."""
     if images.dtype != torch.uint8 or images.shape != noise.levels.shape:
         raise NoiseError(
             f"noise {tuple(noise.levels.shape)} needs uint8 images of that shape, got {images.dtype} "
             f"{tuple(images.shape)}" + (": expand class-wise noise by the labels first" if noise.class_wise else "")
         )
     for part in blocks(images):
-        x = images[part].to(torch.int16)
-        yield noise.levels[part].to(x.device, torch.int16), x
+        x = images[part].to(torch.int16)  # so that differences do not wrap around
+        levels = noise.levels[part].to(x.device, torch.int16)
+        yield levels, levels.clamp(-x, 255 - x)
 
 
 def effective(noise: Noise, images: torch.Tensor) -> torch.Tensor:
-    """The noise that is left after clipping to the box, clip(images + levels, 0, 255) - images, as int8 [N,C,H,W].
+    """The effective noise, after clipping to the box: clip(images + levels, 0, 255) - images, int8 [N,C,H,W].
 
-    This is what a learner meets and what is measured; images uint8 [N,C,H,W]. Raises NoiseError for other shapes.
+    This is what a learner sees and what is measured; images uint8 [N,C,H,W]. Raises NoiseError for other shapes.
     """
-    return torch.cat([levels.clamp(-x, 255 - x).to(torch.int8) for levels, x in _pairs(noise, images)])
+    return torch.cat([left.to(torch.int8) for _, left in _clipped(noise, images)])
 
 
 def clipped_fraction(noise: Noise, images: torch.Tensor) -> float:
-    """The share of values in [0, 1] whose noise the box cuts: the mean of (effective != levels).
+    """The share of values whose noise the box clips, 0 to 1: mean of (effective != levels).
 
     images uint8 [N,C,H,W]. Raises NoiseError for other shapes.
     """
-    cut = sum(int((levels.clamp(-x, 255 - x) != levels).count_nonzero()) for levels, x in _pairs(noise, images))
+    cut = sum(int((left != levels).count_nonzero()) for levels, left in _clipped(noise, images))
     return cut / noise.levels.numel()
 
 
 def mean_effective(noise: Noise, images: torch.Tensor) -> float:
-    """The mean of |effective| in levels, without holding it.
+    """The mean of |effective| in levels.
 
     images uint8 [N,C,H,W]. Raises NoiseError for other shapes.
     """
-    left = sum(int(levels.clamp(-x, 255 - x).abs().sum()) for levels, x in _pairs(noise, images))
-    return left / noise.levels.numel()
+    return sum(int(left.abs().sum()) for _, left in _clipped(noise, images)) / noise.levels.numel()
 
 
 def expand(class_noise: Noise, labels: torch.Tensor) -> Noise:
-    """The sample-wise Noise of class-wise noise: levels [K,C,H,W], labels [N] in 0..K-1 -> levels[labels] [N,C,H,W].
+    """Sample-wise noise from class-wise noise: levels [K,C,H,W], labels [N] in 0..K-1 -> levels[labels] [N,C,H,W].
 
-    Raises NoiseError for sample-wise noise, whose rows belong to images and mean nothing under a label.
+    Raises NoiseError for noise that is sample-wise already, and for other labels.
     """
     if not class_noise.class_wise:
         raise NoiseError("this noise is sample-wise: row i belongs to image i and must not be indexed by labels")

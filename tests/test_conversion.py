@@ -535,10 +535,10 @@ def test_folders_of_other_things_are_refused(tmp_path):
         refused("3.png is not 8-bit RGB or grey")
     for size in ((8, 7), (1, 1)):
         Image.new("RGB", size).save(folder / "3.png")
-        refused("damaged")
+        refused("images of several sizes")
     for content in (b"", b"GIF89a"):
         (folder / "3.png").write_bytes(content)
-        refused("damaged")
+        refused("3.png is damaged, or no PNG")
     (folder / "3.png").unlink()
     os.mkfifo(folder / "3.png")  # opening it would wait for ever
     refused("holds 3.png, not just noise")
@@ -608,7 +608,7 @@ def test_photos_named_like_noise_are_not_replaced(tmp_path):
     with pytest.raises(NoiseError, match="will not be replaced: the folder holds images of several sizes"):
         convert(tmp_path / "noise.safetensors", photos, overwrite=True)
     (photos / "1.png").write_bytes(b"a photo of another kind")
-    with pytest.raises(NoiseError, match=r"will not be replaced: 1\.png is no PNG"):
+    with pytest.raises(NoiseError, match=r"will not be replaced: 1\.png is damaged, or no PNG"):
         convert(tmp_path / "noise.safetensors", photos, overwrite=True)
     (photos / "1.png").unlink()
     (photos / "1.png").symlink_to("0.png")
