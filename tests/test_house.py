@@ -18,8 +18,6 @@ PRIVATE = ("torch.ops.mkldnn", "torch._C", "make_fx", "torch._dynamo", "torch._i
 # What is still to be moved: an experiment and its drawings that upper floors made use of.
 LATER = {"analysis.figures", "analysis.report"}
 NAMES_LATER = {
-    "analysis.bench",
-    "analysis.cost",
     "app.lab",
     "app.originals",
     "app.progress",

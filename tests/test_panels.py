@@ -13,7 +13,6 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from photos import image_split
 
-from semkit.analysis import cost as prediction
 from semkit.analysis import figures
 from semkit.analysis.jobs import Job
 from semkit.analysis.study import crafted_noise
@@ -177,16 +176,18 @@ def test_a_run_counts_the_passes_that_were_predicted():
     ]  # fmt: skip
 
 
-def test_seconds_are_measured_once_and_only_when_asked(monkeypatch):
-    monkeypatch.setattr(prediction, "_speeds", {})
+def test_seconds_are_measured_once_and_only_when_asked():
+    engine = replace(ENGINE, fold=False)  # of no other test here
     what = crafting.settings("sem", "quick")
-    assert crafting.seconds(what, SPLIT, ENGINE) is None
-    first = crafting.seconds(what, SPLIT, ENGINE, measure=True)
-    assert first > 0 and crafting.seconds(what, SPLIT, ENGINE) == first
-    [key] = prediction._speeds
-    prediction._speeds[key] = 1.0, 1.0  # a second a pass
-    twice = crafting.settings("sem", "quick", surrogate_steps=60)
-    assert crafting.seconds(twice, SPLIT, ENGINE) == twice.passes(20) > what.passes(20)
+    assert crafting.seconds(what, SPLIT, engine) is None
+    first = crafting.seconds(what, SPLIT, engine, measure=True)
+    assert first > 0 and crafting.seconds(what, SPLIT, engine) == first
+    # So many more surrogate steps cost so much more, at the speed that was measured once.
+    more, most = (
+        crafting.seconds(crafting.settings("sem", "quick", surrogate_steps=n), SPLIT, engine) for n in (60, 90)
+    )
+    assert most - more == pytest.approx(more - first) and more > first
+    assert what.recipe.sgd.steps == 30
 
 
 # --- the craft panel

@@ -1,7 +1,12 @@
-"""What work will cost before it is done: passes by its recipes, seconds by a short probe of their nets."""
+"""What work costs: passes from the recipes and seconds from a short probe before it is done, peak memory after it."""
 
+import re
+import sys
 import time
+import timeit
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from pathlib import Path
 
 import torch
 
@@ -11,58 +16,65 @@ from semkit.nets.engine import Engine, Passes, count_passes, input_gradient, tog
 from semkit.protections.crafting import CraftRecipe, noise_step
 from semkit.training.learning import LearnRecipe
 
-ENOUGH = 0.5  # seconds after which a round is not timed once more
-_speeds: dict[tuple, tuple[float, float]] = {}  # of this process: seconds an image, of input gradients and training
+Recipe = CraftRecipe | LearnRecipe
+_probed: dict[tuple, tuple[float, float]] = {}  # what `probe` returned in this process, by its arguments
 
 
-def _all_of(recipes: Iterable[CraftRecipe | LearnRecipe], n: int) -> Iterator[tuple[CraftRecipe | LearnRecipe, int]]:
-    """Every recipe with the number of its images: n, and those of the trainings that learners begin with, once."""
-    begun = {}
+def _with_pretraining(recipes: Iterable[Recipe], n: int) -> Iterator[tuple[Recipe, int]]:
+    """Each recipe with its image count n, plus each pretraining once, with its own count."""
+    pretrainings = {}
     for recipe in recipes:
         yield recipe, n
         if first := getattr(recipe, "pretrained", None):
-            begun[id(first.made)] = first
-    for first in begun.values():
-        yield from _all_of([first.recipe], len(first.images))
+            pretrainings[id(first.made)] = first
+    for first in pretrainings.values():
+        yield from _with_pretraining([first.recipe], len(first.images))
 
 
-def cost(recipes: Iterable[CraftRecipe | LearnRecipe], n: int) -> Passes:
-    """The passes of all these recipes, each for n images."""
-    costs = [recipe.cost(images) for recipe, images in _all_of(recipes, n)]
+def passes_of(recipes: Iterable[Recipe], n: int) -> Passes:
+    """The image passes of all recipes together, each for n images.
+
+    >>> from semkit.protections.presets import craft_recipe
+    >>> passes_of([craft_recipe("em", "quick")], 20).total
+    1840
+    """
+    costs = [recipe.cost(images) for recipe, images in _with_pretraining(recipes, n)]
     return Passes(sum(one.input_gradient for one in costs), sum(one.training for one in costs))
 
 
-def seconds(
-    recipes: Iterable[CraftRecipe | LearnRecipe], n: int, classes: int, size: int, engine: Engine, *, probe: bool = True
+def seconds_of(
+    recipes: Iterable[Recipe], n: int, classes: int, size: int, engine: Engine, *, may_probe: bool = True
 ) -> float | None:
-    """The seconds that all these recipes will take at most, each for n images of a side of `size` pixels.
+    """The seconds that all recipes take at most, each for n images of size x size pixels in `classes` classes.
 
-    Each net is probed once in a process for an augmentation and what it sees at once: batch, side, samples. Without
-    `probe` the answer is None where one was not.
+        sum over recipes of passes * seconds per image, the latter from `probe`
+
+    A net is probed once in a process. With may_probe=False the answer is None if one of them has not been probed yet.
     """
     total = 0.0
-    for recipe, images in _all_of(recipes, n):
+    for recipe, images in _with_pretraining(recipes, n):
         passes, batch = recipe.cost(images), min(recipe.sgd.batch, images)
         if isinstance(recipe, CraftRecipe):
             net, samples = recipe.surrogate, recipe.at_once
         else:
             net, samples = recipe.model, 0 if passes.input_gradient else None
         key = net, classes, size, batch, samples, recipe.augment, engine
-        if key not in _speeds:
-            if not probe:
+        if key not in _probed:
+            if not may_probe:
                 return None
-            _speeds[key] = _probed(*key)
-        gradient, training = _speeds[key]
+            _probed[key] = probe(*key)
+        gradient, training = _probed[key]
         total += passes.input_gradient * gradient + passes.training * training
     return total
 
 
-def _probed(
+def probe(
     net: str, classes: int, size: int, batch: int, samples: int | None, augment: Augment, engine: Engine
 ) -> tuple[float, float]:
-    """Time one net: (seconds an image of a noise step, seconds an image of a training step), as crafting runs them.
+    """Times one net: seconds per image of an input gradient and of a training step, at this batch and size.
 
-    With samples=0 the first is a plain input gradient, with None it is 0.
+    samples: the input gradient is that of a noise step with so many EOT samples; 0: a plain one; None: 0 seconds,
+    because none is needed.
     """
     model = engine.prepare(models.build(net, classes, size=augment.output_size(size)))
     optimizer, generator = torch.optim.SGD(model.parameters(), 0.0), engine.generator(0)
@@ -72,32 +84,35 @@ def _probed(
     def view() -> torch.Tensor:
         return augment.apply(x, augment.draw(batch, x.shape[2:], generator)).contiguous(memory_format=engine.layout)
 
-    seen = view()
-    times = min(samples, together(model, seen)) if samples else 1
-    recipe = CraftRecipe(samples=times, augment=augment)
-
-    def gradient():
-        noise_step(model, x, y, torch.zeros_like(x), recipe, generator) if samples else input_gradient(model, seen, y)
-
-    def training():
-        train_step(model, optimizer, view(), y)
-
-    with count_passes():  # these are no part of the work
-        if samples is None:
-            return 0.0, _timed(training, device=engine.device)[0] / batch
-        noise, trained = _timed(gradient, training, device=engine.device)
-    return noise / (batch * times), trained / batch
+    at_once = min(samples, together(model, view())) if samples else 1
+    recipe = CraftRecipe(samples=at_once, augment=augment)
+    step = partial(noise_step, model, x, y, torch.zeros_like(x), recipe, generator)
+    gradient = step if samples else partial(input_gradient, model, view(), y)
+    with count_passes():  # a counter of its own, because these passes are no part of the work
+        noise = 0.0 if samples is None else _fastest(gradient, engine.device)
+        training = _fastest(lambda: train_step(model, optimizer, view(), y), engine.device)
+    return noise / (batch * at_once), training / batch
 
 
-def _timed(*runs: Callable[[], None], device: str) -> list[float]:
-    """Seconds of the fastest call of each, in turn in two to four rounds; the first one warms up."""
-    rounds = []
-    while len(rounds) < 2 or (len(rounds) < 4 and sum(map(sum, rounds)) < ENOUGH):
-        rounds.append([])
-        for run in runs:
-            began = time.perf_counter()
-            run()
-            if torch.device(device).type == "cuda":
-                torch.cuda.synchronize(device)
-            rounds[-1].append(time.perf_counter() - began)
-    return [min(times) for times in zip(*rounds[1:], strict=True)]
+def clock(device: str) -> float:
+    """The time in seconds at which everything that was asked of the device is done."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def _fastest(run: Callable[[], object], device: str) -> float:
+    """Seconds of the faster of two calls, after one that warms up."""
+    return min(timeit.repeat(run, timer=partial(clock, device), repeat=3, number=1)[1:])
+
+
+def peak_memory(device: str = "cpu") -> int:
+    """The most bytes that this process has held so far, on its GPU if `device` is one."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    if status.exists() and (found := re.search(r"VmHWM:\s+(\d+) kB", status.read_text())):
+        return 1024 * int(found[1])
+    import resource  # second choice: on Linux a process begins with the peak of the one that started it
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

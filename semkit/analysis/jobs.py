@@ -1,4 +1,4 @@
-"""Work in a thread of its own: one worker under a name, stopped by whoever takes the name next."""
+"""Work in a background thread: one worker per name; a new job of a name stops the old one."""
 
 import threading
 from collections.abc import Callable
@@ -10,7 +10,10 @@ _jobs: dict[str, "Job"] = {}  # the live one of every name
 
 
 class Job:
-    """One worker thread at a time under a name: a new Job of that name stops the worker of the one before."""
+    """One worker thread per name. A new Job of the same name stops the worker of the old one and starts after it.
+
+    running: whether the worker is at work; result, error: what it returned or raised, else None.
+    """
 
     def __init__(self, name: str):
         self.name, self.running, self.error, self.result = name, False, None, None
@@ -18,7 +21,7 @@ class Job:
         self._succeed()
 
     def _succeed(self) -> None:
-        """Makes this the live Job of its name; the one before is told to stop."""
+        """Make this the live job of its name, and ask the one before to stop."""
         with _lock:
             before = _jobs.get(self.name)
             _jobs[self.name] = self
@@ -27,7 +30,10 @@ class Job:
                 self._before = before._thread
 
     def start(self, work: Callable, begin: Callable = lambda: None, end: Callable = lambda: None) -> bool:
-        """Whether work(cancelled) was started in a thread, between begin() and end(); False if one is running."""
+        """Call begin(), then run work(cancelled) and end() in a thread. False, and nothing is done, if one is running.
+
+        cancelled() is True as soon as the work should stop, which it does by returning or by raising Interrupted.
+        """
         with _lock:
             if self.running:
                 return False
@@ -54,13 +60,13 @@ class Job:
             end()
 
     def cancel(self) -> None:
-        """Asks the worker to stop at its next step; does not wait for it."""
+        """Ask the worker to stop at its next step, without waiting for it."""
         self._cancel.set()
 
     def wait(self, timeout: float | None = None):
-        """What the last work returned, once it is over; None if it was stopped or there was none.
+        """Wait for the worker, and return what it returned; None if it was stopped or never started.
 
-        Raises its error, and TimeoutError if it takes longer than `timeout` seconds. Ctrl-C stops the worker too.
+        Raises the worker's own error, and TimeoutError after `timeout` seconds. Ctrl-C stops the worker too.
         """
         if self._thread:
             try:

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from semkit.analysis import cost as prediction
 from semkit.analysis.cluster import run_grid
+from semkit.analysis.cost import passes_of, seconds_of
 from semkit.analysis.designs import loss_rows, noise_rows
 from semkit.analysis.measure import LABEL, interval, trained_by
 from semkit.analysis.study import MadeBy, crafted_noise, grid, grid_recipes
@@ -137,8 +137,8 @@ def write_sweep(
     how = dict(seeds=seeds, lab=lab)
     recipes = grid_recipes(crafts, learners, countermeasures)
     n, size = len(split.train), split.train.images.shape[-1]
-    passes = len(seeds) * prediction.cost(recipes, n).total
-    seconds = len(seeds) * prediction.seconds(recipes, n, len(split.train.classes), size, engine)
+    passes = len(seeds) * passes_of(recipes, n).total
+    seconds = len(seeds) * seconds_of(recipes, n, len(split.train.classes), size, engine)
     times = f"{len(countermeasures)} countermeasures x " if countermeasures else ""
     say(
         f"{split.train!r}, {len(split.test)} test images: {len(crafts)} methods x {times}{len(learners)} ways x "

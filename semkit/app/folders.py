@@ -2,7 +2,7 @@
 
 import os
 
-from semkit.analysis import cost as prediction
+from semkit.analysis.cost import seconds_of
 from semkit.app.filtered import protect_by_filters
 from semkit.app.folder import protect as protect_by_noise
 from semkit.app.inputs import engine_of, where
@@ -64,7 +64,7 @@ def _craft(options) -> tuple[dict, str, str]:
 
 def _announce_cost(options, recipe, images, engine) -> None:
     n, side = len(images), recipe.augment.output_size(options.size)
-    seconds = prediction.seconds([recipe], n, len(images.classes), options.size, engine)
+    seconds = seconds_of([recipe], n, len(images.classes), options.size, engine)
     announce(
         f"{options.method.upper()} noise for {n} images, {options.preset} preset: {recipe.cost(n).total:,} passes of "
         f"{recipe.surrogate} at {side} px on {engine.device}, "

@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from dataclasses import replace
 
-from semkit.analysis import cost as prediction
 from semkit.analysis.cluster import connected
+from semkit.analysis.cost import passes_of, seconds_of
 from semkit.analysis.designs import DESIGNS, LEARNERS
 from semkit.analysis.measure import interval
 from semkit.analysis.report import write_defences, write_sweep
@@ -50,8 +50,8 @@ def learn(options) -> int:
 
 def _cost(recipes, train, engine) -> str:
     n, classes, size = len(train), len(train.classes), train.images.shape[-1]
-    seconds = prediction.seconds(recipes, n, classes, size, engine)
-    return f"{prediction.cost(recipes, n).total:,} passes on {engine.device}, at most about {duration(seconds)}"
+    seconds = seconds_of(recipes, n, classes, size, engine)
+    return f"{passes_of(recipes, n).total:,} passes on {engine.device}, at most about {duration(seconds)}"
 
 
 def _learner_rows(options, split, recipe, engine, on_step) -> Iterator[dict]:

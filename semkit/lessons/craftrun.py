@@ -7,9 +7,9 @@ from itertools import product
 import torch
 from torch import nn
 
-from semkit.analysis import cost as prediction
 from semkit.analysis import figures
 from semkit.analysis.canvas import as_html
+from semkit.analysis.cost import passes_of, seconds_of
 from semkit.analysis.measure import LABEL, learner
 from semkit.analysis.study import crafted_noise, learned_row
 from semkit.images.imageset import ImageSet, Split, stratified_limit
@@ -47,7 +47,7 @@ class Settings:
 
     def passes(self, n: int) -> int:
         """The passes of the whole run for n images."""
-        return prediction.cost(self.recipes, n).total
+        return passes_of(self.recipes, n).total
 
 
 def settings(
@@ -82,7 +82,7 @@ def seconds(run: Settings, split: Split, engine: Engine, *, measure: bool = Fals
     """The seconds that the run will take at most; None where a net's speed is not known yet and not to be measured."""
     train = split.train
     what = len(train), len(train.classes), train.images.shape[-1]
-    return prediction.seconds(run.recipes, *what, engine, probe=measure)
+    return seconds_of(run.recipes, *what, engine, may_probe=measure)
 
 
 def _trained_on(method: str) -> str:
