@@ -6,6 +6,7 @@ Notebooks keep their runs in pytest's cache, so that a second execution is quick
 
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ LONG = {"test_cluster", "test_resume", "test_protect"}  # 15 seconds and more
 NUMBERS = {  # what another processor computes with other rounding
     "augment", "augmix", "bullettrain", "corruptions", "craft_oracle", "defences", "engine", "factors", "latent",
     "learn", "measure", "mixing", "mixtures", "models", "noise", "objectives", "patterns", "perturb", "picture",
-    "pixels", "plain", "pruning", "quality", "spared", "transform", "weights",
+    "pixels", "pruning", "quality", "spared", "speed", "transform", "weights",
 }  # fmt: skip
 WHOLE = {"test_browser", "test_cluster", "test_resume"}
 
@@ -29,6 +30,9 @@ def pytest_configure(config):
 
 def pytest_collection_modifyitems(items):
     """Notebooks and long files first: of two workers with a file at a time, none is to be left with a long one."""
+    here = {path.stem for path in Path(__file__).parent.glob("test_*.py")}
+    if gone := sorted(({f"test_{name}" for name in NUMBERS} | WHOLE | LONG) - here):
+        raise pytest.UsageError(f"tests/conftest.py names files that are not there: {', '.join(gone)}")
     for item in items:
         if item.path.stem in WHOLE:
             item.add_marker("whole")
