@@ -23,7 +23,7 @@ from semkit.analysis.report import read_rows
 from semkit.nets.engine import Engine
 from semkit.nets.lab import Lab
 from semkit.protections.crafting import craft
-from semkit.protections.presets import craft_recipe
+from semkit.protections.recipes import craft_recipe
 from semkit.training.perturb import PGD, Clean, Uniform
 
 ENGINE = Engine("cpu", "float32")

@@ -15,17 +15,16 @@ from photos import contents, make_photos
 from PIL import Image
 
 from semkit.analysis.report import read_rows
+from semkit.app.checking import check, likeness, protected_split
 from semkit.app.cli import main
-from semkit.app.filtered import protect_by_filters
-from semkit.app.folder import protect
-from semkit.app.originals import originals
-from semkit.app.protected import OutputError, check, likeness, protected_split
+from semkit.app.folder import load_originals, protect
+from semkit.app.outputs import OutputError
 from semkit.images.imageset import ImageSet
 from semkit.images.loading import load
 from semkit.images.picture import read_image
-from semkit.protections.crafting import Interrupted
+from semkit.nets.lab import Interrupted, Lab
 from semkit.protections.cuda import ClassFilters, class_filters, convolve_set
-from semkit.protections.presets import craft_recipe
+from semkit.protections.recipes import craft_recipe
 
 KEY = "s3cret xylo7 phr4ze"
 
@@ -40,7 +39,7 @@ def pristine(tmp_path_factory):
     """(photos, OUT) of 20 RGB images of the working size, filtered."""
     folder = tmp_path_factory.mktemp("filtered")
     photos = make_photos(folder / "photos", 20)
-    protect_by_filters(str(photos), folder / "out", ClassFilters(), KEY, size=8)
+    protect(str(photos), folder / "out", ClassFilters(key=KEY), size=8)
     return photos, folder / "out"
 
 
@@ -53,7 +52,7 @@ def run(*arguments):
 
 def test_files_are_what_filtering_the_set_gives_whatever_the_batch(pristine):
     photos, out = pristine
-    found = originals(str(photos), size=8)
+    found = load_originals(str(photos), size=8)
     wanted = convolve_set(found.images, class_filters(KEY, 2)).images
     for image, name in zip(wanted, found.outputs, strict=True):
         assert np.array_equal(np.asarray(Image.open(out / "images" / name)), image.permute(1, 2, 0).numpy())
@@ -66,8 +65,8 @@ def test_every_kind_of_file_keeps_its_name_size_mode_and_alpha(tmp_path):
             path = tmp_path / "in" / "ab"[i % 2] / f"{size[0]} {name}"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
-    report = protect_by_filters(str(tmp_path / "in"), tmp_path / "out", ClassFilters(5, 0.5), KEY)
-    found, modes = originals(str(tmp_path / "in")), Counter()
+    report = protect(str(tmp_path / "in"), tmp_path / "out", ClassFilters(5, 0.5, key=KEY))
+    found, modes = load_originals(str(tmp_path / "in")), Counter()
     for i, output in enumerate(found.outputs):
         before = found.read(i)
         with Image.open(tmp_path / "out/images" / output) as after:
@@ -168,8 +167,8 @@ def test_help_tells_where_a_typed_key_stays(capsys):
 
 
 def test_a_fraction_of_every_class_is_filtered_the_rest_is_as_it_was_and_check_knows_which(tmp_path):
-    photos, recipe = make_photos(tmp_path / "in", 24), ClassFilters(fraction=0.5)
-    report = protect_by_filters(str(photos), tmp_path / "out", recipe, KEY, size=8, seed=2)
+    photos, recipe = make_photos(tmp_path / "in", 24), ClassFilters(fraction=0.5, key=KEY)
+    report = protect(str(photos), tmp_path / "out", recipe, size=8, seed=2)
     changed = {}
     for path in sorted(photos.rglob("*.png")):
         name = path.relative_to(photos).as_posix()
@@ -239,11 +238,11 @@ def test_stopped_it_goes_on_to_the_same_bytes(pristine, tmp_path, what):
     photos, whole = pristine
     stop = lambda job, step, *_: (job, step) == (what, 3)  # noqa: E731
     with pytest.raises(Interrupted):
-        protect_by_filters(str(photos), tmp_path / "out", ClassFilters(), KEY, size=8, on_step=stop)
+        protect(str(photos), tmp_path / "out", ClassFilters(key=KEY), size=8, lab=Lab(on_step=stop))
     assert not (tmp_path / "out/report.json").exists()
     (tmp_path / "out").mkdir(exist_ok=True)
     (tmp_path / "out/.semkit-0.tmp").write_bytes(b"what a kill would have left")
-    protect_by_filters(str(photos), tmp_path / "out", ClassFilters(), KEY, size=8, resume=True)
+    protect(str(photos), tmp_path / "out", ClassFilters(key=KEY), size=8, resume=True)
     ours, theirs = contents(tmp_path / "out"), contents(whole)
     assert ours.pop("report.json") and theirs.pop("report.json") and ours == theirs
 
@@ -252,16 +251,16 @@ def test_a_run_goes_on_with_its_own_key_and_settings_only(small, tmp_path):
     photos, out = small
     how = dict(size=8, resume=True)
     before = contents(out)
-    report = protect_by_filters(str(photos), out, ClassFilters(), KEY, **how)  # finished: left alone
+    report = protect(str(photos), out, ClassFilters(key=KEY), **how)  # finished: left alone
     assert contents(out) == before and report == json.loads(before["report.json"])
     for finished in (True, False):
         if not finished:
             (out / "report.json").unlink()
         with pytest.raises(OutputError, match="was begun with another key; name another folder") as error:
-            protect_by_filters(str(photos), out, ClassFilters(), "not the key of it", **how)
+            protect(str(photos), out, ClassFilters(key="not the key of it"), **how)
         assert "not the key" not in str(error.value)
         with pytest.raises(OutputError, match=r"was begun with other settings \(recipe\)"):
-            protect_by_filters(str(photos), out, ClassFilters(strength=0.4), KEY, **how)
+            protect(str(photos), out, ClassFilters(strength=0.4, key=KEY), **how)
 
 
 def test_learners_get_the_filtered_training_images_and_other_images_are_refused(pristine, tmp_path, capsys):
@@ -297,7 +296,7 @@ def test_a_report_that_does_not_say_how_is_damaged(small):
 
 
 def test_a_named_set_is_filtered_at_its_own_size(tmp_path):
-    protect_by_filters("shapes", tmp_path / "out", ClassFilters(), KEY, size=16, limit=20)
+    protect("shapes", tmp_path / "out", ClassFilters(key=KEY), size=16, limit=20)
     files = sorted((tmp_path / "out/images").rglob("*.png"))
     assert len(files) == 20 and {read_image(path).size for path in files} == {(32, 32)}
     assert not check("shapes", tmp_path / "out", key=KEY)["problems"]

@@ -19,7 +19,6 @@ PRIVATE = ("torch.ops.mkldnn", "torch._C", "make_fx", "torch._dynamo", "torch._i
 LATER = {"analysis.figures", "analysis.report"}
 NAMES_LATER = {
     "app.lab",
-    "app.originals",
     "app.progress",
     "lessons.latent",
 }

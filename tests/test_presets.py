@@ -7,9 +7,11 @@ import torch
 
 from semkit.images.augment import FlipCrop, ResizedCrop
 from semkit.protections.crafting import CraftRecipe
-from semkit.protections.presets import PRESETS, craft_recipe, learn_recipe, sweep_recipes
+from semkit.protections.recipes import craft_recipe
+from semkit.protections.registry import sweep_recipes
 from semkit.training.learning import LearnRecipe
 from semkit.training.perturb import PGD, Clean, Uniform
+from semkit.training.presets import PRESETS, learn_recipe
 from semkit.training.schedule import SGD
 
 ATTACK, LARGE_ATTACK = PGD(4, 10, 0.8), PGD(4, 7, 1)

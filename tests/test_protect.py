@@ -14,17 +14,17 @@ from photos import contents, make_photos
 from PIL import Image
 from safetensors.numpy import load_file
 
+from semkit.app.checking import check, protected_split
 from semkit.app.cli import main
-from semkit.app.folder import protect
-from semkit.app.originals import originals
-from semkit.app.protected import OutputError, check, protected_split
+from semkit.app.folder import load_originals, protect
+from semkit.app.outputs import OutputError
 from semkit.images.files import is_image_name
 from semkit.images.loading import DataError, load
 from semkit.images.picture import read_image
 from semkit.nets.lab import Interrupted, Lab
 from semkit.protections.noise import NoiseError
 from semkit.protections.noise import load as load_noise
-from semkit.protections.presets import craft_recipe
+from semkit.protections.recipes import craft_recipe
 from semkit.training.schedule import SGD
 
 QUICK = ["--preset", "quick", "--precision", "float32"]
@@ -60,7 +60,7 @@ def pristine(tmp_path_factory):
 def test_every_hostile_file_has_a_protected_one_of_its_name_size_mode_and_alpha_within_the_radius(hostile):
     folder, names, out = hostile
     assert len(names) >= 200
-    found = originals(str(folder))
+    found = load_originals(str(folder))
     assert sorted(found.images.files) == names
     assert {p.relative_to(out / "images").as_posix() for p in (out / "images").rglob("*.png")} == set(found.outputs)
     modes = Counter()
@@ -381,8 +381,8 @@ def test_protected_files_of_other_images_are_refused(pristine, small, tmp_path):
 
 def test_noise_of_other_images_is_refused(pristine, tmp_path):
     photos, out = pristine
-    assert load_noise(out / "noise.safetensors", images=originals(str(photos), size=8).images).radius == 8
-    others = originals(str(make_photos(tmp_path / "in", 20, seed=5)), size=8).images
+    assert load_noise(out / "noise.safetensors", images=load_originals(str(photos), size=8).images).radius == 8
+    others = load_originals(str(make_photos(tmp_path / "in", 20, seed=5)), size=8).images
     with pytest.raises(NoiseError, match="crafted for other images"):
         load_noise(out / "noise.safetensors", images=others)
 

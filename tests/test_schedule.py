@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from semkit.nets.engine import Engine
-from semkit.protections.presets import PRESETS, craft_recipe, learn_recipe
+from semkit.protections.recipes import craft_recipe
+from semkit.training.presets import PRESETS, learn_recipe
 from semkit.training.schedule import SGD
 
 ENGINE = Engine("cpu", "float32")

@@ -16,7 +16,7 @@ from pages import fresh_pages
 from photos import contents, image_set, make_photos
 from PIL import Image
 
-from semkit.app.protected import protected_split
+from semkit.app.checking import protected_split
 from semkit.countermeasures.images import counter
 from semkit.images import storage
 from semkit.images.loading import load

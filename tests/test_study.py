@@ -23,11 +23,12 @@ from semkit.nets.lab import Lab
 from semkit.protections.crafting import CraftRecipe, Interrupted, craft
 from semkit.protections.cuda import ClassFilters, CleanPart, class_filters, convolve_set
 from semkit.protections.noise import load, save
-from semkit.protections.presets import learn_recipe, sweep_recipes
+from semkit.protections.registry import sweep_recipes
 from semkit.training.bullettrain import KINDS, BulletTrain
 from semkit.training.learning import LearnRecipe, Pretrained, accuracy, fit
 from semkit.training.objectives import Trades
 from semkit.training.perturb import PGD, Clean, Uniform
+from semkit.training.presets import learn_recipe
 from semkit.training.schedule import SGD
 
 ENGINE = Engine("cpu", "float32")

@@ -11,12 +11,11 @@ from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
 
-from semkit.analysis.study import MadeBy, crafted_noise, learned_row, training_set
+from semkit.analysis.study import crafted_noise, further_tests, learned_row, training_set
 from semkit.images.imageset import Split
 from semkit.nets.engine import keep_freed
 from semkit.nets.lab import Interrupted, Lab
-from semkit.protections.crafting import CraftRecipe
-from semkit.protections.cuda import filtered_tests
+from semkit.protections.protection import NoiseRecipe, Recipe
 from semkit.training.learning import LearnRecipe
 
 # In place of Dask's own settings, whose MALLOC_TRIM_THRESHOLD_ works against keep_freed. Errors of a worker are raised
@@ -67,23 +66,23 @@ def connected(workers: int | None = 2, address: str | None = None, patience: flo
         yield client
 
 
-def _craft(split: Split, recipe: CraftRecipe, seed: int, lab: Lab) -> None:
+def _craft(split: Split, recipe: NoiseRecipe, seed: int, lab: Lab) -> None:
     crafted_noise(split.train, recipe, seed=seed, lab=lab)
 
 
 def _learn(
-    split: Split, crafted: None, made_by: MadeBy, learn_by: LearnRecipe, countermeasures: Sequence[str], seed: int,
-    lab: Lab,
+    split: Split, crafted: None, made_by: Recipe | None, learn_by: LearnRecipe, countermeasures: Sequence[str],
+    seed: int, lab: Lab,
 ) -> None:  # fmt: skip
     train, _ = training_set(split.train, made_by, seed=seed, lab=lab)
-    also = filtered_tests(split.test, made_by, seed)
+    also = further_tests(split.test, made_by, seed)
     learned_row(train, split.test, learn_by, countermeasures=countermeasures, also=also, seed=seed, lab=lab)
 
 
 def run_grid(
     client,
     split: Split,
-    crafts: Mapping[str, MadeBy],
+    crafts: Mapping[str, Recipe | None],
     learners: Mapping[float | str, LearnRecipe],
     *,
     countermeasures: Sequence[str] = (),
@@ -138,7 +137,7 @@ def _submitted(client, split: Split, crafts, learners, countermeasures, seeds, l
     learned_by = [client.scatter(recipe, broadcast=True, hash=False) for recipe in learners.values()]  # may hold images
     runs = []
     for seed, made_by in product(seeds, crafts.values()):
-        noisy = isinstance(made_by, CraftRecipe)
+        noisy = made_by and made_by.radius is not None
         crafted = client.submit(_craft, images, made_by, seed, lab, pure=False) if noisy else None
         runs += [crafted] if crafted else []
         runs += [

@@ -14,13 +14,14 @@ from semkit.images.augment import Augment
 from semkit.nets import models
 from semkit.nets.engine import Engine, Passes, count_passes, input_gradient, together, train_step
 from semkit.protections.crafting import CraftRecipe, noise_step
+from semkit.protections.protection import Recipe
 from semkit.training.learning import LearnRecipe
 
-Recipe = CraftRecipe | LearnRecipe
+Work = Recipe | LearnRecipe
 _probed: dict[tuple, tuple[float, float]] = {}  # what `probe` returned in this process, by its arguments
 
 
-def _with_pretraining(recipes: Iterable[Recipe], n: int) -> Iterator[tuple[Recipe, int]]:
+def _with_pretraining(recipes: Iterable[Work], n: int) -> Iterator[tuple[Work, int]]:
     """Each recipe with its image count n, plus each pretraining once, with its own count."""
     pretrainings = {}
     for recipe in recipes:
@@ -31,10 +32,10 @@ def _with_pretraining(recipes: Iterable[Recipe], n: int) -> Iterator[tuple[Recip
         yield from _with_pretraining([first.recipe], len(first.images))
 
 
-def passes_of(recipes: Iterable[Recipe], n: int) -> Passes:
+def passes_of(recipes: Iterable[Work], n: int) -> Passes:
     """The image passes of all recipes together, each for n images.
 
-    >>> from semkit.protections.presets import craft_recipe
+    >>> from semkit.protections.recipes import craft_recipe
     >>> passes_of([craft_recipe("em", "quick")], 20).total
     1840
     """
@@ -43,7 +44,7 @@ def passes_of(recipes: Iterable[Recipe], n: int) -> Passes:
 
 
 def seconds_of(
-    recipes: Iterable[Recipe], n: int, classes: int, size: int, engine: Engine, *, may_probe: bool = True
+    recipes: Iterable[Work], n: int, classes: int, size: int, engine: Engine, *, may_probe: bool = True
 ) -> float | None:
     """The seconds that all recipes take at most, each for n images of size x size pixels in `classes` classes.
 
@@ -53,12 +54,11 @@ def seconds_of(
     """
     total = 0.0
     for recipe, images in _with_pretraining(recipes, n):
-        passes, batch = recipe.cost(images), min(recipe.sgd.batch, images)
-        if isinstance(recipe, CraftRecipe):
-            net, samples = recipe.surrogate, recipe.at_once
-        else:
-            net, samples = recipe.model, 0 if passes.input_gradient else None
-        key = net, classes, size, batch, samples, recipe.augment, engine
+        passes = recipe.cost(images)
+        if not passes.total:  # a protection without a net
+            continue
+        batch, samples = min(recipe.sgd.batch, images), recipe.at_once if passes.input_gradient else None
+        key = recipe.net, classes, size, batch, samples, recipe.augment, engine
         if key not in _probed:
             if not may_probe:
                 return None

@@ -5,17 +5,21 @@ from dataclasses import replace
 from itertools import product
 
 from semkit.analysis.measure import cosine, losses_along, robustness, stability
-from semkit.analysis.study import MadeBy, crafted_surrogate
+from semkit.analysis.study import crafted_surrogate
 from semkit.countermeasures.training import ClassBlur, Gaussian, RandomBlur
 from semkit.images.imageset import ImageSet, Split
+from semkit.nets.cache import as_dict
 from semkit.nets.lab import Lab
 from semkit.protections.crafting import CraftRecipe
 from semkit.protections.cuda import ClassFilters, CleanPart
-from semkit.protections.presets import craft_recipe, lasting, learn_recipe
+from semkit.protections.protection import Recipe
+from semkit.protections.recipes import craft_recipe
 from semkit.training.learning import LearnRecipe, Pretrained
 from semkit.training.perturb import PGD, Clean, Perturbation, Uniform
+from semkit.training.presets import lasting, learn_recipe
 
-Crafts = Mapping[str, MadeBy]
+Crafts = Mapping[str, Recipe | None]
+METHODS = ("clean", "em", "sem")  # of a sweep that names none
 RADIUS = 4  # levels, at which robustness and stability are measured
 ALONG, LOOKED_AT = (0, 1, 2, 4, 6, 8), 200  # radii in levels, and protected images, of loss_rows
 
@@ -133,6 +137,11 @@ def defence_learners(
 LEARNERS: dict[str, Callable[..., dict[str, LearnRecipe]]] = {"cuda-defences": defence_learners}  # else --radii
 
 
+def reference_recipe(preset: str, size: int) -> CraftRecipe:
+    """The recipe whose surrogate looks at all noises alike: SEM's."""
+    return craft_recipe("sem", preset, size=size)
+
+
 def noise_rows(
     split: Split,
     crafts: Crafts,
@@ -149,7 +158,7 @@ def noise_rows(
     """
     lab, rows, noises = lab or Lab(), [], {}
     for seed, (method, recipe) in product(seeds, crafts.items()):
-        if not isinstance(recipe, CraftRecipe):
+        if recipe is None or recipe.net is None:
             continue
         job = lab.doing(f"{method} noise, seed {seed}")
         noise, surrogate = crafted_surrogate(split.train, recipe, seed=seed, lab=job)
@@ -158,8 +167,8 @@ def noise_rows(
         of = {"noise": surrogate}
         if reference:
             of["reference"] = crafted_surrogate(split.train, reference, seed=seed, lab=job)[1]
-        row = {"method": method, "seed": seed, "noise_side": repr(recipe.noise_side)}
-        row |= {"surrogate_side": repr(recipe.surrogate_side)}
+        told = as_dict(recipe)
+        row = {"method": method, "seed": seed, **{side: told.get(side) for side in ("noise_side", "surrogate_side")}}
         row["surrogate_robustness"] = robustness(surrogate, split.test, RADIUS)
         for name, model in of.items():
             row[f"{name}_robustness"] = robustness(model, protected, RADIUS)
@@ -185,7 +194,7 @@ def loss_rows(
     """
     rows = []
     for seed, (method, recipe) in product(seeds, crafts.items()):
-        if not isinstance(recipe, CraftRecipe):
+        if recipe is None or recipe.net is None:
             continue
         job = (lab or Lab()).doing(f"{method} noise, seed {seed}")
         noise, surrogate = crafted_surrogate(split.train, recipe, seed=seed, lab=job)

@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 
-from semkit.analysis.measure import LABEL, learner
+from semkit.analysis.measure import learner
 from semkit.analysis.plots import legend, reference, styles, summary
+from semkit.protections.registry import label_of
 
 ATTACKS = {  # of obfuscated.transform_attacks, in the order of what they know
     "none": "no attack", "naive": "naive:\nPGD on $f$", "external": "PGD on the\nexternal net", "BPDA": "BPDA",
@@ -21,7 +22,7 @@ def draw_countermeasures(panels: Sequence, rows: Sequence[dict], chance: float |
             points = [{"place": names.index(row["countermeasure"]), "last": 100 * row["last"]} for row in mine]
             at, mean, low, high = summary(points, "place", "last")
             at = at + 0.15 * (place - (len(methods) - 1) / 2)  # so that no interval hides another
-            style = {**look[method], "ls": "", "label": LABEL.get(method, method)}
+            style = {**look[method], "ls": "", "label": label_of(method)}
             axes.errorbar(mean, at, xerr=[mean - low, high - mean], capsize=2, ms=5, **style)
         if chance is not None:
             axes.axvline(100 * chance, color="0.4", lw=1, ls=":", label=f"chance ({100 * chance:.3g} %)")

@@ -21,8 +21,6 @@ from semkit.nets.engine import engine_of, predict
 from semkit.nets.weights import drawing
 from semkit.training.perturb import PGD, Clean, Perturbation, Uniform
 
-LABEL = {"clean": "clean images", "em": "EM", "sem": "SEM", "rem": "REM", "cuda": "CUDA"}
-
 
 def learner(radius: float) -> str:
     """ERM, or AT with its training radius in levels."""

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
-from semkit.analysis.measure import LABEL
 from semkit.analysis.patterns import radial_spectrum
 from semkit.analysis.plots import legend, line, reference, styles
+from semkit.protections.registry import label_of
 
 
 def rescaled(noise, scale: float) -> np.ndarray:
@@ -28,7 +28,7 @@ def draw_strip(figure, originals: torch.Tensor, noises: Mapping[str, torch.Tenso
     rows = [("original", np.moveaxis(originals.numpy(), 1, -1))]
     for method, noise in noises.items():
         protected = (originals.to(torch.int16) + noise).clamp(0, 255).to(torch.uint8)
-        label = LABEL.get(method, method)
+        label = label_of(method)
         rows += [(f"{label}:\nprotected", np.moveaxis(protected.numpy(), 1, -1))]
         rows += [(f"{label}: noise\n±{radius:g} → ±127", rescaled(noise, radius))]
     axes = figure.subplots(len(rows), len(originals), squeeze=False)
@@ -69,7 +69,7 @@ def draw_spectra(axes, noises: Mapping[str, torch.Tensor]) -> None:
         frequency, power = radial_spectrum(noise)
         power /= np.mean(noise.astype(float) ** 2)
         band = np.quantile(power, (0.05, 0.95), axis=0)
-        line(axes, frequency, power.mean(0), *band, label=LABEL.get(name, name), **look)
+        line(axes, frequency, power.mean(0), *band, label=label_of(name), **look)
     reference(axes, 1, "white noise of\nthe same variance")
     axes.set(yscale="log", xlabel="spatial frequency (cycles per pixel)", ylabel="power (white noise = 1)")
     axes.grid(alpha=0.3)
@@ -80,5 +80,5 @@ def draw_points(axes, points: np.ndarray, groups: Sequence[str]) -> None:
     """Points [N,2] in the look of their group; the legend is left to the caller."""
     for name, look in styles(dict.fromkeys(groups)).items():
         mine = points[[group == name for group in groups]]
-        axes.plot(*mine.T, **{**look, "ls": ""}, ms=4, alpha=0.6, mew=0, label=LABEL.get(name, name))
+        axes.plot(*mine.T, **{**look, "ls": ""}, ms=4, alpha=0.6, mew=0, label=label_of(name))
     axes.set(xticks=[], yticks=[], xlabel="first coordinate", ylabel="second coordinate")

@@ -6,7 +6,8 @@ from itertools import cycle, product
 
 import numpy as np
 
-from semkit.analysis.measure import LABEL, Correlation, interval, learner, protection
+from semkit.analysis.measure import Correlation, interval, learner, protection
+from semkit.protections.registry import label_of
 
 # Okabe and Ito's colours, told apart by colour-blind readers; markers and lines say it again.
 STYLE = {
@@ -99,7 +100,7 @@ def draw_accuracies(axes, rows: Sequence[dict], chance: float | None = None) -> 
         # Shifted sideways a little, so that intervals at the same radius do not hide each other.
         shift = (place - (len(methods) - 1) / 2) * max(radii[-1] - radii[0], 1) / 80
         error = 100 * np.array([mean - low, high - mean])
-        axes.errorbar(r + shift, 100 * mean, error, capsize=3, ms=5, label=LABEL.get(method, method), **look[method])
+        axes.errorbar(r + shift, 100 * mean, error, capsize=3, ms=5, label=label_of(method), **look[method])
     axes.set(xticks=radii, xticklabels=["0\n(ERM)" if r == 0 else f"{r:g}" for r in radii])
     axes.set(xlabel="learner's training radius (levels of 255)")
     _accuracy(axes, methods, chance)
@@ -111,7 +112,7 @@ def draw_curves(panels: Sequence, rows: Sequence[dict], chance: float | None = N
     for axes, radius in zip(panels, sorted({row["training_radius"] for row in rows}), strict=True):
         for method, mine in by_method([row for row in rows if row["training_radius"] == radius]).items():
             points = [{"step": step, "accuracy": 100 * a} for row in mine for step, a in row["curve"]]
-            line(axes, *summary(points, "step", "accuracy"), label=LABEL.get(method, method), **look[method])
+            line(axes, *summary(points, "step", "accuracy"), label=label_of(method), **look[method])
         _accuracy(axes, look, chance)
         axes.set_title(learner(radius), fontsize="medium")
         axes.set_xlabel("learner's step")
@@ -179,7 +180,7 @@ def _name_some(axes, rows: Sequence[dict], x: str, y: str) -> None:
 
     taken = inside(rows)
     for method, mine in by_method(rows).items():
-        name = LABEL.get(method, method)
+        name = label_of(method)
         width, own = 0.015 * len(name), inside(mine)
         for side, outermost in ((1, own[:, 0].argmax()), (-1, own[:, 0].argmin())):
             near = own[outermost] + (0.015 * side, 0)
@@ -231,7 +232,7 @@ def draw_losses(axes, rows: Sequence[dict], log: bool = False) -> None:
             style = {**look[method], "ls": "--" if direction == "random" else "-"}
             radius, *loss = summary(along, "radius", "loss")
             loss = np.exp(loss) if log else loss
-            line(axes, radius, *loss, label=f"{LABEL.get(method, method)}, {direction}", **style)
+            line(axes, radius, *loss, label=f"{label_of(method)}, {direction}", **style)
     axes.set(xlabel="radius of the perturbation (levels of 255)", ylabel="cross-entropy loss (nats)")
     axes.set_yscale("log" if log else "linear")
     axes.grid(alpha=0.3)

@@ -11,14 +11,15 @@ from pathlib import Path
 from semkit.analysis.cluster import run_grid
 from semkit.analysis.cost import passes_of, seconds_of
 from semkit.analysis.designs import loss_rows, noise_rows
-from semkit.analysis.measure import LABEL, interval, trained_by
-from semkit.analysis.study import MadeBy, crafted_noise, grid, grid_recipes
+from semkit.analysis.measure import interval, trained_by
+from semkit.analysis.study import crafted_noise, grid, grid_recipes
 from semkit.countermeasures.transform import Transform
 from semkit.images.files import atomic_write, shown
 from semkit.images.imageset import Split
 from semkit.lessons.obfuscated import by_defence, defence_rows
 from semkit.nets.lab import Lab
-from semkit.protections.crafting import CraftRecipe
+from semkit.protections.protection import NoiseRecipe, Recipe
+from semkit.protections.registry import METHODS, label_of
 from semkit.training.learning import LearnRecipe
 
 
@@ -42,7 +43,7 @@ def table(rows: Sequence[dict]) -> str:
         mine = [row for row in rows if (row["method"], row.get("countermeasure")) == (method, first)]
         cells = [_cell([row["last"] for row in mine if trained_by(row) == way]) for way in ways]
         seconds = max(row.get("noise_seconds", 0) for row in mine)
-        name = ", ".join((LABEL.get(method, method), *[first] * (first not in (None, "none"))))
+        name = ", ".join((label_of(method), *[first] * (first not in (None, "none"))))
         lines.append([name, *cells, *[f"{seconds:.0f} s" if seconds else "-"] * timed])
     return _markdown(lines)
 
@@ -116,13 +117,13 @@ def read_rows(path: str | os.PathLike) -> list[dict]:
 def write_sweep(
     split: Split,
     out: Path,
-    crafts: Mapping[str, MadeBy],
+    crafts: Mapping[str, Recipe | None],
     learners: Mapping[float | str, LearnRecipe],
     *,
     seeds: Sequence[int],
     preset: str,
     lab: Lab,
-    reference: CraftRecipe | None = None,
+    reference: NoiseRecipe | None = None,
     countermeasures: Sequence[str] = (),
     client=None,
     say: Callable[[str], object] = print,
@@ -157,7 +158,7 @@ def write_sweep(
         write_rows([{"preset": preset, **row} for row in loss_rows(split, crafts, **how)], out / "losses.csv")
     if countermeasures:
         _write_countermeasures(split, out, rows)
-    elif crafts.keys() <= LABEL.keys() and all(isinstance(recipe, CraftRecipe | None) for recipe in crafts.values()):
+    elif crafts.keys() <= METHODS.keys() and all(one is None or one.radius is not None for one in crafts.values()):
         _write_figure(split, out, crafts, rows, seeds[0], lab)
     return text, rows
 

@@ -1,7 +1,7 @@
 """Runs of crafting and learning, kept in lab.cache, and grids of them."""
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,58 +12,24 @@ from semkit.countermeasures.images import counter
 from semkit.countermeasures.training import Gaussian, Smoothed
 from semkit.images.imageset import ImageSet, Split
 from semkit.images.pixels import check_count
-from semkit.nets import models
-from semkit.nets.cache import Store, as_dict, as_json, as_weights, kept
+from semkit.nets.cache import Store, as_json, kept
 from semkit.nets.engine import Engine, how_run
 from semkit.nets.lab import Lab
 from semkit.nets.models import load_net, save_net
-from semkit.protections.crafting import CraftRecipe, craft
-from semkit.protections.cuda import filtered_tests
-from semkit.protections.noise import Noise, load, save
+from semkit.protections.noise import Noise
+from semkit.protections.protection import NoiseRecipe, Recipe
 from semkit.training.bullettrain import KINDS
 from semkit.training.learning import Learned, LearnRecipe, accuracy, fit
 
 NO_NOISE = {"passes": 0, "seconds": 0.0, "engine": None}
-COST = {"passes": int, "seconds": float | int, "engine": str}  # field -> its type, of a kept crafting's cost
 ROW = {
     "last": float | int, "best": float | int, "curve": list, "passes": int, "learner_seconds": float | int,
     "engine": str,
 }  # fmt: skip
-MadeBy = CraftRecipe | Callable[[ImageSet, int], ImageSet] | None  # noise, another protection, or none
-
-
-def _crafted(images: ImageSet, recipe: CraftRecipe, seed: int, lab: Lab, every: float) -> tuple[Noise, dict, nn.Module]:
-    """(noise, its cost, the surrogate) of a crafting, all three kept."""
-
-    def make(state: Path | None):
-        done = craft(images, recipe, seed=seed, lab=lab, checkpoint=state, every=every)
-        made = {**as_dict(recipe), "seed": seed, "precision": lab.engine.precision}
-        noise = Noise(done.noise, recipe.radius, made, images.fingerprint, images.classes)
-        cost = {"passes": done.passes.total, "seconds": round(done.seconds, 1), "engine": how_run(done.surrogate)}
-        return noise, cost, done.surrogate
-
-    def surrogate() -> nn.Module:
-        seen = recipe.augment.output_size(images.images.shape[-1])
-        return lab.engine.prepare(models.build(recipe.surrogate, len(images.classes), seed, size=seen))
-
-    stores = (
-        Store(".safetensors", save, lambda path: _of_recipe(load(path, images=images), recipe)),
-        as_json(COST),
-        as_weights(surrogate),
-    )
-    return kept(lab, "noise", (images.fingerprint, recipe, seed), make, *stores)
-
-
-def _of_recipe(noise: Noise, recipe: CraftRecipe) -> Noise:
-    """`noise`, if its metadata says that this recipe made it; raises ValueError otherwise."""
-    other = [name for name, value in as_dict(recipe).items() if noise.recipe.get(name) != value]
-    if other or noise.class_wise or noise.radius != recipe.radius:
-        raise ValueError(f"noise of another recipe: {', '.join(other) or 'its radius or rows'}")
-    return noise
 
 
 def crafted_noise(
-    images: ImageSet, recipe: CraftRecipe, *, seed: int = 0, lab: Lab | None = None, checkpoint_every: float = 20
+    images: ImageSet, recipe: NoiseRecipe, *, seed: int = 0, lab: Lab | None = None, checkpoint_every: float = 20
 ) -> tuple[Noise, dict]:
     """The noise of `recipe` for the images, and its cost {"passes": ..., "seconds": ..., "engine": how_run(surrogate)}.
 
@@ -72,28 +38,31 @@ def crafted_noise(
 
         noise, cost = sk.crafted_noise(split.train, sk.craft_recipe("sem", "demo"), lab=sk.Lab(cache=sk.runs_folder()))
     """
-    noise, cost, _ = _crafted(images, recipe, seed, lab or Lab(), checkpoint_every)
+    noise, cost, _ = recipe.crafted(images, seed=seed, lab=lab, every=checkpoint_every)
     return noise, cost
 
 
 def crafted_surrogate(
-    images: ImageSet, recipe: CraftRecipe, *, seed: int = 0, lab: Lab | None = None
+    images: ImageSet, recipe: NoiseRecipe, *, seed: int = 0, lab: Lab | None = None
 ) -> tuple[Noise, nn.Module]:
-    """The noise of `recipe` and the surrogate that made it, in eval mode; both kept with lab.cache."""
-    noise, _, surrogate = _crafted(images, recipe, seed, lab or Lab(), 20)
+    """The noise of `recipe` and the net that made it, in eval mode; both kept with lab.cache."""
+    noise, _, surrogate = recipe.crafted(images, seed=seed, lab=lab)
     return noise, surrogate.eval()
 
 
-def training_set(train: ImageSet, made_by: MadeBy, *, seed: int = 0, lab: Lab | None = None) -> tuple[ImageSet, dict]:
+def training_set(
+    train: ImageSet, recipe: Recipe | None, *, seed: int = 0, lab: Lab | None = None
+) -> tuple[ImageSet, dict]:
     """The images that a learner is given, and the cost of their noise as of crafted_noise, {} where there is none.
 
-    made_by: a CraftRecipe adds its noise; anything else, such as ClassFilters, is called as made_by(train, seed); None
-    leaves the images as they are.
+    recipe: the protection; None leaves the images as they are.
     """
-    if isinstance(made_by, CraftRecipe):
-        noise, cost = crafted_noise(train, made_by, seed=seed, lab=lab)
-        return train.with_noise(noise.levels), cost
-    return made_by(train, seed) if made_by else train, {}
+    return recipe.apply(train, seed=seed, lab=lab) if recipe else (train, {})
+
+
+def further_tests(test: ImageSet, recipe: Recipe | None, seed: int) -> dict[str, ImageSet]:
+    """Test sets besides the clean one, by name, for learners on images that `recipe` protects."""
+    return recipe.tests(test, seed=seed) if recipe else {}
 
 
 def _learned(train: ImageSet, test: ImageSet, recipe: LearnRecipe, also: Mapping, seed: int, lab: Lab) -> tuple:
@@ -183,18 +152,18 @@ def learned_net(
 
 
 def grid_recipes(
-    crafts: Mapping[str, MadeBy],
+    crafts: Mapping[str, Recipe | None],
     learners: Mapping[float | str, LearnRecipe],
     countermeasures: Sequence[str] = (),
-) -> list[CraftRecipe | LearnRecipe]:
+) -> list[Recipe | LearnRecipe]:
     """What a grid runs for each seed, if nothing of it is in the cache."""
-    made = [recipe for recipe in crafts.values() if isinstance(recipe, CraftRecipe)]
+    made = [recipe for recipe in crafts.values() if recipe]
     return made + [*learners.values()] * len(crafts) * max(1, len(countermeasures))
 
 
 def grid(
     split: Split,
-    crafts: Mapping[str, MadeBy],
+    crafts: Mapping[str, Recipe | None],
     learners: Mapping[float | str, LearnRecipe],
     *,
     countermeasures: Sequence[str] = (),
@@ -205,14 +174,14 @@ def grid(
 
     crafts: the name of a row's method -> what makes its images. learners: a row's training radius, or the name in its
     column `learner`, -> its recipe. countermeasures: where given, every learner after each of them, which a row's
-    `countermeasure` names. seeds: the seeds, or how many: 3 is 0, 1, 2. Rows of ClassFilters have accuracies on
-    filtered test images too.
+    `countermeasure` names. seeds: the seeds, or how many: 3 is 0, 1, 2. Rows have accuracies on a recipe's own test
+    sets too.
     """
     lab, rows = lab or Lab(), []
     seeds = range(check_count(seeds, "seeds", 1)) if isinstance(seeds, int) else seeds
     for seed, (method, made_by) in itertools.product(seeds, crafts.items()):
         train, noise_cost = training_set(split.train, made_by, seed=seed, lab=lab.doing(f"{method} noise, seed {seed}"))
-        also = filtered_tests(split.test, made_by, seed)
+        also = further_tests(split.test, made_by, seed)
         firsts = [{"countermeasure": name} for name in countermeasures] or [{}]
         for first, (name, learn_by) in itertools.product(firsts, learners.items()):
             named = {"learner": name} if isinstance(name, str) else {}

@@ -1,44 +1,169 @@
-"""From images to a protected folder: the noise, the protected files, and the report of both."""
+"""From IMAGES to a protected folder: OUT/images, OUT/report.json, and for noise OUT/noise.safetensors."""
 
+import hashlib
 import os
 import shutil
-from collections.abc import Callable
-from dataclasses import replace
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 
-from semkit.analysis.study import crafted_noise
-from semkit.app.originals import OnStep, Originals
-from semkit.app.outputs import begin, finished, reported, requested, write_images
-from semkit.app.protected import output_folder
-from semkit.images.imageset import ImageSet, check_fraction, stratified_share
-from semkit.images.picture import apply_noise
-from semkit.images.storage import blocks, zeros
-from semkit.nets.lab import Lab
-from semkit.nets.models import check_model
-from semkit.protections.crafting import CraftRecipe
-from semkit.protections.noise import Noise, clipped_fraction, mean_effective, save
-
-NOISE_SIZE = (
-    "The noise was crafted at {size} x {size} pixels and resized to the size of each image, within the radius there; "
-    "what a trainer who resizes the images still meets is measured by semkit learn IMAGES --protected OUT."
+from semkit import __version__
+from semkit.app.outputs import (
+    OutputError,
+    begin,
+    check_links,
+    check_place,
+    finished,
+    output_folder,
+    reported,
 )
+from semkit.images.files import output_names, shown
+from semkit.images.imageset import ImageSet, check_fraction, stratified_share
+from semkit.images.loading import check_size, find_folder, limited, load, load_parts, resized, set_name
+from semkit.images.picture import BYTES_PER_PIXEL, read_image, stored_size, write_png
+from semkit.images.pixels import check_seed
+from semkit.images.quality import Quality
+from semkit.images.storage import AUTO, Storage, blocks, free_memory, zeros
+from semkit.nets.cache import CODE, as_dict
+from semkit.nets.lab import Interrupted, Lab, OnStep
+from semkit.nets.models import check_model
+from semkit.protections.noise import Noise, save
+from semkit.protections.protection import Change, Recipe
+
+NOISE = "noise.safetensors"
+COMPARED = 20  # files of an interrupted run that tell whether its key is the one that is given now
 
 
-def _check_settings(recipe: CraftRecipe, fraction: float, checkpoint_every: float) -> None:
+NATIVE = 32  # the side of every named set's images
+
+
+def job(on_step: OnStep | None, what: str) -> Callable[[int, int], None] | None:
+    """on_step for a job without metrics, as on_step(done, total); asked to stop, it raises Interrupted."""
+
+    def told(done: int, total: int) -> None:
+        if on_step(what, done, total, {}):
+            raise Interrupted(f"stopped while {what}, {done} of {total}")
+
+    return told if on_step else None
+
+
+@dataclass(frozen=True, eq=False)
+class Originals:
+    """The images to protect: at working size in `images`, at native size by read(i); outputs: relative PNG names.
+
+    size(i): (width, height) of the native one as it is stored, without decoding it.
+    """
+
+    images: ImageSet
+    outputs: tuple[str, ...]
+    read: Callable[[int], Image.Image]
+    size: Callable[[int], tuple[int, int]]
+    skipped: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
+
+
+def named_outputs(images: ImageSet) -> tuple[str, ...]:
+    """The names of a named set's files: class/00000.png."""
+    return tuple(f"{images.classes[label]}/{i:05d}.png" for i, label in enumerate(images.labels.tolist()))
+
+
+def load_originals(
+    source: str,
+    *,
+    size: int = 32,
+    limit: int | None = None,
+    root: str | None = None,
+    download: bool = False,
+    skip_unreadable: bool = False,
+    storage: Storage = AUTO,
+    on_step: OnStep | None = None,
+) -> Originals:
+    """The images of `source` that protection covers: a named set's training images, or all of a folder (its train/).
+
+    A named set's images get the names class/00000.png. Raises DataError for what cannot be read.
+    """
+    check_size(size)
+    if set_name(source):
+        native = load(source, size=NATIVE, limit=limit, root=root, download=download).train
+        read = lambda i: Image.fromarray(native.images[i].permute(1, 2, 0).contiguous().numpy())  # noqa: E731
+        images = resized(native, size, storage)
+        return Originals(images, named_outputs(images), read, lambda i: (NATIVE, NATIVE))
+    folder = replace(find_folder(source), test=None)
+    names = output_names(folder.train.names)
+    [images], skipped = load_parts(
+        folder, lambda parts: [limited(part, limit) for part in parts], size=size, skip_unreadable=skip_unreadable,
+        storage=storage, on_step=job(on_step, "reading images"),
+    )  # fmt: skip
+    outputs = tuple(names[name] for name in images.files)
+    read, stored = (lambda i, do=do: do(folder.root / images.files[i]) for do in (read_image, stored_size))
+    return Originals(images, outputs, read, stored, skipped, folder.ignored)
+
+
+def _requested(
+    source: str,
+    out: Path,
+    recipe: Recipe,
+    seed: int,
+    *,
+    size: int = 32,
+    limit: int | None = None,
+    root: str | None = None,
+    download: bool = False,
+    skip_unreadable: bool = False,
+    hold: str = "auto",
+    on_step: OnStep | None = None,
+) -> tuple[Originals, dict]:
+    """(the images to protect, the record of what is asked for): the record decides what will be in `out`.
+
+    hold: where images are until they are written, "memory", "disk" or "auto" (storage.Storage); the bytes are the same.
+    The others: as of `load_originals`. Raises DataError, OutputError, and ValueError for a seed that is none.
+    """
+    check_place(source, out)
+    how = {"size": size, "limit": limit, "skip_unreadable": skip_unreadable}
+    seed = check_seed(seed)
+    found = load_originals(source, **how, root=root, download=download, storage=Storage(hold, out), on_step=on_step)
+    _check_memory(found)
+    check_links(out, found.outputs)
+    return found, {
+        "semkit": __version__, "code": CODE, "torch": torch.__version__, "source": str(source),
+        "fingerprint": hashlib.sha256(repr((found.images.fingerprint, found.outputs)).encode()).hexdigest()[:24],
+        "recipe": as_dict(recipe), "seed": seed, **how,
+    }  # fmt: skip
+
+
+def _check_memory(found: Originals) -> None:
+    """Raises OutputError that names an image which is too large for the memory that is free."""
+    free = free_memory()
+    least = 1 << 26  # bytes; it is not for a smaller one that memory is short
+    for i, name in enumerate(found.outputs):
+        width, height = found.size(i)
+        if free is not None and (needed := width * height * BYTES_PER_PIXEL) > max(free, least):
+            raise OutputError(
+                f"{shown(name)} of {width} x {height} pixels takes {needed / 1e9:.1f} GB of memory to protect, "
+                f"{free / 1e9:.1f} GB are free: make it smaller or leave it out"
+            )
+
+
+def _check_settings(recipe: Recipe, fraction: float, checkpoint_every: float) -> None:
     check_fraction(fraction)
     if not isinstance(checkpoint_every, int | float) or not checkpoint_every >= 0:
         raise ValueError(f"checkpoint_every must be a number of seconds >= 0, got {checkpoint_every!r}")
-    if recipe.radius < 1:
+    if recipe.radius is not None and recipe.radius < 1:
         raise ValueError(f"radius must be 1 level at least to protect 8-bit images, got {recipe.radius:g}")
-    check_model(recipe.surrogate)
+    if recipe.net:
+        check_model(recipe.net)
 
 
 def protect(
     source: str,
     out: str | os.PathLike,
-    recipe: CraftRecipe,
+    recipe: Recipe,
     *,
     seed: int = 0,
     fraction: float = 1.0,
@@ -48,24 +173,34 @@ def protect(
     checkpoint_every: float = 20,
     **reading,
 ) -> dict:
-    """The report of protecting `source`: OUT/images/..., OUT/noise.safetensors and OUT/report.json are written.
+    """Protect `source`: writes OUT/images/..., OUT/report.json and for noise OUT/noise.safetensors; returns the report.
 
-    Images keep their names (as .png), sizes and modes; every 8-bit value moves by at most recipe.radius. Noise is
-    crafted at size x size and fitted to the native size. `fraction` of every class is protected, the rest written
-    unchanged. Stopped by on_step, by Ctrl-C or by a kill, the same call with resume=True goes on to the same bytes;
-    the crafting state is saved every checkpoint_every seconds. on_start is given the images that get noise. reading:
-    size (32), limit, root, download, skip_unreadable and hold, as of outputs.requested.
-    Raises DataError, OutputError or ValueError before anything is written.
+    Images keep their names (as .png), sizes and modes. Noise is crafted at size x size and fitted to the native size,
+    where an 8-bit value moves by at most recipe.radius; filters work at the native size. `fraction` (times the
+    recipe's own) of every class is protected, the rest written unchanged. Stopped by on_step, by Ctrl-C or by a kill,
+    the same call with resume=True goes on to the same bytes; the state of a crafting is saved every checkpoint_every
+    seconds. on_start is given the images that are protected. reading: size (32), limit, root, download,
+    skip_unreadable and hold ("memory", "disk" or "auto").
+    Raises DataError, OutputError or ValueError before anything is written; none of them shows a private key.
+
+        report = sk.protect("PHOTOS", "OUT", sk.craft_recipe("sem", "lesson", radius=8))
     """
     lab, out = lab or Lab(), output_folder(out)
-    on_step = lab.on_step
     _check_settings(recipe, fraction, checkpoint_every)
-    found, request = requested(source, out, recipe, seed, on_step=on_step, **reading)
-    seed = request["seed"]
-    request |= {"fraction": fraction, **lab.engine.settings()}
-    chosen = stratified_share(found.images.labels, fraction, seed)
+    found, request = _requested(source, out, recipe, seed, on_step=lab.on_step, **reading)
+    seed, noisy = request["seed"], recipe.radius is not None
+    request |= {"fraction": fraction} if noisy else {"fraction": fraction, "method": recipe.method}
+    request |= lab.engine.settings() if recipe.net else {}
+    chosen = stratified_share(found.images.labels, fraction * recipe.fraction, seed)
+    _check_sizes(found, chosen.tolist(), recipe)
     subset = found.images.take(chosen)
-    written = ["noise.safetensors", *(f"images/{name}" for name in found.outputs)]
+
+    def changed() -> Change:
+        kept = replace(lab, cache=out / "unfinished")
+        return recipe.change(subset, seed=seed, lab=kept, every=checkpoint_every)
+
+    at_once = None if noisy else changed()  # may refuse, and takes no time
+    written = [*[NOISE] * noisy, *(f"images/{name}" for name in found.outputs)]
     created = begin(out, request, resume)
     try:
         if on_start and not finished(out, written):
@@ -74,34 +209,73 @@ def protect(
         if created:  # nothing else was made: other settings may be tried, such as those that need less memory
             (out / "run.json").unlink(missing_ok=True)
         raise
-
-    def make() -> dict:
-        noise, cost = crafted_noise(
-            subset, recipe, seed=seed, lab=replace(lab, cache=out / "unfinished"), checkpoint_every=checkpoint_every
-        )  # fmt: skip
-        return {**cost, **_write(found, chosen, noise, out, on_step), **_effect(noise, subset)}
-
+    if at_once:
+        _check_begun(found, chosen.tolist(), at_once, out)
+    make = lambda: _write(found, chosen, at_once or changed(), out, lab.on_step)  # noqa: E731
     report = reported(out, request, written, make)
     shutil.rmtree(out / "unfinished", ignore_errors=True)  # also where a kill came after the report
     return report
 
 
-def _effect(noise: Noise, images: ImageSet) -> dict:
-    """What the box leaves of the noise, which is what a learner meets."""
-    clipped, left = (measure(noise, images.images) for measure in (clipped_fraction, mean_effective))
-    return {"clipped_fraction": round(clipped, 4), "mean_effective_noise": round(left, 3)}
+def _check_sizes(found: Originals, chosen: Sequence[int], recipe: Recipe) -> None:
+    """Raises ValueError, with its name, for the first image of a size that the recipe cannot change."""
+    for i in chosen:
+        try:
+            recipe.check_size(*found.size(i))
+        except ValueError as error:
+            raise ValueError(f"{shown(found.outputs[i])}: {error}") from None
 
 
-def _write(found: Originals, chosen: torch.Tensor, noise: Noise, out: Path, on_step: OnStep | None) -> dict:
-    """Writes the noise of all images, 0 for those not chosen, and the images; what the report says of them."""
+def _check_begun(found: Originals, chosen: Sequence[int], change: Change, out: Path) -> None:
+    """Raises OutputError if files that are there already are not what this key makes of their originals."""
+    there = ((place, i) for place, i in enumerate(chosen) if (out / "images" / found.outputs[i]).exists())
+    for place, i in islice(there, COMPARED):
+        wanted = change.picture(place, found.read(i))
+        if not np.array_equal(np.asarray(wanted), np.asarray(read_image(out / "images" / found.outputs[i]))):
+            raise OutputError(f"the output {shown(out)} was begun with another key; name another folder")
+
+
+def _write(found: Originals, chosen: torch.Tensor, change: Change, out: Path, on_step: OnStep | None) -> dict:
+    """Write the noise, if any, and the images; return what the report says of them."""
+    began = time.monotonic()
+    if change.noise:
+        save(_of_all(change.noise, chosen, found.images), out / NOISE)
+    quality = _write_images(found, chosen.tolist(), change, out, on_step)
+    told = quality.report()
+    if not change.noise:
+        del told["after_resize_to_working_size"]  # of noise that is added
+        told |= {"largest_change": quality.largest, "seconds": round(time.monotonic() - began, 1)}
+    return {
+        **change.told, "images": len(found.outputs), "protected": len(chosen), "classes": list(found.images.classes),
+        "held": found.images.held, **told, "skipped": list(found.skipped), "ignored": list(found.ignored),
+    }  # fmt: skip
+
+
+def _of_all(noise: Noise, chosen: torch.Tensor, images: ImageSet) -> Noise:
+    """The noise of all images: that of the chosen ones, 0 for the others."""
     levels = noise.levels
-    if len(chosen) < len(found.images):
-        levels = zeros(found.images.images.shape, torch.int8, found.images.scratch)
+    if len(chosen) < len(images):
+        levels = zeros(images.images.shape, torch.int8, images.scratch)
         for part in blocks(noise.levels):
             levels[chosen[part]] = noise.levels[part]
-    whole = Noise(levels, noise.radius, noise.recipe, found.images.fingerprint, found.images.classes)
-    save(whole, out / "noise.safetensors")
-    levels, radius = levels.numpy(), noise.radius
-    add = lambda i, original: apply_noise(original, levels[i], radius)  # noqa: E731
-    told, _ = write_images(found, chosen.tolist(), add, out, noise=levels, on_step=on_step)
-    return {**told, "radius": radius, "noise_size": NOISE_SIZE.format(size=levels.shape[-1])}
+    return Noise(levels, noise.radius, noise.recipe, images.fingerprint, images.classes)
+
+
+def _write_images(
+    found: Originals, chosen: Sequence[int], change: Change, out: Path, on_step: OnStep | None
+) -> Quality:
+    """Write every image to OUT/images, the chosen ones changed, the others as they are; return their Quality."""
+    places, told = {i: place for place, i in enumerate(chosen)}, job(on_step, "writing images")
+    quality = Quality(len(chosen))
+    for i, name in enumerate(found.outputs):
+        try:
+            original, place = found.read(i), places.get(i)
+            written = original if place is None else change.picture(place, original)
+            write_png(written, out / "images" / name)
+            if place is not None:
+                quality.add(original, written, change.noise and change.noise.levels[place].numpy())
+        except MemoryError:
+            raise MemoryError(f"{shown(name)}, {' x '.join(map(str, found.size(i)))} pixels") from None
+        if told:
+            told(i + 1, len(found.outputs))
+    return quality

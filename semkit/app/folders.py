@@ -3,26 +3,55 @@
 import os
 
 from semkit.analysis.cost import seconds_of
-from semkit.app.filtered import protect_by_filters
-from semkit.app.folder import protect as protect_by_noise
+from semkit.app.checking import check as check_folder
+from semkit.app.folder import protect as protect_folder
 from semkit.app.inputs import engine_of, where
-from semkit.app.methodoptions import KEY_VARIABLE, settle
+from semkit.app.outputs import read_report
 from semkit.app.progress import progress
-from semkit.app.protected import check as check_folder
-from semkit.app.protected import read_report
 from semkit.app.telling import FAILED, FINE, announce, duration, print_json, tell, tell_left_out
 from semkit.images.files import shown
 from semkit.nets.lab import Lab
-from semkit.protections.cuda import ClassFilters
-from semkit.protections.presets import craft_recipe
+from semkit.protections.registry import PROTECTIONS, options_of
 
 MOST_SHOWN = 10
 
 
+def _own(options) -> dict:
+    """The values of the method's own options: as given, else a private one from the environment, else their defaults.
+
+    Raises ValueError for options of other methods that were given, and for a private one that is nowhere.
+    """
+    method, protection = options.method, PROTECTIONS[options.method]
+    own = {option.name: option for option in protection.options}
+    given = {name: getattr(options, name) for name in options_of(PROTECTIONS)}
+    given = {name: value for name, value in given.items() if value is not None}
+    if wrong := [option.flag for name, (option, _) in options_of(PROTECTIONS).items() if name in given.keys() - own]:
+        because = f" ({protection.bound})" if protection.bound else ""
+        raise ValueError(f"{', '.join(wrong)}: not for --method {method}{because}")
+    for name, option in own.items():
+        if option.private and name not in given:
+            if (value := os.environ.get(option.variable)) is None:
+                where_from = f"put it into the environment variable {option.variable}"
+                raise ValueError(f"--method {method} needs a private {name}: {where_from}")
+            given[name] = value
+    return {name: option.default for name, option in own.items()} | given
+
+
 def protect(options) -> int:
-    """semkit protect: images get noise, or (cuda) the filters of their classes; reports what was written."""
-    report, bound, took = (_filter if settle(options).method == "cuda" else _craft)(options)
+    """semkit protect: protected copies of images; reports what was written."""
+    recipe = PROTECTIONS[options.method].recipe(options.preset, size=options.size, **_own(options))
+    engine = engine_of(options)
+    with progress() as on_step:
+        report = protect_folder(
+            options.images, options.out, recipe, seed=options.seed, fraction=options.fraction, resume=options.resume,
+            lab=Lab(engine, on_step=on_step), on_start=lambda images: _announce_cost(options, recipe, images, engine),
+            checkpoint_every=options.checkpoint_every, hold=options.hold, **where(options),
+        )  # fmt: skip
     print_json(options, report)
+    if report["radius"] is None:
+        bound, took = f"{report['bound']}, here by up to {report['largest_change']}", "filtering and writing"
+    else:
+        bound, took = f"radius {report['radius']:g}", "crafting"
     tell(
         options,
         f"{report['protected']} of {report['images']} images protected in {shown(options.out / 'images')} "
@@ -37,37 +66,14 @@ def protect(options) -> int:
     return FINE
 
 
-def _filter(options) -> tuple[dict, str, str]:
-    recipe = ClassFilters(options.kernel, options.strength, fraction=options.fraction)
-    with progress() as on_step:
-        report = protect_by_filters(
-            options.images, options.out, recipe, options.key, seed=options.seed, resume=options.resume, on_step=on_step,
-            hold=options.hold, **where(options),
-        )  # fmt: skip
-    return report, f"{report['bound']}, here by up to {report['largest_change']}", "filtering and writing"
-
-
-def _craft(options) -> tuple[dict, str, str]:
-    engine = engine_of(options)
-    recipe = craft_recipe(
-        options.method, options.preset, radius=options.radius, perturbation_radius=options.perturbation_radius,
-        surrogate=options.surrogate, size=options.size, class_wise=options.class_wise,
-    )  # fmt: skip
-    with progress() as on_step:
-        report = protect_by_noise(
-            options.images, options.out, recipe, seed=options.seed, fraction=options.fraction, resume=options.resume,
-            lab=Lab(engine, on_step=on_step), on_start=lambda images: _announce_cost(options, recipe, images, engine),
-            checkpoint_every=options.checkpoint_every, hold=options.hold, **where(options),
-        )  # fmt: skip
-    return report, f"radius {report['radius']:g}", "crafting"
-
-
 def _announce_cost(options, recipe, images, engine) -> None:
-    n, side = len(images), recipe.augment.output_size(options.size)
+    n = len(images)
+    if not (passes := recipe.cost(n).total):
+        return
     seconds = seconds_of([recipe], n, len(images.classes), options.size, engine)
     announce(
-        f"{options.method.upper()} noise for {n} images, {options.preset} preset: {recipe.cost(n).total:,} passes of "
-        f"{recipe.surrogate} at {side} px on {engine.device}, "
+        f"{options.method.upper()} noise for {n} images, {options.preset} preset: {passes:,} passes of {recipe.net} "
+        f"at {recipe.augment.output_size(options.size)} px on {engine.device}, "
         f"{'at most ' if options.resume else ''}about {duration(seconds)}"
     )
 
@@ -77,9 +83,10 @@ def check(options) -> int:
 
     The key in the environment counts for filtered images only.
     """
-    key = options.key
-    if key is None and read_report(options.out)["radius"] is None:
-        key = os.environ.get(KEY_VARIABLE)
+    key, report = options.key, read_report(options.out)
+    if key is None and report["radius"] is None:
+        variables = [option.variable for option in PROTECTIONS[report["method"]].options if option.private]
+        key = next(map(os.environ.get, variables), None)
     how = dict(radius=options.radius, key=key, root=options.data)
     with progress() as on_step:
         found = check_folder(options.images, options.out, **how, on_step=on_step)

@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
-from semkit.app.originals import job
-from semkit.app.protected import protected_split
+from semkit.app.checking import protected_split
+from semkit.app.folder import job
 from semkit.app.telling import tell, tell_left_out
 from semkit.images.files import shown
 from semkit.images.imageset import Split, not_among

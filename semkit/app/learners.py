@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from semkit.analysis.cluster import connected
 from semkit.analysis.cost import passes_of, seconds_of
-from semkit.analysis.designs import DESIGNS, LEARNERS
+from semkit.analysis.designs import DESIGNS, LEARNERS, METHODS, reference_recipe
 from semkit.analysis.measure import interval
 from semkit.analysis.report import write_defences, write_sweep
 from semkit.analysis.study import learned_net, learned_row
@@ -19,8 +19,8 @@ from semkit.images.files import shown
 from semkit.images.imageset import limit_test
 from semkit.nets.engine import Engine
 from semkit.nets.lab import Lab
-from semkit.protections.crafting import CraftRecipe
-from semkit.protections.presets import craft_recipe, lasting, learn_recipe, sweep_recipes
+from semkit.protections.registry import sweep_recipes
+from semkit.training.presets import lasting, learn_recipe
 
 
 def _seeds(options) -> range:
@@ -91,7 +91,7 @@ def _settle(options) -> None:
         raise ValueError(f"--design {options.design} has methods of its own: leave --methods out")
     if options.design in LEARNERS and options.radii:
         raise ValueError(f"--design {options.design} has learners of its own: leave --radii out")
-    options.methods, options.radii = options.methods or ("clean", "em", "sem"), options.radii or (0, 4)
+    options.methods, options.radii = options.methods or METHODS, options.radii or (0, 4)
 
 
 def sweep(options) -> int:
@@ -102,10 +102,10 @@ def sweep(options) -> int:
     crafts, learners = sweep_recipes(options.methods, options.radii, preset, size=options.size)
     if options.design:
         crafts = DESIGNS[options.design](preset, options.size)
-    if options.measure_noise and not any(isinstance(recipe, CraftRecipe) for recipe in crafts.values()):
+    if options.measure_noise and not any(recipe and recipe.net for recipe in crafts.values()):
         raise ValueError("none of these methods adds noise that could be measured: leave --measure-noise out")
     learners = {r: lasting(recipe, steps) if steps else recipe for r, recipe in learners.items()}
-    reference = craft_recipe("sem", preset, size=options.size) if options.measure_noise else None
+    reference = reference_recipe(preset, options.size) if options.measure_noise else None
     with progress() as on_step, connected(options.workers, options.scheduler) as client:
         split, spare = limit_test(split_of(options, on_step), options.test_limit)
         if options.design in LEARNERS:

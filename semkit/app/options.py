@@ -2,21 +2,23 @@
 
 import argparse
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 from semkit import __version__
 from semkit.analysis.designs import DESIGNS
-from semkit.app.methodoptions import KEY_HELP
+from semkit.analysis.designs import METHODS as SWEPT
 from semkit.app.telling import complain
 from semkit.countermeasures.images import COUNTERMEASURES, PURIFIER, check_countermeasure
 from semkit.images.files import shown
-from semkit.images.pixels import NORMS, check_name, check_radius
+from semkit.images.pixels import NORMS, check_name, check_radius, parse_count
 from semkit.images.storage import HOLDS
 from semkit.nets.engine import FAST_PATHS
 from semkit.nets.models import LARGE, MODELS, check_model, check_net
 from semkit.protections.conversion import UNITS
-from semkit.protections.presets import METHODS, PRESETS
+from semkit.protections.registry import DEFAULT, METHODS, PROTECTIONS, options_of
+from semkit.training.presets import PRESETS
 
 MOST_SEEDS = 9999
 
@@ -45,16 +47,7 @@ def _word(known: tuple[str, ...], what: str):
 
 
 def _count(least: int, most: int | None = None):
-    def check(text: str) -> int:
-        if not re.fullmatch(r"-?[0-9]{1,30}", text) or int(text) < least:
-            raise ValueError(f"a whole number >= {least} is needed, got {text}")
-        if most is not None and int(text) > most:
-            raise ValueError(f"a whole number <= {most} is needed, got {text}")
-        if int(text) >= 2**63:  # torch takes no seed of more than 64 bits, and seeds are counted on
-            raise ValueError(f"a whole number below 2**63 is needed, got {text}")
-        return int(text)
-
-    return _checked(check)
+    return _checked(partial(parse_count, least=least, most=most))
 
 
 def _filled(text: str) -> str:
@@ -69,13 +62,6 @@ _path = _checked(lambda text: Path(_filled(text)))
 _radius = _checked(check_radius)
 _countermeasure = _checked(check_countermeasure)
 _known_countermeasures = ", ".join(name + "=FILE" * (name == PURIFIER) for name in COUNTERMEASURES)
-
-
-@_checked
-def _noise_radius(text: str) -> float:
-    if check_radius(text) < 1:
-        raise ValueError(f"radius must be 1 level at least to change 8-bit images, got {text}")
-    return float(text)
 
 
 @_checked
@@ -156,13 +142,30 @@ def _demo_options(parser) -> None:
     )  # fmt: skip
 
 
+def _listed(names: Iterable[str], last: str) -> str:
+    *first, end = names
+    return f"{', '.join(first)} {last} {end}"
+
+
+def _add_own(parser, private: bool = False) -> None:
+    """The options that protections have of their own, or the private ones only; None where they are not given."""
+    for option, methods in options_of(PROTECTIONS).values():
+        if option.private or not private:
+            default = "" if option.default in (None, False) else f" ({option.default})"
+            help_ = f"of {_listed(methods, 'and') if methods[1:] else methods[0]}: {option.help}{default}"
+            if option.parse is None:
+                parser.add_argument(option.flag, action="store_true", default=None, help=help_)
+            else:
+                parser.add_argument(option.flag, type=_checked(option.parse), metavar=option.metavar, help=help_)
+
+
 def _sweep_options(parser) -> None:
     _add_images(parser)
     _add_run(parser)
     _add_sweep_out(parser, 3, required=True)
     add = parser.add_argument
-    methods = _word(("clean", *METHODS, "cuda"), "method")
-    add("--methods", nargs="+", type=methods, help="of clean, em, rem, sem and cuda (clean em sem)")
+    methods = _word(tuple(METHODS), "method")
+    add("--methods", nargs="+", type=methods, help=f"of {_listed(METHODS, 'and')} ({' '.join(SWEPT)})")
     designs = _word(tuple(DESIGNS), "design")
     add("--design", type=designs, metavar="NAME", help=f"instead of methods a lesson's set: {', '.join(DESIGNS)}")
     add("--measure-noise", action="store_true", help="robustness and stability of every noise, in noise.csv")
@@ -186,14 +189,9 @@ def _protect_options(parser) -> None:
     _add_run(parser)
     add = parser.add_argument
     add("out", metavar="OUT", type=_path, help="a new folder")
-    add("--method", type=_word((*METHODS, "cuda"), "method"), default="sem", help="sem (the default), rem, em or cuda")
-    add("--radius", type=_noise_radius, help="largest change of a value in levels of 255 (8); none bounds cuda")
-    add("--perturbation-radius", type=_radius, help="radius the noise is trained to stand, in levels (4)")
-    add("--surrogate", type=_checked(check_model), help=f"one of {', '.join(MODELS)}")
-    add("--class-wise", action="store_true", help="one noise per class instead of one per image")
-    add("--key", help=KEY_HELP)
-    add("--kernel", type=_count(2), metavar="K", help="of cuda: filters are K x K pixels (3)")
-    add("--strength", type=float, help="of cuda: largest entry of a filter besides its one of 1 (0.3)")
+    methods = _word(tuple(PROTECTIONS), "method")
+    add("--method", type=methods, default=DEFAULT, help=f"{_listed(PROTECTIONS, 'or')} (%(default)s)")
+    _add_own(parser)
     add("--fraction", type=float, default=1.0, help="share of every class that is protected (1.0)")
     add("--resume", action="store_true", help="continue an interrupted run in OUT")
     add("--checkpoint-every", type=float, default=20, help=argparse.SUPPRESS)  # seconds
@@ -217,7 +215,7 @@ def _check_options(parser) -> None:
     add("images", metavar="IMAGES", type=_name, help="what was protected")
     add("out", metavar="OUT", type=_path, help="what semkit protect wrote")
     add("--radius", type=_radius, help="instead of the radius in OUT/report.json")
-    add("--key", help=KEY_HELP)
+    _add_own(parser, private=True)
     add("--data", metavar="DIR", type=_name, help="where torchvision's sets are")
     _add_json(parser)
 
@@ -331,13 +329,14 @@ def parse(arguments: list[str]) -> argparse.Namespace:
             top.error(str(error))
     options, extra = top.parse_known_args(arguments)
     if extra:
-        top.error(f"unrecognized arguments: {_repeatable(extra, getattr(options, 'key', None))}")
+        top.error(f"unrecognized arguments: {_repeatable(extra, options)}")
     return options
 
 
-def _repeatable(words: list[str], key: str | None) -> str:
+def _repeatable(words: list[str], options: argparse.Namespace) -> str:
     """The words, but not those that may be a piece of a key: what an option is given, or what follows a key."""
+    private = [name for name, (option, _) in options_of(PROTECTIONS).items() if option.private]
     if named := [word.partition("=")[0] for word in words if word.startswith("-")]:
         return " ".join(named)
     hint = "quote what has spaces in it"
-    return hint if key else f"{' '.join(map(shown, words))}; {hint}"
+    return hint if any(getattr(options, name, None) for name in private) else f"{' '.join(map(shown, words))}; {hint}"

@@ -1,33 +1,37 @@
 """The folder that a command writes to: OUT/run.json before it works, and for protected images OUT/report.json after."""
 
-import hashlib
 import json
 import os
 import posixpath
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from itertools import chain
 from pathlib import Path
 
-import torch
-from PIL import Image
-
-from semkit import __version__
-from semkit.app.originals import OnStep, Originals, job, originals
-from semkit.app.protected import OutputError, read_report
 from semkit.images.files import atomic_write, check_fields, one_line, read_json, remove_leftovers, shown
-from semkit.images.loading import find_folder, set_name
-from semkit.images.picture import BYTES_PER_PIXEL, write_png
-from semkit.images.pixels import check_seed
-from semkit.images.quality import Quality
-from semkit.images.storage import Storage, free_memory
-from semkit.nets.cache import CODE, as_dict
+from semkit.images.loading import check_size, find_folder, set_name
+from semkit.images.pixels import check_count, check_name, check_radius, check_seed
+from semkit.protections.registry import PROTECTIONS
 
 RESULTS = ("rows.csv", "table.md", "figure.png", "noise.csv", "losses.csv")  # what report.write_sweep writes
 TOLD = {
     "protected": int, "unchanged_files": int, "psnr_db": float | int | None, "ssim": float | int | None,
     "seconds": float | int, "held": str, "skipped": list[str], "ignored": list[str],
 }  # fmt: skip
+# What `check` needs of a report, and of one of images that no radius bounds.
+NEEDED = {"images": int, "radius": float | int | None, "size": int, "limit": int | None, "skip_unreadable": bool}
+UNBOUNDED = {"recipe": dict, "seed": int, "method": str}
 GROWING = ("methods", "radii", "countermeasures")  # a sweep may have more of them the next time
+
+
+class OutputError(ValueError):
+    """An output folder that cannot be used; the message says what to do."""
+
+
+def output_folder(out: str | os.PathLike) -> Path:
+    """`out` as a Path; raises OutputError for an empty name, which would mean the current folder."""
+    if not os.fspath(out):
+        raise OutputError("the name of the output is empty: name a folder")
+    return Path(out)
 
 
 def check_place(source: str, out: Path) -> None:
@@ -46,7 +50,7 @@ def _real_folders(source: str) -> set[Path]:
     return {Path(os.path.realpath(path)) for path in {found.root, *((found.root / name).parent for name in names)}}
 
 
-def _check_links(out: Path, outputs: Iterable[str]) -> None:
+def check_links(out: Path, outputs: Iterable[str]) -> None:
     """Raises OutputError if a folder that images will be written to is a link out of `out`, perhaps to originals."""
     inside = Path(os.path.realpath(out))
     for folder in sorted(out / "images" / below for below in set(map(posixpath.dirname, outputs))):
@@ -58,51 +62,6 @@ def check_folder(out: Path) -> None:
     """Raises OutputError if there is something at `out` that is no folder."""
     if os.path.lexists(out) and not out.is_dir():
         raise OutputError(f"the output {shown(out)} is a {'file' if out.exists() else 'broken link'}; name a folder")
-
-
-def requested(
-    source: str,
-    out: Path,
-    recipe,
-    seed: int,
-    *,
-    size: int = 32,
-    limit: int | None = None,
-    root: str | None = None,
-    download: bool = False,
-    skip_unreadable: bool = False,
-    hold: str = "auto",
-    on_step: OnStep | None = None,
-) -> tuple[Originals, dict]:
-    """(the images to protect, the record of what is asked for): the record decides what will be in `out`.
-
-    hold: where images are until they are written, "memory", "disk" or "auto" (storage.Storage); the bytes are the same.
-    The others: as of `originals`. Raises DataError, OutputError, and ValueError for a seed that is none.
-    """
-    check_place(source, out)
-    how = {"size": size, "limit": limit, "skip_unreadable": skip_unreadable}
-    seed = check_seed(seed)
-    found = originals(source, **how, root=root, download=download, storage=Storage(hold, out), on_step=on_step)
-    _check_memory(found)
-    _check_links(out, found.outputs)
-    return found, {
-        "semkit": __version__, "code": CODE, "torch": torch.__version__, "source": str(source),
-        "fingerprint": hashlib.sha256(repr((found.images.fingerprint, found.outputs)).encode()).hexdigest()[:24],
-        "recipe": as_dict(recipe), "seed": seed, **how,
-    }  # fmt: skip
-
-
-def _check_memory(found: Originals) -> None:
-    """Raises OutputError that names an image which is too large for the memory that is free."""
-    free = free_memory()
-    least = 1 << 26  # bytes; it is not for a smaller one that memory is short
-    for i, name in enumerate(found.outputs):
-        width, height = found.size(i)
-        if free is not None and (needed := width * height * BYTES_PER_PIXEL) > max(free, least):
-            raise OutputError(
-                f"{shown(name)} of {width} x {height} pixels takes {needed / 1e9:.1f} GB of memory to protect, "
-                f"{free / 1e9:.1f} GB are free: make it smaller or leave it out"
-            )
 
 
 def begin(out: Path, request: dict, resume: bool) -> bool:
@@ -184,6 +143,30 @@ def finished(out: Path, names: Iterable[str]) -> bool:
     return all((out / name).exists() for name in ("report.json", *names))
 
 
+def read_report(out: str | os.PathLike, also: Mapping | None = None) -> dict:
+    """OUT/report.json with the fields that `check` needs, and those of check_fields(report, also).
+
+    Raises OutputError where there is none, or where a field is missing or of another kind.
+    """
+    path = output_folder(out) / "report.json"
+    if not path.exists():
+        raise OutputError(f"{shown(path)} is missing; semkit protect writes it when it is done")
+    try:
+        report = check_fields(read_json(path), {**NEEDED, **(also or {})})
+        check_size(report["size"])
+        if report["limit"] is not None:
+            check_count(report["limit"], "limit", 1)
+        if report["radius"] is not None:
+            check_radius(report["radius"])
+        else:
+            check_seed(check_fields(report, UNBOUNDED)["seed"])
+            check_name(report["method"], tuple(PROTECTIONS), "method")
+    except ValueError as error:
+        told = f"{shown(path)} is damaged ({one_line(error)})"
+        raise OutputError(f"{told}; protect the images again, to another folder") from None
+    return report
+
+
 def reported(out: Path, request: dict, names: Collection[str], make: Callable[[], dict]) -> dict:
     """OUT/report.json: the request, and what make() says of the files of these names that it writes to `out`.
 
@@ -197,34 +180,3 @@ def reported(out: Path, request: dict, names: Collection[str], make: Callable[[]
         atomic_write(out / "report.json", _as_json({**request, **made}))
     report = read_report(out)
     return read_report(out, TOLD if report["radius"] is not None else {**TOLD, "bound": str, "largest_change": int})
-
-
-def write_images(
-    found: Originals,
-    chosen: Collection[int],
-    protect: Callable[[int, Image.Image], Image.Image],
-    out: Path,
-    *,
-    noise=None,
-    on_step: OnStep | None = None,
-) -> tuple[dict, Quality]:
-    """(what a report says of the images, their Quality): each is written to OUT/images, the chosen ones as protect(i,
-    original) makes them, the others as they are. noise: int8 [N,3,size,size], if that is what was added.
-    """
-    chosen, told = set(chosen), job(on_step, "writing images")
-    quality = Quality(len(chosen))
-    for i, name in enumerate(found.outputs):
-        try:
-            original = found.read(i)
-            written = protect(i, original) if i in chosen else original
-            write_png(written, out / "images" / name)
-            if i in chosen:
-                quality.add(original, written, None if noise is None else noise[i])
-        except MemoryError:
-            raise MemoryError(f"{shown(name)}, {' x '.join(map(str, found.size(i)))} pixels") from None
-        if told:
-            told(i + 1, len(found.outputs))
-    return {
-        "images": len(found.outputs), "protected": len(chosen), "classes": list(found.images.classes),
-        "held": found.images.held, **quality.report(), "skipped": list(found.skipped), "ignored": list(found.ignored),
-    }, quality  # fmt: skip

@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import math
+import re
 import threading
 from collections.abc import Iterator
 
@@ -70,6 +71,21 @@ def check_count(value: int, name: str, least: int = 0, most: int | None = None) 
     if most is not None and whole > most:
         raise ValueError(f"{name} must be at most {most}, got {value!r:.40}")
     return whole
+
+
+def parse_count(text: str, least: int, most: int | None = None) -> int:
+    """The whole number from `least` to `most` in a text; raises ValueError for another text.
+
+    >>> parse_count("12", least=2)
+    12
+    """
+    if not re.fullmatch(r"-?[0-9]{1,30}", text) or int(text) < least:
+        raise ValueError(f"a whole number >= {least} is needed, got {text}")
+    if most is not None and int(text) > most:
+        raise ValueError(f"a whole number <= {most} is needed, got {text}")
+    if int(text) >= 2**63:  # torch takes no seed of more than 64 bits, and seeds are counted on
+        raise ValueError(f"a whole number below 2**63 is needed, got {text}")
+    return int(text)
 
 
 def check_share(value: float, name: str) -> float:

@@ -13,7 +13,6 @@ from pathlib import Path
 import ipywidgets as widgets
 
 from semkit.analysis.jobs import Job
-from semkit.analysis.measure import LABEL
 from semkit.images.files import shown
 from semkit.images.imageset import Split
 from semkit.lessons import craftrun as crafting
@@ -22,7 +21,8 @@ from semkit.lessons.panels import UNIT, WIDE, choice, display, failure, line, sl
 from semkit.nets.cache import runs_folder
 from semkit.nets.lab import Lab
 from semkit.protections.noise import save as save_noise
-from semkit.protections.presets import craft_recipe
+from semkit.protections.recipes import craft_recipe
+from semkit.protections.registry import label_of
 
 AGAINST = {"sem": "random perturbation", "rem": "adversarial perturbation", "em": "no perturbation"}
 
@@ -49,7 +49,7 @@ class CraftPanel:
         most = max(craft_recipe(method, self._preset).sgd.steps for method in AGAINST)
         step = 10 if most >= 100 else 1
         self.data = choice(widgets.Dropdown, "images", options=list(self._splits))
-        names = [(f"{LABEL[method]}: noise against {what}", method) for method, what in AGAINST.items()]
+        names = [(f"{label_of(method)}: noise against {what}", method) for method, what in AGAINST.items()]
         self.method = choice(widgets.Dropdown, "method", options=names)
         self.radius = slider(8, 1, 32, f"radius ρu ({UNIT})")
         self.perturbation_radius = slider(4, 0, 8, f"perturbation radius ρa ({UNIT})")
@@ -200,7 +200,7 @@ class CraftPanel:
         except (OSError, ValueError) as error:
             self.status.value = failure(error)
             raise
-        what = f"{LABEL[self.made.settings.method]} noise of radius {self.made.noise.radius:g}"
+        what = f"{label_of(self.made.settings.method)} noise of radius {self.made.noise.radius:g}"
         self.status.value = f"<b>saved</b> {html.escape(shown(path))}: {what}"
         return path
 

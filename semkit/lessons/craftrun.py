@@ -10,16 +10,18 @@ from torch import nn
 from semkit.analysis import figures
 from semkit.analysis.canvas import as_html
 from semkit.analysis.cost import passes_of, seconds_of
-from semkit.analysis.measure import LABEL, learner
+from semkit.analysis.measure import learner
 from semkit.analysis.study import crafted_noise, learned_row
 from semkit.images.imageset import ImageSet, Split, stratified_limit
 from semkit.nets.engine import Engine, count_passes
 from semkit.nets.lab import Lab
 from semkit.protections.crafting import CraftRecipe
 from semkit.protections.noise import Noise
-from semkit.protections.presets import craft_recipe, lasting, learn_recipe
+from semkit.protections.recipes import craft_recipe
+from semkit.protections.registry import label_of
 from semkit.training.learning import LearnRecipe, accuracy
 from semkit.training.perturb import Clean
+from semkit.training.presets import lasting, learn_recipe
 
 TRAINING_RADII = (0, 4)  # of the learners: ERM and AT
 
@@ -35,7 +37,7 @@ class Settings:
     def __str__(self) -> str:
         recipe = self.recipe
         return (
-            f"{LABEL[self.method]}, radius {recipe.radius:g}, noise side {recipe.noise_side}, surrogate side "
+            f"{label_of(self.method)}, radius {recipe.radius:g}, noise side {recipe.noise_side}, surrogate side "
             f"{recipe.surrogate_side}, surrogate steps {recipe.sgd.steps}, noise steps {recipe.steps}, EOT samples "
             f"{recipe.samples}"
         )
@@ -86,7 +88,7 @@ def seconds(run: Settings, split: Split, engine: Engine, *, measure: bool = Fals
 
 
 def _trained_on(method: str) -> str:
-    return LABEL[method] if method == "clean" else f"{LABEL[method]}-protected images"
+    return label_of(method) if method == "clean" else f"{label_of(method)}-protected images"
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,7 @@ def run(
 
     counting = replace(lab, on_step=told)
 
-    name = LABEL[what.method]
+    name = label_of(what.method)
     noise, _ = crafted_noise(split.train, what.recipe, seed=seed, lab=counting.doing(f"{name} noise"))
     made, done = Made(what, noise), what.recipe.cost(n).total
     on_made(made)
@@ -150,7 +152,7 @@ def accuracies(rows: Sequence[dict]) -> str:
     found = []
     for method, radius in dict.fromkeys((row["method"], row["training_radius"]) for row in rows):
         mine = [row["last"] for row in rows if (row["method"], row["training_radius"]) == (method, radius)]
-        found.append(f"{LABEL.get(method, method)} {learner(radius)} {100 * sum(mine) / len(mine):.0f} %")
+        found.append(f"{label_of(method)} {learner(radius)} {100 * sum(mine) / len(mine):.0f} %")
     return f"Accuracy on clean test images: {', '.join(found)}"
 
 
@@ -158,7 +160,7 @@ def strip_html(images: ImageSet, noise: torch.Tensor, what: Settings, caption: s
     """The first image of up to 8 classes, protected and not, and the noise int8 [N,3,H,W] between them."""
     labels = images.labels.tolist()
     place = [labels.index(label) for label in dict.fromkeys(labels)][:8]
-    radius, name = what.recipe.radius, LABEL[what.method]
+    radius, name = what.recipe.radius, label_of(what.method)
     figure = figures.strip_figure(images.images[place].cpu(), {what.method: noise[place].cpu()}, radius=radius)
     alt = f"{len(place)} images, the same with {name} noise, and the noise: ±{radius:g} levels as black and white"
     return as_html(figure, alt, caption)

@@ -11,9 +11,10 @@ import ipywidgets as widgets
 
 from semkit.analysis import figures
 from semkit.analysis.canvas import as_html
-from semkit.analysis.measure import LABEL, learner
+from semkit.analysis.measure import learner
 from semkit.images.files import one_line
 from semkit.lessons import craftrun as crafting
+from semkit.protections.registry import label_of
 
 UNIT = "levels of 255"
 WIDE = {"width": "40em", "max_width": "98%"}
@@ -109,7 +110,7 @@ def sweep_panel(rows: Sequence[dict], *, title: str, chance: float | None = None
             raise ValueError("choose one method or more")
         return figures.accuracy_figure(chosen, chance=chance, title=title), crafting.accuracies(chosen), caption
 
-    names = [(LABEL.get(method, method), method) for method in methods]
+    names = [(label_of(method), method) for method in methods]
     which = choice(widgets.SelectMultiple, "methods", options=names, value=methods, rows=min(len(methods), 9) + 1)
     of = choice(
         widgets.SelectionRangeSlider, f"training radius ({UNIT})", options=[(learner(r), r) for r in radii],

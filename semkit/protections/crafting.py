@@ -17,6 +17,7 @@ from semkit.images.pixels import LEVEL, box, check_count, check_radius, check_st
 from semkit.nets import models
 from semkit.nets.engine import Engine, Passes, count_passes, input_gradient, step_down, together
 from semkit.nets.lab import Interrupted, Lab
+from semkit.protections.protection import Crafted, NoiseRecipe
 from semkit.protections.state import State
 from semkit.training.bullettrain import mining
 from semkit.training.objectives import Plain
@@ -27,7 +28,7 @@ STARTS = ("random", "zero", "warm")
 
 
 @dataclass(frozen=True)
-class CraftRecipe:
+class CraftRecipe(NoiseRecipe):
     """How noise is crafted; the defaults are SEM's released CIFAR-10 recipe. Radii and step_size in pixel levels.
 
     noise_side, surrogate_side: the perturbation inside each objective. EM: Clean, Clean; REM: PGD, PGD;
@@ -74,9 +75,17 @@ class CraftRecipe:
             raise ValueError("class-wise noise is carried from batch to batch: write start='warm'")
 
     @property
+    def net(self) -> str:
+        return self.surrogate
+
+    @property
     def at_once(self) -> int:
         """How many samples a net may get in one pass."""
         return 1 if self.noise_side.whole_batch else self.samples
+
+    def craft(self, images: ImageSet, **how) -> Crafted:
+        """craft(images, self, **how)."""
+        return craft(images, self, **how)
 
     def at(self, step: int) -> "CraftRecipe":
         """The recipe in force at a step: with the radii that the ramp has reached."""
@@ -101,17 +110,6 @@ class CraftRecipe:
         if not self.class_wise:
             passes.input_gradient += n * self.steps * self.samples * (1 + self.noise_side.passes)
         return passes
-
-
-@dataclass
-class Crafted:
-    """Noise int8 [N,C,H,W] in levels, the surrogate that made it, its losses by step, and what it cost."""
-
-    noise: torch.Tensor
-    surrogate: nn.Module
-    losses: list[float]
-    passes: Passes
-    seconds: float
 
 
 def noise_step(

@@ -5,7 +5,8 @@ Source: Sadasivan et al., CUDA, CVPR 2023.
 """
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import product
 
 import numpy as np
@@ -15,12 +16,15 @@ from PIL import Image
 
 from semkit.images import storage
 from semkit.images.imageset import ImageSet, check_fraction, stratified_share
-from semkit.images.pixels import check_count, to_float
+from semkit.images.pixels import check_count, parse_count, to_float
+from semkit.nets.lab import Lab
+from semkit.protections.protection import Change, Option, Protection, Recipe
 
 KEY_LENGTH = 8  # characters, at least
 LARGEST_KERNEL = 255
 BATCH = 256
 ASSIGNMENTS = ("own", "one", "permuted")
+BOUND = "no radius bounds a convolution"
 
 
 def _uniforms(key: str, label: int, size: int) -> np.ndarray:
@@ -117,66 +121,6 @@ def convolve_set(images: ImageSet, filters: torch.Tensor, *, fraction: float = 1
     return replace(images, images=pixels.to(images.images.device))
 
 
-@dataclass(frozen=True)
-class ClassFilters:
-    """CUDA as a recipe: the filters of class_filters, for a share of every class. The key is no part of it.
-
-    Called as recipe(images, seed) it protects for a measurement, with a key that anyone can make from the seed.
-    Raises ValueError as class_filters does, and for a fraction outside (0, 1].
-    """
-
-    kernel: int = 3
-    strength: float = 0.3
-    assignment: str = "own"
-    fraction: float = 1.0
-
-    def __post_init__(self):
-        self.filters("only to check", 2)
-        check_fraction(self.fraction)
-
-    def filters(self, key: str, classes: int) -> torch.Tensor:
-        """[classes,k,k]: the filter of every class."""
-        how = dict(size=self.kernel, strength=self.strength, assignment=self.assignment)
-        return class_filters(key, classes, **how)
-
-    def protected(self, images: ImageSet, key: str, seed: int = 0) -> ImageSet:
-        """The set with the chosen images filtered: convolve_set."""
-        return convolve_set(images, self.filters(key, len(images.classes)), fraction=self.fraction, seed=seed)
-
-    def __call__(self, images: ImageSet, seed: int) -> ImageSet:
-        return self.protected(images, f"semkit seed {seed}", seed)
-
-
-def filtered_tests(images: ImageSet, made_by, seed: int) -> dict[str, ImageSet]:
-    """{"own": ..., "permuted": ...}: test images filtered as their class was by ClassFilters, or the next class.
-
-    Nothing for whatever else made the training images, and where one filter is for all.
-    """
-    if not isinstance(made_by, ClassFilters) or made_by.assignment != "own":
-        return {}
-    how = {name: replace(made_by, assignment=name, fraction=1.0) for name in ("own", "permuted")}
-    return {name: recipe(images, seed) for name, recipe in how.items()}
-
-
-@dataclass(frozen=True)
-class CleanPart:
-    """To compare with a share of protected images: recipe(images, seed) is what ClassFilters leaves, without the rest.
-
-    Raises ValueError for a fraction outside (0, 1).
-    """
-
-    fraction: float
-
-    def __post_init__(self):
-        if check_fraction(self.fraction) == 1:
-            raise ValueError("nothing is left clean where all is protected")
-
-    def __call__(self, images: ImageSet, seed: int) -> ImageSet:
-        left = torch.ones(len(images), dtype=torch.bool)
-        left[stratified_share(images.labels.cpu(), self.fraction, seed)] = False
-        return images.take(left)
-
-
 def convolve_picture(image: Image.Image, kernel: torch.Tensor) -> Image.Image:
     """The image (mode L, LA, RGB or RGBA) filtered by a kernel [k,k] at its own size; mode and alpha are kept.
 
@@ -191,3 +135,89 @@ def convolve_picture(image: Image.Image, kernel: torch.Tensor) -> Image.Image:
     result = Image.fromarray(pixels)
     result.info = dict(image.info)
     return result
+
+
+@dataclass(frozen=True)
+class ClassFilters(Recipe):
+    """CUDA as a recipe: the filters of class_filters, for a share of every class.
+
+    key: private, in no repr, file or message. Pictures are changed with a key only; sets without one, for a
+    measurement, with a key that anyone can make from the seed.
+    Raises ValueError as class_filters does, and for a fraction outside (0, 1].
+    """
+
+    kernel: int = 3
+    strength: float = 0.3
+    assignment: str = "own"
+    fraction: float = 1.0
+    key: str | None = field(default=None, repr=False)
+
+    method = "cuda"
+
+    def __post_init__(self):
+        self.filters(2)
+        check_fraction(self.fraction)
+
+    def filters(self, classes: int, seed: int = 0) -> torch.Tensor:
+        """[classes,k,k]: the filter of every class."""
+        key = f"semkit seed {seed}" if self.key is None else self.key
+        how = dict(size=self.kernel, strength=self.strength, assignment=self.assignment)
+        return class_filters(key, classes, **how)
+
+    def apply(self, images: ImageSet, *, seed: int = 0, lab: Lab | None = None) -> tuple[ImageSet, dict]:
+        """(the set with the chosen images filtered as convolve_set does, {})."""
+        return convolve_set(images, self.filters(len(images.classes), seed), fraction=self.fraction, seed=seed), {}
+
+    def change(self, images: ImageSet, *, seed: int = 0, lab: Lab | None = None, every: float = 20) -> Change:
+        """Every picture by the filter of its class. Raises ValueError without a key."""
+        if self.key is None:
+            raise ValueError("pictures are filtered with a private key: ClassFilters(key=...)")
+        filters = self.filters(len(images.classes))
+        told = {"radius": None, "bound": f"{BOUND}: a value may move by any number of levels"}
+        return Change(lambda i, original: convolve_picture(original, filters[images.labels[i]]), told)
+
+    def tests(self, images: ImageSet, *, seed: int = 0) -> dict[str, ImageSet]:
+        """{"own": ..., "permuted": ...}: test images filtered as their class was, or as the next class; {} where one
+        filter is for all.
+        """
+        if self.assignment != "own":
+            return {}
+        others = {name: replace(self, assignment=name, fraction=1.0) for name in ("own", "permuted")}
+        return {name: other.apply(images, seed=seed)[0] for name, other in others.items()}
+
+    def check_size(self, width: int, height: int) -> None:
+        """Raises ValueError for a picture smaller than the kernel."""
+        check_kernel(self.kernel, width, height)
+
+
+@dataclass(frozen=True)
+class CleanPart(Recipe):
+    """To compare with a share of protected images: what ClassFilters(fraction=...) leaves, without the rest.
+
+    Raises ValueError for a fraction outside (0, 1).
+    """
+
+    fraction: float
+
+    def __post_init__(self):
+        if check_fraction(self.fraction) == 1:
+            raise ValueError("nothing is left clean where all is protected")
+
+    def apply(self, images: ImageSet, *, seed: int = 0, lab: Lab | None = None) -> tuple[ImageSet, dict]:
+        """(the images that are left clean, {})."""
+        left = torch.ones(len(images), dtype=torch.bool)
+        left[stratified_share(images.labels.cpu(), self.fraction, seed)] = False
+        return images.take(left), {}
+
+
+KEY = Option(
+    "key", None,
+    f"private key, {KEY_LENGTH} characters or more. Typed here it stays in the shell's history and is seen in the list "
+    "of processes: better put it into the environment variable SEMKIT_KEY",
+    private=True,
+)  # fmt: skip
+KERNEL = Option("kernel", 3, "filters are K x K pixels", partial(parse_count, least=2), "K")
+STRENGTH = Option("strength", 0.3, "largest entry of a filter besides its one of 1", float)
+CUDA = Protection(
+    "CUDA", ("#CC79A7", "v", "-"), lambda preset, *, size=32, **own: ClassFilters(**own), (KEY, KERNEL, STRENGTH), BOUND
+)

@@ -42,6 +42,12 @@ class LearnRecipe:
     objective: Objective = Plain()
     pretrained: "Pretrained | None" = None
 
+    at_once = 0  # samples of an image in one pass: its input gradients are plain ones
+
+    @property
+    def net(self) -> str:
+        return self.model
+
     def __post_init__(self):
         check_count(self.evaluations, "evaluations", 1)
 

@@ -1,7 +1,7 @@
-"""A protected folder read back: its report, the check of every file, and the images that learners get."""
+"""OUT against its originals: the check of every file, and the images that learners get."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
@@ -9,57 +9,22 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from semkit.app.originals import OnStep, Originals, job, named_outputs, originals
-from semkit.images.files import check_fields, is_image_name, one_line, output_names, read_json, shown
+from semkit.app.folder import Originals, job, load_originals, named_outputs
+from semkit.app.outputs import OutputError, read_report
+from semkit.images.files import is_image_name, output_names, shown
 from semkit.images.imageset import stratified_share
-from semkit.images.loading import Split, check_size, find_folder, set_name
+from semkit.images.loading import Split, find_folder, set_name
 from semkit.images.picture import UnreadableImage, read_image, working_image
-from semkit.images.pixels import check_count, check_radius, check_seed
+from semkit.images.pixels import check_radius
 from semkit.images.quality import difference
 from semkit.images.storage import Storage, zeros
-from semkit.protections.cuda import ClassFilters, convolve_picture
+from semkit.nets.lab import OnStep
+from semkit.protections.registry import PROTECTIONS
 
 # (place, largest difference, original, protected) -> what is wrong
 Judge = Callable[[int, int, Image.Image, Image.Image], str | None]
 LEFT_BY_SYSTEMS = ("Thumbs.db", "desktop.ini")
 ALIKE = 0.2  # correlation of blocks of pixels: filtered images have more with their originals, other images less
-# What `check` needs of a report, and of one of filtered images.
-NEEDED = {"images": int, "radius": float | int | None, "size": int, "limit": int | None, "skip_unreadable": bool}
-FILTERED = {"recipe": dict, "seed": int}
-
-
-class OutputError(ValueError):
-    """An output folder that cannot be used; the message says what to do."""
-
-
-def output_folder(out: str | os.PathLike) -> Path:
-    """`out` as a Path; raises OutputError for an empty name, which would mean the current folder."""
-    if not os.fspath(out):
-        raise OutputError("the name of the output is empty: name a folder")
-    return Path(out)
-
-
-def read_report(out: str | os.PathLike, also: Mapping | None = None) -> dict:
-    """OUT/report.json with the fields that `check` needs, and those of check_fields(report, also).
-
-    Raises OutputError where there is none, or where a field is missing or of another kind.
-    """
-    path = output_folder(out) / "report.json"
-    if not path.exists():
-        raise OutputError(f"{shown(path)} is missing; semkit protect writes it when it is done")
-    try:
-        report = check_fields(read_json(path), {**NEEDED, **(also or {})})
-        check_size(report["size"])
-        if report["limit"] is not None:
-            check_count(report["limit"], "limit", 1)
-        if report["radius"] is not None:
-            check_radius(report["radius"])
-        else:
-            check_seed(check_fields(report, FILTERED)["seed"])
-    except ValueError as error:
-        told = f"{shown(path)} is damaged ({one_line(error)})"
-        raise OutputError(f"{told}; protect the images again, to another folder") from None
-    return report
 
 
 def _within(radius: float) -> Judge:
@@ -71,24 +36,33 @@ def _within(radius: float) -> Judge:
     return judge
 
 
-def _filtered(report: dict, found: Originals, key: str | None) -> Judge:
-    """Finds a file that is not its original filtered; without the key, one that was to be left as it was and was not.
+def _as_made(report: dict, found: Originals, key: str | None) -> Judge:
+    """Finds a file that is not what the recipe makes of its original; without the key, one that was to be left as it
+    was and was not.
 
-    Raises OutputError where the report does not say how it was filtered.
+    Raises OutputError where the report does not say how its files were made.
     """
+    protection, seed = PROTECTIONS[report["method"]], report["seed"]
     try:
-        recipe = ClassFilters(**report["recipe"])
-        chosen = set(stratified_share(found.images.labels, recipe.fraction, report["seed"]).tolist())
+        recipe = protection.recipe("quick", **report["recipe"])
+        if recipe.radius is not None:
+            raise ValueError(f"{report['method']} has a radius")
+        chosen = stratified_share(found.images.labels, recipe.fraction * report.get("fraction", 1), seed)
     except (TypeError, ValueError, OverflowError):
         raise OutputError("report.json is damaged; protect the images again, to another folder") from None
-    filters = None if key is None else recipe.filters(key, len(found.images.classes))
+    places = {i: place for place, i in enumerate(chosen.tolist())}
+    change = None
+    if key is not None:
+        recipe = protection.recipe("quick", **{**report["recipe"], "key": key})
+    if key is not None or not any(option.private for option in protection.options):
+        change = recipe.change(found.images.take(chosen), seed=seed)
 
     def judge(i: int, apart: int, original: Image.Image, protected: Image.Image) -> str | None:
-        if i not in chosen:
+        if i not in places:
             return f"differs by {apart} levels, and was to be left as it was" if apart else None
-        if filters is None:
+        if change is None:
             return None
-        apart = difference(convolve_picture(original, filters[found.images.labels[i]]), protected)
+        apart = difference(change.picture(places[i], original), protected)
         return f"differs by {apart} levels from its original filtered with this key" if apart else None
 
     return judge
@@ -151,14 +125,14 @@ def check(
     report = read_report(out)
     filtered = report["radius"] is None
     if filtered and radius is not None:
-        raise ValueError("no radius bounds a convolution: leave the radius out")
+        raise ValueError(f"{PROTECTIONS[report['method']].bound}: leave the radius out")
     if key is not None and not filtered:
         raise ValueError(f"{shown(out)} was not filtered: leave the key out")
     if not filtered:
         radius = check_radius(report["radius"] if radius is None else radius)
     how = {name: report[name] for name in ("size", "limit", "skip_unreadable")}
-    found = originals(source, **how, root=root, storage=Storage(folder=out), on_step=on_step)
-    judge = _filtered(report, found, key) if filtered else _within(radius)
+    found = load_originals(source, **how, root=root, storage=Storage(folder=out), on_step=on_step)
+    judge = _as_made(report, found, key) if filtered else _within(radius)
     problems, unchanged = _examined(found, judge, Path(out) / "images", on_step)
     return {
         "checked": len(found.outputs), "unchanged": unchanged, "radius": radius, "problems": problems,

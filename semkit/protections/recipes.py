@@ -1,20 +1,18 @@
-"""The named recipes: which method, at which budget."""
+"""Error-minimising noise by name: EM, REM and SEM at every preset."""
 
-from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 
 from semkit.images.augment import ResizedCrop
 from semkit.images.pixels import check_name, check_radius
-from semkit.nets.models import LARGE
+from semkit.nets.models import LARGE, MODELS, check_model
 from semkit.protections.crafting import CraftRecipe
-from semkit.protections.cuda import ClassFilters
-from semkit.training.learning import LearnRecipe
+from semkit.protections.protection import Option, Protection
 from semkit.training.perturb import PGD, Clean, Perturbation, Uniform
+from semkit.training.presets import PRESETS, STRIDE1, attack
 from semkit.training.schedule import SGD
 
-PRESETS = ("quick", "demo", "lesson", "paper")
-METHODS = ("sem", "rem", "em")
-STRIDE1 = "resnet18_stride1"  # what the released code runs on ImageNet's 224 pixels
+ERROR_MINIMISING = ("sem", "rem", "em")
 
 
 def sides(method: str, perturbation_radius: float, pgd: PGD) -> dict[str, Perturbation]:
@@ -27,20 +25,15 @@ def sides(method: str, perturbation_radius: float, pgd: PGD) -> dict[str, Pertur
         "em": (Clean(), Clean()),
         "rem": (pgd, pgd),
         "sem": (Uniform(perturbation_radius), pgd),
-    }[check_name(method, METHODS, "method")]
+    }[check_name(method, ERROR_MINIMISING, "method")]
     return dict(noise_side=noise_side, surrogate_side=surrogate_side)
-
-
-def _pgd(radius: float, steps: int, norm: str = "linf") -> PGD:
-    """PGD whose few steps can cross the ball: 10 steps of radius / 5 as released, fewer ones larger."""
-    return PGD(radius, steps, radius * max(0.2, 1.2 / steps) or None, norm)  # radius 0 has no step
 
 
 def _quick(method: str, radius: float, perturbation_radius: float) -> CraftRecipe:
     return CraftRecipe(
         radius=radius, step_size=radius / 2, steps=2, samples=1, start="zero", surrogate="tiny",
         sgd=SGD(steps=30, batch=32),
-        **sides(method, perturbation_radius, _pgd(perturbation_radius, 1)),
+        **sides(method, perturbation_radius, attack(perturbation_radius, 1)),
     )  # fmt: skip
 
 
@@ -52,7 +45,7 @@ def _lesson(method: str, radius: float, perturbation_radius: float) -> CraftReci
         budget = dict(steps=2, samples=2, step_size=3 / 8 * radius, fade_in=0.5, ramp=0.8)
     return CraftRecipe(
         radius=radius, start="warm", surrogate="tiny", sgd=SGD(steps=930, batch=64), **budget,
-        **sides(method, perturbation_radius, _pgd(perturbation_radius, 2)),
+        **sides(method, perturbation_radius, attack(perturbation_radius, 2)),
     )  # fmt: skip
 
 
@@ -100,50 +93,19 @@ def craft_recipe(
     return replace(recipe, surrogate=surrogate or recipe.surrogate, class_wise=class_wise, start=start)
 
 
-def learn_recipe(
-    preset: str = "lesson",
-    *,
-    perturbation_radius: float = 0,
-    norm: str = "linf",
-    learner: str | None = None,
-    size: int = 32,
-) -> LearnRecipe:
-    """The LearnRecipe of a preset: ERM at perturbation_radius 0, else adversarial training at that radius, in levels.
-
-    paper: the released protocol of SEM and REM; from 64 pixels on that for the ImageNet subset. Raises ValueError for
-    unknown names.
-    """
-    check_name(preset, PRESETS, "preset")
-    perturbation_radius = check_radius(perturbation_radius, "perturbation_radius")
-    large = preset == "paper" and size >= LARGE
-    perturbation = Clean()
-    if large and perturbation_radius:
-        perturbation = PGD(perturbation_radius, 8, perturbation_radius / 4, norm)
-    elif perturbation_radius:
-        perturbation = _pgd(perturbation_radius, {"quick": 1, "demo": 2, "lesson": 2, "paper": 10}[preset], norm)
-    recipe = {
-        "quick": LearnRecipe(model="tiny", sgd=SGD(steps=30, batch=32), evaluations=2),
-        "demo": LearnRecipe(model="tiny", sgd=SGD(steps=600 if perturbation_radius else 700, batch=64), evaluations=5),
-        # A step of ERM costs a third of one of AT: more of them.
-        "lesson": LearnRecipe(
-            model="tiny", sgd=SGD(steps=930 if perturbation_radius else 2400, batch=64), evaluations=10
-        ),
-        "paper": LearnRecipe(model=STRIDE1, augment=ResizedCrop(224)) if large else LearnRecipe(),
-    }[preset]
-    return replace(recipe, perturbation=perturbation, model=learner or recipe.model)
+def _levels(text: str) -> float:
+    if check_radius(text) < 1:
+        raise ValueError(f"radius must be 1 level at least to change 8-bit images, got {text}")
+    return float(text)
 
 
-def lasting(recipe: CraftRecipe | LearnRecipe, steps: int) -> CraftRecipe | LearnRecipe:
-    """The recipe with another number of steps; its learning rate's milestones move along."""
-    share = steps / recipe.sgd.steps
-    milestones = tuple(round(share * milestone) for milestone in recipe.sgd.milestones)
-    return replace(recipe, sgd=replace(recipe.sgd, steps=steps, milestones=milestones))
+RADIUS = Option("radius", 8, "largest change of a value in levels of 255", _levels)
+PERTURBATION = Option("perturbation_radius", 4, "radius the noise is trained to stand, in levels", check_radius)
+SURROGATE = Option("surrogate", None, f"one of {', '.join(MODELS)}", check_model)
+CLASS_WISE = Option("class_wise", False, "one noise per class instead of one per image", None)
+OPTIONS = (RADIUS, PERTURBATION, SURROGATE, CLASS_WISE)
 
-
-def sweep_recipes(
-    methods: Iterable[str], radii: Iterable[float], preset: str = "lesson", *, size: int = 32
-) -> tuple[dict[str, CraftRecipe | ClassFilters | None], dict[float, LearnRecipe]]:
-    """(crafts, learners) for study.grid: methods by name, "clean" for unprotected images, and training radii."""
-    other = {"clean": None, "cuda": ClassFilters()}
-    crafts = {name: other[name] if name in other else craft_recipe(name, preset, size=size) for name in methods}
-    return crafts, {r: learn_recipe(preset, perturbation_radius=r, size=size) for r in radii}
+# Okabe and Ito's colours, which colour-blind readers can tell apart; marker and line say the same again.
+EM = Protection("EM", ("#0072B2", "s", "--"), partial(craft_recipe, "em"), OPTIONS)
+REM = Protection("REM", ("#009E73", "^", "-."), partial(craft_recipe, "rem"), OPTIONS)
+SEM = Protection("SEM", ("#D55E00", "D", "-"), partial(craft_recipe, "sem"), OPTIONS)

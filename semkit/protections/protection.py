@@ -1,0 +1,187 @@
+"""What a protection is: an entry of PROTECTIONS, and the frozen recipe that it builds."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import nn
+
+from semkit.images.augment import Augment, FlipCrop
+from semkit.images.imageset import ImageSet
+from semkit.images.picture import apply_noise
+from semkit.nets import models
+from semkit.nets.cache import Store, as_dict, as_json, as_weights, kept
+from semkit.nets.engine import Passes, how_run
+from semkit.nets.lab import Lab
+from semkit.protections.noise import Noise, clipped_fraction, load, mean_effective, save
+
+COST = {"passes": int, "seconds": float | int, "engine": str}  # field -> its type
+NOISE_SIZE = (
+    "The noise was crafted at {size} x {size} pixels and resized to the size of each image, within the radius there; "
+    "what a trainer who resizes the images still meets is measured by semkit learn IMAGES --protected OUT."
+)
+
+
+@dataclass(frozen=True)
+class Option:
+    """An option of a protection's recipe, on the command line --name with its value.
+
+    parse: text -> value, ValueError for what cannot be; None for a switch that needs no value. private: never shown or
+    written; it may come from the environment `variable`, and must come from somewhere.
+    """
+
+    name: str
+    default: object
+    help: str
+    parse: Callable[[str], object] | None = str
+    metavar: str | None = None
+    private: bool = False
+
+    @property
+    def flag(self) -> str:
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def variable(self) -> str:
+        return f"SEMKIT_{self.name.upper()}"
+
+
+@dataclass(frozen=True)
+class Protection:
+    """One protection: how it is named and drawn, its options, and what builds its recipe.
+
+    recipe(preset, *, size, **own) -> a Recipe, or None for no protection; own: values of `options`, by name.
+    style: color, marker and line of its figures. bound: what bounds it in place of a radius, in words.
+    """
+
+    label: str
+    style: tuple[str, str, str]
+    recipe: Callable[..., "Recipe | None"]
+    options: tuple[Option, ...] = ()
+    bound: str = ""
+
+    @property
+    def radius(self) -> float | None:
+        """Its budget unless another is asked for: the largest change of a value in levels; None: no radius."""
+        return next((option.default for option in self.options if option.name == "radius"), None)
+
+
+@dataclass(frozen=True)
+class Change:
+    """How a recipe changes the pictures of a set.
+
+    picture(i, original) -> the protected picture i of the set, at its own size. told: what a report says of it.
+    noise: what is added, if it is noise.
+    """
+
+    picture: Callable[[int, Image.Image], Image.Image]
+    told: dict
+    noise: Noise | None = None
+
+
+class Recipe:
+    """Base of the frozen dataclasses that say how an owner changes images.
+
+    radius: the largest change of a value in levels, None if no radius bounds it. net: the net that it needs, None for
+    none; nothing then depends on the engine. fraction: the share of every class that is changed. method: the name in
+    PROTECTIONS, which reports of recipes without a radius need.
+    """
+
+    radius: float | None = None
+    net: str | None = None
+    fraction: float = 1.0
+    method: str | None = None
+
+    def cost(self, n: int) -> Passes:
+        """The passes that protecting n images takes."""
+        return Passes()
+
+    def apply(self, images: ImageSet, *, seed: int = 0, lab: Lab | None = None) -> tuple[ImageSet, dict]:
+        """(the protected images, the cost of their noise: {} where there is none)."""
+        raise NotImplementedError
+
+    def change(self, images: ImageSet, *, seed: int = 0, lab: Lab | None = None, every: float = 20) -> Change:
+        """How the pictures behind `images`, which are at the size that nets see, are changed at their own size."""
+        raise ValueError(f"{self} is made for measurements, not for folders of pictures")
+
+    def tests(self, images: ImageSet, *, seed: int = 0) -> dict[str, ImageSet]:
+        """Further test sets on which learners are tested, by name."""
+        return {}
+
+    def check_size(self, width: int, height: int) -> None:
+        """Raises ValueError for a picture of a size that the recipe cannot change."""
+
+
+@dataclass
+class Crafted:
+    """Noise int8 [N,C,H,W] in levels, the net that made it, if one did, its losses by step, and what it cost."""
+
+    noise: torch.Tensor
+    surrogate: nn.Module | None = None
+    losses: list[float] = field(default_factory=list)
+    passes: Passes = field(default_factory=Passes)
+    seconds: float = 0.0
+
+
+class NoiseRecipe(Recipe):
+    """Base of recipes that add noise of at most `radius` levels, made for a whole set. `craft` says how.
+
+    A recipe with a net also has its augment and its sgd, whose batches the net sees, and says how many samples of an
+    image it takes at once in a noise step: 0 for plain input gradients.
+    """
+
+    augment: Augment = FlipCrop()
+    at_once: int = 0
+
+    def craft(self, images: ImageSet, *, seed: int, lab: Lab, checkpoint: Path | None, every: float) -> Crafted:
+        """The noise. A long run saves its state at `checkpoint` every `every` seconds, and goes on from there."""
+        raise NotImplementedError
+
+    def crafted(
+        self, images: ImageSet, *, seed: int = 0, lab: Lab | None = None, every: float = 20
+    ) -> tuple[Noise, dict, nn.Module | None]:
+        """(noise, its cost {"passes", "seconds", "engine"}, the net that made it or None), kept in lab.cache.
+
+        Raises ValueError for a damaged file in the cache.
+        """
+        lab = lab or Lab()
+
+        def make(state: Path | None):
+            done = self.craft(images, seed=seed, lab=lab, checkpoint=state, every=every)
+            made = {**as_dict(self), "seed": seed, "precision": lab.engine.precision}
+            noise = Noise(done.noise, self.radius, made, images.fingerprint, images.classes)
+            engine = how_run(done.surrogate) if self.net else ""
+            cost = {"passes": done.passes.total, "seconds": round(done.seconds, 1), "engine": engine}
+            return (noise, cost, done.surrogate)[: len(stores)]
+
+        def net() -> nn.Module:
+            seen = self.augment.output_size(images.images.shape[-1])
+            return lab.engine.prepare(models.build(self.net, len(images.classes), seed, size=seen))
+
+        stores = [Store(".safetensors", save, lambda path: self._own(load(path, images=images))), as_json(COST)]
+        stores += [as_weights(net)] if self.net else []
+        noise, cost, *nets = kept(lab, "noise", (images.fingerprint, self, seed), make, *stores)
+        return noise, cost, nets[0] if nets else None
+
+    def _own(self, noise: Noise) -> Noise:
+        """`noise`, if its metadata says that this recipe made it; raises ValueError otherwise."""
+        other = [name for name, value in as_dict(self).items() if noise.recipe.get(name) != value]
+        if other or noise.class_wise or noise.radius != self.radius:
+            raise ValueError(f"noise of another recipe: {', '.join(other) or 'its radius or rows'}")
+        return noise
+
+    def apply(self, images: ImageSet, *, seed: int = 0, lab: Lab | None = None) -> tuple[ImageSet, dict]:
+        noise, cost, _ = self.crafted(images, seed=seed, lab=lab)
+        return images.with_noise(noise.levels), cost
+
+    def change(self, images: ImageSet, *, seed: int = 0, lab: Lab | None = None, every: float = 20) -> Change:
+        noise, cost, _ = self.crafted(images, seed=seed, lab=lab, every=every)
+        levels, radius = noise.levels.numpy(), noise.radius
+        told = {
+            **cost, "radius": radius, "noise_size": NOISE_SIZE.format(size=levels.shape[-1]),
+            "clipped_fraction": round(clipped_fraction(noise, images.images), 4),
+            "mean_effective_noise": round(mean_effective(noise, images.images), 3),
+        }  # fmt: skip
+        return Change(lambda i, original: apply_noise(original, levels[i], radius), told, noise)
