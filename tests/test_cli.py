@@ -575,6 +575,32 @@ def test_a_sweep_with_countermeasures_names_them_and_without_them_has_no_such_co
     assert "did you mean median?" in complaint(capsys, *sweep, "--countermeasures", "medain")
 
 
+def test_what_a_trainer_does_in_training_works_in_learn_and_in_a_sweep(here, capsys):
+    learn = ["learn", "photos", *QUICK, "--json", "--countermeasure"]
+    assert run(*learn, "jpeg-30", "smoothing") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert "photos, jpeg-30" in report["images"] and "Gaussian(sigma=127.5)" in report["recipe"]
+    assert 0 <= report["rows"][0]["smoothed"] <= 1
+    assert "finetune needs spare clean images" in complaint(capsys, *learn, "finetune")
+    assert "dat needs an ERM learner" in complaint(capsys, *learn, "dat", "--perturbation-radius", "4")
+    assert "jpeg-N takes N from 1 to 95, got 0" in complaint(capsys, *learn, "jpeg-0")
+    make_photos(here / "photos/train", 8), make_photos(here / "photos/test", 8, seed=1)
+    shutil.rmtree(here / "photos/a"), shutil.rmtree(here / "photos/b")
+    assert run(*learn, "finetune", "--test-limit", 2, "--seeds", 2) == 0
+    said = capsys.readouterr()
+    assert [row["pretrained_seed"] for row in json.loads(said.out)["rows"]] == [0, 1]
+    assert f" {2 * 30 * (8 + 6):,} passes" in said.err  # a pretraining on the six images that are left, for every seed
+    sweep = ["sweep", "photos", "--out", "out", "--methods", "clean", "--seeds", "1", *QUICK, "--test-limit", 2]
+    names = ["none", "randomblur", "smoothing", "at-l2", "dat", "finetune", "lastlayer"]
+    refused = complaint(capsys, *sweep, "--countermeasures", *names)
+    assert "randomblur needs an ERM learner (radius 0), this one has PGD" in refused
+    assert run(*sweep, "--radii", 0, "--countermeasures", *names, "--json") == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["countermeasure"] for row in rows] == names
+    assert [name for name, row in zip(names, rows, strict=True) if row.get("pretrained_seed") == 0] == names[-2:]
+    assert Image.open(here / "out/figure.png").convert("L")
+
+
 def test_a_net_that_learn_saves_is_a_purifier_and_the_net_of_a_transform(here, capsys):
     assert "net.st: no such net; semkit learn IMAGES --save net.st makes" in complaint(
         capsys, "learn", "photos", "--countermeasure", "purifier=net.st"

@@ -10,33 +10,34 @@ from photos import image_set, image_split
 from PIL import Image
 from scipy import ndimage
 
-from semkit.analysis.study import learned_row
+from semkit.analysis.cost import passes_of
+from semkit.analysis.study import grid, grid_recipes, learned_row
 from semkit.countermeasures.images import (
-    BY_BATCH,
-    BY_IMAGE,
-    BY_LOSS,
-    COUNTERMEASURES,
-    PURIFIER,
     bilateral,
     bitdepth,
-    counter,
     gaussian,
     jpeg,
     linear_softmax,
     noise_left,
     projection,
 )
+from semkit.countermeasures.registry import COUNTERMEASURES, ByImage, check_countermeasure, counter, label_of, place_of
+from semkit.countermeasures.training import ClassBlur, Gaussian, RandomBlur
 from semkit.images.augment import ColorJitter, Cutout, FlipCrop
 from semkit.nets.engine import Engine
 from semkit.nets.lab import Lab
 from semkit.training.learning import LearnRecipe, fit
 from semkit.training.mixing import Mixed
 from semkit.training.objectives import Trades
+from semkit.training.perturb import PGD
 from semkit.training.schedule import SGD
 
 ENGINE = Engine("cpu", "float32")
 LEARN = LearnRecipe(model="tiny", sgd=SGD(steps=3, batch=8), evaluations=1)
 IMAGES = image_set(12, 16).images
+BY_IMAGE = {name: each.change for name, each in COUNTERMEASURES.items() if isinstance(each, ByImage)}
+MIXED = ("mixup", "cutmix")
+NEEDS_A_FILE = "purifier"
 
 
 def each(images, change):
@@ -77,7 +78,6 @@ def bilateral_loop(image, reach=4, sigma=75):
 
 
 ORACLES = {
-    "none": lambda image: image,
     "jpeg": by_pillow_jpeg,
     "grayscale": lambda image: np.array(Image.fromarray(image).convert("L").convert("RGB")),
     "bitdepth": lambda image: np.array([0, 85, 170, 255])[np.abs(image[..., None] - np.arange(0, 256, 85)).argmin(-1)],
@@ -98,7 +98,7 @@ def test_a_countermeasure_is_what_a_loop_or_pillow_makes(name):
     assert apart.max() <= (1 if name == "bilateral" else 0) and (apart > 0).float().mean() < 1e-3
 
 
-@pytest.mark.parametrize("name", sorted(BY_IMAGE.keys() - {"none"}))
+@pytest.mark.parametrize("name", BY_IMAGE)
 def test_a_countermeasure_does_something(name):
     assert (BY_IMAGE[name](IMAGES) != IMAGES).float().mean() > 0.3
 
@@ -108,7 +108,7 @@ def test_a_gaussian_of_sigma_a_tenth_would_do_nothing():
     assert np.array_equal(twin, IMAGES.numpy()) and not torch.equal(gaussian(IMAGES), IMAGES)
 
 
-@pytest.mark.parametrize("name", ["none", "mean", "gaussian", "median", "bilateral"])
+@pytest.mark.parametrize("name", ["mean", "gaussian", "median", "bilateral"])
 def test_an_even_image_stays_as_it_is(name):
     even = torch.arange(6, dtype=torch.uint8)[:, None, None, None].expand(6, 3, 12, 12) * 51
     assert torch.equal(BY_IMAGE[name](even.contiguous()), even)
@@ -183,14 +183,14 @@ def test_a_projection_fitted_to_other_labels_leaves_the_patterns():
 def test_what_is_left_of_a_noise():
     noise = torch.randint(-8, 9, IMAGES.shape, dtype=torch.int8, generator=torch.Generator().manual_seed(0))
     middle = IMAGES.clamp(10, 240)
-    assert noise_left(middle, noise, BY_IMAGE["none"]) == 1
+    assert noise_left(middle, noise, torch.clone) == 1
     assert noise_left(middle, noise, lambda images: torch.full_like(images, 7)) == 0
     assert noise_left(middle, noise, lambda images: images // 2) == pytest.approx(0.5, abs=0.02)
     alike = noise[:, :1].expand_as(noise)
     assert noise_left(middle[:, :1].expand_as(noise), alike, BY_IMAGE["grayscale"]) == pytest.approx(1, abs=0.02)
     assert noise_left(middle, noise, BY_IMAGE["mean"]) == pytest.approx(1 / 9, abs=0.04)  # independent values
     with pytest.raises(ValueError, match="there is no noise"):
-        noise_left(IMAGES, torch.zeros_like(noise), BY_IMAGE["none"])
+        noise_left(IMAGES, torch.zeros_like(noise), torch.clone)
 
 
 def test_several_are_applied_in_the_order_given():
@@ -212,7 +212,7 @@ def test_what_is_by_batch_is_the_learners_augmentation():
 
 def test_what_is_by_loss_is_the_learners_objective():
     train = image_set(10, 16, classes=3)
-    for name in BY_LOSS:
+    for name in MIXED:
         same, recipe = counter(train, LEARN, [name])
         assert same is train and recipe == replace(LEARN, objective=Mixed(name, 3))
     for objective, names in ((Trades(), ["mixup"]), (LEARN.objective, ["cutmix", "mixup"])):
@@ -220,16 +220,93 @@ def test_what_is_by_loss_is_the_learners_objective():
             counter(train, replace(LEARN, objective=objective), names)
 
 
-def test_labels_are_kept_and_a_changed_set_is_another_run(tmp_path):
-    split, fingerprints = image_split(20), set()
-    names = [name for name in COUNTERMEASURES if name != PURIFIER]
+IN_TRAINING = {
+    "randomblur": {"perturbation": RandomBlur()}, "smoothing": {"perturbation": Gaussian()},
+    "dat": {"perturbation": ClassBlur()}, "at-l2": {"perturbation": PGD(127.5, 10, 25.5, "l2")},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", IN_TRAINING)
+def test_what_is_done_in_training_is_the_learners_perturbation(name):
+    train = image_set(10, 16)
+    same, recipe = counter(train, LEARN, [name])
+    assert same is train and recipe == replace(LEARN, **IN_TRAINING[name])
+    with pytest.raises(ValueError, match=r"needs an ERM learner \(radius 0\), this one has PGD"):
+        counter(train, replace(LEARN, perturbation=PGD(4)), [name])
+
+
+def test_fine_tuning_begins_with_a_net_of_spare_clean_images_and_says_where_they_are_missing():
+    train, spare = image_set(10, 16), image_set(20, 16, seed=3)
+    for name, last_layer in (("finetune", False), ("lastlayer", True)):
+        same, recipe = counter(train, LEARN, [name], spare=spare)
+        begun = recipe.pretrained
+        assert (begun.images, begun.recipe, begun.last_layer) == (spare, LEARN, last_layer)
+        assert same is train and recipe == replace(LEARN, sgd=SGD(steps=3, batch=8, lr=0.01), pretrained=begun)
+        with pytest.raises(ValueError, match="needs spare clean images: the test images that --test-limit N leaves"):
+            counter(train, LEARN, [name])
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_two_learners_of_a_seed_share_one_pretraining_of_which_every_step_is_told(tmp_path, cached):
+    split, told, rows = image_split(20), [], []
+    watched = Lab(ENGINE, tmp_path if cached else None, lambda what, step, total, _: told.append((what, step, total)))
+    spare = image_set(20, seed=3)
+    for name in ("finetune", "lastlayer"):
+        if cached:
+            spare = image_set(20, seed=3)  # as in another process
+        how = dict(countermeasures=[name], spare=spare, seed=1)
+        rows.append(learned_row(split.train, split.test, LEARN, lab=watched, **how))
+        alone = learned_row(split.train, split.test, LEARN, lab=Lab(ENGINE), **{**how, "spare": image_set(20, seed=3)})
+        assert rows[-1]["pretrained_seed"] == 1 and rows[-1]["curve"] == alone["curve"]
+    assert [step for step in told if "pretraining" in step[0]] == [("pretraining, seed 1", n, 3) for n in (1, 2, 3)]
+
+
+def test_labels_are_kept_and_a_changed_set_or_learner_is_another_run(tmp_path):
+    split, fingerprints, recipes = replace(image_split(20), spare=image_set(20, seed=3)), set(), set()
+    names = [name for name in COUNTERMEASURES if name != NEEDS_A_FILE]
     for name in names:
-        train, recipe = counter(split.train, LEARN, [name])
+        train, recipe = counter(split.train, LEARN, [name], spare=split.spare)
         learned_row(train, split.test, recipe, lab=Lab(ENGINE, tmp_path))
         assert torch.equal(train.labels, split.train.labels) and train.files == split.train.files
-        fingerprints.add(train.fingerprint)
-    assert len(fingerprints) == len(names) - len(BY_BATCH) - len(BY_LOSS)  # whose images are those of none
+        fingerprints.add(train.fingerprint), recipes.add(repr(recipe))
+    assert len(fingerprints) + len(recipes) == len(names) + 1  # one is as it was in either
     assert len(list(tmp_path.glob("learner-*"))) == len(names)
+
+
+def test_a_number_after_the_name_is_the_quality_or_the_bits():
+    train = image_set(10, 16)
+    assert torch.equal(counter(train, LEARN, ["jpeg-30"])[0].images, jpeg(train.images, 30))
+    assert torch.equal(counter(train, LEARN, ["jpeg-10"])[0].images, counter(train, LEARN, ["jpeg"])[0].images)
+    assert torch.equal(counter(train, LEARN, ["bitdepth-8"])[0].images, train.images)
+    refused = {"jpeg-96": "jpeg-N takes N from 1 to 95, got 96", "jpeg-x": "did you mean jpeg", "-5": "known are"}
+    for text, reason in {**refused, "mean-3": "did you mean mean", "jpeg=3": "did you mean jpeg"}.items():
+        with pytest.raises(ValueError, match=reason):
+            check_countermeasure(text)
+
+
+def test_figures_have_a_label_and_a_place_for_every_name_and_unknown_ones_come_last():
+    names = list(COUNTERMEASURES)
+    assert len({label_of(name) for name in names}) == len(names) and [place_of(name) for name in names] == [
+        *range(len(names))
+    ]
+    assert label_of("jpeg-30") == "JPEG 30" and place_of("jpeg-30") == place_of("jpeg")
+    assert label_of("purifier=gone.safetensors") == "purifier" and place_of("purifier=gone") == place_of("purifier")
+    assert label_of("of another version") == "of another version" and place_of("of another version") == len(names)
+
+
+def test_a_grid_has_every_countermeasure_or_refuses_before_anything_is_made(tmp_path):
+    split, never = image_split(20), Lab(ENGINE, tmp_path, lambda *_: pytest.fail("a run has begun"))
+    for learners, name, reason in (({4: replace(LEARN, perturbation=PGD(4))}, "dat", "dat needs an ERM learner"),
+                                   ({0: LEARN}, "finetune", "needs spare clean images"),
+                                   ({0: LEARN}, "purifier", "needs an external net")):  # fmt: skip
+        with pytest.raises(ValueError, match=reason):
+            grid(split, {"clean": None}, learners, countermeasures=["none", name], lab=never)
+    names, spared = ["none", "jpeg-30", "dat", "lastlayer"], replace(split, spare=image_set(20, seed=3))
+    rows = grid(spared, {"clean": None}, {0: LEARN}, countermeasures=names, lab=Lab(ENGINE))
+    assert [row["countermeasure"] for row in rows] == names
+    assert [row["passes"] for row in rows] == [24, 24, 24 * 11, 24]
+    cost = passes_of(grid_recipes(spared, {"clean": None}, {0: LEARN}, names), 20).total
+    assert cost == sum(row["passes"] for row in rows) + 24  # and the pretraining
 
 
 def test_what_is_done_to_the_training_images_is_not_done_to_the_test_images():

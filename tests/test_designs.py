@@ -10,8 +10,9 @@ from photos import image_set, image_split
 from semkit.analysis.designs import (
     ALONG,
     DESIGNS,
+    LEARNERS,
     budgets,
-    defence_learners,
+    learners_after,
     loss_rows,
     noise_rows,
     noise_sides,
@@ -122,10 +123,10 @@ def test_every_design_has_unprotected_images_to_compare_with():
 
 
 def test_fine_tuning_goes_on_from_one_net_with_all_layers_or_the_last_one_alone():
-    spare = image_set(20)
-    made = defence_learners("quick", 32, spare)
+    spare, names = image_set(20), LEARNERS["cuda-defences"]
+    made = learners_after(names, "quick", 32, replace(image_split(), spare=spare))
     every, last = made["fine-tuned"], made["last layer"]
     assert (every.pretrained.last_layer, last.pretrained.last_layer) == (False, True)
     assert repr(replace(last.pretrained, last_layer=False)) == repr(every.pretrained)
     assert replace(last, pretrained=every.pretrained) == every and every.pretrained.images is spare
-    assert made.keys() - defence_learners("quick", 32).keys() == {"fine-tuned", "last layer"}
+    assert made.keys() - learners_after(names, "quick", 32, image_split()).keys() == {"fine-tuned", "last layer"}

@@ -52,7 +52,7 @@ def test_no_text_hides_another_or_leaves_the_figure(figure):
 
 def test_every_countermeasure_has_its_line_and_every_method_its_point_there():
     erm, at = figures.countermeasures_figure(ROWS, title="Countermeasures").axes
-    assert [label.get_text() for label in erm.get_yticklabels()] == ["none", "jpeg", "grayscale", "purifier"]
+    assert [label.get_text() for label in erm.get_yticklabels()] == ["none", "JPEG 10", "grey-scale", "purifier"]
     assert [axes.get_title() for axes in (erm, at)] == ["ERM", "AT 4/255"] and len(erm.containers) == 4
     points, ends = bars(erm.containers[2])  # sem
     found = [r["last"] for r in ROWS if (r["method"], r["countermeasure"], r["training_radius"]) == ("sem", "jpeg", 0)]

@@ -119,9 +119,10 @@ def test_seeds_choose_and_equal_classes_stay_equal():
 
 def test_limiting_the_test_images_spares_some_that_are_in_neither_part():
     split = image_split(20)
-    limited, spare = limit_test(split, 12)
+    limited = limit_test(split, 12)
+    spare = limited.spare
     assert torch.equal(limited.test.images, split.test.limit(12).images) and limited.train is split.train
     seen = {image.numpy().tobytes() for image in limited.test.images}
     assert len(spare) == 20 and spare.labels.bincount().tolist() == [10, 10]
     assert not seen & {image.numpy().tobytes() for image in spare.images}
-    assert limit_test(split, None) == (split, None) == limit_test(split, 40)
+    assert limit_test(split, None) is split and limit_test(split, 40) is split and split.spare is None

@@ -17,7 +17,7 @@ from photos import contents, image_set, make_photos
 from PIL import Image
 
 from semkit.app.checking import protected_split
-from semkit.countermeasures.images import counter
+from semkit.countermeasures.registry import counter
 from semkit.images import storage
 from semkit.images.loading import load
 from semkit.images.picture import BYTES_PER_PIXEL, apply_noise, read_image, write_png

@@ -261,7 +261,7 @@ def test_every_seed_of_a_fine_tuned_learner_has_a_pretrained_net_of_its_own_and_
     assert not torch.equal(first[-1].weight, second[-1].weight)
     last = [row["last"] for row in rows if row["learner"] == "last"]
     assert last == [accuracy(model, split.test) for model in (first, second)]
-    once = passes_of(grid_recipes({"clean": None}, learners), 20).total
+    once = passes_of(grid_recipes(split, {"clean": None}, learners), 20).total
     assert once == LEARN.cost(20).total + 2 * still.cost(20).total  # one pretraining for both learners
 
 
@@ -277,7 +277,7 @@ def test_a_grid_has_a_row_for_every_method_radius_and_seed_made_as_it_says(tmp_p
         assert (row["noise_passes"] > 0) == (row["method"] != "clean")
         assert row["passes"] == learn_recipe("quick", perturbation_radius=row["training_radius"]).cost(20).total
     spent = sum(row["passes"] for row in rows) + sum(row["noise_passes"] for row in rows[::2])
-    assert passes_of(grid_recipes(*recipes), 20).total * 2 == spent
+    assert passes_of(grid_recipes(split, *recipes), 20).total * 2 == spent
     jobs = ("sem noise", *(f"{method}, {kind}" for method in ("clean", "sem") for kind in ("ERM", "AT 4/255")))
     assert told == {f"{job}, seed {seed}" for job in jobs for seed in (0, 1)}
     before = stamps(tmp_path)
@@ -312,7 +312,7 @@ def test_a_grid_of_filters_is_learners_on_filtered_images_tested_on_filtered_one
     assert torch.equal(rest.images, split.train.images[untouched]) and len(rest) == 10
     assert grid(split, crafts, {"ours": LEARN}, seeds=[3], lab=Lab(ENGINE, tmp_path, never)) == list(rows.values())
     spent = sum(row["passes"] for row in rows.values())
-    assert passes_of(grid_recipes(crafts, {"ours": LEARN}), 20).total == spent
+    assert passes_of(grid_recipes(split, crafts, {"ours": LEARN}), 20).total == spent
 
 
 def test_a_row_of_bullettrain_has_what_its_batches_were_made_of(tmp_path):

@@ -6,7 +6,7 @@ from nets import batch
 from photos import image_set
 
 from semkit.analysis.study import learned_net, learned_row
-from semkit.countermeasures.images import counter
+from semkit.countermeasures.registry import counter
 from semkit.countermeasures.transform import Behind, Transform, transformed
 from semkit.images.imageset import Split
 from semkit.images.pixels import LEVEL

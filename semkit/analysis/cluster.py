@@ -76,7 +76,8 @@ def _learn(
 ) -> None:  # fmt: skip
     train, _ = training_set(split.train, made_by, seed=seed, lab=lab)
     also = further_tests(split.test, made_by, seed)
-    learned_row(train, split.test, learn_by, countermeasures=countermeasures, also=also, seed=seed, lab=lab)
+    how = dict(countermeasures=countermeasures, also=also, spare=split.spare, seed=seed, lab=lab)
+    learned_row(train, split.test, learn_by, **how)
 
 
 def run_grid(

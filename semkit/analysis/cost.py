@@ -27,7 +27,7 @@ def _with_pretraining(recipes: Iterable[Work], n: int) -> Iterator[tuple[Work, i
     for recipe in recipes:
         yield recipe, n
         if first := getattr(recipe, "pretrained", None):
-            pretrainings[id(first.made)] = first
+            pretrainings[id(first.images), first.recipe] = first
     for first in pretrainings.values():
         yield from _with_pretraining([first.recipe], len(first.images))
 

@@ -6,15 +6,15 @@ from itertools import product
 
 from semkit.analysis.measure import cosine, losses_along, robustness, stability
 from semkit.analysis.study import crafted_surrogate
-from semkit.countermeasures.training import ClassBlur, Gaussian, RandomBlur
-from semkit.images.imageset import ImageSet, Split
+from semkit.countermeasures.registry import COUNTERMEASURES, BySpare, learner_after
+from semkit.images.imageset import Split
 from semkit.nets.cache import as_dict
 from semkit.nets.lab import Lab
 from semkit.protections.crafting import CraftRecipe
 from semkit.protections.cuda import ClassFilters, CleanPart
 from semkit.protections.protection import Recipe
 from semkit.protections.recipes import craft_recipe
-from semkit.training.learning import LearnRecipe, Pretrained
+from semkit.training.learning import LearnRecipe
 from semkit.training.perturb import PGD, Clean, Perturbation, Uniform
 from semkit.training.presets import lasting, learn_recipe
 
@@ -96,7 +96,7 @@ def cuda_parts(preset: str, size: int) -> Crafts:
 
 
 def cuda_defences(preset: str, size: int) -> Crafts:
-    """Filtered and clean images, for the learners of defence_learners."""
+    """Filtered and clean images, for the learners of LEARNERS."""
     return {"cuda .3": ClassFilters(), "clean": None}
 
 
@@ -106,35 +106,35 @@ DESIGNS: dict[str, Callable[[str, int], Crafts]] = {
 }  # fmt: skip
 
 
-def defence_learners(
-    preset: str, size: int, spare: ImageSet | None = None, steps: int | None = None
-) -> dict[str, LearnRecipe]:
-    """What trainers do against filters: random blur, noise, fine-tuning a net that knows `spare` images, AT in L2, DAT.
+LEARNERS = {  # design -> the countermeasures of its learners, in place of training radii
+    "cuda-defences": ("randomblur", "smoothing", "finetune", "lastlayer", "at-l2", "dat"),
+}
 
-    DAT (ClassBlur) takes as many steps as AT. Fine-tuning, of all layers or of the last one: as many steps, a tenth of
-    the learning rate. Smoothing: noise of half the range; what counts is the row's `smoothed`.
-    steps: of every learner and of the pretraining; None: the preset's.
+
+def learners_after(
+    names: Sequence[str], preset: str, size: int, split: Split, steps: int | None = None
+) -> dict[str, LearnRecipe]:
+    """The preset's ERM learner after each of these countermeasures, by its label.
+
+    Attacks and fine-tuning train for as many steps as the preset's AT, and PGD ascends as there. Countermeasures that
+    need clean images are left out if split.spare is None. steps: of every learner and of the pretraining, None for the
+    preset's.
     """
 
     def recipe(radius: float, norm: str = "linf") -> LearnRecipe:
         made = learn_recipe(preset, perturbation_radius=radius, norm=norm, size=size)
         return lasting(made, steps) if steps else made
 
-    erm, at = recipe(0), recipe(4)
-    learners = {
-        "random blur": replace(erm, perturbation=RandomBlur()),
-        "smoothing": replace(erm, perturbation=Gaussian()),
-    }
-    if spare:
-        tuned = replace(at, perturbation=Clean(), sgd=replace(at.sgd, lr=at.sgd.lr / 10))
-        every = Pretrained(spare, erm)
-        learners["fine-tuned"] = replace(tuned, pretrained=every)
-        learners["last layer"] = replace(tuned, pretrained=replace(every, last_layer=True))
-    learners["AT L2 0.5"] = recipe(127.5, "l2")
-    return learners | {"DAT": replace(at, perturbation=ClassBlur())}
-
-
-LEARNERS: dict[str, Callable[..., dict[str, LearnRecipe]]] = {"cuda-defences": defence_learners}  # else --radii
+    learners = {}
+    for name in names:
+        if not split.spare and isinstance(COUNTERMEASURES[name], BySpare):
+            continue
+        made = learner_after(recipe(0), [name], len(split.train.classes), split.spare)
+        if isinstance(made.perturbation, PGD):
+            made = recipe(made.perturbation.radius, made.perturbation.norm)
+        short = made.perturbation.passes or made.pretrained
+        learners[COUNTERMEASURES[name].label] = lasting(made, recipe(4).sgd.steps) if short else made
+    return learners
 
 
 def reference_recipe(preset: str, size: int) -> CraftRecipe:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from semkit.analysis.measure import learner
 from semkit.analysis.plots import legend, reference, styles, summary
+from semkit.countermeasures import registry
 from semkit.protections.registry import label_of
 
 ATTACKS = {  # of obfuscated.transform_attacks, in the order of what they know
@@ -13,8 +14,9 @@ ATTACKS = {  # of obfuscated.transform_attacks, in the order of what they know
 
 
 def draw_countermeasures(panels: Sequence, rows: Sequence[dict], chance: float | None = None) -> None:
-    """Accuracy across, a line a countermeasure in the rows' order and a point a method; one axes a training radius."""
+    """Accuracy across, a line a countermeasure in the registry's order, a point a method; an axes a training radius."""
     names, methods = (list(dict.fromkeys(row[column] for row in rows)) for column in ("countermeasure", "method"))
+    names.sort(key=registry.place_of)
     look = styles(methods)
     for axes, radius in zip(panels, sorted({row["training_radius"] for row in rows}), strict=True):
         for place, method in enumerate(methods):
@@ -29,8 +31,7 @@ def draw_countermeasures(panels: Sequence, rows: Sequence[dict], chance: float |
         axes.set(xlim=(0, 100), xlabel="accuracy on clean test images (%)")
         axes.set_title(learner(radius), fontsize="medium")
         axes.grid(axis="x", alpha=0.3)
-    short = [name.partition("=")[0] for name in names]
-    panels[0].set(yticks=range(len(names)), yticklabels=short, ylim=(len(names) - 0.5, -0.5))
+    panels[0].set(yticks=range(len(names)), yticklabels=map(registry.label_of, names), ylim=(len(names) - 0.5, -0.5))
     legend(panels[-1])
 
 

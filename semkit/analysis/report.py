@@ -136,7 +136,7 @@ def write_sweep(
     """
     lab, engine = replace(lab, cache=out / "runs"), lab.engine
     how = dict(seeds=seeds, lab=lab)
-    recipes = grid_recipes(crafts, learners, countermeasures)
+    recipes = grid_recipes(split, crafts, learners, countermeasures)
     n, size = len(split.train), split.train.images.shape[-1]
     passes = len(seeds) * passes_of(recipes, n).total
     seconds = len(seeds) * seconds_of(recipes, n, len(split.train.classes), size, engine)

@@ -8,8 +8,7 @@ from pathlib import Path
 from torch import nn
 
 from semkit.analysis.measure import trained_by
-from semkit.countermeasures.images import counter
-from semkit.countermeasures.training import Gaussian, Smoothed
+from semkit.countermeasures.registry import counter, learner_after
 from semkit.images.imageset import ImageSet, Split
 from semkit.images.pixels import check_count
 from semkit.nets.cache import Store, as_json, kept
@@ -74,16 +73,14 @@ def _learned(train: ImageSet, test: ImageSet, recipe: LearnRecipe, also: Mapping
             mined.append(shares)
         return lab.on_step and lab.on_step(what, step, total, metrics)
 
+    if recipe.pretrained:
+        recipe.pretrained.weights(seed, lab)  # trained here, its steps are not watched
     done = fit(train, test, recipe, seed=seed, lab=replace(lab, on_step=watch))
     row = _learner_row(done)
     row |= {f"on_{name}": accuracy(done.model, recipe.tested(images)) for name, images in also.items()}
-    if recipe.pretrained:
-        row["pretrained_seed"] = seed
     if mined:
         row |= {"average": done.mined.average, "mined": mined}
-    if isinstance(recipe.perturbation, Gaussian):
-        row["smoothed"] = accuracy(Smoothed(done.model, recipe.perturbation), recipe.tested(test))
-    return row, done.model
+    return row | recipe.further(done.model, test, seed), done.model
 
 
 def _learner_row(done: Learned) -> dict:
@@ -100,21 +97,20 @@ def learned_row(
     *,
     countermeasures: Sequence[str] = (),
     also: Mapping[str, ImageSet] | None = None,
+    spare: ImageSet | None = None,
     seed: int = 0,
     lab: Lab | None = None,
 ) -> dict:
     """A learner's row: last and best test accuracy, the curve [[step, accuracy]], passes, seconds, engine.how_run.
 
     countermeasures: names in COUNTERMEASURES, applied to `train` first, in this order. also: further test sets by name;
-    the final model's accuracy on each is in the row as on_NAME.
-    A learner that goes on from a pretrained net has `pretrained_seed`, the seed which that net was trained with.
-    A learner of Gaussian noise has its accuracy as Smoothed in the row too, as `smoothed`; one of BulletTrain has
-    `average`, which sets the threshold after the training, and `mined`, [[outlier, boundary, robust]]: the shares of
-    every batch.
+    the final model's accuracy on each is in the row as on_NAME. spare: clean images for countermeasures that need some.
+    The row has what recipe.further says, such as `smoothed` and `pretrained_seed`. A row of BulletTrain has `average`,
+    which sets the threshold after the training, and `mined`, [[outlier, boundary, robust]]: the shares of every batch.
     With lab.cache the row is taken from there if it is there, and kept. Raises ValueError for a damaged file there.
     """
     lab, also = lab or Lab(), also or {}
-    train, recipe = counter(train, recipe, countermeasures, lab.engine)
+    train, recipe = counter(train, recipe, countermeasures, lab.engine, spare)
     others = [(name, images.fingerprint) for name, images in also.items()]
     parts = (train.fingerprint, test.fingerprint, recipe, seed, others)
     return kept(lab, "learner", parts, lambda _: _learned(train, test, recipe, also, seed, lab)[:1], as_json(ROW))[0]
@@ -152,13 +148,16 @@ def learned_net(
 
 
 def grid_recipes(
+    split: Split,
     crafts: Mapping[str, Recipe | None],
     learners: Mapping[float | str, LearnRecipe],
     countermeasures: Sequence[str] = (),
 ) -> list[Recipe | LearnRecipe]:
-    """What a grid runs for each seed, if nothing of it is in the cache."""
+    """What a grid runs for each seed, if nothing of it is in the cache. Raises ValueError for what it cannot run."""
     made = [recipe for recipe in crafts.values() if recipe]
-    return made + [*learners.values()] * len(crafts) * max(1, len(countermeasures))
+    firsts, classes = [(name,) for name in countermeasures] or [()], len(split.train.classes)
+    after = [learner_after(recipe, first, classes, split.spare) for first in firsts for recipe in learners.values()]
+    return made + after * len(crafts)
 
 
 def grid(
@@ -174,9 +173,10 @@ def grid(
 
     crafts: the name of a row's method -> what makes its images. learners: a row's training radius, or the name in its
     column `learner`, -> its recipe. countermeasures: where given, every learner after each of them, which a row's
-    `countermeasure` names. seeds: the seeds, or how many: 3 is 0, 1, 2. Rows have accuracies on a recipe's own test
-    sets too.
+    `countermeasure` names; split.spare is for those that need clean images. seeds: the seeds, or their number: 3 is 0,
+    1, 2. Rows have accuracies on a recipe's own test sets too.
     """
+    grid_recipes(split, crafts, learners, countermeasures)  # raises before anything is made
     lab, rows = lab or Lab(), []
     seeds = range(check_count(seeds, "seeds", 1)) if isinstance(seeds, int) else seeds
     for seed, (method, made_by) in itertools.product(seeds, crafts.items()):
@@ -188,7 +188,8 @@ def grid(
             row = {"method": method, **first, "training_radius": learn_by.perturbation.radius, "seed": seed, **named}
             job = lab.doing(", ".join((method, *first.values(), trained_by(row), f"seed {seed}")))
             row |= learned_row(
-                train, split.test, learn_by, countermeasures=tuple(first.values()), also=also, seed=seed, lab=job
-            )
+                train, split.test, learn_by, countermeasures=tuple(first.values()), also=also, spare=split.spare,
+                seed=seed, lab=job,
+            )  # fmt: skip
             rows.append(row | {f"noise_{name}": value for name, value in (NO_NOISE | noise_cost).items()})
     return rows

@@ -5,15 +5,15 @@ from dataclasses import replace
 
 from semkit.analysis.cluster import connected
 from semkit.analysis.cost import passes_of, seconds_of
-from semkit.analysis.designs import DESIGNS, LEARNERS, METHODS, reference_recipe
+from semkit.analysis.designs import DESIGNS, LEARNERS, METHODS, learners_after, reference_recipe
 from semkit.analysis.measure import interval
 from semkit.analysis.report import write_defences, write_sweep
-from semkit.analysis.study import learned_net, learned_row
+from semkit.analysis.study import grid_recipes, learned_net, learned_row
 from semkit.app.inputs import engine_of, split_of
 from semkit.app.outputs import check_place, claim
 from semkit.app.progress import progress
 from semkit.app.telling import FINE, announce, duration, print_json, tell
-from semkit.countermeasures.images import counter
+from semkit.countermeasures.registry import counter
 from semkit.countermeasures.transform import Transform
 from semkit.images.files import shown
 from semkit.images.imageset import limit_test
@@ -38,20 +38,20 @@ def learn(options) -> int:
     if options.save and options.save.exists():
         raise ValueError(f"{shown(options.save)} exists already")
     with progress() as on_step:
-        split = split_of(options, on_step, options.without)
-        train, recipe = counter(split.train, recipe, options.countermeasure, engine)
+        split = limit_test(split_of(options, on_step, options.without), options.test_limit)
+        train, recipe = counter(split.train, recipe, options.countermeasure, engine, split.spare)
         split = replace(split, train=train)
         kind = f"AT {radius:g} ({options.norm})" if radius else "ERM"
-        cost = _cost(options.seeds * [recipe], train, engine)
+        cost = _cost([recipe], train, engine, options.seeds)
         announce(f"{options.seeds} x {kind}: {recipe.model} on {train!r}, {cost}")
         rows = list(_learner_rows(options, split, recipe, engine, on_step))
     return _report_learners(options, split, recipe, rows)
 
 
-def _cost(recipes, train, engine) -> str:
+def _cost(recipes, train, engine, seeds: int) -> str:
     n, classes, size = len(train), len(train.classes), train.images.shape[-1]
-    seconds = seconds_of(recipes, n, classes, size, engine)
-    return f"{passes_of(recipes, n).total:,} passes on {engine.device}, at most about {duration(seconds)}"
+    seconds = seeds * seconds_of(recipes, n, classes, size, engine)
+    return f"{seeds * passes_of(recipes, n).total:,} passes on {engine.device}, at most about {duration(seconds)}"
 
 
 def _learner_rows(options, split, recipe, engine, on_step) -> Iterator[dict]:
@@ -107,11 +107,12 @@ def sweep(options) -> int:
     learners = {r: lasting(recipe, steps) if steps else recipe for r, recipe in learners.items()}
     reference = reference_recipe(preset, options.size) if options.measure_noise else None
     with progress() as on_step, connected(options.workers, options.scheduler) as client:
-        split, spare = limit_test(split_of(options, on_step), options.test_limit)
+        split = limit_test(split_of(options, on_step), options.test_limit)
         if options.design in LEARNERS:
-            learners = LEARNERS[options.design](preset, options.size, spare, steps)
-            if not spare:
+            learners = learners_after(LEARNERS[options.design], preset, options.size, split, steps)
+            if not split.spare:
                 announce("no fine-tuned learners: they begin with the test images that --test-limit N leaves over")
+        grid_recipes(split, crafts, learners, options.countermeasures)  # raises before the folder is claimed
         _claim(options, split, engine, "methods", "design", "radii", "countermeasures")
         table, rows = write_sweep(
             split, options.out, crafts, learners, preset=preset + f", {steps} learner steps" * bool(steps),
@@ -131,12 +132,13 @@ def transform(options) -> int:
     if options.learner_steps:
         learners[0] = lasting(learners[0], options.learner_steps)
     with progress() as on_step:
-        split, _ = limit_test(split_of(options, on_step), options.test_limit)
+        split = limit_test(split_of(options, on_step), options.test_limit)
         behind = Transform(options.net)
         _claim(options, split, engine, "radius", "attacked", net=behind.content)
-        trained = options.seeds * [*learners.values(), learners[0]]
+        trained = [*learners.values(), learners[0]]
         announce(
-            f"{len(trained)} learners on {split.train!r}, {_cost(trained, split.train, engine)}; then "
+            f"{options.seeds * len(trained)} learners on {split.train!r}, "
+            f"{_cost(trained, split.train, engine, options.seeds)}; then "
             f"{options.attacked} test images are attacked"
         )
         table, rows = write_defences(

@@ -10,7 +10,7 @@ from semkit import __version__
 from semkit.analysis.designs import DESIGNS
 from semkit.analysis.designs import METHODS as SWEPT
 from semkit.app.telling import complain
-from semkit.countermeasures.images import COUNTERMEASURES, PURIFIER, check_countermeasure
+from semkit.countermeasures.registry import COUNTERMEASURES, check_countermeasure
 from semkit.images.files import shown
 from semkit.images.pixels import NORMS, check_name, check_radius, parse_count
 from semkit.images.storage import HOLDS
@@ -61,7 +61,7 @@ _path = _checked(lambda text: Path(_filled(text)))
 
 _radius = _checked(check_radius)
 _countermeasure = _checked(check_countermeasure)
-_known_countermeasures = ", ".join(name + "=FILE" * (name == PURIFIER) for name in COUNTERMEASURES)
+_known_countermeasures = ", ".join(name + each.spelling for name, each in COUNTERMEASURES.items())
 
 
 @_checked
@@ -231,8 +231,9 @@ def _learn_options(parser) -> None:
     )
     add("--norm", type=_word(NORMS, "norm"), default="linf", help=norms)
     add("--learner", type=_checked(check_model), help=f"one of {', '.join(MODELS)}")
-    help_ = f"what is done to the training images first, in this order: {_known_countermeasures}"
+    help_ = f"what the trainer does about the protection, in this order: {_known_countermeasures}"
     add("--countermeasure", nargs="+", type=_countermeasure, default=(), metavar="NAME", help=help_)
+    add("--test-limit", type=_count(2), metavar="N", help="N test images only; finetune and lastlayer use the others")
     add("--seeds", type=_count(1, MOST_SEEDS), default=1, metavar="N", help="how many learners (1)")
     add("--without", type=_count(1), metavar="N", help="leave out the images that --limit N would take")
     add("--save", type=_path, metavar="FILE", help="the trained net as a file, for --countermeasure purifier=FILE")

@@ -1,25 +1,26 @@
-"""What a trainer may do against class-wise filters: perturbations that blur, at random or as the learner likes least,
-and noise.
+"""Countermeasures in training: perturbations that blur or add Gaussian noise, and nets pretrained on clean images.
 
-Source: Sadasivan et al., CUDA, CVPR 2023, whose authors try their protection against both.
+Source: Sadasivan et al., CUDA, CVPR 2023, whose authors test their protection against them.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
+from semkit.images.imageset import ImageSet
 from semkit.images.pixels import LEVEL, check_count, check_radius, to_draw
 from semkit.nets.engine import input_gradient, predict
 from semkit.protections.cuda import blur, convolve
+from semkit.training.learning import LearnRecipe, Pretrained, accuracy
 from semkit.training.perturb import Perturbation
 
 LARGEST = 5.0  # entry of a filter under ascent, in size
 
 
 def rescaled(x: Tensor) -> Tensor:
-    """x [N,C,H,W] moved and stretched so that every image reaches from 0 to 1; an image of one value becomes 0."""
+    """x [N,C,H,W] with every image scaled linearly to the range 0 to 1; a constant image becomes 0."""
     low = x.amin((1, 2, 3), keepdim=True)
     span = x.amax((1, 2, 3), keepdim=True) - low
     return (x - low) / span.clamp_min(torch.finfo(x.dtype).eps)
@@ -27,11 +28,11 @@ def rescaled(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class RandomBlur(Perturbation):
-    """Every image filtered by a filter of its own, drawn as a protector draws those of classes: augmentation.
+    """Filter every image with a random filter of its own, drawn as CUDA draws those of the classes: augmentation.
 
         entries ~ U(0, strength), one of them, at random, 1;  the result divided by its maximum
 
-    As the family holds the protector's filters, this is a trainer who knows the method and lacks the key only.
+    This is a trainer who knows the protection and lacks only its key.
     """
 
     kernel: int = 3
@@ -56,11 +57,11 @@ class RandomBlur(Perturbation):
 
 @dataclass(frozen=True)
 class Gaussian(Perturbation):
-    """x + sigma n, n ~ N(0, 1) for every value: the training of a net that is to be smoothed.
+    """x + sigma n with n ~ N(0, 1) for every value: the training for randomised smoothing.
 
-    sigma in levels; 127.5 is half of the range, as published. Not cut off at the box, where so much noise would be
-    lost in part. Such a net knows noisy images only: it is to be judged as Smoothed. Raises ValueError for a sigma that
-    looks like a fraction. Source: Cohen et al., ICML 2019 (randomised smoothing).
+    sigma in levels; 127.5 is half of the range, as published. Not clipped to the box, because so much noise would be
+    lost in part. Such a net knows noisy images only, so a row has its accuracy as Smoothed too, as `smoothed`. Raises
+    ValueError for a sigma that looks like a fraction. Source: Cohen et al., ICML 2019.
     """
 
     sigma: float = 127.5
@@ -77,12 +78,16 @@ class Gaussian(Perturbation):
     def apply(self, model: nn.Module, x: Tensor, y: Tensor, drawn: Tensor, target: Tensor | None = None) -> Tensor:
         return x + drawn
 
+    def further(self, model: nn.Module, test: ImageSet) -> dict[str, float]:
+        """smoothed: the accuracy of the smoothed net."""
+        return {"smoothed": accuracy(Smoothed(model, self), test)}
+
 
 class Smoothed(nn.Module):
-    """How many of `copies` noisy copies of each image a net gives to each class, [N,classes]; the most is the answer.
+    """A smoothed net: how many of `copies` noisy copies of each image the net gives to each class, [N,classes].
 
-    The net must have been prepared by an Engine. Every pass draws anew, from `seed` on; predict and accuracy take it as
-    a net like others. Raises ValueError for no copies.
+    The net must have been prepared by an Engine. Every pass draws new noise, from `seed` on; predict and accuracy take
+    it as any other net. Raises ValueError for no copies.
     """
 
     def __init__(self, net: nn.Module, noise: Gaussian, copies: int = 16, seed: int = 0):
@@ -98,13 +103,13 @@ class Smoothed(nn.Module):
 
 @dataclass(frozen=True)
 class ClassBlur(Perturbation):
-    """DAT: for every class in the batch the filter under which the learner's loss is large, found by ascent.
+    """DAT: blur every class of the batch with the filter that maximises the learner's loss, found by gradient ascent.
 
         w_c <- clip(w_c + rate * d/dw_c mean over the batch of CE(f(rescaled(blur(x, w_y))), y), -5, 5)
 
-    `steps` times, in eval mode; then the step is on rescaled(blur(x, w_y)). A transposed convolution of stride 1 is the
-    convolution of `blur`. Published are the size of the filters, the 10 steps, the rate .1 and the clip at 5. Chosen
-    here: w_c starts as the identity in every batch, and there is no bias, which rescaling would take away.
+    `steps` times, in eval mode; the learner trains on rescaled(blur(x, w_y)). Filter size, 10 steps, rate .1 and the
+    clip at 5 are published. Chosen here: w_c starts as the identity in every batch, and there is no bias, which
+    rescaling would remove.
     """
 
     kernel: int = 5
@@ -139,3 +144,15 @@ class ClassBlur(Perturbation):
                 (uphill,) = torch.autograd.grad(blurred, filters, slope)
             filters = (filters.detach() + self.rate * uphill).clamp(-LARGEST, LARGEST)
         return rescaled(blur(x, filters[which]))
+
+
+def finetune(recipe: LearnRecipe, spare: ImageSet) -> LearnRecipe:
+    """Train the learner on clean images, `spare`, first; then go on with all layers at a tenth of the learning rate."""
+    slow = replace(recipe.sgd, lr=recipe.sgd.lr / 10)
+    return replace(recipe, sgd=slow, pretrained=Pretrained(spare, recipe))
+
+
+def probe(recipe: LearnRecipe, spare: ImageSet) -> LearnRecipe:
+    """As finetune, but only the last layer goes on learning (linear probe)."""
+    tuned = finetune(recipe, spare)
+    return replace(tuned, pretrained=replace(tuned.pretrained, last_layer=True))

@@ -173,12 +173,14 @@ class Split:
     """A train and a test ImageSet with the same classes.
 
     skipped: relative names of files that could not be read; ignored: of files that are not images of a class.
+    spare: clean images in neither of them, which a trainer may have besides, or None.
     """
 
     train: ImageSet
     test: ImageSet
     skipped: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
+    spare: ImageSet | None = None
 
 
 def not_among(images: ImageSet, others: ImageSet) -> list[int]:
@@ -187,14 +189,14 @@ def not_among(images: ImageSet, others: ImageSet) -> list[int]:
     return [i for i, image in enumerate(images.images.cpu()) if image.numpy().tobytes() not in taken]
 
 
-def limit_test(split: Split, n: int | None) -> tuple[Split, ImageSet | None]:
-    """(the split with n test images, the other test images as spare training data, at most as many as in train).
+def limit_test(split: Split, n: int | None) -> Split:
+    """The split with n test images; the other test images are its `spare`, at most as many as in train.
 
-    (split, None) with n None, or if there are no more than n.
+    The split as it is with n None, or if there are no more than n.
     """
     if n is None or n >= len(split.test):
-        return split, None
+        return split
     kept = stratified_limit(split.test.labels, n)
     others = torch.ones(len(split.test), dtype=torch.bool)
     others[kept] = False
-    return replace(split, test=split.test.take(kept)), split.test.take(others).limit(len(split.train))
+    return replace(split, test=split.test.take(kept), spare=split.test.take(others).limit(len(split.train)))

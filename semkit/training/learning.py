@@ -2,8 +2,10 @@
 
 import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
+from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
@@ -12,7 +14,8 @@ from semkit.images.imageset import ImageSet
 from semkit.images.loading import resized
 from semkit.images.pixels import check_count
 from semkit.nets import models
-from semkit.nets.engine import Engine, Passes, count_passes, engine_of, predict, step_down
+from semkit.nets.cache import as_weights, kept
+from semkit.nets.engine import Passes, count_passes, engine_of, predict, step_down
 from semkit.nets.lab import Lab
 from semkit.nets.weights import drawing
 from semkit.training.bullettrain import Mined, mining
@@ -64,31 +67,48 @@ class LearnRecipe:
             return images
         return images.centre(side) if side < have else resized(images, side)
 
+    def further(self, model: nn.Module, test: ImageSet, seed: int) -> dict:
+        """Further numbers for the row of this learner: its perturbation's, and the seed of its pretrained net."""
+        numbers = self.perturbation.further(model, self.tested(test))
+        return {"pretrained_seed": seed, **numbers} if self.pretrained else numbers
+
 
 @dataclass(frozen=True, eq=False)
 class Pretrained:
-    """Weights to begin with: those of a learner that `recipe` trained on `images`, with the seed and the engine of the
-    learner that goes on from them.
+    """A net to start from: a learner trained by `recipe` on `images`, with the seed and the engine of the learner that
+    goes on from it.
 
-    So every seed has a pretrained net of its own. It is trained once, when first asked for; copies by
-    dataclasses.replace share it. last_layer: only the classifier is trained further, on fixed features (linear probe).
+    So every seed has a pretrained net of its own. It is trained once, when it is first needed, and kept as long as
+    `images` live, and in lab.cache. last_layer: only the last layer is trained further (linear probe).
     """
 
     images: ImageSet
     recipe: LearnRecipe
     last_layer: bool = False
-    made: dict = field(default_factory=dict)  # state dicts by what they depend on
 
     def __repr__(self) -> str:
         return f"Pretrained({self.images.fingerprint[:24]}, {self.recipe}" + ", last_layer=True" * self.last_layer + ")"
 
-    def weights(self, seed: int, engine: Engine) -> dict[str, Tensor]:
+    def weights(self, seed: int, lab: Lab) -> dict[str, Tensor]:
         """The state dict of the pretrained net of this seed."""
-        which = self.images.fingerprint, self.recipe, seed, engine
-        if which not in self.made:
-            tested = self.images.limit(len(self.images.labels.unique()))
-            self.made[which] = fit(self.images, tested, self.recipe, seed=seed, lab=Lab(engine)).model.state_dict()
-        return self.made[which]
+        images, recipe, lab = self.images, self.recipe, replace(lab, what=f"pretraining, seed {seed}")
+        nets, which = _pretrained.setdefault(images, {}), (images.fingerprint, recipe, seed, lab.engine)
+        seen = recipe.augment.output_size(images.images.shape[-1])
+
+        def build() -> nn.Module:
+            return lab.engine.prepare(models.build(recipe.model, len(images.classes), size=seen))
+
+        def make(state: Path | None) -> tuple[nn.Module]:
+            tested = images.limit(len(images.labels.unique()))
+            return (fit(images, tested, recipe, seed=seed, lab=lab).model,)
+
+        if which not in nets:
+            (model,) = kept(lab, "pretrained", which[:3], make, as_weights(build))
+            nets[which] = model.state_dict()
+        return nets[which]
+
+
+_pretrained: WeakKeyDictionary[ImageSet, dict] = WeakKeyDictionary()  # state dicts by what they depend on
 
 
 @dataclass
@@ -163,7 +183,7 @@ def fit(
     lab = (lab or Lab()).doing("training")
     engine, sgd = lab.engine, recipe.sgd
     train, test = train.to(engine.device), recipe.tested(test).to(engine.device)
-    begun = recipe.pretrained and recipe.pretrained.weights(seed, engine)
+    begun = recipe.pretrained and recipe.pretrained.weights(seed, lab)
     # Neither the surrogate's first weights nor its order of images: a learner has its own stream of the seed.
     seed = engine.generator(seed, "learner").initial_seed()
     seen = recipe.augment.output_size(train.images.shape[-1])

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Generator, Tensor, nn
 
+from semkit.images.imageset import ImageSet
 from semkit.images.pixels import (
     LEVEL,
     NORMS,
@@ -54,6 +55,10 @@ class Perturbation:
 
     def learn(self, logits: Tensor, y: Tensor) -> None:
         """Called with the training net's logits [N,classes] at the perturbed images, for perturbations that adapt."""
+
+    def further(self, model: nn.Module, test: ImageSet) -> dict[str, float]:
+        """Further numbers for the row of a learner trained with this, by name; most have none."""
+        return {}
 
     def __call__(
         self, model: nn.Module, x: Tensor, y: Tensor, generator: Generator | None = None, target: Tensor | None = None

@@ -1,0 +1,233 @@
+"""Countermeasures by name: everything that a trainer does about protected images. Test images are never changed.
+
+To add one, write a function and add a line to COUNTERMEASURES; it then works on the command line, in grids and figures.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+from torch import Tensor
+
+from semkit.countermeasures import images as pixelwise
+from semkit.countermeasures.training import ClassBlur, Gaussian, RandomBlur, finetune, probe
+from semkit.countermeasures.transform import Transform, transformed
+from semkit.images.augment import ColorJitter, Cutout
+from semkit.images.imageset import ImageSet
+from semkit.images.pixels import check_name
+from semkit.nets.engine import Engine
+from semkit.nets.models import check_net
+from semkit.training.learning import LearnRecipe
+from semkit.training.mixing import Mixed
+from semkit.training.objectives import Plain
+from semkit.training.perturb import PGD, Clean
+
+
+@dataclass(frozen=True)
+class Countermeasure:
+    """What a trainer does about protected images: to the images, or to the learner. This one does nothing.
+
+    label: for figures; {} stands for the option. change: a function of what its kind below says, and of the option.
+    option: the number of NAME-N, or the file of NAME=FILE. allowed: the numbers that it may be.
+    """
+
+    label: str
+    change: Callable | None = None
+    option: int | str | None = None
+    allowed: range = range(0)
+
+    @property
+    def spelling(self) -> str:
+        """What may follow the name."""
+        return "[-N]" if self.allowed else ""
+
+    def check(self) -> None:
+        """Raises ValueError if a file that it needs is missing."""
+
+    def images(self, train: ImageSet, engine: Engine) -> ImageSet:
+        """The changed training images."""
+        return train
+
+    def learner(self, recipe: LearnRecipe, classes: int, spare: ImageSet | None) -> LearnRecipe:
+        """The changed recipe."""
+        return recipe
+
+    def needs(self, recipe: LearnRecipe, spare: ImageSet | None) -> str:
+        """What this countermeasure needs and does not have, "" if nothing."""
+        return ""
+
+    def _changed(self, *given):
+        return self.change(*given) if self.option is None else self.change(*given, self.option)
+
+
+class ByImage(Countermeasure):
+    """change(images) -> images, both uint8 [N,3,H,W], each image by itself."""
+
+    def images(self, train: ImageSet, engine: Engine) -> ImageSet:
+        return train.changed(lambda images, _: self._changed(images))
+
+
+class BySet(Countermeasure):
+    """change(images, labels) -> images, uint8 [N,3,H,W]: needs the whole set."""
+
+    def images(self, train: ImageSet, engine: Engine) -> ImageSet:
+        return replace(train, images=self._changed(train.images, train.labels))
+
+
+class ByNet(Countermeasure):
+    """change(images, engine, file) -> images, uint8 [N,3,H,W]: needs the net in NAME=FILE."""
+
+    spelling = "=FILE"
+
+    def check(self) -> None:
+        if self.option is None:
+            raise ValueError("a purifier needs an external net: purifier=FILE, made by semkit learn IMAGES --save FILE")
+        check_net(self.option)
+
+    def images(self, train: ImageSet, engine: Engine) -> ImageSet:
+        return replace(train, images=self._changed(train.images, engine))
+
+
+class ByAugment(Countermeasure):
+    """change(augment) -> augment: of the learner."""
+
+    def learner(self, recipe: LearnRecipe, classes: int, spare: ImageSet | None) -> LearnRecipe:
+        return replace(recipe, augment=self._changed(recipe.augment))
+
+
+class ByLoss(Countermeasure):
+    """change(classes) -> objective: in place of the plain cross-entropy, for that many classes."""
+
+    def needs(self, recipe: LearnRecipe, spare: ImageSet | None) -> str:
+        plain = recipe.objective == Plain()
+        return "" if plain else f"a learner on the plain cross-entropy, it is on {recipe.objective}"
+
+    def learner(self, recipe: LearnRecipe, classes: int, spare: ImageSet | None) -> LearnRecipe:
+        return replace(recipe, objective=self._changed(classes))
+
+
+class ByPerturbation(Countermeasure):
+    """change() -> perturbation: of an ERM learner's images."""
+
+    def needs(self, recipe: LearnRecipe, spare: ImageSet | None) -> str:
+        erm = recipe.perturbation == Clean()
+        return "" if erm else f"an ERM learner (radius 0), this one has {recipe.perturbation}"
+
+    def learner(self, recipe: LearnRecipe, classes: int, spare: ImageSet | None) -> LearnRecipe:
+        return replace(recipe, perturbation=self._changed())
+
+
+class BySpare(Countermeasure):
+    """change(recipe, spare) -> recipe: needs clean images besides the training set."""
+
+    def needs(self, recipe: LearnRecipe, spare: ImageSet | None) -> str:
+        return "" if spare else "spare clean images: the test images that --test-limit N leaves over"
+
+    def learner(self, recipe: LearnRecipe, classes: int, spare: ImageSet | None) -> LearnRecipe:
+        return self._changed(recipe, spare)
+
+
+def purified(images: Tensor, engine: Engine, file: str) -> Tensor:
+    """Move each image as Transform(file) does: away from the class that the external net sees in it."""
+    return transformed(images, Transform(file), engine)
+
+
+COUNTERMEASURES: dict[str, Countermeasure] = {
+    "none": Countermeasure("none"),
+    "jpeg": ByImage("JPEG {}", pixelwise.jpeg, 10, range(1, 96)),
+    "grayscale": ByImage("grey-scale", pixelwise.grayscale),
+    "bitdepth": ByImage("bit depth {}", pixelwise.bitdepth, 2, range(1, 9)),
+    "mean": ByImage("mean", pixelwise.mean),
+    "gaussian": ByImage("Gaussian blur", pixelwise.gaussian),
+    "median": ByImage("median", pixelwise.median),
+    "bilateral": ByImage("bilateral", pixelwise.bilateral),
+    "projection": BySet("projection", pixelwise.projection),
+    "purifier": ByNet("purifier", purified),
+    "cutout": ByAugment("cutout", lambda first: Cutout(first=first)),
+    "colorjitter": ByAugment("colour jitter", lambda first: ColorJitter(first=first)),
+    "mixup": ByLoss("mixup", partial(Mixed, "mixup")),
+    "cutmix": ByLoss("cutmix", partial(Mixed, "cutmix")),
+    "randomblur": ByPerturbation("random blur", RandomBlur),
+    "smoothing": ByPerturbation("smoothing", Gaussian),
+    "at-l2": ByPerturbation("AT L2 0.5", partial(PGD, 127.5, norm="l2")),
+    "dat": ByPerturbation("DAT", ClassBlur),
+    "finetune": BySpare("fine-tuned", finetune),
+    "lastlayer": BySpare("last layer", probe),
+}
+
+
+def named(text: str) -> Countermeasure:
+    """The countermeasure of NAME, NAME-N or NAME=FILE; raises ValueError with the nearest name for an unknown one.
+
+    >>> named("jpeg-30").option, named("jpeg").option
+    (30, 10)
+    """
+    name, equals, file = text.partition("=")
+    if equals and isinstance(COUNTERMEASURES.get(name), ByNet):
+        return replace(COUNTERMEASURES[name], option=file)
+    name, _, number = text.rpartition("-")
+    if number.isdecimal() and name in COUNTERMEASURES and (allowed := COUNTERMEASURES[name].allowed):
+        if int(number) not in allowed:
+            raise ValueError(f"{name}-N takes N from {allowed[0]} to {allowed[-1]}, got {number}")
+        return replace(COUNTERMEASURES[name], option=int(number))
+    return COUNTERMEASURES[check_name(text, tuple(COUNTERMEASURES), "countermeasure")]
+
+
+def check_countermeasure(text: str) -> str:
+    """`text` if it names a countermeasure and the file that it needs is there; raises ValueError otherwise."""
+    named(text).check()
+    return text
+
+
+def label_of(text: str) -> str:
+    """The label of a countermeasure for figures; its own text if it is unknown, in the rows of another version.
+
+    >>> label_of("jpeg-30"), label_of("purifier=external.safetensors")
+    ('JPEG 30', 'purifier')
+    """
+    try:
+        return named(text).label.format(named(text).option)
+    except ValueError:
+        return text
+
+
+def place_of(text: str) -> int:
+    """The place of a countermeasure in COUNTERMEASURES, to sort rows by; unknown ones come last."""
+    try:
+        return [each.label for each in COUNTERMEASURES.values()].index(named(text).label)
+    except ValueError:
+        return len(COUNTERMEASURES)
+
+
+def learner_after(
+    recipe: LearnRecipe, names: Sequence[str], classes: int, spare: ImageSet | None = None
+) -> LearnRecipe:
+    """The learner's recipe after the countermeasures, in this order; spare: clean images besides the training set.
+
+    Raises ValueError for an unknown name, a missing file, and what a countermeasure needs and does not have.
+    """
+    for name in names:
+        each = named(name)
+        each.check()
+        if need := each.needs(recipe, spare):
+            raise ValueError(f"{name} needs {need}")
+        recipe = each.learner(recipe, classes, spare)
+    return recipe
+
+
+def counter(
+    train: ImageSet,
+    recipe: LearnRecipe,
+    names: Sequence[str],
+    engine: Engine | None = None,
+    spare: ImageSet | None = None,
+) -> tuple[ImageSet, LearnRecipe]:
+    """(training images, learner's recipe) after the countermeasures, applied in the order given.
+
+    engine: runs the purifier's net, Engine() by default. spare and errors: as of learner_after.
+    """
+    recipe, engine = learner_after(recipe, names, len(train.classes), spare), engine or Engine()
+    for name in names:
+        changed = named(name).images(train, engine)
+        train = train if changed is train else replace(changed, name=f"{train.name}, {name}")
+    return train, recipe
