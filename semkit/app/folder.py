@@ -201,20 +201,24 @@ def protect(
 
     at_once = None if noisy else changed()  # may refuse, and takes no time
     written = [*[NOISE] * noisy, *(f"images/{name}" for name in found.outputs)]
-    created = begin(out, request, resume)
-    try:
-        if on_start and not finished(out, written):
-            on_start(subset)
-    except BaseException:
-        if created:  # nothing else was made: other settings may be tried, such as those that need less memory
-            (out / "run.json").unlink(missing_ok=True)
-        raise
+    _begin(out, request, resume, lambda: on_start and not finished(out, written) and on_start(subset))
     if at_once:
         _check_begun(found, chosen.tolist(), at_once, out)
     make = lambda: _write(found, chosen, at_once or changed(), out, lab.on_step)  # noqa: E731
     report = reported(out, request, written, make)
     shutil.rmtree(out / "unfinished", ignore_errors=True)  # also where a kill came after the report
     return report
+
+
+def _begin(out: Path, request: dict, resume: bool, start: Callable[[], object]) -> None:
+    """begin(out, request, resume), then start(). Where that fails, OUT/run.json is not left behind."""
+    created = begin(out, request, resume)
+    try:
+        start()
+    except BaseException:
+        if created:  # nothing else was made: other settings may be tried, such as those that need less memory
+            (out / "run.json").unlink(missing_ok=True)
+        raise
 
 
 def _check_sizes(found: Originals, chosen: Sequence[int], recipe: Recipe) -> None:

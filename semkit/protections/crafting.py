@@ -222,6 +222,22 @@ def _remake(images: ImageSet, recipe: CraftRecipe, seed: int, engine: Engine, st
         yield
 
 
+def _phases(images: ImageSet, recipe: CraftRecipe, seed: int, engine: Engine, state: State):
+    if state.step < recipe.sgd.steps:
+        yield from _train(images, recipe, seed, engine, state)
+    if not recipe.class_wise:
+        yield from _remake(images, recipe, seed, engine, state)
+
+
+def _fresh(images: ImageSet, recipe: CraftRecipe, seed: int, engine: Engine) -> State:
+    """The state before the first step: fresh weights, no noise."""
+    seen = recipe.augment.output_size(images.images.shape[-1])
+    model = engine.prepare(models.build(recipe.surrogate, len(images.classes), seed, size=seen))
+    shape = (len(images.classes) if recipe.class_wise else len(images), *images.images.shape[1:])
+    noise = storage.zeros(shape, torch.int8, images.scratch, images.images.device)
+    return State(model, recipe.sgd.optimizer(model), noise, [], Passes())
+
+
 def craft(
     images: ImageSet,
     recipe: CraftRecipe,
@@ -241,38 +257,25 @@ def craft(
     another recipe, seed, engine or image set.
     """
     lab = (lab or Lab()).doing("crafting noise")
-    engine = lab.engine
-    made_by = repr((recipe, seed, engine.settings(), images.fingerprint))
-    images = images.to(engine.device)
-    seen = recipe.augment.output_size(images.images.shape[-1])
-    model = engine.prepare(models.build(recipe.surrogate, len(images.classes), seed, size=seen))
-    shape = (len(images.classes) if recipe.class_wise else len(images), *images.images.shape[1:])
-    noise = storage.zeros(shape, torch.int8, images.scratch, images.images.device)
-    state = State(model, recipe.sgd.optimizer(model), noise, [], Passes())
+    made_by = repr((recipe, seed, lab.engine.settings(), images.fingerprint))
+    images = images.to(lab.engine.device)
+    state = _fresh(images, recipe, seed, lab.engine)
     file = None if checkpoint is None else Path(checkpoint)
     if file and file.exists():
         state.load(file, made_by)
     total = recipe.sgd.steps + (0 if recipe.class_wise else math.ceil(len(images) / recipe.sgd.batch))
-
-    def phases():
-        if state.step < recipe.sgd.steps:
-            yield from _train(images, recipe, seed, engine, state)
-        if not recipe.class_wise:
-            yield from _remake(images, recipe, seed, engine, state)
-
     began, saved, pause = time.monotonic() - state.seconds, time.monotonic(), every
     with count_passes(state.passes), mining(state.mined):
-        for _ in phases():
+        for _ in _phases(images, recipe, seed, lab.engine, state):
             state.step += 1
             state.seconds = time.monotonic() - began
             metrics = {"loss": state.losses[-1], "passes": state.passes.total, **state.mined.now}
-            stop = lab.asked_to_stop(state.step, total, {**metrics, "noise": state.noise, "surrogate": model})
+            stop = lab.asked_to_stop(state.step, total, {**metrics, "noise": state.noise, "surrogate": state.model})
             if file and (stop or time.monotonic() - saved > pause):
                 pause = every * max(1, state.save(file, made_by))
                 saved = time.monotonic()
             if stop:
                 raise Interrupted(f"stopped after step {state.step} of {total}")
-    if recipe.class_wise:
-        noise = storage.rows(state.noise, images.labels, images.scratch)
+    noise = storage.rows(state.noise, images.labels, images.scratch) if recipe.class_wise else state.noise
     noise = noise.cpu()  # a GPU is done with its last steps only here
-    return Crafted(noise, model, state.losses, state.passes, time.monotonic() - began)
+    return Crafted(noise, state.model, state.losses, state.passes, time.monotonic() - began)
