@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+from semkit.images.pixels import check_name
 from semkit.protections.cuda import CUDA
 from semkit.protections.protection import Option, Protection, Recipe
 from semkit.protections.recipes import EM, REM, SEM
@@ -32,5 +33,5 @@ def sweep_recipes(
     methods: Iterable[str], radii: Iterable[float], preset: str = "lesson", *, size: int = 32
 ) -> tuple[dict[str, Recipe | None], dict[float, LearnRecipe]]:
     """(crafts, learners) for study.grid: methods by name, "clean" for unprotected images, and training radii."""
-    crafts = {name: METHODS[name].recipe(preset, size=size) for name in methods}
+    crafts = {name: METHODS[check_name(name, tuple(METHODS), "method")].recipe(preset, size=size) for name in methods}
     return crafts, {r: learn_recipe(preset, perturbation_radius=r, size=size) for r in radii}
