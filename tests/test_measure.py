@@ -29,7 +29,7 @@ from semkit.analysis.measure import (
 from semkit.analysis.report import read_rows
 from semkit.images.augment import FlipCrop, Identity
 from semkit.images.pixels import LEVEL
-from semkit.lessons.obfuscated import survived
+from semkit.lessons.transform import survived
 from semkit.nets import models
 from semkit.nets.engine import Engine
 from semkit.training.learning import accuracy

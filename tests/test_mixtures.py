@@ -4,9 +4,11 @@ import math
 
 import numpy as np
 import pytest
+from drawn import collisions
 from scipy import integrate, stats
 
 from semkit.lessons.mixtures import (
+    DIMENSIONS,
     Mixture,
     accuracies,
     accuracy,
@@ -14,9 +16,12 @@ from semkit.lessons.mixtures import (
     decide,
     eigenvalues,
     eigenvectors,
+    filters_figure,
+    mixture_figure,
     probability_positive,
     sampled,
 )
+from semkit.protections.cuda import class_filters
 
 # d, norm, a_minus, a_plus -> clean, on_clean, on_protected, from 200,000 samples and to three digits
 VECTORS = {
@@ -156,3 +161,42 @@ def test_a_seed_repeats_and_batches_do_not_matter_to_the_count():
 def test_what_has_no_meaning_is_refused(wrong, reason):
     with pytest.raises(ValueError, match=reason):
         accuracies(*wrong)
+
+
+# --- figures
+
+
+def test_the_border_is_where_the_rule_is_zero_and_the_ellipses_are_of_filtered_points():
+    axes = mixture_figure(10, 1.5, 0.1, 0.45).axes[0]
+    mixture = Mixture(2, 1.5, 0.1, 0.45)
+    (border,) = axes.collections
+    points = np.concatenate([path.vertices for path in border.get_paths()])
+    a, b, c = bayes_rule(mixture)
+    score = ((points @ a) * points).sum(1) + points @ b + c
+    assert len(points) > 50 and np.abs(score).max() < 0.05 < np.abs(score + 0.5).min()
+    ellipses = {line.get_label(): line.get_xydata() for line in axes.lines if "s.d." in str(line.get_label())}
+    assert len(ellipses) == 2
+    x, y = mixture.draw(4000, seed=1)
+    filtered = mixture.protect(x, y)[y == 1]
+    (drawn,) = (points for label, points in ellipses.items() if "+1" in label)
+    assert np.allclose(drawn[:-1].mean(0), filtered.mean(0), atol=0.1)
+    assert np.allclose(np.ptp(drawn, axis=0), 4 * filtered.std(0), rtol=0.05)
+
+
+def test_the_lines_are_the_accuracies_over_the_dimension_and_the_chosen_one_is_marked():
+    figure = mixture_figure(10, 1, 0, 0.5)
+    drawn = {tuple(np.round(line.get_ydata(), 6)) for line in figure.axes[1].lines}
+    for name in NAMES:
+        assert tuple(np.round([100 * accuracies(d, 1, 0, 0.5)[name] for d in DIMENSIONS], 6)) in drawn
+    assert any(list(line.get_xdata()) == [10, 10] for line in figure.axes[1].lines)
+    assert [axes.get_title() for axes in figure.axes] == ["two dimensions", "and more of them"]
+    assert collisions(figure)[1] == [] and "a = 0 and 0.5" in figure.get_suptitle()
+    with pytest.raises(ValueError, match="a_plus must be in"):
+        mixture_figure(2, 1, 0, 0.6)
+
+
+def test_filters_are_drawn_as_they_are():
+    filters = class_filters("a private key", 3)
+    figure = filters_figure(filters, ["a", "b", "c"], title="filters")
+    for axes, kernel in zip(figure.axes, filters.numpy(), strict=True):
+        assert np.array_equal(axes.images[0].get_array(), np.rint(255 * kernel))

@@ -4,9 +4,20 @@ from dataclasses import replace
 
 import pytest
 import torch
+from drawn import collisions, texts
 from photos import image_split
 
-from semkit.lessons.pruning import BASELINE, OURS, Cut, judged, pruned_rows, robust_learners
+from semkit.analysis.measure import interval
+from semkit.lessons.pruning import (
+    BASELINE,
+    OURS,
+    Cut,
+    judged,
+    pruned_rows,
+    pruning_figure,
+    robust_learners,
+    weights_figure,
+)
 from semkit.nets.engine import Engine
 from semkit.nets.lab import Interrupted, Lab
 from semkit.nets.weights import alphas, layer_weights, pruned
@@ -81,3 +92,36 @@ def test_a_sparsity_that_cannot_be_is_refused_before_anything_is_trained():
     with pytest.raises(ValueError, match="sparsity must be a share"):
         lab = Lab(on_step=lambda *step: pytest.fail("trained"))
         pruned_rows(image_split(), LEARNERS, sparsities=[0.5, 85], lab=lab)
+
+
+# --- figures
+
+PRUNED = [
+    {"method": m, "seed": s, "sparsity": share, "clean": 0.6 - 0.1 * share + 0.01 * s, "untuned": 0.6 - 0.5 * share}
+    | {"robust": 0.3 - 0.1 * i * share + 0.02 * s}
+    for i, m in enumerate(("PGD training", "RSR"))
+    for share in (0, 0.5, 0.85, 0.95)
+    for s in range(3)
+]
+SIZES = {"plain": torch.linspace(-0.1, 0.1, 200), "lasso": torch.linspace(-0.1, 0.1, 200) ** 3}
+
+
+def test_pruned_nets_are_drawn_over_their_sparsity_before_and_after_tuning_and_under_attack():
+    figure = pruning_figure(PRUNED, title="t")
+    assert collisions(figure) == ([], []) and texts(figure.axes[-1]) == ["PGD training", "RSR"]
+    last = [row for row in PRUNED if row["method"] == "RSR" and row["sparsity"] == 0.95]
+    for axes, name in zip(figure.axes, ("untuned", "clean", "robust"), strict=True):
+        assert axes.lines[1].get_xydata()[-1] == pytest.approx((95, 100 * interval([r[name] for r in last])[0]))
+        assert list(axes.get_xticks()) == [0, 50, 85, 95] and axes.get_ylim()[0] == 0
+
+
+@pytest.mark.parametrize("share", [0, 0.5, 0.85])
+def test_the_weights_below_the_threshold_are_the_share_that_is_pruned(share):
+    figure = weights_figure(SIZES, share, title="t")
+    assert collisions(figure) == ([], [])
+    for axes, values in zip(figure.axes, SIZES.values(), strict=True):
+        heights = [sum(bar.get_height() for bar in container) for container in axes.containers]
+        assert heights == pytest.approx([share * len(values), (1 - share) * len(values)], abs=1)  # sizes come in pairs
+        threshold = float(axes.get_title().rpartition(" ")[2])
+        below = (values.abs() < threshold * 0.9).float().mean()
+        assert below <= share and (share == 0 or (values.abs() < threshold * 1.1).float().mean() >= share - 0.01)

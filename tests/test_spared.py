@@ -5,7 +5,6 @@ import torch
 from photos import image_split
 from safetensors.torch import load_file
 
-from semkit.analysis import figures
 from semkit.lessons import spared
 from semkit.nets.engine import Engine
 from semkit.nets.lab import Lab
@@ -101,29 +100,8 @@ def test_what_is_saved_and_lost_is_paired_by_seed():
 
 def test_spreads_are_drawn_by_kind_and_all_of_them():
     v = torch.linspace(-0.2, 0.4, 61)
-    axes = figures.spreads_figure(v, 0.25, title="spreads").axes[0]
+    axes = spared.spreads_figure(v, 0.25, title="spreads").axes[0]
     counts = [sum(bar.get_height() for bar in bars) for bars in axes.containers]
     assert counts == [len(index) for index in groups(v, 0.25)]
     named = {label.split(":")[0] for label in axes.get_legend_handles_labels()[1]}
     assert named == {"outlier", "boundary", "robust", "limit"}
-
-
-def test_what_is_reached_is_drawn_at_its_means():
-    rows = [
-        {"method": m, "cost": c, "good": g}
-        for m, c, g in (("a", 1, 5), ("a", 3, 7), ("b", 10, 1), ("b", 10, 1))
-    ]  # fmt: skip
-    axes = figures.reached_figure(rows, x="cost", xlabel="cost", columns={"good": "good"}, title="reached").axes[0]
-    points = {bars.get_label(): tuple(float(v[0]) for v in bars.lines[0].get_data()) for bars in axes.containers}
-    assert points == {"a": (2, 6), "b": (10, 1)}
-    assert axes.get_xlim()[0] == axes.get_ylim()[0] == 0
-    below = [{**row, "good": row["good"] - 6} for row in rows]
-    axes = figures.reached_figure(below, x="cost", xlabel="cost", columns={"good": "good"}, title="reached").axes[0]
-    assert axes.get_xlim()[0] == 0 and axes.get_ylim()[0] <= -5
-
-
-def test_a_gallery_has_a_place_for_every_picture():
-    pictures = {name: torch.full((3, 8, 8), 20 * i, dtype=torch.uint8) for i, name in enumerate("abcde")}
-    axes = figures.gallery_figure(pictures, columns=3, title="five").axes
-    assert [place.get_xlabel() for place in axes if place.axison] == list("abcde") and len(axes) == 6
-    assert all(int(axes[i].images[0].get_array().max()) == 20 * i for i in range(5))

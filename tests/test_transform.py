@@ -1,16 +1,27 @@
 """The transform and its attacks: what g does, whose gradient an attack climbs, what is said without an external net."""
 
+import numpy as np
 import pytest
 import torch
+from drawn import collisions, error_bars
 from nets import batch
 from photos import image_set
 
+from semkit.analysis.measure import interval
 from semkit.analysis.study import learned_net, learned_row
 from semkit.countermeasures.registry import counter
 from semkit.countermeasures.transform import Behind, Transform, transformed
 from semkit.images.imageset import Split
 from semkit.images.pixels import LEVEL
-from semkit.lessons.obfuscated import attacked_rows, defence_rows, survived, transform_attacks
+from semkit.lessons.transform import (
+    ATTACKS,
+    attacked_rows,
+    defence_rows,
+    defences_figure,
+    defences_table,
+    survived,
+    transform_attacks,
+)
 from semkit.nets import models
 from semkit.nets.engine import Engine, count_passes, input_gradient, predict
 from semkit.nets.lab import Lab
@@ -187,3 +198,36 @@ def test_a_purifiers_net_runs_on_the_engine_that_was_asked_for(external, split):
     done = fit(train, split.test, LEARN, lab=Lab(exact))
     assert row["curve"] == [list(point) for point in done.curve]
     assert not torch.equal(train.images, counter(split.train, LEARN, [name], Engine("cpu", "bfloat16"))[0].images)
+
+
+# --- figures
+
+DEFENCES = {
+    "ERM": ("none", "naive", "worst of these"),
+    "AT 4": ("none", "naive", "worst of these"),
+    "transform": ATTACKS,
+}
+ATTACKED = [
+    {"defence": d, "attack": a, "seed": s, "accuracy": 0.9 - 0.1 * i - 0.05 * j - 0.03 * s}
+    for j, (d, attacks) in enumerate(DEFENCES.items())
+    for i, a in enumerate(attacks)
+    for s in range(3)
+]
+
+
+def test_every_attack_has_its_place_and_a_defence_without_a_transform_is_said_to_lack_some():
+    figure = defences_figure(ATTACKED, chance=0.1, title="Defences")
+    (axes,) = figure.axes
+    assert collisions(figure) == ([], []) and len(axes.get_xticklabels()) == len(ATTACKS) == 6
+    assert [text.get_text() for text in axes.texts] == ["not applicable:\nERM\nAT 4"] * 3
+    (_, (at, _), (transform, ends)) = error_bars(axes, 3)
+    assert np.isfinite(at[:, 1]).tolist() == [True, True, False, False, False, True]
+    mean, low, high = interval([r["accuracy"] for r in ATTACKED if r["attack"] == "BPDA"])
+    assert transform[3, 1] == pytest.approx(100 * mean) and ends[3] == pytest.approx([100 * low, 100 * high])
+
+
+def test_the_table_of_defences_has_a_column_an_attack_in_the_order_of_what_they_know():
+    rows = [{**row, "training_passes": 12_000} for row in reversed(ATTACKED)]
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in defences_table(rows).splitlines()]
+    assert lines[0] == ["classifier", *ATTACKS, "passes of training"]
+    assert lines[2][0] == "transform" and lines[2][-1] == "12,000" and lines[4][3:6] == ["-"] * 3

@@ -1,15 +1,34 @@
-"""A figure made, shown at the end of a notebook's cell, and saved; the only module that imports matplotlib."""
+"""A figure made, shown at the end of a notebook's cell, and saved; and the look that all figures share."""
 
 import base64
 import html
+import re
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
+from itertools import cycle
 from pathlib import Path
 
+import pandas as pd
+import seaborn as sns
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from PIL import Image
 
+from semkit.analysis.measure import interval
 from semkit.images.files import atomic_write
+from semkit.protections.registry import METHODS, label_of
+
+# Okabe and Ito's colours, which colour-blind readers can tell apart; marker and line say the same again.
+STYLE = {
+    **{name: method.style for name, method in METHODS.items()},
+    "outlier": ("#0072B2", "v", "-"),  # BulletTrain's three kinds of images
+    "boundary": ("#D55E00", "o", "-"),
+    "robust": ("#009E73", "^", "-"),
+}
+SPARE = ("#CC79A7", "#56B4E9", "#E69F00", "#0072B2", "#D55E00", "#009E73", "#000000")
+SIDES = {"none": "em", "random": "sem", "adversarial": "rem"}  # noise side -> the published method that has it
+DPI = 200  # twice the density of a page, whose pixels are 1/100 inch
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -19,9 +38,118 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
+def titled(figure: Figure, title: str, panels: Sequence = (), names: Sequence[str] = ()) -> Figure:
+    """The figure with its title and the names of its panels; a panel that is alone is named in the title."""
+    if len(panels) == 1:
+        title = f"{title} ({names[0]})"
+    else:
+        for axes, name in zip(panels, names, strict=True):
+            axes.set_title(name, fontsize="medium")
+    figure.suptitle(title, fontsize="medium")
+    return figure
+
+
+def noise_side(method: str) -> str:
+    """none, random or adversarial, where the name tells it ("sem", "random/none", "random 4"), else the name."""
+    published = {method: side for side, method in SIDES.items()}
+    told = re.match(r"(none|random|adversarial)(?=/| \d|$)", method)
+    return told[0] if told else published.get(method, method)
+
+
+def styles(methods: Iterable[str]) -> dict[str, dict]:
+    """Method -> its color, marker and ls. A pair "noise side/surrogate side": marker and line by its noise side.
+
+    A pair's colour tells its surrogate side; any other method's its noise side, where the name tells one.
+
+    >>> styles(["sem", "adversarial/random"])["adversarial/random"]
+    {'color': '#D55E00', 'marker': '^', 'ls': '-.'}
+    """
+    colours, markers = cycle(SPARE), cycle("os^DvPX*<>")
+
+    def style(method: str) -> tuple[str, str, str]:
+        first, _, second = method.partition("/")
+        if first in SIDES and second in SIDES:
+            return STYLE[SIDES[second]][0], *STYLE[SIDES[first]][1:]
+        if method in STYLE or method in SIDES:
+            return STYLE[SIDES.get(method, method)]
+        side = noise_side(method)
+        return STYLE[SIDES[side]][0] if side in SIDES else next(colours), next(markers), "-"
+
+    return {method: dict(zip(("color", "marker", "ls"), style(method), strict=True)) for method in methods}
+
+
+def student(values: Sequence[float]) -> tuple[float, float]:
+    """The ends of the mean's 95 % interval, as seaborn's `errorbar` wants them."""
+    return interval(values)[1:]
+
+
+def draw_lines(
+    axes, rows: pd.DataFrame, x: str, y: str, *, errorbar: Callable | tuple = student, label: str = "{}", **style
+) -> None:
+    """Means of column y over column x, a line a method, in the band of their 95 % interval over rows (seeds).
+
+    errorbar: seaborn's, for another band. label: of a method, {} its name. style: of all lines, before the methods'.
+    """
+    look = styles(rows["method"].unique())
+    for method, mine in rows.groupby("method", sort=False):
+        how = {**look[method], "ms": 4, "label": label.format(label_of(method)), **style}
+        band = dict(errorbar=errorbar, err_kws={"alpha": 0.15, "lw": 0})
+        sns.lineplot(mine, x=x, y=y, ax=axes, legend=False, **band, **how)
+    axes.grid(alpha=0.3)
+
+
+def draw_points(axes, rows: pd.DataFrame, x: str, y: str, *, by: str = "method", joined: bool = False, **how) -> None:
+    """Means with 95 % intervals over rows (seeds) as points side by side at each place, a look a value of column `by`.
+
+    One of x and y is the place, the other the value. joined: the points of a look are joined by its line.
+    """
+    look = styles(rows[by].unique())
+    colour, marker, line = ([style[of] for style in look.values()] for of in ("color", "marker", "ls"))
+    apart = (0.04 if joined else 0.12) * (len(look) - 1)
+    sns.pointplot(
+        rows, x=x, y=y, hue=by, hue_order=list(look), palette=colour, markers=marker, ax=axes,
+        linestyles=line if joined else "none", errorbar=student,
+        dodge=apart, capsize=0.04, linewidth=1.5, markersize=5, markeredgewidth=0, **how,
+    )  # fmt: skip
+
+
+def reference(line: Callable, value: float, label: str) -> None:
+    """A dotted line to compare with; line: the axhline or axvline of some axes."""
+    line(value, color="0.4", lw=1, ls=":", label=label)
+
+
+def chance_line(line: Callable, chance: float | None) -> None:
+    """The accuracy of a guess, of 1, as such a line in %, if it is given."""
+    if chance is not None:
+        reference(line, 100 * chance, f"chance ({100 * chance:.3g} %)")
+
+
+def legend(axes, title: str | None = None) -> None:
+    """The legend of the axes, right of them, where it hides nothing; dotted lines of reference come last."""
+    found = sorted(zip(*axes.get_legend_handles_labels(), strict=True), key=lambda entry: entry[0] in axes.lines)
+    handles, labels = zip(*((handle, label_of(label)) for handle, label in found), strict=True)
+    where = dict(loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0, frameon=False)
+    axes.legend(handles, labels, title=title, fontsize="small", title_fontsize="small", alignment="left", **where)
+
+
+def minus(text: str) -> str:
+    """The text with typographic minus signs, as matplotlib writes them."""
+    return text.replace("-", "\N{MINUS SIGN}")
+
+
 def _bytes(figure: Figure, kind: str, dpi: int) -> bytes:
     buffer = BytesIO()
     figure.savefig(buffer, format=kind, dpi=dpi)
+    return buffer.getvalue()
+
+
+def _picture(figure: Figure) -> bytes:
+    """PNG at twice the density of a page; a drawing without images in 256 colours, which takes a third of the bytes."""
+    png = _bytes(figure, "png", DPI)
+    if any(axes.images for axes in figure.axes):
+        return png
+    buffer = BytesIO()
+    Image.open(BytesIO(png)).convert("RGB").quantize(256, Image.Quantize.MEDIANCUT).save(buffer, "png", optimize=True)
     return buffer.getvalue()
 
 
@@ -30,8 +158,8 @@ def as_html(figure: Figure, alt: str, caption: str = "") -> str:
 
     The picture is on white with a margin; the caption has the colour of the page's text, light or dark.
     """
-    picture = base64.b64encode(_bytes(figure, "png", 100)).decode()
-    style = "max-width:100%;box-sizing:border-box;padding:8px;background:white"
+    picture, width = base64.b64encode(_picture(figure)).decode(), round(100 * figure.get_size_inches()[0])
+    style = f"width:{width}px;max-width:100%;box-sizing:border-box;padding:8px;background:white"
     image = f'<img alt="{html.escape(alt)}" style="{style}" src="data:image/png;base64,{picture}">'
     below = f"<figcaption>{html.escape(caption)}</figcaption>" if caption else ""
     return f'<figure style="margin:0 0 1em">{image}{below}</figure>'

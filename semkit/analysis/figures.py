@@ -1,64 +1,78 @@
-"""Numbers and tensors in, matplotlib figures out: a function a figure, for notebooks and files."""
+"""Figures, one function each: rows in (a DataFrame or a list of dicts), a matplotlib Figure out.
 
-import math
+Those of images and noise are in `pictures`, and what shows and saves a figure in `canvas`; all can be had from here.
+"""
+
 from collections.abc import Mapping, Sequence
+from itertools import product
 
 import numpy as np
+import pandas as pd
+import seaborn as sns
 import torch
 
-from semkit.analysis import dots, pictures, plots
-from semkit.analysis.canvas import Figure, new_figure
-from semkit.analysis.canvas import save as save  # these two for notebooks, which take all they draw with from here
+from semkit.analysis.canvas import (
+    SIDES,
+    Figure,
+    chance_line,
+    draw_lines,
+    draw_points,
+    legend,
+    minus,
+    new_figure,
+    noise_side,
+    styles,
+    titled,
+)
+from semkit.analysis.canvas import save as save
 from semkit.analysis.canvas import show as show
-from semkit.analysis.measure import Correlation
-from semkit.analysis.patterns import class_means
-from semkit.lessons import mixtureplots, spareplots, sparseplots
+from semkit.analysis.measure import Correlation, interval, learner, protection
+from semkit.analysis.pictures import class_means_figure as class_means_figure
+from semkit.analysis.pictures import draw_rows, strip_rows
+from semkit.analysis.pictures import embedding_figure as embedding_figure
+from semkit.analysis.pictures import gallery_figure as gallery_figure
+from semkit.analysis.pictures import images_figure as images_figure
+from semkit.analysis.pictures import spectrum_figure as spectrum_figure
+from semkit.analysis.pictures import strip_figure as strip_figure
+from semkit.countermeasures import registry
+from semkit.protections.registry import METHODS, label_of
+
+Rows = pd.DataFrame | Sequence[dict]
+PUBLISHED = {"none/none": "EM+EOT", "random/adversarial": "SEM", "adversarial/adversarial": "REM"}
+PAIR = "noise side/surrogate side"
+ACCURACY = "accuracy on clean test images (%)"
 
 
-def _titled(figure: Figure, title: str) -> Figure:
-    figure.suptitle(title, fontsize="medium")
-    return figure
+def _percent(rows: Rows, column: str) -> pd.DataFrame:
+    rows = pd.DataFrame(rows)
+    return rows.assign(**{column: 100 * rows[column]})
 
 
-def _radii(rows: Sequence[dict]) -> int:
-    return len({row["training_radius"] for row in rows})
+def _legend_of_accuracy(axes, rows: pd.DataFrame, chance: float | None) -> None:
+    chance_line(axes.axhline, chance)
+    axes.set(ylim=(0, 100), ylabel=ACCURACY)
+    legend(axes, PAIR if rows["method"].str.contains("/").any() else None)
 
 
-def strip_figure(originals: torch.Tensor, noises: Mapping[str, torch.Tensor], *, radius: float) -> Figure:
-    """Originals uint8 [N,3,H,W], and for each method's int8 noise the protected images and the rescaled noise."""
-    figure = new_figure(1.2 + 0.9 * len(originals), 0.2 + 0.9 * (1 + 2 * len(noises)))
-    pictures.draw_strip(figure, originals, noises, radius)
-    return figure
+def _draw_accuracy(axes, rows: Rows, chance: float | None) -> None:
+    rows = _percent(rows, "last")
+    radii = sorted(rows["training_radius"].unique())
+    draw_points(axes, rows, "training_radius", "last", joined=True, native_scale=True)
+    axes.set(xticks=radii, xticklabels=["0\n(ERM)" if r == 0 else f"{r:g}" for r in radii])
+    axes.set_xlabel("learner's training radius (levels of 255)")
+    axes.grid(axis="y", alpha=0.3)
+    _legend_of_accuracy(axes, rows, chance)
 
 
-def images_figure(rows: Mapping[str, torch.Tensor], *, title: str) -> Figure:
-    """A labelled row of images for each uint8 [N,3,H,W]; all N alike."""
-    count = max(len(images) for images in rows.values())
-    figure = new_figure(1.6 + 0.9 * count, 0.4 + 0.9 * len(rows))
-    pictures.draw_images(figure, rows)
-    return _titled(figure, title)
-
-
-def filters_figure(filters: torch.Tensor, classes: Sequence[str], *, title: str) -> Figure:
-    """The filter [K,k,k] of every class, 0 black and 1 white."""
-    figure = new_figure(0.4 + 0.9 * len(classes), 1.7)
-    pictures.draw_filters(figure.subplots(1, len(classes), squeeze=False)[0], filters.numpy(), classes)
-    return _titled(figure, title)
-
-
-def mixture_figure(d: int, norm: float, a_minus: float, a_plus: float) -> Figure:
-    """What class-wise filters do to two Gaussians: left in two dimensions, right the accuracies over the dimension."""
-    figure = new_figure(10, 4.6)
-    left, right = figure.subplots(1, 2, width_ratios=(1, 1.25))
-    mixtureplots.draw_mixture(left, norm, a_minus, a_plus)
-    left.set_title("two dimensions", fontsize="medium")
-    mixtureplots.draw_dimensions(right, mixtureplots.mixture_rows(norm, a_minus, a_plus), at=d)
-    right.set_title("and more of them", fontsize="medium")
-    return _titled(figure, f"|μ| = {norm:g}, filters (a, 1, a) with a = {a_minus:g} and {a_plus:g}")
+def accuracy_figure(rows: Rows, *, chance: float | None = None, title: str) -> Figure:
+    """Clean test accuracy over the learner's training radius, a line a method, 95 % intervals over seeds."""
+    figure = new_figure(8, 4)
+    _draw_accuracy(figure.subplots(), rows, chance)
+    return titled(figure, title)
 
 
 def protection_figure(
-    rows: Sequence[dict],
+    rows: Rows,
     originals: torch.Tensor,
     noises: Mapping[str, torch.Tensor],
     *,
@@ -68,57 +82,116 @@ def protection_figure(
 ) -> Figure:
     """Left the images, protected images and noise; right the accuracy of learners over their training radius."""
     figure = new_figure(12, 4.6)
-    left, right = figure.subfigures(1, 2, width_ratios=(1, 1))
-    pictures.draw_strip(left, originals, noises, radius)
-    plots.draw_accuracies(right.subplots(), rows, chance)
-    return _titled(figure, title)
+    left, right = figure.subfigures(1, 2)
+    draw_rows(left, strip_rows(originals, noises, radius))
+    _draw_accuracy(right.subplots(), rows, chance)
+    return titled(figure, title)
 
 
-def accuracy_figure(rows: Sequence[dict], *, chance: float | None = None, title: str) -> Figure:
-    """Clean test accuracy over the learner's training radius, a line a method, 95 % intervals over seeds."""
-    figure = new_figure(8, 4)
-    plots.draw_accuracies(figure.subplots(), rows, chance)
-    return _titled(figure, title)
+def curves_figure(rows: Rows, *, chance: float | None = None, title: str) -> Figure:
+    """Learning curves, a panel a training radius: means as lines a method, 95 % bands over seeds."""
+    rows = pd.DataFrame(rows).explode("curve", ignore_index=True)
+    rows[["step", "accuracy"]] = rows["curve"].tolist()
+    rows["accuracy"] *= 100
+    radii = sorted(rows["training_radius"].unique())
+    figure = new_figure(min(9.5, 4 + 2.5 * len(radii)), 3.8)
+    panels = figure.subplots(1, len(radii), sharey=True, squeeze=False)[0]
+    for axes, radius in zip(panels, radii, strict=True):
+        draw_lines(axes, rows[rows["training_radius"] == radius], "step", "accuracy")
+        axes.set(xlabel="learner's step", ylabel=None)
+    _legend_of_accuracy(panels[-1], rows, chance)
+    panels[0].set_ylabel(ACCURACY)
+    return titled(figure, title, panels, [learner(radius) for radius in radii])
 
 
-def curves_figure(rows: Sequence[dict], *, chance: float | None = None, title: str) -> Figure:
-    """Learning curves, a panel a training radius and a line a method, with 95 % bands over seeds."""
-    count = _radii(rows)
-    figure = new_figure(min(9.5, 4 + 2.5 * count), 3.8)
-    plots.draw_curves(figure.subplots(1, count, sharey=True, squeeze=False)[0], rows, chance)
-    return _titled(figure, title)
+def grid_cells(rows: Sequence[dict], training_radius: float) -> tuple[np.ndarray, np.ndarray]:
+    """(protection in points [3,3], half its 95 % interval [3,3]), noise side x surrogate side; nan without rows."""
+    found = [protection(rows, "/".join(pair), training_radius) for pair in product(SIDES, SIDES)]
+    cells = np.array([interval(values) if values else (np.nan,) * 3 for values in found]).reshape(3, 3, 3)
+    return 100 * cells[..., 0], 100 * (cells[..., 2] - cells[..., 0])
 
 
-def grid_figure(rows: Sequence[dict], *, title: str) -> Figure:
-    """Protection in points, a table a training radius: noise side x surrogate side, mean ± half the 95 % interval.
+def _cell(rows: Sequence[dict], pair: str, mean: float, half: float) -> str:
+    passes = max((row.get("noise_passes", 0) for row in rows if row["method"] == pair), default=0)
+    value = minus(f"{round(mean, 1) + 0:.1f}") + ("" if np.isnan(half) else f" ± {half:.1f}")  # + 0: no -0.0
+    cost = passes and (f"{passes / 1e6:.1f} M passes" if passes >= 1e6 else f"{passes / 1e3:.0f} k passes")
+    return "\n".join(text for text in (PUBLISHED.get(pair), value, cost) if text)
 
-    Rows of methods "noise side/surrogate side" and "clean". Raises ValueError at a radius where none pair by seed.
+
+def grid_figure(rows: Rows, *, title: str) -> Figure:
+    """Protection in points, a heat map a training radius: noise side x surrogate side, mean ± half the 95 % interval.
+
+    Every map has its own scale of colours. Rows of methods "noise side/surrogate side" and "clean". Raises ValueError
+    at a radius where none pair by seed.
     """
-    count = _radii(rows)
-    figure = new_figure(1.7 + 3.5 * count, 4.5)
-    panels = figure.subplots(1, count, squeeze=False)[0]
-    image = plots.draw_grid(panels, rows)
-    figure.colorbar(image, ax=list(panels), shrink=0.8, label="protection (points of accuracy)")
-    return _titled(figure, title)
+    rows = pd.DataFrame(rows).to_dict("records")
+    radii = sorted({row["training_radius"] for row in rows})
+    figure, names = new_figure(0.6 + 4.4 * len(radii), 3.9), []
+    panels = figure.subplots(1, len(radii), squeeze=False)[0]
+    for axes, radius in zip(panels, radii, strict=True):
+        means, halves = grid_cells(rows, radius)
+        if np.isnan(means).all():
+            raise ValueError('protection needs rows of "clean" and of pairs like "none/adversarial", of the same seeds')
+        texts = [_cell(rows, "/".join(pair), *found)
+                 for pair, *found in zip(product(SIDES, SIDES), means.flat, halves.flat, strict=True)]  # fmt: skip
+        sns.heatmap(
+            pd.DataFrame(means, list(SIDES), list(SIDES)), annot=np.reshape(texts, (3, 3)), fmt="", cmap="cividis",
+            square=True, annot_kws={"fontsize": "small"}, cbar_kws={"label": "protection (points)"}, ax=axes,
+        )  # fmt: skip
+        axes.set_xlabel("surrogate side")
+        clean = [row["last"] for row in rows if (row["method"], row["training_radius"]) == ("clean", radius)]
+        names.append(f"{learner(radius)}, clean images: {100 * np.mean(clean):.0f} %")
+    panels[0].set_ylabel("noise side")
+    return titled(figure, title, panels, names)
 
 
-def countermeasures_figure(rows: Sequence[dict], *, chance: float | None = None, title: str) -> Figure:
-    """Clean test accuracy after each countermeasure, a line of points a method, a panel a training radius."""
-    count = _radii(rows)
-    figure = new_figure(2.5 + 5.5 * count, 1.6 + 0.42 * len({row["countermeasure"] for row in rows}))
-    dots.draw_countermeasures(figure.subplots(1, count, sharey=True, squeeze=False)[0], rows, chance)
-    return _titled(figure, title)
+def countermeasures_figure(rows: Rows, *, chance: float | None = None, title: str) -> Figure:
+    """Clean test accuracy after each countermeasure, points with 95 % intervals, a panel a training radius.
+
+    The countermeasures stand in the order of their registry.
+    """
+    rows = _percent(rows, "last")
+    names = sorted(rows["countermeasure"].unique(), key=registry.place_of)
+    radii = sorted(rows["training_radius"].unique())
+    figure = new_figure(2.5 + 5.5 * len(radii), 1.6 + 0.42 * len(names))
+    panels = figure.subplots(1, len(radii), sharey=True, squeeze=False)[0]
+    for axes, radius in zip(panels, radii, strict=True):
+        draw_points(axes, rows[rows["training_radius"] == radius], "last", "countermeasure", order=names)
+        chance_line(axes.axvline, chance)
+        axes.set(xlim=(0, 100), xlabel=ACCURACY, ylabel=None)
+        axes.grid(axis="x", alpha=0.3)
+        axes.get_legend().remove()
+    panels[0].set_yticks(range(len(names)), map(registry.label_of, names))
+    legend(panels[-1])
+    return titled(figure, title, panels, [learner(radius) for radius in radii])
 
 
-def defences_figure(rows: Sequence[dict], *, chance: float | None = None, title: str) -> Figure:
-    """Accuracy under each attack, a line of points a defence, 95 % intervals over seeds."""
-    figure = new_figure(8.5, 4)
-    dots.draw_defences(figure.subplots(), rows, chance)
-    return _titled(figure, title)
+def _name_points(axes, places: pd.DataFrame, means: pd.DataFrame) -> None:
+    """The names of the means [K,2] beside them, where they touch none of the places [N,2] and no other name."""
+    axes.get_xlim()  # settles the limits
+    taken, own = (axes.transLimits.transform(points) for points in (places, means))  # in units of the axes
+    for method, mean in zip(means.index, own, strict=True):
+        name = label_of(method)
+        for side in (1, -1):
+            near = mean + np.array((0.02 * side, 0))
+            ends = sorted((near[0], near[0] + 0.015 * len(name) * side))
+            box = np.array([(ends[0] - 0.012, near[1] - 0.035), (ends[1] + 0.012, near[1] + 0.035)])
+            if not ((taken > box[0]) & (taken < box[1])).all(1).any() and box.min() > 0 and box.max() < 1:
+                where = dict(xycoords="axes fraction", ha="left" if side > 0 else "right", va="center")
+                axes.annotate(name, near, color="0.3", fontsize="small", **where)
+                taken = np.vstack([taken, np.linspace(*ends, 20)[:, None] * (1, 0) + (0, near[1])])
+                break
+
+
+def correlation_text(found: Correlation) -> str:
+    """Both coefficients, each with its interval, and n."""
+    lines = (("Pearson", found.pearson), ("Spearman", found.spearman))
+    text = "".join(f"{name} {v:.2f}\n[{low:.2f}, {high:.2f}]\n" for name, (v, low, high) in lines)
+    return minus(text) + f"n = {found.n}"
 
 
 def scatter_figure(
-    rows: Sequence[dict],
+    rows: Rows,
     *,
     x: str,
     y: str,
@@ -127,56 +200,59 @@ def scatter_figure(
     correlation: Correlation | None = None,
     title: str,
 ) -> Figure:
-    """A point a row at its columns x and y, its look by its noise side; the correlation with intervals beside it."""
+    """A point a row at its columns x and y, and a cross with its name at the mean of every method.
+
+    Colour: the method where all are published ones, else its noise side. Marker: the seed, where rows have one. The
+    correlation with its intervals stands beside the axes.
+    """
+    rows = pd.DataFrame(rows)
+    published = bool(rows["method"].isin(METHODS).all())
+    hue = "method" if published else "noise side"
+    rows["noise side"] = rows["method"].map(noise_side)
+    look = styles(rows[hue].unique())
+    marks = {"style": "seed", "markers": list("os^DvPX*<>")[: rows["seed"].nunique()]} if "seed" in rows else {}
     figure = new_figure(8, 4.4)
     axes = figure.subplots()
-    plots.draw_scatter(axes, rows, x, y, correlation)
+    colours = {name: style["color"] for name, style in look.items()}
+    sns.scatterplot(rows, x=x, y=y, hue=hue, palette=colours, s=40, alpha=0.7, linewidth=0, ax=axes, **marks)
+    means = rows.groupby("method", sort=False)[[x, y]].mean()
+    if len(means) < len(rows):
+        axes.scatter(means[x], means[y], marker="+", s=150, color="0.2", label="mean of a method", zorder=3)
     axes.set(xlabel=xlabel, ylabel=ylabel)
-    return _titled(figure, title)
+    axes.margins(0.08)
+    axes.grid(alpha=0.3)
+    legend(axes)
+    _name_points(axes, pd.concat([rows[[x, y]], means]), means)
+    if correlation:
+        axes.text(1.02, 0, correlation_text(correlation), transform=axes.transAxes, va="bottom", fontsize="small")
+    return titled(figure, title)
 
 
-def losses_figure(rows: Sequence[dict], *, log: bool = False, title: str) -> Figure:
-    """Loss along random (dashed) and adversarial (solid) directions over the radius, a colour a method.
+def losses_figure(rows: Rows, *, log: bool = False, title: str) -> Figure:
+    """Loss over the radius of a perturbation: its worst case (solid) and a random one (dashed), a colour a method.
 
     Rows with method, direction, radius, loss; several (seeds) of the same radius give a mean and a 95 % band, on the
-    log scale those of the logarithms.
+    log scale those of the logarithms, since an interval of losses near zero would reach below zero.
     """
+    rows = pd.DataFrame(rows)
     figure = new_figure(8, 4)
-    plots.draw_losses(figure.subplots(), rows, log)
-    return _titled(figure, title)
+    axes = figure.subplots()
+    axes.set_yscale("log" if log else "linear")  # seaborn takes means and intervals on the scale of the axis
+    for direction, ls, name in (("adversarial", "-", "worst case"), ("random", "--", "random")):
+        draw_lines(axes, rows[rows["direction"] == direction], "radius", "loss", ls=ls, label=f"{{}}, {name}")
+    axes.set(xlabel="radius of the perturbation (levels of 255)", ylabel="cross-entropy loss (nats)")
+    legend(axes, "noise, perturbation")
+    return titled(figure, title)
 
 
-def pruning_figure(rows: Sequence[dict], *, title: str) -> Figure:
-    """Accuracy over sparsity on clean and on attacked images, a line a learner, 95 % bands over seeds."""
-    figure = new_figure(9, 3.6)
-    sparseplots.draw_pruned(*figure.subplots(1, 2), rows)
-    return _titled(figure, title)
-
-
-def weights_figure(weights: Mapping[str, torch.Tensor], share: float, *, title: str) -> Figure:
-    """The sizes of each net's weights, a panel a net, and which of them go when a `share` is pruned."""
-    figure = new_figure(9, 3)
-    panels = figure.subplots(1, len(weights), sharey=True, squeeze=False)[0]
-    for axes, (name, values) in zip(panels, weights.items(), strict=True):
-        threshold = sparseplots.draw_weights(axes, values.detach().abs().flatten().float().cpu().numpy(), share)
-        axes.set_title(f"{name}: threshold {threshold:.2g}", fontsize="medium")
-    panels[0].set_ylabel("number of weights")
-    plots.legend(panels[-1])
-    return _titled(figure, title)
-
-
-def progress_figure(losses: Mapping[int, float], right: Mapping[int, tuple[float, float]], total: int) -> Figure:
-    """A crafting of `total` steps so far: the surrogate's loss, and the shares it gets right (with noise, without)."""
-    figure = new_figure(8.4, 2.4)
-    plots.draw_progress(*figure.subplots(1, 2), losses, right)
-    for axes in figure.axes:
-        axes.set(xlim=(0, total), xlabel="step")
-        axes.grid(alpha=0.3)
-    return figure
+def _log_axis(axes, ticks: Sequence[float], labels: Sequence[str]) -> None:
+    axes.set_xscale("log")
+    axes.set_xticks(ticks, labels)
+    axes.minorticks_off()
 
 
 def lines_figure(
-    rows: Sequence[dict],
+    rows: Rows,
     *,
     x: str,
     y: str,
@@ -189,75 +265,71 @@ def lines_figure(
     """Column y over column x, a line a method, 95 % bands over the rows of the same x; log: of the axis x, with
     a tick at every x.
 
-    points: the columns of an estimate of the same quantity and of its standard error, drawn beside the lines.
+    points: the columns of an estimate of the same quantity and of its standard error; where rows have them, their mean
+    is a point beside the line, with two standard errors to both sides.
     """
+    rows = pd.DataFrame(rows)
     figure = new_figure(8, 4)
     axes = figure.subplots()
-    plots.draw_lines(axes, rows, x, y, points)
+    draw_lines(axes, rows, x, y, **({"marker": ""} if points else {}))
+    look = styles(rows["method"].unique())
+    for (method, place), found in rows.dropna(subset=points or ()).groupby(["method", x]) if points else ():
+        bar = 2 * np.linalg.norm(found[points[1]]) / len(found)
+        axes.errorbar(place, found[points[0]].mean(), bar, capsize=3, ms=5, **look[method] | {"ls": ""})
     axes.set(xlabel=xlabel, ylabel=ylabel)
     if log:
-        values = sorted({row[x] for row in rows})
-        axes.set_xscale("log")
-        axes.set_xticks(values, [f"1/{1 / value:g}" if value < 1 else f"{value:g}" for value in values])
-        axes.minorticks_off()
-    return _titled(figure, title)
+        values = sorted(rows[x].unique())
+        _log_axis(axes, values, [f"1/{1 / value:g}" if value < 1 else f"{value:g}" for value in values])
+    legend(axes)
+    return titled(figure, title)
 
 
-def spreads_figure(v: torch.Tensor, limit: float, *, title: str) -> Figure:
-    """The signed spreads v [N] of a net's answers by kind: outlier, boundary, robust (above the limit)."""
-    figure = new_figure(8, 3.4)
-    spareplots.draw_spreads(figure.subplots(), v, limit)
-    return _titled(figure, title)
+def reached_figure(
+    rows: Rows,
+    *,
+    x: str,
+    xlabel: str,
+    columns: Mapping[str, str],
+    log: bool = False,
+    sharey: bool = False,
+    title: str,
+) -> Figure:
+    """A point a method: mean of a column over that of x, 95 % intervals of both over rows; a panel a column.
 
-
-def reached_figure(rows: Sequence[dict], *, x: str, xlabel: str, columns: Mapping[str, str], title: str) -> Figure:
-    """A point a method: mean of a column over that of x, 95 % intervals over rows; a panel a column, with its label."""
-    figure = new_figure(2.4 + 3.4 * len(columns), 3.8)
-    panels = figure.subplots(1, len(columns), squeeze=False)[0]
-    spareplots.draw_panels(panels, rows, x, columns)
+    columns: column -> label of its axis. log: of the axis x. sharey: one scale for all panels.
+    """
+    rows = pd.DataFrame(rows)
+    figure, look = new_figure(2.4 + 3.4 * len(columns), 3.8), styles(rows["method"].unique())
+    panels = figure.subplots(1, len(columns), sharey=sharey, squeeze=False)[0]
+    for axes, (column, label) in zip(panels, columns.items(), strict=True):
+        for method, mine in rows.groupby("method", sort=False):
+            found = np.array([interval(mine[name]) for name in (x, column)])
+            bars = np.abs(found[:, 1:] - found[:, :1])[:, :, None]
+            axes.errorbar(*found[:, 0], bars[1], bars[0], capsize=3, ms=7, label=method, **look[method] | {"ls": ""})
+        axes.set(xlim=(None if log else 0, None), ylabel=label)
+        axes.grid(alpha=0.3)
+        if log:
+            ends = rows[x].min() / 1.5, 1.5 * rows[x].max()
+            ticks = [tick for power in range(9) for tick in (10**power, 3 * 10**power) if ends[0] < tick < ends[1]]
+            _log_axis(axes, ticks, [f"{tick:,}" for tick in ticks])
+            axes.set_xlim(ends)
     figure.supxlabel(xlabel, fontsize="medium")
-    return _titled(figure, title)
+    legend(panels[-1])
+    return titled(figure, title)
 
 
-def gallery_figure(pictures: Mapping[str, torch.Tensor], *, columns: int = 8, title: str) -> Figure:
-    """Named uint8 pictures [3,H,W] in rows of `columns`."""
-    lines = math.ceil(len(pictures) / columns)
-    figure = new_figure(1.25 * columns, 0.5 + 1.5 * lines)
-    panels = figure.subplots(lines, columns, squeeze=False).ravel()
-    for empty in panels[len(pictures) :]:
-        empty.set_axis_off()
-    spareplots.draw_gallery(panels[: len(pictures)], pictures)
-    return _titled(figure, title)
-
-
-def spectrum_figure(noises: Mapping[str, torch.Tensor], *, title: str) -> Figure:
-    """Power of each noise [N,C,H,W] over spatial frequency, against white noise of the same variance."""
-    figure = new_figure(8, 4)
-    pictures.draw_spectra(figure.subplots(), noises)
-    return _titled(figure, title)
-
-
-def class_means_figure(noise: torch.Tensor, labels: torch.Tensor, classes: Sequence[str], *, radius: float) -> Figure:
-    """The mean of the noise over the images of each class that occurs in labels, all rescaled alike."""
-    present, means = class_means(noise, labels)
-    columns = min(10 if len(present) > 20 else 5, len(present))
-    lines = math.ceil(len(present) / columns)
-    figure = new_figure(max(4.5, 0.4 + 1.3 * columns), 0.7 + 1.5 * lines)
-    panels = figure.subplots(lines, columns, squeeze=False).ravel()
-    for empty in panels[len(present) :]:
-        empty.set_axis_off()
-    scale = float(np.abs(means).max()) or 1.0
-    pictures.draw_class_means(panels[: len(present)], means, [classes[label] for label in present], scale)
-    return _titled(figure, f"class means of the noise of radius {radius:g}: ±{scale:.1f} levels → ±127")
-
-
-def embedding_figure(points: np.ndarray | Mapping[str, np.ndarray], groups: Sequence[str], *, title: str) -> Figure:
-    """Points [N,2] by the names of their N groups; a mapping gives a panel each, its keys the panels' titles."""
-    panels = points if isinstance(points, Mapping) else {"": points}
-    figure = new_figure(1.8 + 3.4 * len(panels), 3.9)
-    axes = figure.subplots(1, len(panels), squeeze=False)[0]
-    for place, (name, mine) in zip(axes, panels.items(), strict=True):
-        pictures.draw_points(place, mine, groups)
-        place.set_title(name, fontsize="medium")
-    plots.legend(axes[-1])
-    return _titled(figure, title)
+def progress_figure(losses: Mapping[int, float], right: Mapping[int, tuple[float, float]], total: int) -> Figure:
+    """A crafting of `total` steps so far: the surrogate's loss, and the shares it gets right (with noise, without)."""
+    figure = new_figure(8.4, 2.4)
+    left, middle = figure.subplots(1, 2)
+    left.plot(losses.keys(), losses.values(), color="#0072B2", lw=1)
+    left.set(ylim=(0, 1.1 * max(losses.values())), ylabel="surrogate's loss (nats)")
+    for place, (name, method) in enumerate({"with their noise": "sem", "without": "clean"}.items()):
+        shares = [100 * pair[place] for pair in right.values()]
+        middle.plot(list(right), shares, ms=4, label=name, **styles([method])[method])
+    middle.set(ylim=(0, 100), ylabel="surrogate right (%)")
+    legend(middle, "images")
+    for axes in figure.axes:
+        axes.set(xlim=(0, total), xlabel="step")
+        axes.grid(alpha=0.3)
+    return figure

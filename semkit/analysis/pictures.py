@@ -1,84 +1,129 @@
-"""Images and noise drawn into axes that the caller made: strips, class means, spectra, embeddings."""
+"""Figures of images, of noise and of its patterns; a notebook takes them from `figures`."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import pandas as pd
 import torch
 
-from semkit.analysis.patterns import radial_spectrum
-from semkit.analysis.plots import legend, line, reference, styles
+from semkit.analysis.canvas import Figure, draw_lines, legend, new_figure, reference, styles, titled
+from semkit.analysis.patterns import class_means, radial_spectrum
 from semkit.protections.registry import label_of
 
 
 def rescaled(noise, scale: float) -> np.ndarray:
-    """uint8 [...,H,W,C] of noise [...,C,H,W]: 0 as middle grey, -scale as black, +scale as white."""
-    grey = np.rint(127.5 + np.asarray(noise, float) * 127.5 / scale).clip(0, 255)
-    return np.moveaxis(grey.astype(np.uint8), -3, -1)
+    """uint8 [...,C,H,W] of noise of that shape: 0 as middle grey, -scale and below as black, +scale as white."""
+    return np.rint(127.5 + np.asarray(noise, float) * 127.5 / scale).clip(0, 255).astype(np.uint8)
 
 
-def draw_picture(axes, levels: np.ndarray) -> None:
-    """A uint8 picture [H,W,3], or [H,W] as grey, without ticks or frame."""
-    axes.imshow(levels.squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+def _draw(axes, picture) -> None:
+    """A uint8 picture [C,H,W], of three colours or grey, without ticks or frame."""
+    levels = np.moveaxis(np.asarray(picture), 0, -1).squeeze()
+    axes.imshow(levels, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
 
 
-def draw_strip(figure, originals: torch.Tensor, noises: Mapping[str, torch.Tensor], radius: float) -> None:
-    """A grid: a row of uint8 originals [N,3,H,W], then for each method the protected images and the rescaled noise."""
-    rows = [("original", np.moveaxis(originals.numpy(), 1, -1))]
-    for method, noise in noises.items():
-        protected = (originals.to(torch.int16) + noise).clamp(0, 255).to(torch.uint8)
-        label = label_of(method)
-        rows += [(f"{label}:\nprotected", np.moveaxis(protected.numpy(), 1, -1))]
-        rows += [(f"{label}: noise\n±{radius:g} → ±127", rescaled(noise, radius))]
-    axes = figure.subplots(len(rows), len(originals), squeeze=False)
-    for row, (label, pictures) in zip(axes, rows, strict=True):
-        for place, picture in zip(row, pictures, strict=True):
-            draw_picture(place, picture)
-        row[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize="small")
-
-
-def draw_images(figure, rows: Mapping[str, torch.Tensor]) -> None:
-    """A grid: a labelled row for each uint8 [N,3,H,W]."""
+def draw_rows(figure, rows: Mapping[str, Sequence]) -> None:
+    """Into an empty figure or part of one: a labelled row of uint8 pictures [C,H,W] each."""
     panels = figure.subplots(len(rows), max(len(images) for images in rows.values()), squeeze=False)
-    for row, (label, images) in zip(panels, rows.items(), strict=True):
-        for place, image in zip(row, images.cpu().numpy(), strict=True):
-            draw_picture(place, np.moveaxis(image, 0, -1))
-        row[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize="small")
+    for places, (label, images) in zip(panels, rows.items(), strict=True):
+        for axes, image in zip(places, images, strict=True):
+            _draw(axes, image)
+        places[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize="small")
 
 
-def draw_filters(panels: Sequence, filters: np.ndarray, names: Sequence[str]) -> None:
-    """Each filter [k,k] into one axes: 0 black, 1 white."""
-    for axes, kernel, name in zip(panels, filters, names, strict=True):
-        draw_picture(axes, np.rint(255 * np.asarray(kernel)))
-        axes.spines[:].set(visible=True, color="0.6")  # else white entries at the rim would be lost on the page
+def strip_rows(originals: torch.Tensor, noises: Mapping[str, torch.Tensor], radius: float) -> dict[str, Sequence]:
+    """Originals uint8 [N,C,H,W], and for each method's int8 noise the protected images and the noise itself.
+
+    The noise is drawn from -radius as black to +radius as white.
+    """
+    rows = {"original": originals}
+    for method, noise in noises.items():
+        label = label_of(method)
+        rows[f"{label}:\nprotected"] = (originals.to(torch.int16) + noise).clamp(0, 255).to(torch.uint8)
+        rows[f"{label}: noise\n±{radius:g} as\nblack, white"] = rescaled(noise, radius)
+    return rows
+
+
+def strip_figure(originals: torch.Tensor, noises: Mapping[str, torch.Tensor], *, radius: float) -> Figure:
+    """Originals uint8 [N,C,H,W], and below them for each method's int8 noise the protected images and the noise."""
+    rows = strip_rows(originals, noises, radius)
+    figure = new_figure(1.2 + 0.9 * len(originals), 0.2 + 0.9 * len(rows))
+    draw_rows(figure, rows)
+    return figure
+
+
+def images_figure(rows: Mapping[str, torch.Tensor], *, title: str) -> Figure:
+    """A labelled row of images for each uint8 [N,C,H,W]; all N alike."""
+    figure = new_figure(1.6 + 0.9 * max(len(images) for images in rows.values()), 0.4 + 0.9 * len(rows))
+    draw_rows(figure, {label: images.cpu() for label, images in rows.items()})
+    return titled(figure, title)
+
+
+def gallery_figure(pictures: Mapping[str, torch.Tensor], *, columns: int = 8, title: str) -> Figure:
+    """Named uint8 pictures [C,H,W] in lines of `columns`, each in a thin frame."""
+    columns = min(columns, len(pictures))
+    lines = math.ceil(len(pictures) / columns)
+    figure = new_figure(max(4.5, 1.25 * columns), 0.4 + 1.45 * lines)
+    panels = figure.subplots(lines, columns, squeeze=False).ravel()
+    for axes, (name, picture) in zip(panels, pictures.items(), strict=False):
+        _draw(axes, picture)
+        axes.spines[:].set(visible=True, color="0.6")  # else white at the rim would be lost on the page
         axes.set_xlabel(name, fontsize="small")
+    for empty in panels[len(pictures) :]:
+        empty.set_axis_off()
+    return titled(figure, title)
 
 
-def draw_class_means(panels: Sequence, means: np.ndarray, names: Sequence[str], scale: float) -> None:
-    """The mean noise of each class [K,C,H,W] into one axes each, +-scale levels as white and black."""
-    for axes, mean, name in zip(panels, means, names, strict=True):
-        draw_picture(axes, rescaled(mean, scale))
-        axes.set_xlabel(name, fontsize="small")
+def class_means_figure(noise: torch.Tensor, labels: torch.Tensor, classes: Sequence[str], *, radius: float) -> Figure:
+    """The mean of the noise over the images of each class that occurs in labels, all rescaled alike.
+
+    The scale is the level that 98 % of the means do not exceed: by the largest alone they would all be grey.
+    """
+    present, means = class_means(noise, labels)
+    scale = float(np.quantile(np.abs(means), 0.98)) or 1.0
+    pictures = {classes[label]: rescaled(mean, scale) for label, mean in zip(present, means, strict=True)}
+    title = f"class means of the noise of radius {radius:g}: ±{scale:.1f} levels as black and white"
+    return gallery_figure(pictures, columns=10 if len(present) > 20 else 5, title=title)
 
 
-def draw_spectra(axes, noises: Mapping[str, torch.Tensor]) -> None:
-    """The radial spectrum of each noise [N,C,H,W] over that of white noise of its variance: mean, middle 90 % of N."""
-    for name, look in styles(noises).items():
-        noise = np.asarray(noises[name])
+def spectrum_figure(noises: Mapping[str, torch.Tensor], *, title: str) -> Figure:
+    """Power of each noise [N,C,H,W] over spatial frequency, of white noise of the same variance as 1.
+
+    A line is the mean over the N images, its band holds the middle 90 % of them.
+    """
+    found = []
+    for method, noise in noises.items():
         frequency, power = radial_spectrum(noise)
-        power /= np.mean(noise.astype(float) ** 2)
-        band = np.quantile(power, (0.05, 0.95), axis=0)
-        line(axes, frequency, power.mean(0), *band, label=label_of(name), **look)
-    reference(axes, 1, "white noise of\nthe same variance")
+        power /= np.mean(np.asarray(noise, float) ** 2)
+        each = {"method": method, "frequency": np.tile(frequency, len(power)), "power": power.ravel()}
+        found.append(pd.DataFrame(each))
+    figure = new_figure(8, 4)
+    axes = figure.subplots()
+    draw_lines(axes, pd.concat(found), "frequency", "power", errorbar=("pi", 90))
+    reference(axes.axhline, 1, "white noise of\nthe same variance")
     axes.set(yscale="log", xlabel="spatial frequency (cycles per pixel)", ylabel="power (white noise = 1)")
-    axes.grid(alpha=0.3)
     legend(axes)
+    return titled(figure, title)
 
 
-def draw_points(axes, points: np.ndarray, groups: Sequence[str]) -> None:
-    """Points [N,2] in the look of their group; the legend is left to the caller."""
-    for name, look in styles(dict.fromkeys(groups)).items():
-        mine = points[[group == name for group in groups]]
-        axes.plot(*mine.T, **{**look, "ls": ""}, ms=4, alpha=0.6, mew=0, label=label_of(name))
-    axes.set(xticks=[], yticks=[], xlabel="first coordinate", ylabel="second coordinate")
+def embedding_figure(
+    points: Mapping[str, np.ndarray], groups: Sequence[str], *, joined: tuple[str, str] | None = None, title: str
+) -> Figure:
+    """Points [N,2] by the names of their N groups; a panel for each entry of `points`, named by its key.
+
+    joined: two groups of equally many points; the points of each that belong together are joined by a thin line.
+    """
+    figure, groups = new_figure(1.8 + 3.4 * len(points), 3.9), np.asarray(groups)
+    panels = figure.subplots(1, len(points), squeeze=False)[0]
+    for axes, place in zip(panels, points.values(), strict=True):
+        if joined:
+            ends = [place[groups == name] for name in joined]
+            axes.plot(*np.stack(ends).transpose(2, 0, 1), color="0.6", lw=0.5, zorder=1)
+        for name, look in styles(dict.fromkeys(groups.tolist())).items():
+            axes.plot(*place[groups == name].T, **look | {"ls": ""}, ms=4, alpha=0.6, mew=0, label=name)
+        axes.set(xticks=[], yticks=[], xlabel="first coordinate", ylabel="second coordinate")
+    legend(panels[-1])
+    return titled(figure, title, panels, list(points))

@@ -13,17 +13,20 @@ from semkit.analysis.cost import passes_of, seconds_of
 from semkit.analysis.designs import loss_rows, noise_rows
 from semkit.analysis.measure import interval, trained_by
 from semkit.analysis.study import crafted_noise, grid, grid_recipes
-from semkit.countermeasures.transform import Transform
 from semkit.images.files import atomic_write, shown
 from semkit.images.imageset import Split
-from semkit.lessons.obfuscated import by_defence, defence_rows
 from semkit.nets.lab import Lab
 from semkit.protections.protection import NoiseRecipe, Recipe
 from semkit.protections.registry import METHODS, label_of
 from semkit.training.learning import LearnRecipe
 
 
-def _cell(values: Sequence[float]) -> str:
+def cell(values: Sequence[float]) -> str:
+    """Accuracies of 1 as their mean in % and half its 95 % interval; "-" without any.
+
+    >>> cell([0.5, 0.6])
+    '55.0 ± 63.5'
+    """
     if not values:
         return "-"
     mean, _, high = interval(values)
@@ -41,49 +44,19 @@ def table(rows: Sequence[dict]) -> str:
     lines = [heads]
     for method, first in dict.fromkeys((row["method"], row.get("countermeasure")) for row in rows):
         mine = [row for row in rows if (row["method"], row.get("countermeasure")) == (method, first)]
-        cells = [_cell([row["last"] for row in mine if trained_by(row) == way]) for way in ways]
+        cells = [cell([row["last"] for row in mine if trained_by(row) == way]) for way in ways]
         seconds = max(row.get("noise_seconds", 0) for row in mine)
         name = ", ".join((label_of(method), *[first] * (first not in (None, "none"))))
         lines.append([name, *cells, *[f"{seconds:.0f} s" if seconds else "-"] * timed])
-    return _markdown(lines)
+    return markdown(lines)
 
 
-def _markdown(lines: Sequence[Sequence[str]]) -> str:
+def markdown(lines: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown, its first line the heads; the columns are padded to one width."""
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     padded = [[cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines]
     text = ["| " + " | ".join(line) + " |" for line in padded]
     return "\n".join([text[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *text[1:]])
-
-
-def defences_table(rows: Sequence[dict]) -> str:
-    """Rows of obfuscated.defence_rows in Markdown: a line a defence, a column an attack, accuracy in %.
-
-    ± half the 95 % interval over seeds; - where an attack is none of the defence's.
-    """
-    told = [list(dict.fromkeys(row["attack"] for row in mine)) for mine in by_defence(rows).values()]
-    names = max(told, key=len)
-    lines = [["classifier", *names, "passes of training"]]
-    for name, mine in by_defence(rows).items():
-        found = [[row["accuracy"] for row in mine if row["attack"] == attack] for attack in names]
-        lines.append([name, *(_cell(values) if values else "-" for values in found), f"{mine[0]['training_passes']:,}"])
-    return _markdown(lines)
-
-
-def write_defences(
-    split: Split, transform: Transform, learners: Mapping[float, LearnRecipe], out: Path, *, lab: Lab, **how
-) -> tuple[str, list[dict]]:
-    """(table, rows) of obfuscated.defence_rows(**how): rows.csv, table.md and figure.png are written to `out`.
-
-    Finished learners are kept in out/runs.
-    """
-    from semkit.analysis import figures
-
-    rows = defence_rows(split, transform, learners, lab=replace(lab, cache=out / "runs"), **how)
-    write_rows(rows, out / "rows.csv")
-    atomic_write(out / "table.md", (defences_table(rows) + "\n").encode())
-    title = f"{split.train.name}: {len(split.train)} training images, {rows[0]['n']} attacked at {how['radius']:g}/255"
-    figures.save(figures.defences_figure(rows, chance=1 / len(split.train.classes), title=title), out / "figure.png")
-    return defences_table(rows), rows
 
 
 def write_rows(rows: Sequence[dict], path: Path) -> None:

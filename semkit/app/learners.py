@@ -7,7 +7,7 @@ from semkit.analysis.cluster import connected
 from semkit.analysis.cost import passes_of, seconds_of
 from semkit.analysis.designs import DESIGNS, LEARNERS, METHODS, learners_after, reference_recipe
 from semkit.analysis.measure import interval
-from semkit.analysis.report import write_defences, write_sweep
+from semkit.analysis.report import write_sweep
 from semkit.analysis.study import grid_recipes, learned_net, learned_row
 from semkit.app.inputs import engine_of, split_of
 from semkit.app.outputs import check_place, claim
@@ -17,6 +17,7 @@ from semkit.countermeasures.registry import counter
 from semkit.countermeasures.transform import Transform
 from semkit.images.files import shown
 from semkit.images.imageset import limit_test
+from semkit.lessons.transform import write_defences
 from semkit.nets.engine import Engine
 from semkit.nets.lab import Lab
 from semkit.protections.registry import sweep_recipes

@@ -1,18 +1,30 @@
-"""Why class-wise convolution protects: two Gaussians, a filter each, the Bayes rule between them and its accuracy.
+"""Why class-wise convolution protects: two Gaussians, a filter each, the Bayes rule between them, accuracy and figures.
 
 Source: Sadasivan et al., CUDA, CVPR 2023. The accuracies are computed here, not bounded.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
+import torch
 from scipy.special import ndtr
 
+from semkit.analysis.canvas import Figure, legend, new_figure, reference, titled
+from semkit.analysis.pictures import gallery_figure
 from semkit.images.pixels import check_count
 
 TILT = 0.15  # of the line of integration, in radians
 REACH, STEP = 26, 0.01  # its points: log r from -REACH to REACH
+DIMENSIONS = (1, 2, 3, 5, 8, 13, 20, 32, 50)
+LINES = {  # column of accuracies -> its label, colour, marker and line
+    "on_protected": ("protected data's rule\non protected data", "#009E73", "^", "-."),
+    "clean": ("clean data's rule\non clean data", "#000000", "o", "-"),
+    "on_clean": ("protected data's rule\non clean data", "#D55E00", "D", "-"),
+}
+CLASSES = {1: ("#0072B2", "+", "y = +1"), -1: ("#E69F00", "x", "y = \N{MINUS SIGN}1")}
 
 
 def eigenvalues(d: int, a: float) -> np.ndarray:
@@ -164,3 +176,58 @@ def accuracies(d: int, norm: float, a_minus: float, a_plus: float, *, samples: i
     for name, (share, error) in (sampled(mixture, samples, seed) if samples else {}).items():
         row |= {f"{name}_sampled": share, f"{name}_error": error}
     return row
+
+
+@lru_cache(maxsize=1024)
+def _closed_form(d: int, norm: float, a_minus: float, a_plus: float) -> dict:
+    return accuracies(d, norm, a_minus, a_plus)
+
+
+def _draw_plane(axes, mixture: Mixture, points: int = 300) -> None:
+    """Clean points in two dimensions, ellipses of two standard deviations of the filtered ones, and both rules."""
+    x, y = mixture.draw(points)
+    reach = max(3.5, mixture.norm + 2.5)
+    side, turn = np.linspace(-reach, reach, 161), np.linspace(0, 2 * np.pi, 100)
+    for label, (colour, marker, name) in CLASSES.items():
+        axes.plot(*x[y == label].T, marker, color=colour, ms=4, alpha=0.7, label=f"clean, {name}")
+        a = mixture.a_plus if label > 0 else mixture.a_minus
+        matrix = np.array([[1, a], [a, 1]])
+        rim = label * matrix @ mixture.mu + 2 * np.stack([np.cos(turn), np.sin(turn)], 1) @ matrix
+        axes.plot(*rim.T, color=colour, lw=1, ls="--", label=f"filtered, {name} (2 s.d.)")
+    grid = np.stack(np.meshgrid(side, side), -1).reshape(-1, 2)
+    a, b, c = bayes_rule(mixture)
+    score = ((grid @ a) * grid).sum(1) + grid @ b + c
+    axes.contour(side, side, score.reshape(len(side), -1), [0], colors="#D55E00", linewidths=2)
+    axes.plot([], [], color="#D55E00", lw=2, label="protected data's rule")
+    axes.plot(side, -side, color="black", lw=1, label="clean data's rule")
+    axes.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", xlabel="first value", ylabel="second value")
+    axes.legend(fontsize="x-small", loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2, frameon=False)
+
+
+def _draw_dimensions(axes, rows: Sequence[dict], at: int) -> None:
+    """Accuracies over the dimension, rows as of accuracies; `at`: a dimension to point out."""
+    for column, (label, colour, marker, ls) in LINES.items():
+        values = [100 * row[column] for row in rows]
+        axes.plot([row["d"] for row in rows], values, color=colour, marker=marker, ls=ls, ms=5, label=label)
+    reference(axes.axvline, at, f"d = {at}")
+    axes.set(xscale="log", ylim=(45, 102), xlabel="dimension d", ylabel="accuracy (%)")
+    axes.set(xticks=[1, 2, 5, 10, 20, 50], xticklabels=["1", "2", "5", "10", "20", "50"])
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
+    legend(axes)
+
+
+def mixture_figure(d: int, norm: float, a_minus: float, a_plus: float) -> Figure:
+    """What class-wise filters do to two Gaussians: left in two dimensions, right the accuracies over the dimension."""
+    figure = new_figure(10, 4.6)
+    panels = figure.subplots(1, 2, width_ratios=(1, 1.25))
+    _draw_plane(panels[0], Mixture(2, norm, a_minus, a_plus))
+    _draw_dimensions(panels[1], [_closed_form(each, norm, a_minus, a_plus) for each in DIMENSIONS], at=d)
+    title = f"|μ| = {norm:g}, filters (a, 1, a) with a = {a_minus:g} and {a_plus:g}"
+    return titled(figure, title, panels, ["two dimensions", "and more of them"])
+
+
+def filters_figure(filters: torch.Tensor, classes: Sequence[str], *, title: str) -> Figure:
+    """The filter [K,k,k] of every class, 0 black and 1 white."""
+    levels = (255 * filters).round().to(torch.uint8)[:, None]
+    return gallery_figure(dict(zip(classes, levels, strict=True)), columns=len(classes), title=title)

@@ -6,9 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
+import numpy as np
 import torch
 from torch import nn
 
+from semkit.analysis.canvas import Figure, legend, new_figure, reference, styles, titled
 from semkit.analysis.study import as_net
 from semkit.images.imageset import ImageSet, Split
 from semkit.lessons.corruptions import KINDS, corrupted
@@ -17,7 +19,7 @@ from semkit.nets.cache import as_json, kept
 from semkit.nets.engine import Engine, step_down
 from semkit.nets.lab import Lab
 from semkit.training.bullettrain import KINDS as SORTED
-from semkit.training.bullettrain import BulletTrain, Mined, Mining, mining
+from semkit.training.bullettrain import BulletTrain, Mined, Mining, groups, mining
 from semkit.training.learning import Learned, LearnRecipe, accuracy, fit
 from semkit.training.mixing import AugMix
 from semkit.training.objectives import Mart, Trades
@@ -170,3 +172,23 @@ def faster(rows: Sequence[dict], objective: str, form: str = "bullettrain", *, t
     rows = [row for row in rows if row["objective"] == objective and row["threads"] == threads]
     plain, mine = ({row["round"]: row["seconds"] for row in rows if row["form"] == of} for of in ("plain", form))
     return [plain[turn] / mine[turn] for turn in sorted(plain.keys() & mine.keys())]
+
+
+def spreads_figure(v: torch.Tensor, limit: float, *, title: str) -> Figure:
+    """A histogram of the signed spreads v [N] of a net's answers by kind: outlier, boundary, robust (above the limit).
+
+    The bins have an edge at 0 and at the limit, where the kind changes.
+    """
+    figure = new_figure(8, 3.4)
+    axes = figure.subplots()
+    low, high = min(-0.3, float(v.min())), max(0.3, float(v.max()))
+    bounds = sorted({low, 0.0, min(max(limit, low), high), high})
+    counts = [max(1, round(40 * (b - a) / (high - low))) for a, b in itertools.pairwise(bounds)]
+    parts = [np.linspace(a, b, n, endpoint=False) for (a, b), n in zip(itertools.pairwise(bounds), counts, strict=True)]
+    for kind, index in zip(SORTED, groups(v, limit), strict=True):
+        color, label = styles([kind])[kind]["color"], f"{kind}: {len(index) / len(v):.0%}"
+        axes.hist(v[index].tolist(), [*np.concatenate(parts), high], color=color, label=label)
+    reference(axes.axvline, limit, "limit")
+    axes.set(xlabel="signed spread of the answers (right > 0 > wrong)", ylabel="images")
+    legend(axes)
+    return titled(figure, title)

@@ -2,12 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from semkit.analysis.report import cell, markdown, write_rows
 from semkit.analysis.study import learned_net
 from semkit.countermeasures.transform import Behind, Transform, transformed
+from semkit.images.files import atomic_write
 from semkit.images.imageset import ImageSet, Split
 from semkit.nets.engine import count_passes, predict
 from semkit.nets.lab import Lab
@@ -15,8 +19,15 @@ from semkit.nets.weights import drawing
 from semkit.training.learning import LearnRecipe
 from semkit.training.perturb import EOT, PGD, Clean, Perturbation
 
+if TYPE_CHECKING:
+    from semkit.analysis.figures import Figure, Rows  # matplotlib takes a second that the command need not pay
+
 BATCH = 100
 STEPS, DRAWS = 10, 4  # of an attack, and of one step of EOT
+ATTACKS = {  # of transform_attacks, in the order of what they know -> how the figure names them
+    "none": "no attack", "naive": "naive:\nPGD on $f$", "external": "PGD on the\nexternal net", "BPDA": "BPDA",
+    "BPDA+EOT": "BPDA + EOT", "worst of these": "worst of\nthese",
+}  # fmt: skip
 Attacks = Mapping[str, tuple[nn.Module, Perturbation]]  # name -> (the net whose gradient is climbed, by what)
 
 
@@ -71,11 +82,6 @@ def attacked_rows(judge: nn.Module, attacks: Attacks, images: ImageSet, *, seed:
     return [*rows, {**worst, "attack_passes": sum(row["attack_passes"] for row in rows)}]
 
 
-def by_defence(rows: Sequence[dict]) -> dict[str, list[dict]]:
-    """Defence -> its rows, in the order of the rows."""
-    return {name: [row for row in rows if row["defence"] == name] for name in dict.fromkeys(r["defence"] for r in rows)}
-
-
 def defence_rows(
     split: Split,
     transform: Transform,
@@ -110,3 +116,62 @@ def defence_rows(
             found = attacked_rows(judge, attacks, images, seed=seed)
             rows += [{**about, "training_passes": cost, **row} for row in found]
     return rows
+
+
+def defences_table(rows: Sequence[dict]) -> str:
+    """Rows of defence_rows in Markdown: a line a defence, a column an attack, accuracy in %.
+
+    ± half the 95 % interval over seeds; - where an attack is none of the defence's.
+    """
+    lines = [["classifier", *dict.fromkeys(sorted((row["attack"] for row in rows), key=list(ATTACKS).index))]]
+    for name in dict.fromkeys(row["defence"] for row in rows):
+        mine = [row for row in rows if row["defence"] == name]
+        cells = [cell([row["accuracy"] for row in mine if row["attack"] == attack]) for attack in lines[0][1:]]
+        lines.append([name, *cells, f"{mine[0]['training_passes']:,}"])
+    lines[0].append("passes of training")
+    return markdown(lines)
+
+
+def defences_figure(rows: "Rows", *, chance: float | None = None, title: str) -> "Figure":
+    """Accuracy under each of ATTACKS, points a defence with 95 % intervals over seeds.
+
+    Where an attack needs a transform and a defence has none, its name stands under "not applicable".
+    """
+    import pandas as pd
+
+    from semkit.analysis import canvas
+
+    rows = pd.DataFrame(rows)
+    rows["accuracy"] *= 100
+    figure, look = canvas.new_figure(9, 4), canvas.styles(rows["defence"].unique())
+    axes = figure.subplots()
+    canvas.draw_points(axes, rows, "attack", "accuracy", by="defence", order=list(ATTACKS))
+    for place, attack in enumerate(ATTACKS):
+        tried = set(rows["defence"][rows["attack"] == attack])
+        missing = [name for name in look if name not in tried]
+        if missing:
+            text = "not applicable:\n" + "\n".join(missing)
+            axes.text(place, 98, text, ha="center", va="top", fontsize="small", color="0.4")
+    canvas.chance_line(axes.axhline, chance)
+    axes.set(ylim=(0, 100), xlabel=None, ylabel="accuracy (%)")
+    axes.set_xticks(range(len(ATTACKS)), ATTACKS.values())
+    axes.grid(axis="y", alpha=0.3)
+    canvas.legend(axes)
+    return canvas.titled(figure, title)
+
+
+def write_defences(
+    split: Split, transform: Transform, learners: Mapping[float, LearnRecipe], out: Path, *, lab: Lab, **how
+) -> tuple[str, list[dict]]:
+    """(table, rows) of defence_rows(**how): rows.csv, table.md and figure.png are written to `out`.
+
+    Finished learners are kept in out/runs.
+    """
+    from semkit.analysis.canvas import save
+
+    rows = defence_rows(split, transform, learners, lab=replace(lab, cache=out / "runs"), **how)
+    write_rows(rows, out / "rows.csv")
+    atomic_write(out / "table.md", (defences_table(rows) + "\n").encode())
+    title = f"{split.train.name}: {len(split.train)} training images, {rows[0]['n']} attacked at {how['radius']:g}/255"
+    save(defences_figure(rows, chance=1 / len(split.train.classes), title=title), out / "figure.png")
+    return defences_table(rows), rows

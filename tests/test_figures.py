@@ -1,0 +1,256 @@
+"""Figures of rows: what they draw is what the rows say, and nothing overlaps."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from drawn import bands, collisions, drawn_texts, error_bars, texts
+from photos import image_set
+
+from semkit.analysis import figures
+from semkit.analysis.designs import noise_sides, pairs
+from semkit.analysis.figures import grid_cells
+from semkit.analysis.measure import Correlation, correlation, interval
+
+SIDES = "none", "random", "adversarial"
+
+
+def learned(methods, radii=(0, 4), seeds=3):
+    """Rows of a grid whose numbers all differ."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for m, method in enumerate(methods):
+        for r in radii:
+            for seed in range(seeds):
+                curve = [[step, float(rng.uniform(0.1, 0.9))] for step in (10, 20, 40)]
+                row = {"method": method, "training_radius": r, "seed": seed, "last": curve[-1][1], "curve": curve}
+                rows.append({**row, "noise_passes": 0 if method == "clean" else 61_000 * (1 + 20 * m)})
+    return rows
+
+
+FOUR = learned(["clean", "em", "rem", "sem"], (0, 2, 4))
+PAIRS = learned(pairs("demo", 32))
+POINTS = [
+    {"method": method, "seed": seed, "x": -i + 0.3 * seed, "y": (i - 4) ** 2 + seed}
+    for i, method in enumerate(list(noise_sides("demo", 32))[1:])
+    for seed in range(3)
+]
+FOUND = correlation([row["x"] for row in POINTS], [row["y"] for row in POINTS])
+LOSSES = [
+    {"method": m, "direction": d, "radius": r, "seed": s, "loss": 0.1 + r * (i + 1) * (d == "adversarial") + 0.01 * s}
+    for i, m in enumerate(("em", "sem"))
+    for d in ("random", "adversarial")
+    for r in (0, 2, 8)
+    for s in range(3)
+]
+NAMES = ["none", "jpeg", "grayscale", "purifier=external.safetensors"]
+COUNTERED = [
+    {"method": m, "countermeasure": c, "training_radius": r, "seed": s, "last": 0.1 + 0.1 * i + 0.05 * j + 0.02 * s}
+    for i, m in enumerate(("clean", "em", "sem", "cuda"))
+    for j, c in enumerate(NAMES)
+    for r in (0, 4)
+    for s in range(3)
+]
+
+
+def scatter():
+    labels = {"xlabel": "noise robustness (negative loss)", "ylabel": "protection (points)"}
+    return figures.scatter_figure(POINTS, x="x", y="y", correlation=FOUND, title="Scatter", **labels)
+
+
+def lines(**how):
+    """Two methods over x = 1, 2, 4, two rows each; the second method has an estimate in its rows of x = 2."""
+    rows = [{"method": m, "x": x, "y": x * (i + 1) + s} for i, m in enumerate("ab") for x in (1, 2, 4) for s in (0, 1)]
+    rows[-3] |= {"guess": 6, "error": 4}
+    rows[-4] |= {"guess": 4, "error": 3}
+    return figures.lines_figure(rows, x="x", y="y", xlabel="x", ylabel="y", title="Lines", **how)
+
+
+def protection():
+    images = image_set(3, classes=3).images
+    noise = {m: torch.randint(-8, 9, images.shape, dtype=torch.int8) for m in ("em", "sem")}
+    return figures.protection_figure(FOUR, images, noise, radius=8, title="Protection", chance=0.1)
+
+
+def reached(**how):
+    rows = [{"method": m, "cost": c, "good": g} for m, c, g in (("a", 1, 5), ("a", 3, 7), ("b", 10, 1), ("b", 10, 1))]
+    return figures.reached_figure(rows, x="cost", xlabel="cost", columns={"good": "good"}, title="reached", **how)
+
+
+FIGURES = {
+    "accuracy": lambda: figures.accuracy_figure(FOUR, chance=0.1, title="Accuracy"),
+    "accuracy of pairs": lambda: figures.accuracy_figure(PAIRS, chance=0.1, title="Accuracy"),
+    "curves": lambda: figures.curves_figure(FOUR, chance=0.1, title="Curves"),
+    "grid": lambda: figures.grid_figure(PAIRS, title="Grid"),
+    "scatter": scatter,
+    "losses": lambda: figures.losses_figure(LOSSES, title="Losses"),
+    "lines": lambda: lines(points=("guess", "error")),
+    "protection": protection,
+    "reached": reached,
+    "countermeasures": lambda: figures.countermeasures_figure(COUNTERED, chance=0.1, title="Countermeasures"),
+    "progress": lambda: figures.progress_figure({0: 2.0, 50: 0.5}, {0: (0.1, 0.1), 50: (0.9, 0.2)}, 100),
+}
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_no_text_hides_another_or_leaves_the_figure(name):
+    figure = FIGURES[name]()
+    assert collisions(figure) == ([], []) and len(drawn_texts(figure)) >= 5
+    assert figure.get_size_inches()[0] <= 14
+
+
+@pytest.mark.parametrize("rows", [FOUR, pd.DataFrame(FOUR)], ids=["dicts", "table"])
+def test_accuracies_are_means_with_students_intervals(rows):
+    (axes,) = figures.accuracy_figure(rows, chance=0.1, title="t").axes
+    assert texts(axes) == ["clean images", "EM", "REM", "SEM", "chance (10 %)"]
+    for method, (means, ends) in zip(("clean", "em", "rem", "sem"), error_bars(axes, 4), strict=True):
+        for place, radius in enumerate((0, 2, 4)):
+            mine = [row["last"] for row in FOUR if (row["method"], row["training_radius"]) == (method, radius)]
+            mean, low, high = 100 * np.array(interval(mine))
+            assert means[place] == pytest.approx((radius, mean), abs=0.15)
+            assert ends[place] == pytest.approx((low, high))
+    assert "%" in axes.get_ylabel() and "levels of 255" in axes.get_xlabel()
+
+
+def test_one_seed_has_no_interval_and_one_method_is_enough():
+    (axes,) = figures.accuracy_figure([row for row in FOUR if row["seed"] == 0], title="t").axes
+    assert all(np.isnan(ends).all() and np.isfinite(means).all() for means, ends in error_bars(axes, 4))
+    (axes,) = figures.accuracy_figure([row for row in FOUR if row["method"] == "em"], title="t").axes
+    assert texts(axes) == ["EM"]
+
+
+def test_curves_have_a_panel_a_radius_and_bands_of_intervals():
+    figure = figures.curves_figure(FOUR, chance=0.1, title="t")
+    assert [axes.get_title() for axes in figure.axes] == ["ERM", "AT 2/255", "AT 4/255"]
+    axes = figure.axes[2]
+    for place, step in enumerate((10, 20, 40)):
+        mine = [r["curve"][place][1] for r in FOUR if (r["method"], r["training_radius"]) == ("em", 4)]
+        mean, low, high = 100 * np.array(interval(mine))
+        assert axes.lines[1].get_xydata()[place] == pytest.approx((step, mean))
+        assert bands(axes)[1][step] == pytest.approx((low, high))
+    assert texts(axes)[1] == "EM" and figure.axes[0].get_legend() is None
+    alone = figures.curves_figure([row for row in FOUR if row["training_radius"] == 4], title="Curves")
+    assert alone.get_suptitle() == "Curves (AT 4/255)" and alone.axes[0].get_title() == ""
+
+
+def test_the_cells_of_the_grid_are_protection_with_its_interval_and_cost():
+    figure = figures.grid_figure(PAIRS, title="t")
+    erm, at, *bars = figure.axes
+    clean = {(r["training_radius"], r["seed"]): r["last"] for r in PAIRS if r["method"] == "clean"}
+    for axes, radius in ((erm, 0), (at, 4)):
+        cells = np.reshape([text.get_text() for text in axes.texts], (3, 3))
+        shown = np.reshape(axes.collections[0].get_array(), (3, 3))
+        for i, noise in enumerate(SIDES):
+            for j, surrogate in enumerate(SIDES):
+                mine = [r for r in PAIRS if (r["method"], r["training_radius"]) == (f"{noise}/{surrogate}", radius)]
+                mean, _, high = interval([100 * (clean[radius, r["seed"]] - r["last"]) for r in mine])
+                *_, value, cost = cells[i, j].split("\n")
+                assert value == f"{mean:.1f} ± {high - mean:.1f}".replace("-0.0", "0.0").replace("-", "−")
+                assert shown[i, j] == pytest.approx(mean)
+                passes = mine[0]["noise_passes"]
+                assert cost == (f"{passes / 1e6:.1f} M passes" if passes >= 1e6 else f"{passes // 1000} k passes")
+        assert cells[1, 2].startswith("SEM\n") and cells[2, 2].startswith("REM\n")
+        assert axes.collections[0].get_clim() == pytest.approx((shown.min(), shown.max()))  # a scale for each map
+    assert len(bars) == 2 and all("points" in bar.get_ylabel() for bar in bars)
+    assert erm.get_ylabel() == "noise side" and erm.get_title().startswith("ERM, clean images: ")
+
+
+def test_a_pair_without_rows_is_an_empty_cell_and_a_radius_without_clean_rows_is_refused():
+    some = [row for row in PAIRS if row["method"] != "random/none" and row["seed"] == 0]
+    axes = figures.grid_figure(some, title="t").axes[0]
+    assert len(axes.texts) == 8 and not any("±" in text.get_text() for text in axes.texts)
+    assert np.isnan(grid_cells(some, 0)[0][1, 0])
+    lacking = [row for row in PAIRS if (row["method"], row["training_radius"]) != ("clean", 4)]
+    with pytest.raises(ValueError, match='protection needs rows of "clean"'):
+        figures.grid_figure(lacking, title="t")
+
+
+def test_the_scatter_has_a_point_a_row_and_a_mean_a_method_and_says_the_correlation():
+    (axes,) = scatter().axes
+    assert [text for text in texts(axes) if text in SIDES] == list(SIDES)
+    assert {"noise side", "seed", "0", "1", "2", "mean of a method"} <= set(texts(axes))
+    points, means = axes.collections[0].get_offsets(), axes.collections[1].get_offsets()
+    assert np.array(points) == pytest.approx(np.array([(row["x"], row["y"]) for row in POINTS]))
+    first = [(row["x"], row["y"]) for row in POINTS if row["method"] == "none 0"]
+    assert means[0].tolist() == pytest.approx(np.mean(first, axis=0))
+    given = Correlation((-0.5, -0.75, -0.25), (0.125, -0.1, 0.5), 27)
+    (axes,) = figures.scatter_figure(POINTS, x="x", y="y", xlabel="a", ylabel="b", correlation=given, title="t").axes
+    said = axes.texts[-1].get_text()
+    assert said == "Pearson −0.50\n[−0.75, −0.25]\nSpearman 0.12\n[−0.10, 0.50]\nn = 27"
+
+
+def test_a_scatter_of_published_methods_names_them_in_legend_and_axes():
+    rows = [{"method": m, "x": i, "y": i} for i, m in enumerate(("em", "rem", "sem"))]
+    (axes,) = figures.scatter_figure(rows, x="x", y="y", xlabel="a", ylabel="b", title="t").axes
+    assert {"EM", "REM", "SEM"} <= set(texts(axes))
+    assert {text.get_text() for text in axes.texts} == {"EM", "REM", "SEM"}
+
+
+def test_names_in_the_scatter_stand_beside_a_point_of_theirs_and_on_none():
+    figure = scatter()
+    figure.canvas.draw()
+    (axes,) = figure.axes
+    points = axes.transData.transform([(row["x"], row["y"]) for row in POINTS])
+    names = [text for text in axes.texts if not text.get_text().startswith("Pearson")]
+    assert len(names) >= 4
+    for text in names:
+        box = text.get_window_extent()
+        assert not any(box.contains(*point) for point in points)
+        own = [(row["x"], row["y"]) for row in POINTS if row["method"] == text.get_text()]
+        near = axes.transData.transform([np.mean(own, axis=0)])
+        assert min(max(box.x0 - x, x - box.x1, abs(y - (box.y0 + box.y1) / 2)) for x, y in near) < 20
+
+
+def test_losses_are_solid_in_the_worst_case_and_dashed_along_random_directions():
+    (axes,) = figures.losses_figure(LOSSES, title="t").axes
+    assert texts(axes) == ["EM, worst case", "SEM, worst case", "EM, random", "SEM, random"]
+    assert [line.get_linestyle() for line in axes.lines] == ["-", "-", "--", "--"]
+    em = [row["loss"] for row in LOSSES if (row["method"], row["direction"]) == ("em", "adversarial")]
+    mean, low, high = interval(em[-3:])
+    assert axes.lines[0].get_xydata()[-1] == pytest.approx((8, mean))
+    assert bands(axes)[0][8] == pytest.approx((low, high))
+
+
+def test_lines_are_means_in_bands_with_estimates_beside_them():
+    (axes,) = lines().axes
+    assert texts(axes) == ["a", "b"]
+    assert axes.lines[1].get_xydata() == pytest.approx(np.array([(1, 2.5), (2, 4.5), (4, 8.5)]))
+    _, low, high = interval([8, 9])
+    assert bands(axes)[1][4] == pytest.approx((low, high))
+    (axes,) = lines(points=("guess", "error"), log=True).axes
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["1", "2", "4"]
+    assert axes.get_xscale() == "log" and len(axes.containers) == 1
+    point, _, (bar,) = axes.containers[0]
+    assert point.get_xydata().tolist() == [[2, 5]]  # the standard error of the mean is hypot(3, 4) / 2
+    assert bar.get_segments()[0][:, 1].tolist() == [0, 10] and point.get_color() == axes.lines[1].get_color()
+
+
+def test_on_the_log_scale_mean_and_band_of_losses_are_geometric_and_stay_above_zero():
+    losses = (0.001, 0.1, 0.02)  # whose plain interval reaches below zero
+    rows = [{"method": "em", "direction": "random", "radius": r, "loss": loss * r} for loss in losses for r in (1, 2)]
+    (axes,) = figures.losses_figure(rows, log=True, title="t").axes
+    mean, low, high = np.exp(interval(np.log(losses)))
+    assert axes.get_yscale() == "log" and interval(losses)[1] < 0 < low
+    assert axes.lines[0].get_xydata() == pytest.approx(np.array([(1, mean), (2, 2 * mean)]))
+    assert bands(axes)[0][1] == pytest.approx((low, high), abs=1e-8)
+
+
+def test_what_is_reached_is_drawn_at_its_means():
+    (axes,) = reached().axes
+    points = {bars.get_label(): tuple(float(v[0]) for v in bars.lines[0].get_data()) for bars in axes.containers}
+    assert points == {"a": (2, 6), "b": (10, 1)}
+    assert axes.get_xlim()[0] == 0 and axes.get_xscale() == "linear"
+    (axes,) = reached(log=True).axes
+    assert axes.get_xscale() == "log" and [tick.get_text() for tick in axes.get_xticklabels()] == ["1", "3", "10"]
+
+
+def test_every_countermeasure_has_its_line_and_every_method_its_point_there():
+    erm, at = figures.countermeasures_figure(COUNTERED, title="Countermeasures").axes
+    assert [label.get_text() for label in erm.get_yticklabels()] == ["none", "JPEG 10", "grey-scale", "purifier"]
+    assert [axes.get_title() for axes in (erm, at)] == ["ERM", "AT 4/255"] and texts(at)[-1] == "CUDA"
+    means, ends = error_bars(erm, 4, values=0)[2]  # sem
+    told = "sem", "jpeg", 0
+    found = [r["last"] for r in COUNTERED if (r["method"], r["countermeasure"], r["training_radius"]) == told]
+    mean, low, high = interval(found)
+    assert round(means[1, 1]) == 1 and means[1, 0] == pytest.approx(100 * mean)
+    assert ends[1] == pytest.approx([100 * low, 100 * high])
