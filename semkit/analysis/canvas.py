@@ -27,6 +27,7 @@ STYLE = {
     "robust": ("#009E73", "^", "-"),
 }
 SPARE = ("#CC79A7", "#56B4E9", "#E69F00", "#0072B2", "#D55E00", "#009E73", "#000000")
+Rows = pd.DataFrame | Sequence[dict]
 SIDES = {"none": "em", "random": "sem", "adversarial": "rem"}  # noise side -> the published method that has it
 DPI = 200  # twice the density of a page, whose pixels are 1/100 inch
 

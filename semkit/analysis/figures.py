@@ -11,33 +11,22 @@ import pandas as pd
 import seaborn as sns
 import torch
 
-from semkit.analysis.canvas import (
-    SIDES,
-    Figure,
-    chance_line,
-    draw_lines,
-    draw_points,
-    legend,
-    minus,
-    new_figure,
-    noise_side,
-    styles,
-    titled,
-)
-from semkit.analysis.canvas import save as save
-from semkit.analysis.canvas import show as show
+from semkit.analysis import canvas
+from semkit.analysis.canvas import SIDES, Figure, Rows, new_figure, save, show, styles, titled  # noqa: F401
 from semkit.analysis.measure import Correlation, interval, learner, protection
-from semkit.analysis.pictures import class_means_figure as class_means_figure
-from semkit.analysis.pictures import draw_rows, strip_rows
-from semkit.analysis.pictures import embedding_figure as embedding_figure
-from semkit.analysis.pictures import gallery_figure as gallery_figure
-from semkit.analysis.pictures import images_figure as images_figure
-from semkit.analysis.pictures import spectrum_figure as spectrum_figure
-from semkit.analysis.pictures import strip_figure as strip_figure
+from semkit.analysis.pictures import (  # noqa: F401, for notebooks
+    class_means_figure,
+    draw_rows,
+    embedding_figure,
+    gallery_figure,
+    images_figure,
+    spectrum_figure,
+    strip_figure,
+    strip_rows,
+)
 from semkit.countermeasures import registry
 from semkit.protections.registry import METHODS, label_of
 
-Rows = pd.DataFrame | Sequence[dict]
 PUBLISHED = {"none/none": "EM+EOT", "random/adversarial": "SEM", "adversarial/adversarial": "REM"}
 PAIR = "noise side/surrogate side"
 ACCURACY = "accuracy on clean test images (%)"
@@ -49,15 +38,15 @@ def _percent(rows: Rows, column: str) -> pd.DataFrame:
 
 
 def _legend_of_accuracy(axes, rows: pd.DataFrame, chance: float | None) -> None:
-    chance_line(axes.axhline, chance)
+    canvas.chance_line(axes.axhline, chance)
     axes.set(ylim=(0, 100), ylabel=ACCURACY)
-    legend(axes, PAIR if rows["method"].str.contains("/").any() else None)
+    canvas.legend(axes, PAIR if rows["method"].str.contains("/").any() else None)
 
 
 def _draw_accuracy(axes, rows: Rows, chance: float | None) -> None:
     rows = _percent(rows, "last")
     radii = sorted(rows["training_radius"].unique())
-    draw_points(axes, rows, "training_radius", "last", joined=True, native_scale=True)
+    canvas.draw_points(axes, rows, "training_radius", "last", joined=True, native_scale=True)
     axes.set(xticks=radii, xticklabels=["0\n(ERM)" if r == 0 else f"{r:g}" for r in radii])
     axes.set_xlabel("learner's training radius (levels of 255)")
     axes.grid(axis="y", alpha=0.3)
@@ -97,7 +86,7 @@ def curves_figure(rows: Rows, *, chance: float | None = None, title: str) -> Fig
     figure = new_figure(min(9.5, 4 + 2.5 * len(radii)), 3.8)
     panels = figure.subplots(1, len(radii), sharey=True, squeeze=False)[0]
     for axes, radius in zip(panels, radii, strict=True):
-        draw_lines(axes, rows[rows["training_radius"] == radius], "step", "accuracy")
+        canvas.draw_lines(axes, rows[rows["training_radius"] == radius], "step", "accuracy")
         axes.set(xlabel="learner's step", ylabel=None)
     _legend_of_accuracy(panels[-1], rows, chance)
     panels[0].set_ylabel(ACCURACY)
@@ -113,7 +102,7 @@ def grid_cells(rows: Sequence[dict], training_radius: float) -> tuple[np.ndarray
 
 def _cell(rows: Sequence[dict], pair: str, mean: float, half: float) -> str:
     passes = max((row.get("noise_passes", 0) for row in rows if row["method"] == pair), default=0)
-    value = minus(f"{round(mean, 1) + 0:.1f}") + ("" if np.isnan(half) else f" ± {half:.1f}")  # + 0: no -0.0
+    value = canvas.minus(f"{round(mean, 1) + 0:.1f}") + ("" if np.isnan(half) else f" ± {half:.1f}")  # + 0: no -0.0
     cost = passes and (f"{passes / 1e6:.1f} M passes" if passes >= 1e6 else f"{passes / 1e3:.0f} k passes")
     return "\n".join(text for text in (PUBLISHED.get(pair), value, cost) if text)
 
@@ -156,13 +145,13 @@ def countermeasures_figure(rows: Rows, *, chance: float | None = None, title: st
     figure = new_figure(2.5 + 5.5 * len(radii), 1.6 + 0.42 * len(names))
     panels = figure.subplots(1, len(radii), sharey=True, squeeze=False)[0]
     for axes, radius in zip(panels, radii, strict=True):
-        draw_points(axes, rows[rows["training_radius"] == radius], "last", "countermeasure", order=names)
-        chance_line(axes.axvline, chance)
+        canvas.draw_points(axes, rows[rows["training_radius"] == radius], "last", "countermeasure", order=names)
+        canvas.chance_line(axes.axvline, chance)
         axes.set(xlim=(0, 100), xlabel=ACCURACY, ylabel=None)
         axes.grid(axis="x", alpha=0.3)
         axes.get_legend().remove()
     panels[0].set_yticks(range(len(names)), map(registry.label_of, names))
-    legend(panels[-1])
+    canvas.legend(panels[-1])
     return titled(figure, title, panels, [learner(radius) for radius in radii])
 
 
@@ -187,7 +176,7 @@ def correlation_text(found: Correlation) -> str:
     """Both coefficients, each with its interval, and n."""
     lines = (("Pearson", found.pearson), ("Spearman", found.spearman))
     text = "".join(f"{name} {v:.2f}\n[{low:.2f}, {high:.2f}]\n" for name, (v, low, high) in lines)
-    return minus(text) + f"n = {found.n}"
+    return canvas.minus(text) + f"n = {found.n}"
 
 
 def scatter_figure(
@@ -208,7 +197,7 @@ def scatter_figure(
     rows = pd.DataFrame(rows)
     published = bool(rows["method"].isin(METHODS).all())
     hue = "method" if published else "noise side"
-    rows["noise side"] = rows["method"].map(noise_side)
+    rows["noise side"] = rows["method"].map(canvas.noise_side)
     look = styles(rows[hue].unique())
     marks = {"style": "seed", "markers": list("os^DvPX*<>")[: rows["seed"].nunique()]} if "seed" in rows else {}
     figure = new_figure(8, 4.4)
@@ -221,7 +210,7 @@ def scatter_figure(
     axes.set(xlabel=xlabel, ylabel=ylabel)
     axes.margins(0.08)
     axes.grid(alpha=0.3)
-    legend(axes)
+    canvas.legend(axes)
     _name_points(axes, pd.concat([rows[[x, y]], means]), means)
     if correlation:
         axes.text(1.02, 0, correlation_text(correlation), transform=axes.transAxes, va="bottom", fontsize="small")
@@ -239,9 +228,9 @@ def losses_figure(rows: Rows, *, log: bool = False, title: str) -> Figure:
     axes = figure.subplots()
     axes.set_yscale("log" if log else "linear")  # seaborn takes means and intervals on the scale of the axis
     for direction, ls, name in (("adversarial", "-", "worst case"), ("random", "--", "random")):
-        draw_lines(axes, rows[rows["direction"] == direction], "radius", "loss", ls=ls, label=f"{{}}, {name}")
+        canvas.draw_lines(axes, rows[rows["direction"] == direction], "radius", "loss", ls=ls, label=f"{{}}, {name}")
     axes.set(xlabel="radius of the perturbation (levels of 255)", ylabel="cross-entropy loss (nats)")
-    legend(axes, "noise, perturbation")
+    canvas.legend(axes, "noise, perturbation")
     return titled(figure, title)
 
 
@@ -271,7 +260,7 @@ def lines_figure(
     rows = pd.DataFrame(rows)
     figure = new_figure(8, 4)
     axes = figure.subplots()
-    draw_lines(axes, rows, x, y, **({"marker": ""} if points else {}))
+    canvas.draw_lines(axes, rows, x, y, **({"marker": ""} if points else {}))
     look = styles(rows["method"].unique())
     for (method, place), found in rows.dropna(subset=points or ()).groupby(["method", x]) if points else ():
         bar = 2 * np.linalg.norm(found[points[1]]) / len(found)
@@ -280,7 +269,7 @@ def lines_figure(
     if log:
         values = sorted(rows[x].unique())
         _log_axis(axes, values, [f"1/{1 / value:g}" if value < 1 else f"{value:g}" for value in values])
-    legend(axes)
+    canvas.legend(axes)
     return titled(figure, title)
 
 
@@ -314,7 +303,7 @@ def reached_figure(
             _log_axis(axes, ticks, [f"{tick:,}" for tick in ticks])
             axes.set_xlim(ends)
     figure.supxlabel(xlabel, fontsize="medium")
-    legend(panels[-1])
+    canvas.legend(panels[-1])
     return titled(figure, title)
 
 
@@ -328,7 +317,7 @@ def progress_figure(losses: Mapping[int, float], right: Mapping[int, tuple[float
         shares = [100 * pair[place] for pair in right.values()]
         middle.plot(list(right), shares, ms=4, label=name, **styles([method])[method])
     middle.set(ylim=(0, 100), ylabel="surrogate right (%)")
-    legend(middle, "images")
+    canvas.legend(middle, "images")
     for axes in figure.axes:
         axes.set(xlim=(0, total), xlabel="step")
         axes.grid(alpha=0.3)

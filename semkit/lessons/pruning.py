@@ -9,8 +9,7 @@ import numpy as np
 import pandas as pd
 from torch import Tensor, nn
 
-from semkit.analysis.canvas import Figure, draw_lines, legend, new_figure, titled
-from semkit.analysis.figures import Rows
+from semkit.analysis.canvas import Figure, Rows, draw_lines, legend, new_figure, titled
 from semkit.images.imageset import Split
 from semkit.nets.cache import kept_json
 from semkit.nets.lab import Lab

@@ -20,7 +20,7 @@ from semkit.training.learning import LearnRecipe
 from semkit.training.perturb import EOT, PGD, Clean, Perturbation
 
 if TYPE_CHECKING:
-    from semkit.analysis.figures import Figure, Rows  # matplotlib takes a second that the command need not pay
+    from semkit.analysis.canvas import Figure, Rows  # matplotlib takes a second that the command need not pay
 
 BATCH = 100
 STEPS, DRAWS = 10, 4  # of an attack, and of one step of EOT
