@@ -175,7 +175,10 @@ def test_a_fraction_of_every_class_is_filtered_the_rest_is_as_it_was_and_check_k
         protected = np.asarray(Image.open(tmp_path / "out/images" / name))
         changed[name] = bool((protected != np.asarray(Image.open(path))).any())
     assert Counter(name[0] for name, is_changed in changed.items() if is_changed) == {"a": 6, "b": 6}
-    assert report["protected"] == 12
+    assert (report["protected"], report["recipe"]["fraction"], "fraction" in report) == (12, 0.5, False)
+    how = dict(size=8, seed=2, fraction=0.5)  # the share may be said to `protect` too, as for noise
+    assert protect(str(photos), tmp_path / "same", ClassFilters(key=KEY), **how)["recipe"] == report["recipe"]
+    assert contents(tmp_path / "same/images") == contents(tmp_path / "out/images")
     assert not check(str(photos), tmp_path / "out", key=KEY)["problems"]
     untouched = next(name for name, is_changed in changed.items() if not is_changed)
     Image.new("RGB", (8, 8), "red").save(tmp_path / "out/images" / untouched)

@@ -105,11 +105,9 @@ def load_originals(
     return Originals(images, outputs, read, stored, skipped, folder.ignored)
 
 
-def _requested(
+def _found(
     source: str,
     out: Path,
-    recipe: Recipe,
-    seed: int,
     *,
     size: int = 32,
     limit: int | None = None,
@@ -119,21 +117,29 @@ def _requested(
     hold: str = "auto",
     on_step: OnStep | None = None,
 ) -> tuple[Originals, dict]:
-    """(the images to protect, the record of what is asked for): the record decides what will be in `out`.
+    """(the images to protect, how they were chosen). Raises DataError and OutputError.
 
     hold: where images are until they are written, "memory", "disk" or "auto" (storage.Storage); the bytes are the same.
-    The others: as of `load_originals`. Raises DataError, OutputError, and ValueError for a seed that is none.
+    The others: as of `load_originals`.
     """
     check_place(source, out)
     how = {"size": size, "limit": limit, "skip_unreadable": skip_unreadable}
-    seed = check_seed(seed)
     found = load_originals(source, **how, root=root, download=download, storage=Storage(hold, out), on_step=on_step)
     _check_memory(found)
     check_links(out, found.outputs)
-    return found, {
-        "semkit": __version__, "code": CODE, "torch": torch.__version__, "source": str(source),
+    return found, {"source": str(source), **how}
+
+
+def _record(found: Originals, recipe: Recipe, share: float, seed: int, lab: Lab) -> dict:
+    """What OUT depends on, besides how its images were chosen. A fraction is told where it always was."""
+    told = as_dict(recipe)
+    fraction = {"fraction": share}
+    return {
+        "semkit": __version__, "code": CODE, "torch": torch.__version__,
         "fingerprint": hashlib.sha256(repr((found.images.fingerprint, found.outputs)).encode()).hexdigest()[:24],
-        "recipe": as_dict(recipe), "seed": seed, **how,
+        "recipe": told | fraction if "fraction" in told else told, "seed": seed,
+        **({} if "fraction" in told else fraction), **({"method": recipe.method} if recipe.radius is None else {}),
+        **(lab.engine.settings() if recipe.net else {}),
     }  # fmt: skip
 
 
@@ -185,13 +191,12 @@ def protect(
 
         report = sk.protect("PHOTOS", "OUT", sk.craft_recipe("sem", "lesson", radius=8))
     """
-    lab, out = lab or Lab(), output_folder(out)
+    lab, out, seed = lab or Lab(), output_folder(out), check_seed(seed)
     _check_settings(recipe, fraction, checkpoint_every)
-    found, request = _requested(source, out, recipe, seed, on_step=lab.on_step, **reading)
-    seed, noisy = request["seed"], recipe.radius is not None
-    request |= {"fraction": fraction} if noisy else {"fraction": fraction, "method": recipe.method}
-    request |= lab.engine.settings() if recipe.net else {}
-    chosen = stratified_share(found.images.labels, fraction * recipe.fraction, seed)
+    found, how = _found(source, out, on_step=lab.on_step, **reading)
+    share, noisy = fraction * recipe.fraction, recipe.radius is not None
+    request = {**_record(found, recipe, share, seed, lab), **how}
+    chosen = stratified_share(found.images.labels, share, seed)
     _check_sizes(found, chosen.tolist(), recipe)
     subset = found.images.take(chosen)
 
