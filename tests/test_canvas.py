@@ -11,8 +11,9 @@ from IPython.core.formatters import DisplayFormatter
 from PIL import Image
 
 from semkit.analysis import canvas
-from semkit.analysis.canvas import SIDES, noise_side, styles
+from semkit.analysis.canvas import noise_side, styles
 from semkit.analysis.designs import noise_sides, pairs
+from semkit.protections.recipes import SIDES
 
 
 def drawn():

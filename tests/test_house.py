@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from semkit.protections.registry import PROTECTIONS
+
 PACKAGE = Path(__file__).parents[1] / "semkit"
 FLOORS = ("images", "nets", "training", "protections", "countermeasures", "analysis", "lessons", "app")
 ONLY = {  # outside library -> the modules that may import it
@@ -42,6 +44,23 @@ def known(tree):
     for module, names in imports(tree):
         paths = [path.removeprefix("semkit.") for path in (module, *(f"{module}.{name}" for name in names))]
         yield from (path for path in dict.fromkeys(paths) if path in MODULES or path in FLOORS)
+
+
+# A protection is named in its own file and in the dict of all; experiments, which are about some, name those.
+OF_PROTECTIONS = {"protections.cuda", "protections.recipes", "protections.registry", "analysis.designs"}
+OF_DEVICES = {"analysis.cost", "analysis.speed", "analysis.speedreport", "images.imageset", "nets.engine"}  # "cuda"
+OF_ONE = {"ClassFilters", "CleanPart", "class_filters", "EM", "REM", "SEM", "CUDA"}
+
+
+def protections_named(tree, names):
+    """Protections that the code names: as a text, by what their files define, or by asking for the type of a recipe."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and node.value in names:
+            yield node.value
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("semkit.protections"):
+            yield from (alias.name for alias in node.names if alias.name in OF_ONE)
+        elif isinstance(node, ast.Call) and getattr(node.func, "id", "") == "isinstance":
+            yield from (name for name in ("CraftRecipe", "NoiseRecipe", "ClassFilters") if name in ast.unparse(node))
 
 
 def floor(module):
@@ -107,6 +126,19 @@ def test_every_public_function_and_class_says_what_it_is(module):
 def test_no_function_has_the_name_of_its_module(module):
     names = {node.name for node in parsed(module).body if isinstance(node, ast.FunctionDef)}
     assert module.split(".")[1] not in names or module in NAMES_LATER
+
+
+@pytest.mark.parametrize("module", sorted(set(MODULES) - OF_PROTECTIONS))
+def test_no_protection_is_a_special_case(module):
+    names = set(PROTECTIONS) - ({"cuda"} if module in OF_DEVICES else set())
+    assert list(protections_named(parsed(module), names)) == [] or module.startswith("lessons.")
+
+
+def test_a_special_case_would_be_seen():
+    twin = ast.parse(
+        'if isinstance(recipe, CraftRecipe) or method == "cuda":\n    from semkit.protections.cuda import ClassFilters'
+    )
+    assert set(protections_named(twin, PROTECTIONS)) == {"CraftRecipe", "cuda", "ClassFilters"}
 
 
 def test_importing_the_package_takes_no_torch():

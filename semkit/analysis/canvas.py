@@ -17,6 +17,7 @@ from PIL import Image
 
 from semkit.analysis.measure import interval
 from semkit.images.files import atomic_write
+from semkit.protections.recipes import SIDES
 from semkit.protections.registry import METHODS, label_of
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; marker and line say the same again.
@@ -28,7 +29,6 @@ STYLE = {
 }
 SPARE = ("#CC79A7", "#56B4E9", "#E69F00", "#0072B2", "#D55E00", "#009E73", "#000000")
 Rows = pd.DataFrame | Sequence[dict]
-SIDES = {"none": "em", "random": "sem", "adversarial": "rem"}  # noise side -> the published method that has it
 DPI = 200  # twice the density of a page, whose pixels are 1/100 inch
 
 

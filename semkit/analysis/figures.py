@@ -12,7 +12,7 @@ import seaborn as sns
 import torch
 
 from semkit.analysis import canvas
-from semkit.analysis.canvas import SIDES, Figure, Rows, new_figure, save, show, styles, titled  # noqa: F401
+from semkit.analysis.canvas import Figure, Rows, new_figure, save, show, styles, titled  # noqa: F401
 from semkit.analysis.measure import Correlation, interval, learner, protection
 from semkit.analysis.pictures import (  # noqa: F401, for notebooks
     class_means_figure,
@@ -25,9 +25,9 @@ from semkit.analysis.pictures import (  # noqa: F401, for notebooks
     strip_rows,
 )
 from semkit.countermeasures import registry
-from semkit.protections.registry import METHODS, label_of
+from semkit.protections.recipes import PUBLISHED, SIDES
+from semkit.protections.registry import DEFAULT, METHODS, label_of
 
-PUBLISHED = {"none/none": "EM+EOT", "random/adversarial": "SEM", "adversarial/adversarial": "REM"}
 PAIR = "noise side/surrogate side"
 ACCURACY = "accuracy on clean test images (%)"
 
@@ -313,7 +313,7 @@ def progress_figure(losses: Mapping[int, float], right: Mapping[int, tuple[float
     left, middle = figure.subplots(1, 2)
     left.plot(losses.keys(), losses.values(), color="#0072B2", lw=1)
     left.set(ylim=(0, 1.1 * max(losses.values())), ylabel="surrogate's loss (nats)")
-    for place, (name, method) in enumerate({"with their noise": "sem", "without": "clean"}.items()):
+    for place, (name, method) in enumerate({"with their noise": DEFAULT, "without": "clean"}.items()):
         shares = [100 * pair[place] for pair in right.values()]
         middle.plot(list(right), shares, ms=4, label=name, **styles([method])[method])
     middle.set(ylim=(0, 100), ylabel="surrogate right (%)")

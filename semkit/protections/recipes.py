@@ -13,6 +13,9 @@ from semkit.training.presets import PRESETS, STRIDE1, attack
 from semkit.training.schedule import SGD
 
 ERROR_MINIMISING = ("sem", "rem", "em")
+SIDES = {"none": "em", "random": "sem", "adversarial": "rem"}  # noise side -> the published method that has it
+# "noise side/surrogate side" -> how it was published, or with what it differs from that.
+PUBLISHED = {"none/none": "EM+EOT", "random/adversarial": "SEM", "adversarial/adversarial": "REM"}
 
 
 def sides(method: str, perturbation_radius: float, pgd: PGD) -> dict[str, Perturbation]:
