@@ -22,8 +22,9 @@ from semkit.countermeasures.images import (
     projection,
 )
 from semkit.countermeasures.registry import COUNTERMEASURES, ByImage, check_countermeasure, counter, label_of, place_of
-from semkit.countermeasures.training import ClassBlur, Gaussian, RandomBlur
+from semkit.countermeasures.training import ClassBlur, Gaussian, RandomBlur, TrivialAugment
 from semkit.images.augment import ColorJitter, Cutout, FlipCrop
+from semkit.images.pixels import to_float
 from semkit.nets.engine import Engine
 from semkit.nets.lab import Lab
 from semkit.training.learning import LearnRecipe, fit
@@ -46,9 +47,19 @@ def each(images, change):
     return torch.from_numpy(np.stack(done)).permute(0, 3, 1, 2)
 
 
-def by_pillow_jpeg(image):
-    Image.fromarray(image).save(file := io.BytesIO(), "JPEG", quality=10)
+def by_pillow(image, kind, quality=10):
+    Image.fromarray(image).save(file := io.BytesIO(), kind, quality=quality)
     return np.array(Image.open(file))
+
+
+def by_pillow_grey(image):
+    return np.array(Image.fromarray(image).convert("L").convert("RGB"))
+
+
+def by_pillow_half(image):
+    height, width = image.shape[:2]
+    half = Image.fromarray(image).resize((width // 2, height // 2), Image.BICUBIC)
+    return np.array(half.resize((width, height), Image.BICUBIC))
 
 
 def windows(image, pad):
@@ -78,8 +89,11 @@ def bilateral_loop(image, reach=4, sigma=75):
 
 
 ORACLES = {
-    "jpeg": by_pillow_jpeg,
-    "grayscale": lambda image: np.array(Image.fromarray(image).convert("L").convert("RGB")),
+    "jpeg": lambda image: by_pillow(image, "JPEG"),
+    "webp": lambda image: by_pillow(image, "WEBP"),
+    "resize": by_pillow_half,
+    "grayscale": by_pillow_grey,
+    "grayjpeg": lambda image: by_pillow(by_pillow_grey(image), "JPEG"),
     "bitdepth": lambda image: np.array([0, 85, 170, 255])[np.abs(image[..., None] - np.arange(0, 256, 85)).argmin(-1)],
     "mean": lambda image: weighted(image, [1] * 9),
     "gaussian": lambda image: weighted(image, [1, 2, 1, 2, 4, 2, 1, 2, 1]),
@@ -108,7 +122,7 @@ def test_a_gaussian_of_sigma_a_tenth_would_do_nothing():
     assert np.array_equal(twin, IMAGES.numpy()) and not torch.equal(gaussian(IMAGES), IMAGES)
 
 
-@pytest.mark.parametrize("name", ["mean", "gaussian", "median", "bilateral"])
+@pytest.mark.parametrize("name", ["mean", "gaussian", "median", "bilateral", "resize"])
 def test_an_even_image_stays_as_it_is(name):
     even = torch.arange(6, dtype=torch.uint8)[:, None, None, None].expand(6, 3, 12, 12) * 51
     assert torch.equal(BY_IMAGE[name](even.contiguous()), even)
@@ -220,6 +234,30 @@ def test_what_is_by_loss_is_the_learners_objective():
             counter(train, replace(LEARN, objective=objective), names)
 
 
+def test_trivialaugment_is_torchvisions_on_the_augmented_image_with_a_seed_for_each():
+    from torchvision.transforms import v2
+
+    x, how = to_float(IMAGES), counter(image_set(10, 16), LEARN, ["cutout", "trivialaugment"])[1].augment
+    assert how == TrivialAugment(Cutout(first=FlipCrop()))
+    drawn = how.draw(len(x), x.shape[2:], torch.Generator().manual_seed(0))
+    first = (how.first.apply(x, drawn[0]) * 255).round().to(torch.uint8)
+    done = how.apply(x, drawn)
+    for image, seed, found in zip(first, drawn[1].tolist(), done, strict=True):
+        torch.manual_seed(seed)
+        assert torch.equal(to_float(v2.TrivialAugmentWide()(image)), found)
+    torch.manual_seed(5)
+    after = torch.rand(1)
+    torch.manual_seed(5)
+    assert torch.equal(how.apply(x, drawn), done) and torch.equal(torch.rand(1), after)  # and takes no one's randomness
+    assert torch.equal(how.apply(x[3:4], of_image(drawn, 3)), done[3:4])
+
+
+def of_image(drawn, i):
+    """The draws of image i of TrivialAugment(Cutout(FlipCrop()))."""
+    (flipped, *corner), seeds = drawn
+    return (tuple(d[i : i + 1] for d in flipped), *(c[i : i + 1] for c in corner)), seeds[i : i + 1]
+
+
 IN_TRAINING = {
     "randomblur": {"perturbation": RandomBlur()}, "smoothing": {"perturbation": Gaussian()},
     "dat": {"perturbation": ClassBlur()}, "at-l2": {"perturbation": PGD(127.5, 10, 25.5, "l2")},
@@ -277,7 +315,12 @@ def test_a_number_after_the_name_is_the_quality_or_the_bits():
     train = image_set(10, 16)
     assert torch.equal(counter(train, LEARN, ["jpeg-30"])[0].images, jpeg(train.images, 30))
     assert torch.equal(counter(train, LEARN, ["jpeg-10"])[0].images, counter(train, LEARN, ["jpeg"])[0].images)
-    assert torch.equal(counter(train, LEARN, ["bitdepth-8"])[0].images, train.images)
+    for nothing in ("bitdepth-8", "resize-100"):
+        assert torch.equal(counter(train, LEARN, [nothing])[0].images, train.images)
+    grey = counter(train, LEARN, ["grayscale", "jpeg-30"])[0].images
+    assert torch.equal(counter(train, LEARN, ["grayjpeg-30"])[0].images, grey)
+    fine = each(train.images, lambda image: by_pillow(image, "WEBP", 90))
+    assert torch.equal(counter(train, LEARN, ["webp-90"])[0].images, fine)
     refused = {"jpeg-96": "jpeg-N takes N from 1 to 95, got 96", "jpeg-x": "did you mean jpeg", "-5": "known are"}
     for text, reason in {**refused, "mean-3": "did you mean mean", "jpeg=3": "did you mean jpeg"}.items():
         with pytest.raises(ValueError, match=reason):

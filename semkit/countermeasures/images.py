@@ -1,17 +1,28 @@
 """Countermeasures on the images: uint8 [N,3,H,W] -> the same shape. Values are rounded, not cut off."""
 
+import io
 import math
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from semkit.images.picture import through_jpeg
 from semkit.images.pixels import add_noise, check_count, to_float
 
 BATCH = 1000  # images that a bilateral blur holds as floats
+
+
+def _each(images: Tensor, change: Callable[[np.ndarray], np.ndarray]) -> Tensor:
+    """Change image after image, as uint8 [H,W,3] arrays."""
+    done = torch.empty_like(images)
+    for i, image in enumerate(images):
+        levels = image.permute(1, 2, 0).cpu().contiguous().numpy()
+        done[i] = torch.from_numpy(change(levels)).permute(2, 0, 1)
+    return done
 
 
 def jpeg(images: Tensor, quality: int = 10) -> Tensor:
@@ -21,11 +32,34 @@ def jpeg(images: Tensor, quality: int = 10) -> Tensor:
     """
     if check_count(quality, "quality", 1) > 95:
         raise ValueError(f"quality must be 1 to 95, got {quality}")
-    done = torch.empty_like(images)
-    for i, image in enumerate(images):
-        levels = image.permute(1, 2, 0).cpu().contiguous().numpy()
-        done[i] = torch.from_numpy(through_jpeg(levels, quality)).permute(2, 0, 1)
-    return done
+    return _each(images, lambda levels: through_jpeg(levels, quality))
+
+
+def webp(images: Tensor, quality: int = 10) -> Tensor:
+    """Compress each image as lossy WebP of this quality, 1 to 100, and decode it again."""
+
+    def through(levels: np.ndarray) -> np.ndarray:
+        Image.fromarray(levels).save(file := io.BytesIO(), "WEBP", quality=quality)
+        return np.array(Image.open(file).convert("RGB"))
+
+    return _each(images, through)
+
+
+def resize(images: Tensor, percent: int = 50) -> Tensor:
+    """Resize each image to this percentage of its side, 1 to 100, and back to its size, bicubic with antialias."""
+    height, width = images.shape[2:]
+    small = [max(1, round(side * percent / 100)) for side in (width, height)]
+
+    def there_and_back(levels: np.ndarray) -> np.ndarray:
+        resized = Image.fromarray(levels).resize(small, Image.Resampling.BICUBIC)
+        return np.array(resized.resize((width, height), Image.Resampling.BICUBIC))
+
+    return _each(images, there_and_back)
+
+
+def grayjpeg(images: Tensor, quality: int = 10) -> Tensor:
+    """grayscale, then jpeg: grey images have no colour noise for JPEG to keep. Source: Liu et al., ICML 2023."""
+    return jpeg(grayscale(images), quality)
 
 
 def grayscale(images: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from functools import partial
 from torch import Tensor
 
 from semkit.countermeasures import images as pixelwise
-from semkit.countermeasures.training import ClassBlur, Gaussian, RandomBlur, finetune, probe
+from semkit.countermeasures.training import ClassBlur, Gaussian, RandomBlur, TrivialAugment, finetune, probe
 from semkit.countermeasures.transform import Transform, transformed
 from semkit.images.augment import ColorJitter, Cutout
 from semkit.images.imageset import ImageSet
@@ -136,6 +136,9 @@ COUNTERMEASURES: dict[str, Countermeasure] = {
     "none": Countermeasure("none"),
     "jpeg": ByImage("JPEG {}", pixelwise.jpeg, 10, range(1, 96)),
     "grayscale": ByImage("grey-scale", pixelwise.grayscale),
+    "grayjpeg": ByImage("grey-scale, JPEG {}", pixelwise.grayjpeg, 10, range(1, 96)),
+    "webp": ByImage("WebP {}", pixelwise.webp, 10, range(1, 101)),
+    "resize": ByImage("resize to {} %", pixelwise.resize, 50, range(1, 101)),
     "bitdepth": ByImage("bit depth {}", pixelwise.bitdepth, 2, range(1, 9)),
     "mean": ByImage("mean", pixelwise.mean),
     "gaussian": ByImage("Gaussian blur", pixelwise.gaussian),
@@ -145,6 +148,7 @@ COUNTERMEASURES: dict[str, Countermeasure] = {
     "purifier": ByNet("purifier", purified),
     "cutout": ByAugment("cutout", lambda first: Cutout(first=first)),
     "colorjitter": ByAugment("colour jitter", lambda first: ColorJitter(first=first)),
+    "trivialaugment": ByAugment("TrivialAugment", TrivialAugment),
     "mixup": ByLoss("mixup", partial(Mixed, "mixup")),
     "cutmix": ByLoss("cutmix", partial(Mixed, "cutmix")),
     "randomblur": ByPerturbation("random blur", RandomBlur),

@@ -1,22 +1,58 @@
-"""Countermeasures in training: perturbations that blur or add Gaussian noise, and nets pretrained on clean images.
+"""Countermeasures in training: TrivialAugment, perturbations that blur or add noise, nets pretrained on clean images.
 
-Source: Sadasivan et al., CUDA, CVPR 2023, whose authors test their protection against them.
+Source of all but TrivialAugment: Sadasivan et al., CUDA, CVPR 2023, whose authors test their protection against them.
 """
 
 from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
+from semkit.images.augment import Augment, FlipCrop
 from semkit.images.imageset import ImageSet
-from semkit.images.pixels import LEVEL, check_count, check_radius, to_draw
+from semkit.images.pixels import LEVEL, check_count, check_radius, seeded, to_draw, to_float
 from semkit.nets.engine import input_gradient, predict
 from semkit.protections.cuda import blur, convolve
 from semkit.training.learning import LearnRecipe, Pretrained, accuracy
 from semkit.training.perturb import Perturbation
 
 LARGEST = 5.0  # entry of a filter under ascent, in size
+
+
+@cache
+def _trivial():
+    from torchvision.transforms import v2  # takes two seconds to import
+
+    return v2.TrivialAugmentWide()
+
+
+@dataclass(frozen=True)
+class TrivialAugment:
+    """The augmentation `first`, then for each image a random operation of random strength, by torchvision.
+
+    Made in 8-bit levels on the CPU, so it has no gradient. Source: Müller & Hutter, ICCV 2021 (the wide space).
+    """
+
+    first: Augment = FlipCrop()
+
+    def output_size(self, size: int) -> int:
+        return self.first.output_size(size)
+
+    def draw(self, n: int, size: tuple[int, int], generator: Generator) -> tuple:
+        """(first's draws, a seed for each image)."""
+        drawn = self.first.draw(n, size, generator)
+        return drawn, torch.randint(2**62, (n,), generator=generator, device=generator.device)
+
+    def apply(self, x: Tensor, drawn: tuple) -> Tensor:
+        before, seeds = drawn
+        x = self.first.apply(x, before)
+        levels, done = (255 * x).round().clamp(0, 255).to("cpu", torch.uint8), []
+        for image, seed in zip(levels, seeds.tolist(), strict=True):
+            with seeded(seed):
+                done.append(_trivial()(image))
+        return torch.empty_like(x).copy_(to_float(torch.stack(done)))
 
 
 def rescaled(x: Tensor) -> Tensor:
