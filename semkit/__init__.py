@@ -16,6 +16,7 @@ PUBLIC = {  # module -> its public names
     "analysis.study": "crafted_noise crafted_surrogate grid learned_net learned_row",
     "app.folder": "protect",
     "app.checking": "check",
+    "countermeasures.registry": "COUNTERMEASURES",
     "images.augment": "FlipCrop Identity ResizedCrop",
     "images.imageset": "ImageSet Split",
     "images.loading": "load",
