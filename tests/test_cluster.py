@@ -1,4 +1,4 @@
-"""Runs on Dask: the same files as without it, a killed worker's run made again, one line where no scheduler is."""
+"""Runs spread over workers: the same rows as without, a killed worker's run made again, one line where none can be."""
 
 import json
 import os
@@ -7,21 +7,20 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 
 import pytest
 from photos import image_split
 
 from semkit.analysis import cluster
+from semkit.analysis.cluster import spread
 from semkit.analysis.study import grid
 from semkit.nets.engine import Engine
-from semkit.nets.lab import Lab
-from semkit.protections.crafting import Interrupted
+from semkit.nets.lab import Interrupted, Lab
 from semkit.protections.registry import sweep_recipes
 
 pytest.importorskip("distributed", reason="dask.distributed is not installed: pip install semkit[cluster]")
 pytestmark = pytest.mark.filterwarnings("default")  # Dask's own, at start and end of a cluster
-
-from semkit.analysis.cluster import connected, run_grid  # noqa: E402
 
 ENGINE = Engine("cpu", "float32")
 RECIPES = sweep_recipes(("clean", "sem"), (0,), "quick")
@@ -36,68 +35,69 @@ def never(*_):
     raise AssertionError("this run was kept and must not be made again")
 
 
+def test_rows_of_two_workers_are_those_of_none_and_are_kept(tmp_path):
+    split, told, seeds = image_split(20), [], (0, 1)
+    spreading = Lab(ENGINE, tmp_path / "a", lambda *step: told.append(step) and False, workers=2)
+    rows = grid(split, *RECIPES, seeds=seeds, lab=spreading)
+    assert rows == grid(split, *RECIPES, seeds=seeds, lab=Lab(ENGINE, tmp_path / "a", never))
+    assert timeless(rows) == timeless(grid(split, *RECIPES, seeds=seeds, lab=Lab(ENGINE, tmp_path / "b")))
+    assert told[-1][:3] == ("runs on 2 workers", 6, 6)
+    assert not list((tmp_path / "a").glob(".*"))
+
+
 @pytest.fixture(scope="module")
-def client():
-    with connected(2) as client:
-        yield client
+def address():
+    """Of a scheduler with two workers."""
+    from distributed import LocalCluster
+
+    with LocalCluster(n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0") as cluster:
+        yield cluster.scheduler_address
 
 
-def test_the_cache_is_filled_as_it_would_be_without_a_cluster(client, tmp_path):
-    split, told = image_split(20), []
-    how = dict(seeds=(0, 1))
-    watched = Lab(ENGINE, tmp_path / "a", lambda *step: told.append(step) and False)
-    run_grid(client, split, *RECIPES, lab=watched, **how)
-    rows = grid(split, *RECIPES, lab=Lab(ENGINE, tmp_path / "a", never), **how)
-    assert timeless(rows) == timeless(grid(split, *RECIPES, lab=Lab(ENGINE, tmp_path / "b"), **how))
-    assert timeless(rows) != timeless(grid(split, *RECIPES, seeds=(0, 2), lab=Lab(ENGINE, tmp_path / "b")))
-    what, done, total, _ = told[-1]
-    assert (what, done, total) == ("runs on 2 workers", 6, 6)
+def look(folder):
+    from distributed import get_worker
+
+    found = [os.environ.get("OMP_NUM_THREADS"), os.environ.get("MALLOC_TRIM_THRESHOLD_")]
+    (folder / "found").write_text(json.dumps([*found, "profile" in get_worker().periodic_callbacks]))
 
 
-def asked(name):
-    return os.environ.get(name)
+def test_a_worker_has_one_thread_keeps_its_memory_and_does_not_profile_its_runs(tmp_path):
+    spread([(None, [partial(look, tmp_path)])], Lab(ENGINE, tmp_path, workers=1))
+    assert json.loads((tmp_path / "found").read_text()) == ["1", os.environ.get("MALLOC_TRIM_THRESHOLD_"), False]
 
 
-def test_a_worker_has_one_thread_and_keeps_its_memory(client):
-    assert set(client.run(asked, "OMP_NUM_THREADS").values()) == {"1"}
-    assert set(client.run(asked, "MALLOC_TRIM_THRESHOLD_").values()) == {os.environ.get("MALLOC_TRIM_THRESHOLD_")}
+def keep(file, *, dying=False):
+    """A run that is kept in a file, with a line for every time that it was made."""
+    if dying and not file.exists():
+        file.write_text("killed\n")
+        os.kill(os.getpid(), signal.SIGKILL)
+    if dying or not file.exists():
+        with file.open("a") as lines:
+            lines.write("made\n")
 
 
-def looks_at_itself(dask_worker):
-    return "profile" in dask_worker.periodic_callbacks
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_killed_worker_costs_its_own_run_only(address, tmp_path, alone):
+    first, killed, *others = (tmp_path / name for name in "abcd")
+    groups = [(partial(keep, first), [partial(keep, killed, dying=True)]), (None, [partial(keep, f) for f in others])]
+    how = {"workers": 1} if alone else {"scheduler": address}
+    spread(groups, Lab(ENGINE, tmp_path, **how))
+    assert killed.read_text().split() == ["killed", "made"]
+    assert [file.read_text().split() for file in (first, *others)] == 3 * [["made"]]
 
 
-def test_a_worker_does_not_profile_its_runs(client):
-    assert set(client.run(looks_at_itself).values()) == {False}
-
-
-def test_a_killed_workers_run_is_made_again(client, tmp_path):
-    split, killed = image_split(20), []
-
-    def kill(what, done, total, metrics):
-        if done >= 2 and not killed:
-            (pid, *_) = [p for p in client.run(os.getpid).values()]
-            os.kill(pid, signal.SIGKILL)
-            killed.append(done)
-
-    run_grid(client, split, *RECIPES, seeds=(0, 1, 2), lab=Lab(ENGINE, tmp_path, kill))
-    assert killed
-    assert len(grid(split, *RECIPES, seeds=(0, 1, 2), lab=Lab(ENGINE, tmp_path, never))) == 6
+def die():
+    time.sleep(0.5)  # Dask starts no other worker for one that dies at its start
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 @pytest.mark.whole
-def test_the_only_worker_may_be_killed_as_well(tmp_path):
-    split, killed = image_split(20), []
+def test_a_run_that_kills_every_worker_is_one_line(tmp_path):
+    from dask import config
 
-    def kill(what, done, total, metrics):
-        if done >= 2 and not killed:
-            killed.append(list(tmp_path.iterdir()))
-            os.kill(*client.run(os.getpid).values(), signal.SIGKILL)
-
-    with connected(1) as client:
-        run_grid(client, split, *RECIPES, seeds=(0, 1, 2), lab=Lab(ENGINE, tmp_path, kill))
-    assert killed and set(killed[0]) < set(tmp_path.iterdir())
-    assert len(grid(split, *RECIPES, seeds=(0, 1, 2), lab=Lab(ENGINE, tmp_path, never))) == 6
+    once = config.set({"distributed.scheduler.allowed-failures": 0})
+    with once, pytest.raises(ValueError, match="a run killed every worker it was given to, for want of memory perhaps"):
+        spread([(None, [die])], Lab(ENGINE, tmp_path, workers=1))
 
 
 def started(program, *arguments):
@@ -120,23 +120,35 @@ def scheduler(tmp_path):
 
 
 @pytest.mark.whole
-def test_a_scheduler_without_workers_and_one_that_goes_away_are_one_line_each(scheduler, tmp_path, monkeypatch):
+def test_a_scheduler_without_workers_and_one_that_loses_them_are_one_line_each(scheduler, tmp_path, monkeypatch):
+    _, address = scheduler
+    lab = Lab(ENGINE, tmp_path, scheduler=address)
+    monkeypatch.setattr(cluster, "COMES", 1)
+    with pytest.raises(ValueError, match=f"at {address} has no workers; start some: dask worker {address}"):
+        grid(image_split(20), *RECIPES, lab=lab)
+    monkeypatch.undo()
+    worker = started("worker", address, "--no-nanny")
+
+    def on_step(*_):
+        monkeypatch.setattr(cluster, "COMES", 1)
+        worker.kill()
+
+    with pytest.raises(ValueError, match=f"at {address} has lost its workers; finished runs are kept"):
+        grid(image_split(20), *RECIPES, lab=replace(lab, on_step=on_step))
+    worker.wait()
+
+
+@pytest.mark.whole
+def test_a_scheduler_that_goes_away_is_one_line(scheduler, tmp_path):
     running, address = scheduler
-    lab = Lab(ENGINE, tmp_path / "runs")
-    how = dict(seeds=(0, 1), lab=lab)
-    with connected(None, address) as client:
-        monkeypatch.setattr(cluster, "PATIENCE", 1)
-        with pytest.raises(ValueError, match=f"at {address} has no workers; start some: dask worker {address}"):
-            run_grid(client, image_split(20), *RECIPES, **how)
-        monkeypatch.undo()
-        on_step = lambda what, done, *_: done and running.kill()  # noqa: E731
-        worker = started("worker", address, "--no-nanny")
-        try:
-            with pytest.raises(ValueError, match=f"scheduler at {address} is gone; finished runs are kept"):
-                run_grid(client, image_split(20), *RECIPES, seeds=(0, 1), lab=replace(lab, on_step=on_step))
-        finally:
-            worker.kill()
-            worker.wait()
+    lab = Lab(ENGINE, tmp_path / "runs", lambda what, done, *_: done and running.kill(), scheduler=address)
+    worker = started("worker", address, "--no-nanny")
+    try:
+        with pytest.raises(ValueError, match=f"scheduler at {address} is gone; finished runs are kept"):
+            grid(image_split(20), *RECIPES, seeds=2, lab=lab)
+    finally:
+        worker.kill()
+        worker.wait()
     assert list((tmp_path / "runs").iterdir())
 
 
@@ -156,36 +168,35 @@ def test_a_worker_without_semkit_is_one_line(scheduler, tmp_path):
     _, address = scheduler
     worker = started("worker", address, "--no-nanny", "--no-dashboard", "--preload", WITHOUT_SEMKIT)
     try:
-        with connected(None, address) as client, pytest.raises(ValueError, match=r"tcp://.* cannot import semkit"):
-            run_grid(client, image_split(20), *RECIPES, lab=Lab(ENGINE, tmp_path))
+        with pytest.raises(ValueError, match=r"worker at tcp://.* cannot import semkit"):
+            grid(image_split(20), *RECIPES, lab=Lab(ENGINE, tmp_path, scheduler=address))
     finally:
         worker.kill()
         worker.wait()
 
 
-def test_stopping_keeps_what_is_finished(client, tmp_path):
+def test_stopping_keeps_what_is_finished(address, tmp_path):
     with pytest.raises(Interrupted, match="finished runs are kept"):
         stop = lambda what, done, *_: done >= 1  # noqa: E731
-        run_grid(client, image_split(20), *RECIPES, lab=Lab(ENGINE, tmp_path, stop))
-    deadline = time.monotonic() + 30
-    while not list(tmp_path.glob("*.json")) and time.monotonic() < deadline:
-        time.sleep(0.1)
+        grid(image_split(20), *RECIPES, lab=Lab(ENGINE, tmp_path, stop, scheduler=address))
     assert list(tmp_path.glob("*.json"))
 
 
-def test_what_a_run_raises_is_raised_here(client, tmp_path):
-    (tmp_path / "file").write_text("in the way")
-    with pytest.raises(OSError):
-        run_grid(client, image_split(20), *RECIPES, lab=Lab(ENGINE, tmp_path / "file"))
+def test_what_a_run_raises_is_raised_here(address, tmp_path):
+    with pytest.raises(ZeroDivisionError):
+        spread([(None, [partial(divmod, 1, 0)])], Lab(ENGINE, tmp_path, scheduler=address))
 
 
-def test_no_scheduler_at_the_address_is_one_line():
+def test_no_scheduler_at_the_address_is_one_line(tmp_path, monkeypatch):
     nobody = "tcp://127.0.0.1:9"
-    with pytest.raises(ValueError, match=f"no Dask scheduler answers at {nobody}"), connected(1, nobody, patience=1):
-        pass
+    monkeypatch.setattr(cluster, "ANSWERS", 1)
+    with pytest.raises(ValueError, match=f"no Dask scheduler answers at {nobody}"):
+        spread([], Lab(ENGINE, tmp_path, scheduler=nobody))
 
 
-def test_without_dask_the_extra_is_named(monkeypatch):
+def test_without_dask_the_extra_is_named_and_without_a_cache_the_cache(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="give the Lab a cache"):
+        spread([], Lab(ENGINE, workers=2))
     monkeypatch.setitem(sys.modules, "distributed", None)
-    with pytest.raises(ValueError, match=r"pip install semkit\[cluster\]"), connected():
-        pass
+    with pytest.raises(ValueError, match=r"pip install semkit\[cluster\]"):
+        spread([], Lab(ENGINE, tmp_path, workers=2))

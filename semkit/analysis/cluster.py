@@ -1,22 +1,22 @@
-"""A grid's runs on Dask: processes of this machine by default, any scheduler by its address; results go to the cache.
+"""Runs spread over processes: workers of this machine, or those of any Dask scheduler.
 
-The cache is a folder that all workers see. Whatever is finished is kept there, so study.grid afterwards reads it all,
-and a worker that dies costs the run it was at: Dask gives that run to another one.
+Plain Dask, because joblib's Dask backend waits forever for a run that killed its workers, its own backend ends all
+workers when one dies, and neither hears of Ctrl-C before a run is done.
 """
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import product
+from functools import lru_cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
-from semkit.analysis.study import crafted_noise, further_tests, learned_row, training_set
-from semkit.images.imageset import Split
 from semkit.nets.engine import keep_freed
 from semkit.nets.lab import Interrupted, Lab
-from semkit.protections.protection import NoiseRecipe, Recipe
-from semkit.training.learning import LearnRecipe
+
+Call = Callable[[], object]
+Group = tuple[Call | None, Sequence[Call]]  # the call that the others wait for, if there is one, and the others
 
 # In place of Dask's own settings, whose MALLOC_TRIM_THRESHOLD_ works against keep_freed. Errors of a worker are raised
 # here, so it need not log them.
@@ -28,136 +28,116 @@ LOCAL = {
     "distributed.worker.profile.enabled": False,
     "distributed.admin.tick.interval": "1s",
 }
+ANSWERS, COMES = 10, 60  # seconds that a scheduler may take to answer, and a worker to come
 
-TRIES = 3  # how often runs that were lost are given out again, with nothing finished in between
-PATIENCE = 30  # seconds that a worker may take to come
+
+def spread(groups: Iterable[Group], lab: Lab) -> None:
+    """Make calls on workers: lab.workers processes of one thread each, or those of the scheduler at lab.scheduler.
+
+    Results are dropped: a call keeps what it makes in lab.cache, a folder that all workers see. A worker that dies
+    costs the call that it was making, which another worker makes again. lab.on_step is told of "runs on n workers".
+
+    Raises what a call raises, Interrupted where on_step asks to stop, and ValueError without Dask or lab.cache, for a
+    scheduler that is not there or has no workers, for workers without semkit, and for a call that kills them.
+    """
+    if lab.cache is None:
+        raise ValueError("workers keep their runs in a folder: give the Lab a cache")
+    Path(lab.cache).mkdir(parents=True, exist_ok=True)
+    with (
+        _connected(lab) as client,
+        TemporaryDirectory(prefix=".semkit-", dir=Path(lab.cache).resolve(), ignore_cleanup_errors=True) as folder,
+    ):
+        _check_workers(client)
+        _watch(client, list(_submitted(client, list(groups), Path(folder) / "calls")), lab)
 
 
 @contextmanager
-def connected(workers: int | None = 2, address: str | None = None, patience: float = 10) -> Iterator:
-    """A Dask client, to `workers` processes of one thread each on this machine, or to the scheduler at `address`.
-
-    None where neither is given. Raises ValueError without dask.distributed, and where no scheduler answers within
-    `patience` seconds.
-    """
-    if not workers and not address:
-        yield None
-        return
+def _connected(lab: Lab) -> Iterator:
+    """A Dask client of the scheduler at lab.scheduler, else of lab.workers processes of this machine."""
     try:
         import dask
         from distributed import Client, LocalCluster
     except ImportError:
-        raise ValueError("runs on a cluster need dask.distributed: pip install semkit[cluster]") from None
-    if address is None:
+        raise ValueError("runs on workers need dask.distributed: pip install semkit[cluster]") from None
+    if lab.scheduler is None:
         # Any free port, where the usual one may be another cluster's.
         quiet = dict(dashboard_address="127.0.0.1:0", silence_logs="CRITICAL", host="127.0.0.1")
-        with (
-            dask.config.set(LOCAL),
-            LocalCluster(n_workers=workers, threads_per_worker=1, **quiet) as cluster,
-            Client(cluster) as client,
-        ):
-            yield client
+        with dask.config.set(LOCAL), LocalCluster(n_workers=lab.workers, threads_per_worker=1, **quiet) as cluster:
+            with Client(cluster) as client:
+                yield client
         return
     try:
-        client = Client(address, timeout=patience)
+        client = Client(lab.scheduler, timeout=ANSWERS)
     except (OSError, ValueError) as error:
-        raise ValueError(f"no Dask scheduler answers at {address} ({error or type(error).__name__})") from None
+        said = f"{error}" or type(error).__name__
+        raise ValueError(f"no Dask scheduler answers at {lab.scheduler} ({said})") from None
     with client:
         yield client
 
 
-def _craft(split: Split, recipe: NoiseRecipe, seed: int, lab: Lab) -> None:
-    crafted_noise(split.train, recipe, seed=seed, lab=lab)
-
-
-def _learn(
-    split: Split, crafted: None, made_by: Recipe | None, learn_by: LearnRecipe, countermeasures: Sequence[str],
-    seed: int, lab: Lab,
-) -> None:  # fmt: skip
-    train, _ = training_set(split.train, made_by, seed=seed, lab=lab)
-    also = further_tests(split.test, made_by, seed)
-    how = dict(countermeasures=countermeasures, also=also, spare=split.spare, seed=seed, lab=lab)
-    learned_row(train, split.test, learn_by, **how)
-
-
-def run_grid(
-    client,
-    split: Split,
-    crafts: Mapping[str, Recipe | None],
-    learners: Mapping[float | str, LearnRecipe],
-    *,
-    countermeasures: Sequence[str] = (),
-    seeds: Sequence[int] = (0,),
-    lab: Lab,
-) -> None:
-    """Every run of study.grid's rows made by the client's workers and kept in lab.cache, where study.grid finds them.
-
-    A learner starts when its noise is there. lab.on_step is told of "runs on n workers".
-    Raises what a run raised, and ValueError for a run that killed worker after worker, for a scheduler that is gone and
-    for one without workers.
-    """
-    from distributed import KilledWorker
-
-    cache = Path(lab.cache).resolve()
-    how = (split, crafts, learners, countermeasures, seeds, Lab(lab.engine, cache))
-    at, tries, kept = client.scheduler.address, 0, None
-    try:
-        while tries < TRIES:
-            _has_workers(client)
-            if _all_finished(client, _submitted(client, *how), lab):
-                return
-            if client.status != "running":
-                raise OSError
-            before, kept = kept, len(list(cache.glob("*")))
-            tries = 1 if kept != before else tries + 1
-    except KilledWorker as error:
-        raise ValueError(f"a run killed every worker it was given to, for want of memory perhaps ({error})") from None
-    except (OSError, AttributeError):  # what a client without a scheduler raises, by what it was asked
-        if client.status == "running":
-            raise
-        raise ValueError(f"the Dask scheduler at {at} is gone; finished runs are kept") from None
-    raise ValueError(f"runs were lost {TRIES} times, and their workers with them; finished runs are kept")
-
-
-def _has_workers(client) -> None:
-    """Raises ValueError where no worker comes within PATIENCE seconds, and where one has no semkit."""
+def _check_workers(client) -> None:
+    """Raises ValueError where no worker comes, and where one has no semkit: Dask would wait for it forever."""
     at = client.scheduler.address
     try:
-        client.wait_for_workers(1, timeout=PATIENCE)
+        client.wait_for_workers(1, timeout=COMES)
     except TimeoutError:
         raise ValueError(f"the Dask scheduler at {at} has no workers; start some: dask worker {at}") from None
-    # All workers import semkit at once here: what is broadcast goes from one to the next.
+    # All workers import semkit here, at the same time.
     for worker, found in client.run(keep_freed, on_error="return").items():
         if "No module named" in str(found):
             raise ValueError(f"the Dask worker at {worker} cannot import semkit ({found}); install it there")
 
 
-def _submitted(client, split: Split, crafts, learners, countermeasures, seeds, lab: Lab) -> list:
-    """The futures of all runs; those in the cache are over at once."""
-    images = client.scatter(split, broadcast=True)
-    learned_by = [client.scatter(recipe, broadcast=True, hash=False) for recipe in learners.values()]  # may hold images
-    runs = []
-    for seed, made_by in product(seeds, crafts.values()):
-        noisy = made_by and made_by.radius is not None
-        crafted = client.submit(_craft, images, made_by, seed, lab, pure=False) if noisy else None
-        runs += [crafted] if crafted else []
-        runs += [
-            client.submit(_learn, images, crafted, made_by, learn_by, first, seed, lab, pure=False)
-            for first, learn_by in product([(name,) for name in countermeasures] or [()], learned_by)
-        ]
-    return runs
+def _submitted(client, groups: Sequence[Group], file: Path) -> Iterator:
+    """The futures of all calls. They are handed over in a file, because what Dask holds is lost with a worker."""
+    from cloudpickle import dumps
+
+    file.write_bytes(dumps(groups))
+    for i, (first, others) in enumerate(groups):
+        needed = [client.submit(_make, file, i, None, pure=False)] if first else []
+        yield from needed
+        yield from (client.submit(_make, file, i, j, *needed, pure=False) for j in range(len(others)))
 
 
-def _all_finished(client, runs: list, lab: Lab) -> bool:
-    """Waits for the runs; False if some were lost, with the scheduler or with a worker that had what others need."""
-    what = f"runs on {len(client.nthreads())} workers"
+@lru_cache(maxsize=1)
+def _read(file: Path) -> Sequence[Group]:
+    from cloudpickle import loads
+
+    return loads(file.read_bytes())
+
+
+def _make(file: Path, group: int, place: int | None, *_: None) -> None:
+    first, others = _read(file)[group]
+    (first if place is None else others[place])()
+
+
+def _watch(client, runs: Sequence, lab: Lab) -> None:
+    """Wait until all runs are finished; raise what one of them raised, and Interrupted where on_step asks to stop."""
+    at, lab = client.scheduler.address, lab.doing(f"runs on {len(client.nthreads())} workers")
+    seen = time.monotonic()  # when there was a worker: one that dies while it starts does not come back
     while True:
         status = Counter(run.status for run in runs)
+        _raise_errors(runs)
+        if lab.asked_to_stop(status["finished"], len(runs), {}):
+            raise Interrupted("stopped; finished runs are kept")
+        if status["finished"] == len(runs):
+            return
+        try:
+            if status["cancelled"]:
+                raise OSError
+            seen = time.monotonic() if client.nthreads() else seen
+        except OSError:
+            raise ValueError(f"the Dask scheduler at {at} is gone; finished runs are kept") from None
+        if time.monotonic() > seen + COMES:
+            raise ValueError(f"the Dask scheduler at {at} has lost its workers; finished runs are kept")
+        time.sleep(0.2)
+
+
+def _raise_errors(runs: Sequence) -> None:
+    from distributed import KilledWorker
+
+    try:
         for failed in (run for run in runs if run.status == "error"):
             failed.result()
-        if lab.doing(what).asked_to_stop(status["finished"], len(runs), {}):
-            client.cancel(runs)
-            raise Interrupted("stopped; finished runs are kept")
-        if not status["pending"]:
-            return status["finished"] == len(runs)
-        time.sleep(0.2)
+    except KilledWorker as error:
+        raise ValueError(f"a run killed every worker it was given to, for want of memory perhaps ({error})") from None

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from semkit.analysis.cluster import run_grid
 from semkit.analysis.cost import passes_of, seconds_of
 from semkit.analysis.designs import loss_rows, noise_rows
 from semkit.analysis.measure import interval, trained_by
@@ -98,14 +97,12 @@ def write_sweep(
     lab: Lab,
     reference: NoiseRecipe | None = None,
     countermeasures: Sequence[str] = (),
-    client=None,
     say: Callable[[str], object] = print,
 ) -> tuple[str, list[dict]]:
     """(table, rows) of a grid: rows.csv, table.md and, for named methods that add noise, figure.png go to `out`.
 
-    reference: noise.csv and losses.csv too, of designs.noise_rows and loss_rows, held against this recipe. client: of
-    cluster.connected, to make the runs there. countermeasures: as of study.grid, drawn instead of the images. Finished
-    runs are kept in out/runs.
+    reference: noise.csv and losses.csv too, of designs.noise_rows and loss_rows, held against this recipe.
+    countermeasures: as of study.grid, drawn instead of the images. Finished runs are kept in out/runs.
     """
     lab, engine = replace(lab, cache=out / "runs"), lab.engine
     how = dict(seeds=seeds, lab=lab)
@@ -119,8 +116,6 @@ def write_sweep(
         f"{len(seeds)} seeds, {passes:,} passes, at most about {seconds / 60:.1f} min on {engine.device} in "
         f"{engine.precision}"
     )
-    if client:
-        run_grid(client, split, crafts, learners, countermeasures=countermeasures, **how)
     rows = [{"preset": preset, **row} for row in grid(split, crafts, learners, countermeasures=countermeasures, **how)]
     text = table(rows)
     write_rows(rows, out / "rows.csv")

@@ -1,12 +1,14 @@
 """Runs of crafting and learning, kept in lab.cache, and grids of them."""
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from torch import nn
 
+from semkit.analysis.cluster import Group, spread
 from semkit.analysis.measure import trained_by
 from semkit.countermeasures.registry import counter, learner_after
 from semkit.images.imageset import ImageSet, Split
@@ -174,11 +176,14 @@ def grid(
     crafts: the name of a row's method -> what makes its images. learners: a row's training radius, or the name in its
     column `learner`, -> its recipe. countermeasures: where given, every learner after each of them, which a row's
     `countermeasure` names; split.spare is for those that need clean images. seeds: the seeds, or their number: 3 is 0,
-    1, 2. Rows have accuracies on a recipe's own test sets too.
+    1, 2. Rows have accuracies on a recipe's own test sets too. With lab.workers or lab.scheduler the runs are made
+    there, and read from lab.cache.
     """
     grid_recipes(split, crafts, learners, countermeasures)  # raises before anything is made
     lab, rows = lab or Lab(), []
-    seeds = range(check_count(seeds, "seeds", 1)) if isinstance(seeds, int) else seeds
+    seeds = range(check_count(seeds, "seeds", 1)) if isinstance(seeds, int) else tuple(seeds)
+    if lab.workers or lab.scheduler:
+        spread(_runs(split, crafts, learners, countermeasures, seeds, lab), lab)
     for seed, (method, made_by) in itertools.product(seeds, crafts.items()):
         train, noise_cost = training_set(split.train, made_by, seed=seed, lab=lab.doing(f"{method} noise, seed {seed}"))
         also = further_tests(split.test, made_by, seed)
@@ -193,3 +198,18 @@ def grid(
             )  # fmt: skip
             rows.append(row | {f"noise_{name}": value for name, value in (NO_NOISE | noise_cost).items()})
     return rows
+
+
+def _runs(
+    split: Split, crafts: Mapping, learners: Mapping, countermeasures: Sequence[str], seeds: Iterable[int], lab: Lab
+) -> Iterator[Group]:
+    """The runs of a grid, each as a grid of its own: the noise of a method and seed, and the rows that wait for it."""
+    alone = partial(grid, split, lab=Lab(lab.engine, lab.cache and Path(lab.cache).resolve()))
+    firsts = [(name,) for name in countermeasures] or [()]
+    for seed, (method, made_by) in itertools.product(seeds, crafts.items()):
+        made = partial(alone, {method: made_by}, seeds=(seed,))
+        rows = itertools.product(firsts, learners.items())
+        yield (
+            partial(made, {}) if made_by and made_by.radius is not None else None,
+            [partial(made, {name: recipe}, countermeasures=first) for first, (name, recipe) in rows],
+        )

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from dataclasses import replace
 
-from semkit.analysis.cluster import connected
 from semkit.analysis.cost import passes_of, seconds_of
 from semkit.analysis.designs import DESIGNS, LEARNERS, METHODS, learners_after, reference_recipe
 from semkit.analysis.measure import interval
@@ -107,7 +106,8 @@ def sweep(options) -> int:
         raise ValueError("none of these methods adds noise that could be measured: leave --measure-noise out")
     learners = {r: lasting(recipe, steps) if steps else recipe for r, recipe in learners.items()}
     reference = reference_recipe(preset, options.size) if options.measure_noise else None
-    with progress() as on_step, connected(options.workers, options.scheduler) as client:
+    with progress() as on_step:
+        lab = Lab(engine, on_step=on_step, workers=options.workers, scheduler=options.scheduler)
         split = limit_test(split_of(options, on_step), options.test_limit)
         if options.design in LEARNERS:
             learners = learners_after(LEARNERS[options.design], preset, options.size, split, steps)
@@ -117,8 +117,7 @@ def sweep(options) -> int:
         _claim(options, split, engine, "methods", "design", "radii", "countermeasures")
         table, rows = write_sweep(
             split, options.out, crafts, learners, preset=preset + f", {steps} learner steps" * bool(steps),
-            lab=Lab(engine, on_step=on_step), seeds=_seeds(options), reference=reference,
-            countermeasures=options.countermeasures, client=client, say=announce,
+            lab=lab, seeds=_seeds(options), reference=reference, countermeasures=options.countermeasures, say=announce,
         )  # fmt: skip
     print_json(options, rows)
     tell(options, table)

@@ -19,7 +19,9 @@ class Lab:
 
     engine: device, precision and fast paths. cache: the folder of finished runs, None to keep none.
     on_step(what, step, total, metrics): called after every step of the job `what`. It stops the run by returning True;
-    Interrupted is raised then. what: the name of the job under way.
+    Interrupted is raised then. what: the name of the job under way. workers: how many processes `grid` spreads its runs
+    over, of one thread each; scheduler: the address of a Dask scheduler whose workers make them instead. Both need a
+    cache, which all workers see.
 
         lab = sk.Lab(cache=sk.runs_folder())
         noise, cost = sk.crafted_noise(split.train, sk.craft_recipe("sem", "demo"), lab=lab)
@@ -29,6 +31,8 @@ class Lab:
     cache: Path | None = None
     on_step: OnStep | None = None
     what: str = ""
+    workers: int | None = None
+    scheduler: str | None = None
 
     def doing(self, what: str) -> "Lab":
         """This lab with a name for its job; a name that was given before stays."""
