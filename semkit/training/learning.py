@@ -158,6 +158,17 @@ def accuracy(
     return right / len(images)
 
 
+def _fresh(train: ImageSet, recipe: LearnRecipe, seed: int, own: int, lab: Lab) -> nn.Module:
+    """The net before its first step: fresh weights of the seed `own`, or the pretrained ones of `seed`."""
+    seen = recipe.augment.output_size(train.images.shape[-1])
+    model = models.build(recipe.model, len(train.classes), own, size=seen)
+    if recipe.pretrained:
+        model.to(lab.engine.dtype).load_state_dict(recipe.pretrained.weights(seed, lab))
+        if recipe.pretrained.last_layer:
+            models.freeze_but_last(model)
+    return model
+
+
 def fit(
     train: ImageSet,
     test: ImageSet,
@@ -183,23 +194,16 @@ def fit(
     lab = (lab or Lab()).doing("training")
     engine, sgd = lab.engine, recipe.sgd
     train, test = train.to(engine.device), recipe.tested(test).to(engine.device)
-    begun = recipe.pretrained and recipe.pretrained.weights(seed, lab)
     # Neither the surrogate's first weights nor its order of images: a learner has its own stream of the seed.
-    seed = engine.generator(seed, "learner").initial_seed()
-    seen = recipe.augment.output_size(train.images.shape[-1])
-    model = start or models.build(recipe.model, len(train.classes), seed, size=seen)
-    if begun and not start:
-        model.to(engine.dtype).load_state_dict(begun)
-        if recipe.pretrained.last_layer:
-            models.freeze_but_last(model)
-    model = engine.prepare(model)
+    own = engine.generator(seed, "learner").initial_seed()
+    model = engine.prepare(start or _fresh(train, recipe, seed, own, lab))
     optimizer = sgd.optimizer(model)
     curve, losses = [], []
     every = math.ceil(recipe.sgd.steps / recipe.evaluations)
     began = time.monotonic()
     with count_passes() as passes, mining() as mined:
-        for step, index in sgd.batches(len(train), seed, engine):
-            generator = engine.generator(seed, "learn", step)
+        for step, index in sgd.batches(len(train), own, engine):
+            generator = engine.generator(own, "learn", step)
             x, y = train.batch(index)
             x = engine.images(x)
             x = recipe.augment.apply(x, recipe.augment.draw(len(x), x.shape[2:], generator))
