@@ -11,8 +11,8 @@ from importlib import import_module
 __version__ = "0.5.0"
 
 PUBLIC = {  # module -> its public names
-    "analysis.measure": "interval",
     "analysis.report": "read_rows",
+    "analysis.statistics": "decide interval protection verdict",
     "analysis.study": "crafted_noise crafted_surrogate grid learned_net learned_row",
     "app.folder": "protect",
     "app.checking": "check",

@@ -17,7 +17,7 @@ torch.set_num_threads(1)
 LONG = {"test_cluster", "test_resume", "test_protect"}  # 15 seconds and more
 NUMBERS = {  # what another processor computes with other rounding
     "augment", "augmix", "bullettrain", "corruptions", "craft_oracle", "defences", "engine", "factors", "latent",
-    "learn", "measure", "mixing", "mixtures", "models", "noise", "objectives", "patterns", "perturb", "picture",
+    "learn", "measure", "mixing", "mixtures", "models", "noise", "objectives", "perturb", "picture",
     "pixels", "pruning", "quality", "spared", "speed", "transform", "weights",
 }  # fmt: skip
 WHOLE = {"test_browser", "test_cluster", "test_resume"}

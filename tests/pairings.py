@@ -1,26 +1,25 @@
 """How every claim of results/claims.csv is measured from the rows that it names.
 
-MEASURED: {the claim, without what stands in brackets at its end: f(rows, ...)}, one list of rows for each file named. f
-gives the values to take the interval of, one for each seed (or round, draw, pair), or (value, low, high).
+MEASURED: {the claim, without what stands in brackets at its end: f(rows, ...)}, rows of each file named. f gives the
+values to take the interval of, one for each seed (or round, draw, pair), or (value, low, high).
 """
 
-from collections import defaultdict
+import pandas as pd
 
-import numpy as np
-
-from semkit.analysis.measure import blocked_difference, correlation, interval, paired, protection
+from semkit.analysis.statistics import blocked_difference, correlation, interval, paired, protection
 from semkit.lessons import spared
 
 
 def last(rows, method, column="last", **where):
-    """{seed: value} of a method's rows with these entries."""
-    where |= {"method": method}
-    return {row["seed"]: row[column] for row in rows if all(row[name] == value for name, value in where.items())}
+    """By seed, a column of a method's rows with these entries."""
+    for name, value in {"method": method, **where}.items():
+        rows = rows[rows[name] == value]
+    return rows.pivot(index="seed", columns="method", values=column)[method]
 
 
 def less(first, second):
     """First less second, paired by seed."""
-    return [first[seed] - second[seed] for seed in sorted(first.keys() & second.keys())]
+    return (first - second).dropna()
 
 
 def lost(method, radius, than="clean"):
@@ -30,20 +29,20 @@ def lost(method, radius, than="clean"):
 
 def left_of(method):
     """What AT 4 leaves of a protection, less half of what ordinary training loses."""
-    return lambda rows: [at - erm / 2 for at, erm in zip(lost(method, 4)(rows), lost(method, 0)(rows), strict=True)]
+    return lambda rows: lost(method, 4)(rows) - lost(method, 0)(rows) / 2
 
 
 def points(pairing):
-    return lambda *tables: 100 * np.array(pairing(*tables))
+    return lambda *tables: 100 * pairing(*tables)
 
 
 def back(method, change):
     """Accuracy that a countermeasure gives back, less half of what the method took."""
 
     def pairing(rows):
-        at = {(row["method"], row["countermeasure"].partition("=")[0], row["seed"]): row["last"] for row in rows}
-        halfway = [(at["clean", "none", seed] + at[method, "none", seed]) / 2 for seed in range(3)]
-        return [at[method, change, seed] - halfway[seed] for seed in range(3)]
+        rows = rows.assign(change=rows["countermeasure"].str.partition("=")[0])
+        at = rows.pivot(index="seed", columns=["method", "change"], values="last")
+        return at[method, change] - (at["clean", "none"] + at[method, "none"]) / 2
 
     return pairing
 
@@ -56,11 +55,11 @@ def side(place, kind, blocked):
     """What a kind of perturbation adds under AT 4, on the noise side (place 0) or the surrogate side (1)."""
 
     def pairing(rows):
-        table = 100 * np.array([protection(rows, name, 4) for name in NINE]).T  # [seeds, pairs]
+        table = 100 * pd.DataFrame({name: protection(rows, name, 4) for name in NINE})
         more, less = ([at for at, name in enumerate(NINE) if name.split("/")[place] == of] for of in (kind, "none"))
         if blocked:
             return blocked_difference(table, more, less)
-        return table[:, more].mean(1) - table[:, less].mean(1)
+        return table.iloc[:, more].mean(axis=1) - table.iloc[:, less].mean(axis=1)
 
     return pairing
 
@@ -69,10 +68,8 @@ def rank_correlation(radius):
     """Spearman's, of noise robustness and protection over the noise sides' means."""
 
     def pairing(noises, rows):
-        of = defaultdict(list)
-        for row in paired(noises, rows, radius):
-            of[row["method"]].append((row["noise_robustness"], row["protection"]))
-        return correlation(*np.array([np.mean(each, 0) for each in of.values()]).T).spearman
+        of = paired(noises, rows, radius).groupby("method", sort=False)
+        return correlation(of["noise_robustness"].mean(), of["protection"].mean()).spearman
 
     return pairing
 
@@ -81,8 +78,8 @@ def passes(method, than):
     """Passes of crafting, as a share of another method's."""
 
     def pairing(rows):
-        mine, other = ({r["seed"]: r["noise_passes"] for r in rows if r["method"] == of} for of in (method, than))
-        return [mine[seed] / other[seed] for seed in mine]
+        cost = rows.groupby(["method", "seed"])["noise_passes"].first()
+        return cost[method] / cost[than]
 
     return pairing
 
@@ -99,25 +96,25 @@ def exact(value):
 def farthest(rows):
     """The largest distance between closed form and Monte-Carlo, in standard errors."""
     names = ("clean", "on_clean", "on_protected")
-    return exact(max(abs(row[name] - row[f"{name}_sampled"]) / row[f"{name}_error"] for row in rows for name in names))
+    return exact(max(((rows[of] - rows[f"{of}_sampled"]).abs() / rows[f"{of}_error"]).max() for of in names))
 
 
 def one_filter(rows):
     """What one filter for all classes takes, less half of what one for each takes."""
-    return [one - each / 2 for one, each in zip(lost("one filter", 0)(rows), lost("cuda .3", 0)(rows), strict=True)]
+    return lost("one filter", 0)(rows) - lost("cuda .3", 0)(rows) / 2
 
 
 def seen_as(column):
     """Accuracy of ERM learners on test images with their class's filter, or another's."""
-    return lambda rows: list(last(rows, "cuda .3", column, training_radius=0).values())
+    return lambda rows: last(rows, "cuda .3", column, training_radius=0)
 
 
 def chance_in_ten(rows):
-    return exact(next(row["on_clean"] for row in rows if (row["d"], row["norm"], row["a_minus"]) == (10, 1, 0)))
+    return exact(rows.query("d == 10 and norm == 1 and a_minus == 0")["on_clean"].iloc[0])
 
 
 def in_memory(rows):
-    return [row["seconds"] for row in rows if row["what"] == "in memory"]
+    return rows.query("what == 'in memory'")["seconds"]
 
 
 def fewer(objective, form):
@@ -141,25 +138,22 @@ def pruned(column, share, of_other):
 
 def flattered(rows):
     """Accuracy of RSR under an attack without EOT less that with it, mean over the sparsities."""
-    found = defaultdict(list)
-    for row in rows:
-        if row["method"] == "RSR":
-            found[row["seed"]].append(row["naive"] - row["robust"])
-    return [np.mean(each) for each in found.values()]
+    mine = rows[rows["method"] == "RSR"]
+    return (mine["naive"] - mine["robust"]).groupby(mine["seed"]).mean()
 
 
 def behind(attack):
     """Accuracy behind the transform under an attack, less that of AT 4 under the naive one, which is all it meets."""
 
     def pairing(rows):
-        at = {(row["defence"], row["attack"], row["seed"]): row["accuracy"] for row in rows}
-        return [at["transform", attack, seed] - at["AT 4", "naive", seed] for seed in range(3)]
+        at = rows.pivot(index="seed", columns=["defence", "attack"], values="accuracy")
+        return at["transform", attack] - at["AT 4", "naive"]
 
     return pairing
 
 
 def training(rows):
-    cost = {row["defence"]: row["training_passes"] for row in rows}
+    cost = rows.groupby("defence")["training_passes"].first()
     return exact(cost["transform"] / cost["AT 4"])
 
 
@@ -167,9 +161,9 @@ def gap(labels, contrast):
     """The gap at k/d = 1/64 less a tenth of that at 1, of the same draw."""
 
     def pairing(rows):
-        at = {(row["ratio"], row["seed"]): row["gap"] for row in rows
-              if (row["labels"], row["contrast"]) == (labels, contrast)}  # fmt: skip
-        return [at[1 / 64, seed] - at[1, seed] / 10 for ratio, seed in at if ratio == 1]
+        mine = rows[(rows["labels"] == labels) & (rows["contrast"] == contrast)]
+        at = mine.pivot(index="seed", columns="ratio", values="gap")
+        return at[1 / 64] - at[1] / 10
 
     return pairing
 
@@ -178,17 +172,16 @@ def gap_held(one, other, share=1.0):
     """The gap on real images at one (pixels, length of attack) less a share of that at another, same two classes."""
 
     def pairing(rows):
-        at = {(row["d"], row["epsilon"], row["pair"]): row["gap_held"] for row in rows if row["k"] == 40}
-        pairs = sorted({pair for _, _, pair in at})
-        return [at[*one, pair] - share * at[*other, pair] for pair in pairs]
+        at = rows[rows["k"] == 40].pivot(index="pair", columns=["d", "epsilon"], values="gap_held")
+        return at[one] - share * at[other]
 
     return pairing
 
 
 def off(rows):
     """How far the accuracy held is from that promised, 40 components, l2 0.5, 32x32."""
-    chosen = [row for row in rows if (row["d"], row["k"], row["epsilon"]) == (3072, 40, 0.5)]
-    return [abs(row["robust_held"] - row["robust"]) for row in chosen]
+    chosen = rows.query("d == 3072 and k == 40 and epsilon == 0.5")
+    return (chosen["robust_held"] - chosen["robust"]).abs()
 
 
 A_TENTH = "the gap of the best standard and the best robust accuracy falls to a tenth from k/d = 1 to 1/64"
@@ -198,7 +191,7 @@ SEM = {
     "EM falls: AT 4/255 gives back more than half of what EM took": points(left_of("em")),
     "SEM holds where EM falls: AT 4/255 ends lower on SEM images than on EM images": points(lost("sem", 4, "em")),
     "the same on the embedded images, two processors": points(
-        lambda *tables: [value for rows in tables for value in lost("sem", 4, "em")(rows)]
+        lambda *tables: pd.concat(lost("sem", 4, "em")(rows) for rows in tables)
     ),
     "SEM's perturbations protect from AT 4/255, beside the same recipe without them": points(
         lost("sem", 4, "em, SEM's recipe")

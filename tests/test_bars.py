@@ -3,11 +3,10 @@
 from itertools import product
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from semkit.analysis.measure import interval, protection, verdict
 from semkit.analysis.report import read_rows, table
+from semkit.analysis.statistics import interval, protection, verdict
 
 ROOT = Path(__file__).parents[1]
 SETS = {name: read_rows(ROOT / "results" / name / "rows.csv") for name in ("shapes-demo", "cifar10-lesson")}
@@ -15,9 +14,9 @@ SETS = {name: read_rows(ROOT / "results" / name / "rows.csv") for name in ("shap
 
 def reached(rows, method, radius):
     """(mean, low, high) in points of accuracy over the three seeds."""
-    values = [100 * row["last"] for row in rows if (row["method"], row["training_radius"]) == (method, radius)]
+    values = rows[(rows["method"] == method) & (rows["training_radius"] == radius)]["last"]
     assert len(values) == 3, (method, radius)
-    return interval(values)
+    return interval(100 * values)
 
 
 def unmet(name, rows):
@@ -28,8 +27,8 @@ def unmet(name, rows):
         "EM under AT 4 at most 6 points below clean": mean("clean", 4) - mean("em", 4) <= 6,
         "SEM under AT 4 12 points below clean": mean("clean", 4) - mean("sem", 4) >= 12,
     }
-    protects = [protection(rows, method, 4) for method in ("sem", "em")]
-    bars |= {"SEM protects from AT 4 more than EM": verdict(np.subtract(*protects)) == "supported"}
+    more = protection(rows, "sem", 4) - protection(rows, "em", 4)
+    bars |= {"SEM protects from AT 4 more than EM": verdict(more) == "supported"}
     if name == "shapes-demo":
         bars |= {"clean ERM 75": mean("clean", 0) >= 75, "clean AT 4 55": mean("clean", 4) >= 55}
     else:
@@ -49,24 +48,23 @@ def test_the_committed_rows_meet_the_bars(name):
     ("em", 4, 0.3, "SEM protects from AT 4 more than EM"),
 ])  # fmt: skip
 def test_rows_that_miss_a_bar_are_seen(name, method, radius, last, missed):
-    row_of = lambda row: (row["method"], row["training_radius"]) == (method, radius)  # noqa: E731
-    twin = [{**row, "last": last} if row_of(row) else row for row in SETS[name]]
+    twin = SETS[name].copy()
+    twin.loc[(twin["method"] == method) & (twin["training_radius"] == radius), "last"] = last
     assert any(bar.startswith(missed) for bar in unmet(name, twin))
 
 
 def differing(rows, others):
     """(method, radius) of which the interval of the differences, paired by seed, is without 0."""
-    last = [{(r["method"], r["training_radius"], r["seed"]): r["last"] for r in found} for found in (rows, others)]
-    assert last[0].keys() == last[1].keys()
-    cells = {(method, radius) for method, radius, _ in last[0]}
-    found = {cell: interval([last[0][*cell, s] - last[1][*cell, s] for s in range(3)]) for cell in cells}
+    last, other = (of.set_index(["method", "training_radius", "seed"])["last"] for of in (rows, others))
+    assert set(last.index) == set(other.index) and last.index.is_unique and other.index.is_unique
+    found = (last - other).groupby(["method", "training_radius"]).agg(interval)
     return {cell for cell, (_, low, high) in found.items() if low > 0 or high < 0}
 
 
 def test_float32_and_bfloat16_come_to_the_same_within_their_intervals():
     float32 = read_rows(ROOT / "results/shapes-demo/float32.csv")
     assert differing(SETS["shapes-demo"], float32) == set()
-    twin = [{**row, "last": row["last"] + 0.2 * (row["method"] == "sem")} for row in float32]
+    twin = float32.assign(last=float32["last"] + 0.2 * (float32["method"] == "sem"))
     assert differing(SETS["shapes-demo"], twin) == {("sem", 0), ("sem", 4)}
 
 
@@ -80,7 +78,7 @@ def untold(name, rows, text):
     """The lines of the rows' table that `text` does not have, with what noise costs where it is told."""
     wanted = lines_of(table(rows))[1:]
     if name == "cifar10-lesson":
-        passes = [max(row["noise_passes"] for row in rows if row["method"] == m) for m in ("clean", "em", "sem", "rem")]
+        passes = rows.groupby("method")["noise_passes"].max()[["clean", "em", "sem", "rem"]]
         for cells, cost in zip(wanted, passes, strict=True):
             cells.append(f"{cost / 4000:.0f} passes" if cost else "")
     told = lines_of(text)
@@ -92,4 +90,4 @@ def test_readme_tells_the_rows(name):
     text = (ROOT / "README.md").read_text()
     assert untold(name, SETS[name], text) == []
     assert untold(name, SETS[name], text.replace("| EM ", "| SEM "))  # a broken twin
-    assert untold(name, [{**row, "last": row["last"] - 0.001} for row in SETS[name]], text)
+    assert untold(name, SETS[name].assign(last=SETS[name]["last"] - 0.001), text)

@@ -11,8 +11,8 @@ import nbformat
 import pytest
 from pairings import MEASURED, measured
 
-from semkit.analysis.measure import decide
 from semkit.analysis.report import read_rows
+from semkit.analysis.statistics import decide
 
 ROOT = Path(__file__).parents[1]
 HEADER = "section claim measured n low high margin unit recipe rows status decided_by".split()

@@ -433,7 +433,7 @@ def test_a_sweep_of_shorter_learners_measures_its_noise(here):
     sweep = ["sweep", "photos", "--out", "out", "--methods", "clean", "em", "--radii", "0", "--seeds", "1", *QUICK]
     assert run(*sweep, "--learner-steps", 5, "--measure-noise") == 0
     for name in ("rows.csv", "noise.csv", "losses.csv"):
-        assert {row["preset"] for row in read_rows(here / "out" / name)} == {"quick, 5 learner steps"}
+        assert set(read_rows(here / "out" / name)["preset"]) == {"quick, 5 learner steps"}
 
 
 def test_the_learners_of_a_design_train_as_long_as_asked_for(here, capsys):

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from nets import batch, net
 from scipy import stats
 
-from semkit.analysis.measure import interval
 from semkit.analysis.report import read_rows
+from semkit.analysis.statistics import interval
 from semkit.countermeasures.training import LARGEST, ClassBlur, Gaussian, RandomBlur, Smoothed, rescaled
 from semkit.nets.engine import Engine, count_passes, logits, predict
 from semkit.protections.cuda import blur, convolve
@@ -163,9 +163,9 @@ LEFT = {"random blur": 22, "smoothing": 1, "fine-tuned": 20, "last layer": 4, "A
 
 def test_what_is_left_after_a_defence():
     rows = read_rows(Path(__file__).parents[1] / "results" / "cuda" / "defences.csv")
-    last = {(row["learner"], row["method"], row["seed"]): row["last"] for row in rows}
-    assert len(last) == len(rows) == 36
+    last = rows.pivot(index="seed", columns=["learner", "method"], values="last")
+    assert last.size == len(rows) == 36
     for defence, points in LEFT.items():
-        left = interval([100 * (last[defence, "clean", s] - last[defence, "cuda .3", s]) for s in range(3)])
+        left = interval(100 * (last[defence, "clean"] - last[defence, "cuda .3"]))
         assert round(left[0]) == points and (left[0] >= 15) == (defence in ("random blur", "fine-tuned"))
         assert (left[1] > 0) == (defence != "smoothing")

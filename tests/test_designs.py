@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from photos import image_set, image_split
@@ -19,8 +20,9 @@ from semkit.analysis.designs import (
     pairs,
     sides_alone,
 )
-from semkit.analysis.measure import cosine, losses_along, protection_for_passes, robustness, stability
+from semkit.analysis.measure import cosine, losses_along, robustness, stability
 from semkit.analysis.report import read_rows
+from semkit.analysis.statistics import protection_for_passes
 from semkit.nets.engine import Engine
 from semkit.nets.lab import Lab
 from semkit.protections.crafting import craft
@@ -60,7 +62,7 @@ BUDGETS = protection_for_passes(ROWS, 4000)
 
 
 def test_the_lesson_takes_a_ninth_of_the_plain_recipes_passes():
-    passes = {row["method"]: row["passes"] for row in BUDGETS}
+    passes = BUDGETS.groupby("method")["passes"].first()
     assert 9 * passes["2 x 2"] <= passes["plain"]
     assert passes["2 x 2"] == craft_recipe("sem", "lesson").cost(4000).total / 4000
 
@@ -89,9 +91,9 @@ def test_noise_rows_are_the_measures_of_every_noise(tmp_path):
     quick = craft_recipe("sem", "quick")
     crafts = {"clean": None, "sem": quick, "em": replace(quick, noise_side=Clean(), surrogate_side=Clean())}
     rows = noise_rows(split, crafts, seeds=(0, 1), reference=quick, lab=Lab(ENGINE, tmp_path))
-    assert [(row["seed"], row["method"]) for row in rows] == [(0, "sem"), (0, "em"), (1, "sem"), (1, "em")]
+    assert rows[["seed", "method"]].values.tolist() == [[0, "sem"], [0, "em"], [1, "sem"], [1, "em"]]
     made = {(m, s): craft(split.train, crafts[m], seed=s, lab=Lab(ENGINE)) for m in ("sem", "em") for s in (0, 1)}
-    for row in rows:
+    for row in rows.to_dict("records"):
         mine, sem = made[row["method"], row["seed"]], made["sem", row["seed"]]
         protected, other = split.train.with_noise(mine.noise), made[row["method"], 1 - row["seed"]]
         assert row["surrogate_robustness"] == robustness(mine.surrogate, split.test, 4)
@@ -104,18 +106,19 @@ def test_noise_rows_are_the_measures_of_every_noise(tmp_path):
 
 def test_one_seed_has_no_other_to_compare_with(tmp_path):
     split, quick = image_split(20), craft_recipe("sem", "quick")
-    (row,) = noise_rows(split, {"sem": quick}, lab=Lab(ENGINE, tmp_path))
-    assert row["cosine"] is None and "reference_robustness" not in row
+    rows = noise_rows(split, {"sem": quick}, lab=Lab(ENGINE, tmp_path))
+    assert len(rows) == 1 and rows["cosine"].isna().all() and "reference_robustness" not in rows
 
 
 def test_loss_rows_are_the_losses_of_every_noise_under_its_own_surrogate(tmp_path):
     split, quick = image_split(20), craft_recipe("sem", "quick")
     rows = loss_rows(split, {"clean": None, "sem": quick}, seeds=(0, 1), lab=Lab(ENGINE, tmp_path))
-    assert len(rows) == 2 * 2 * len(ALONG) and {row["method"] for row in rows} == {"sem"}
+    assert len(rows) == 2 * 2 * len(ALONG) and set(rows["method"]) == {"sem"}
     made = craft(split.train, quick, seed=1, lab=Lab(ENGINE))
     protected = split.train.with_noise(made.noise)
     along = losses_along(made.surrogate, protected, ALONG)
-    assert [row for row in rows if row["seed"] == 1] == [{"method": "sem", "seed": 1, **row} for row in along]
+    mine = rows[rows["seed"] == 1].reset_index(drop=True)
+    pd.testing.assert_frame_equal(mine[["method", "seed", *along]], along.assign(method="sem", seed=1)[[*mine]])
 
 
 def test_every_design_has_unprotected_images_to_compare_with():

@@ -69,7 +69,7 @@ def test_rows_of_a_pair_are_the_models_promise_and_what_is_held():
     made = latent(36, 5, norm=1.5, seed=4)
     parts = [(x.reshape(-1, 1, 6, 6), 3 + (y > 0)) for x, y in (made.draw(4000, seed=1), made.draw(4000, seed=2))]
     third = [(np.concatenate([x, x[:9]]), np.r_[labels, [7] * 9]) for x, labels in parts]  # another class, left out
-    rows = pair_rows(*third, (3, 4), ks=(2, 5), epsilons=(0.5, 1))
+    rows = pair_rows(*third, (3, 4), ks=(2, 5), epsilons=(0.5, 1)).to_dict("records")
     assert [(row["k"], row["epsilon"]) for row in rows] == [(2, 0.5), (2, 1), (5, 0.5), (5, 1)]
     for row in rows:
         assert (row["pair"], row["d"], row["n"], row["n_test"]) == ("3/4", 36, 4000, 4000)
@@ -80,7 +80,7 @@ def test_rows_of_a_pair_are_the_models_promise_and_what_is_held():
             assert abs(row[f"{name}_held"] - row[name]) < 3 * row[f"{name}_error"] + 0.01  # mu is an estimate too
     assert rows[2]["standard"] > rows[0]["standard"] + 0.05 and rows[3]["robust"] < rows[2]["robust"]
     alone = pair_rows(*parts, (3, 4), ks=(2,), epsilons=(0.5,))
-    assert alone == [pytest.approx(rows[0])]
+    assert alone.to_dict("records") == [pytest.approx(rows[0])]
 
 
 def test_more_pixels_for_the_same_images_is_a_shorter_attack():
@@ -88,13 +88,17 @@ def test_more_pixels_for_the_same_images_is_a_shorter_attack():
     made = latent(16, 4, norm=1.5)
     x, y = made.draw(800)
     small = x.reshape(-1, 1, 4, 4)
-    parts = small, (large := small.repeat(2, axis=2).repeat(2, axis=3))
-    of = [pair_rows((p, y), (p, y), (-1, 1), ks=(4,), epsilons=(e,))[0] for p, e in zip(parts, (0.4, 0.8), strict=True)]
+    large = small.repeat(2, axis=2).repeat(2, axis=3)
+
+    def row(part, epsilon, **how):
+        found = pair_rows((part, y), (part, y), (-1, 1), ks=(4,), epsilons=(epsilon,), **how)
+        return found.to_dict("records")[0]
+
+    of = [row(small, 0.4), row(large, 0.8)]
     for name in ("standard", "robust", "gap", "standard_held", "robust_held"):
         assert of[0][name] == pytest.approx(of[1][name], abs=1e-6)
     assert of[1]["d"] == 4 * of[0]["d"]
-    (again,) = pair_rows((large, y), (large, y), (-1, 1), ks=(4,), epsilons=(0.4,), size=4)
-    assert again == pytest.approx(of[0])
+    assert row(large, 0.4, size=4) == pytest.approx(of[0])
 
 
 def test_images_are_averaged_as_torch_does_it():
@@ -109,7 +113,7 @@ def test_an_image_set_in_and_a_row_a_class_out():
     images = image_set(12, classes=3)
     x, labels = values(images)
     assert x.max() <= 1 and torch.equal(torch.tensor(255 * x).round().byte(), images.images)
-    rows = class_rows(x, labels, images.classes)
+    rows = class_rows(x, labels, images.classes).to_dict("records")
     assert [row["class"] for row in rows] == list(images.classes)
     assert rows[1] == {"class": images.classes[1], **dimensions(x[labels == 1])}
 

@@ -10,7 +10,7 @@ from photos import image_set
 from semkit.analysis import figures
 from semkit.analysis.designs import noise_sides, pairs
 from semkit.analysis.figures import grid_cells
-from semkit.analysis.measure import Correlation, correlation, interval
+from semkit.analysis.statistics import Correlation, correlation, interval
 
 SIDES = "none", "random", "adversarial"
 

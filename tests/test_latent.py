@@ -90,7 +90,7 @@ def test_alike_factors_give_a_closed_form_and_no_trade_off():
     norm = np.linalg.norm(made.mu)
     for epsilon in (0.5, 2, 2.5 * norm - 0.01):
         assert best(made, epsilon)[1] == pytest.approx(stats.norm.cdf(norm - epsilon / 2.5))
-    assert np.ptp([row["standard"] for row in trade_off(made, 1)]) < 1e-12
+    assert np.ptp(trade_off(made, 1)["standard"]) < 1e-12
 
 
 def test_where_the_attack_reaches_across_the_means_only_a_constant_answer_is_left():
@@ -104,12 +104,12 @@ def test_where_the_attack_reaches_across_the_means_only_a_constant_answer_is_lef
 
 def test_the_trade_off_runs_from_the_best_standard_rule_past_the_best_robust_one(model):
     rows = trade_off(model, 0.3)
-    standard, robust = (np.array([row[name] for row in rows]) for name in ("standard", "robust"))
+    standard, robust = (rows[name].to_numpy() for name in ("standard", "robust"))
     assert standard[0] == pytest.approx(best(model)[1]) and (np.diff(standard) <= 1e-12).all()
     top = robust.argmax()
     assert 0 < top < len(rows) - 1 and robust[top] == pytest.approx(best(model, 0.3)[1], abs=1e-3)
     assert (np.diff(robust[: top + 1]) >= 0).all() and robust[0] < robust[top] - 1e-3
-    for row in rows[::10]:
+    for row in rows[::10].to_dict("records"):
         theta = rule(model, row["ridge"])
         assert row["standard"] == pytest.approx(accuracy(model, theta))
         assert row["robust"] == pytest.approx(accuracy(model, theta, 0.3))
@@ -122,11 +122,11 @@ def test_the_trade_off_runs_from_the_best_standard_rule_past_the_best_robust_one
 @pytest.mark.parametrize("labels", LABELS)
 def test_the_gap_falls_with_the_latent_dimension_and_monte_carlo_agrees(labels):
     rows = gaps(256, 0.5, labels=labels, samples=4000)
-    found = [row["gap"] for row in rows]
-    assert [row["ratio"] for row in rows] == list(RATIOS) == [1, 1 / 4, 1 / 16, 1 / 64]
+    found = list(rows["gap"])
+    assert list(rows["ratio"]) == list(RATIOS) == [1, 1 / 4, 1 / 16, 1 / 64]
     assert sorted(found, reverse=True) == found and found[-1] < found[0] / 8
-    assert np.ptp([row["standard"] for row in rows]) < 1e-9
-    for row in rows:
+    assert np.ptp(rows["standard"]) < 1e-9
+    for row in rows.to_dict("records"):
         assert row["gap"] == row["standard"] - row["robust"] and row["robust"] <= row["cautious"] <= row["standard"]
         for name in ("standard", "robust", "cautious", "gap"):
             assert abs(row[f"{name}_sampled"] - row[name]) <= 3 * row[f"{name}_error"]

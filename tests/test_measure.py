@@ -1,32 +1,25 @@
-"""Robustness, stability, protection and correlation against closed forms and plain loops."""
+"""Robustness, stability and patterns of noise against closed forms, plain loops, Parseval and numpy's own SVD."""
 
 from dataclasses import replace
-from pathlib import Path
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from photos import image_set
-from scipy import stats
 from torch import nn
 
 from semkit.analysis.measure import (
-    blocked_difference,
-    correlation,
+    class_means,
     cosine,
-    decide,
-    interval,
+    embed,
     losses,
     losses_along,
-    paired,
-    protection,
-    protection_for_passes,
+    radial_spectrum,
     robustness,
     stability,
-    verdict,
 )
-from semkit.analysis.report import read_rows
 from semkit.images.augment import FlipCrop, Identity
 from semkit.images.pixels import LEVEL
 from semkit.lessons.transform import survived
@@ -61,97 +54,6 @@ def two_classes(images, linear):
         model[1].weight.copy_(linear[1].weight[:2])
     model.requires_grad_(False)
     return binary, model, model[1].weight[1] - model[1].weight[0]
-
-
-def test_interval_is_students():
-    mean, low, high = interval([1.0, 2.0, 4.0])
-    low_, high_ = stats.t.interval(0.95, 2, loc=7 / 3, scale=stats.sem([1, 2, 4]))
-    assert (mean, low, high) == pytest.approx((7 / 3, low_, high_))
-
-
-def simulated(seeds=4, columns=6, *, seed=0, effect=0.0):
-    """[seeds, columns] of seed + column + noise; columns 0 and 1 are raised by `effect` above the others."""
-    rng = np.random.default_rng(seed)
-    made = rng.normal(0, 5, (seeds, 1)) + rng.normal(0, 1, (seeds, columns))
-    made[:, :2] += effect
-    return made
-
-
-def test_a_blocked_difference_is_least_squares_with_a_column_for_every_seed_and_treatment():
-    values, more, less = simulated(effect=2), [0, 1], [2, 4, 5]
-    seed, column = np.indices(values.shape).reshape(2, -1)
-    design = np.hstack([np.eye(4)[seed], np.eye(6)[column][:, 1:]])  # the first treatment is in the seeds' columns
-    beta, (rest,), rank, _ = np.linalg.lstsq(design, values.ravel(), rcond=None)
-    weights = np.zeros(6)
-    weights[more], weights[less] = 1 / 2, -1 / 3
-    weights = np.concatenate([np.zeros(4), weights[1:]])
-    error = np.sqrt(rest / (values.size - rank) * weights @ np.linalg.inv(design.T @ design) @ weights)
-    low, high = stats.t.interval(0.9, values.size - rank, loc=weights @ beta, scale=error)
-    assert blocked_difference(values, more, less, 0.9) == pytest.approx((weights @ beta, low, high))
-
-
-def test_of_two_treatments_it_is_the_paired_t_interval():
-    values = simulated(5, 2, effect=1)
-    found = stats.ttest_rel(values[:, 1], values[:, 0]).confidence_interval(0.95)
-    assert blocked_difference(values, [1], [0]) == pytest.approx(interval(values[:, 1] - values[:, 0]))
-    assert blocked_difference(values, [1], [0])[1:] == pytest.approx((found.low, found.high))
-
-
-def test_95_of_100_blocked_intervals_hold_the_effect_and_blocks_shorten_them():
-    held = [low <= 2 <= high for _, low, high in (
-        blocked_difference(simulated(3, 4, seed=s, effect=2), [0, 1], [2, 3]) for s in range(1000))]  # fmt: skip
-    assert 0.93 <= np.mean(held) <= 0.97
-    values = simulated(effect=2)
-    shuffled = np.random.default_rng(0).permuted(values, axis=0)  # a seed's values no longer share a line
-    width = lambda v: np.diff(blocked_difference(v, [0, 1], [2, 3])[1:])[0]  # noqa: E731
-    assert width(shuffled) > 2 * width(values)
-
-
-@pytest.mark.parametrize(("values", "more", "less", "says"), [
-    ([[1, 2]], [0], [1], "2 or more of each"), ([1, 2], [0], [1], "seeds, treatments"),
-    ([[1, 2], [3, 4]], [0, 1], [1], "different columns"), ([[1, 2], [3, 4]], [], [1], "different columns"),
-])  # fmt: skip
-def test_a_blocked_difference_of_nothing_is_refused(values, more, less, says):
-    with pytest.raises(ValueError, match=says):
-        blocked_difference(values, more, less)
-
-
-DECISIONS = [
-    (0.1, 2, "> 0", "supported"), (-1, 2, "> 0", "undecided"), (-2, -1, "> 0", "contradicted"),
-    (0, 2, "> 0", "undecided"), (-2, 0, "> 0", "contradicted"), (-4.4, 6.9, "< 1.5", "undecided"),
-    (-4, 1.4, "< 1.5", "supported"), (1.5, 3, "< 1.5", "contradicted"), (-3, -2.5, "> -2", "contradicted"),
-    (float("nan"), float("nan"), "> 0", "undecided"), (0.65, 0.65, "< 1", "supported"),
-]  # fmt: skip
-
-
-def wrong_decisions(rule):
-    return [case for case in DECISIONS if rule(*case[:3]) != case[3]]
-
-
-def test_a_claim_is_supported_only_if_the_whole_interval_is_on_its_side():
-    assert wrong_decisions(decide) == []
-
-
-def test_a_rule_by_the_mean_or_without_the_third_outcome_is_rejected():
-    def by_the_mean(low, high, margin):
-        return decide((low + high) / 2, (low + high) / 2, margin)
-
-    def without_undecided(low, high, margin):
-        return decide(low, high, margin).replace("undecided", "contradicted")
-
-    assert (-4.4, 6.9, "< 1.5", "undecided") in wrong_decisions(by_the_mean)
-    assert wrong_decisions(without_undecided)
-
-
-@pytest.mark.parametrize("margin", ["", "0", ">0", ">= 0", "> much", "> nan", "< inf"])
-def test_a_margin_that_cannot_be_read_is_refused(margin):
-    with pytest.raises(ValueError, match="a margin is written"):
-        decide(0, 1, margin)
-
-
-def test_a_verdict_is_the_decision_of_the_interval():
-    assert verdict([5.6, 5.8, 5.7]) == "supported" and verdict([5.6, 5.8, -1.0]) == "undecided"
-    assert verdict([5.6, 5.8, 5.7], "< 1.5") == "contradicted" and verdict([9.0]) == "undecided"
 
 
 def test_losses_are_those_of_a_plain_loop(images, linear):
@@ -190,7 +92,7 @@ def test_stability_of_a_linear_model_is_that_of_a_sum_of_uniforms(images, linear
 
 def test_a_random_direction_does_less_than_an_adversarial_one_and_radius_0_nothing(images, linear):
     rows = losses_along(linear, images, (0, 2, 6))
-    loss = {(row["direction"], row["radius"]): row["loss"] for row in rows}
+    loss = rows.set_index(["direction", "radius"])["loss"]
     plain = float(losses(linear, images).mean())
     assert loss["random", 0] == loss["adversarial", 0] == pytest.approx(plain)
     assert loss["adversarial", 6] > loss["adversarial", 2] > loss["random", 2]
@@ -208,68 +110,6 @@ def test_cosine_of_noises():
     a = torch.tensor([[1, 0], [2, 2], [1, 1]], dtype=torch.int8).reshape(3, 1, 1, 2)
     b = torch.tensor([[0, 5], [3, 3], [-1, -1]], dtype=torch.int8).reshape(3, 1, 1, 2)
     assert cosine(a, b).tolist() == pytest.approx([0, 1, -1])
-
-
-def rows(method, radius, values):
-    return [{"method": method, "training_radius": radius, "seed": s, "last": v} for s, v in enumerate(values)]
-
-
-def test_protection_pairs_the_seeds():
-    made = rows("clean", 4, [0.5, 0.6, 0.7]) + rows("sem", 4, [0.2, 0.4]) + rows("sem", 0, [0.0, 0.0])
-    assert protection(made, "sem", 4) == pytest.approx([0.3, 0.2])
-    assert protection(made[::-1], "sem", 4) == pytest.approx([0.3, 0.2])
-
-
-def test_protection_under_several_learners_at_one_radius_is_refused_and_of_each_alone_is_given():
-    defences = read_rows(Path(__file__).parents[1] / "results" / "cuda" / "defences.csv")
-    with pytest.raises(ValueError, match=r"clean at training radius 0 .random blur, none; smoothing, "):
-        protection(defences, "cuda .3", 0)
-    blur = [row for row in defences if row["learner"] == "random blur"]
-    assert protection(blur, "cuda .3", 0) == pytest.approx([0.2045, 0.2405, 0.208])
-    filtered = [{**row, "countermeasure": name} for row in blur for name in ("none", "jpeg")]
-    with pytest.raises(ValueError, match="random blur, none; random blur, jpeg"):
-        protection(filtered, "cuda .3", 0)
-
-
-def test_what_protection_costs_is_told_by_noise_and_paired_by_seed():
-    made = (
-        rows("clean", 4, [0.5, 0.6]) + rows("sem", 4, [0.2, 0.4, 0.1]) + rows("sem", 0, [0.1]) + rows("clean", 0, [0.9])
-    )
-    made = [{**row, "noise_passes": 0 if row["method"] == "clean" else 300 + row["seed"]} for row in made]
-    first, second = protection_for_passes(made[::-1], 100)
-    assert first == pytest.approx({"method": "sem", "seed": 0, "passes": 3, "AT 4/255": 30, "ERM": 80})
-    assert second == pytest.approx({"method": "sem", "seed": 1, "passes": 3.01, "AT 4/255": 20})
-
-
-def test_noises_are_joined_with_their_learners_by_method_and_seed():
-    noises = [{"method": m, "seed": s, "noise_stability": -s} for s in (0, 1, 2) for m in ("sem", "em")]
-    learners = rows("clean", 4, [0.5, 0.6]) + rows("sem", 4, [0.2, 0.4, 0.1]) + rows("em", 4, [0.45])
-    learners += rows("em", 0, [0.1, 0.1, 0.1])  # of another training radius
-    found = paired(noises, learners[::-1], 4)
-    assert [(row["method"], row["seed"], row["noise_stability"]) for row in found] == [
-        ("sem", 0, 0), ("em", 0, 0), ("sem", 1, -1)
-    ]  # fmt: skip
-    assert [row["protection"] for row in found] == pytest.approx([0.3, 0.05, 0.2])
-    assert [row["protection"] for row in found if row["method"] == "sem"] == protection(learners, "sem", 4)
-    assert "protection" not in noises[0] and paired(noises, learners, 8) == []
-
-
-def test_correlation_agrees_with_scipy_and_its_interval_with_fishers():
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=200)
-    y = -0.6 * x + 0.8 * rng.normal(size=200)
-    found = correlation(x, y)
-    assert found.n == 200 and found.pearson[0] == pytest.approx(stats.pearsonr(x, y).statistic)
-    assert found.spearman[0] == pytest.approx(stats.spearmanr(x, y).statistic)
-    fisher = stats.pearsonr(x, y).confidence_interval(0.95)
-    assert found.pearson[1:] == pytest.approx((fisher.low, fisher.high), abs=0.03)
-    assert correlation(x, x**3).spearman == pytest.approx((1, 1, 1)) and correlation(x, x**3).pearson[0] < 1
-
-
-@pytest.mark.parametrize(("x", "y"), [([1, 2, 3], [1, 2, 3]), ([1, 2, 3, 4], [1, 2, 3]), ([1, 1, 1, 1], [1, 2, 3, 4])])
-def test_a_correlation_of_too_little_is_refused(x, y):
-    with pytest.raises(ValueError, match="a correlation needs"):
-        correlation(x, y)
 
 
 def test_a_net_is_measured_in_the_precision_it_was_prepared_for(images):
@@ -292,3 +132,92 @@ def test_a_net_with_injected_noise_measures_the_same_twice_and_its_noise_stream_
 def test_stability_of_one_draw_is_refused_because_it_has_no_variance(images, linear):
     with pytest.raises(ValueError, match="draws must be a whole number >= 2, got 1"):
         stability(linear, images, draws=1)
+
+
+# -- patterns of noise ----------------------------------------------------------------------------------------------
+
+
+def rings(height, width):
+    """How many of the height * width frequencies are nearest to k / min(height, width), by a plain loop."""
+    count = {}
+    for i in range(height):
+        for j in range(width):
+            u, v = min(i, height - i) / height, min(j, width - j) / width
+            k = round((u * u + v * v) ** 0.5 * min(height, width))
+            count[k] = count.get(k, 0) + 1
+    return np.array([count[k] for k in sorted(count)])
+
+
+@pytest.mark.parametrize(("height", "width"), [(16, 16), (9, 9), (8, 12)])
+def test_the_spectrum_keeps_the_power_of_every_image(height, width):
+    noise = torch.randint(-8, 9, (5, 3, height, width), dtype=torch.int8)
+    frequency, power = radial_spectrum(noise)
+    count = rings(height, width)
+    assert power.shape == (5, len(count)) and frequency == pytest.approx(np.arange(len(count)) / min(height, width))
+    squares = noise.double().square().mean((1, 2, 3))
+    assert power @ count / (height * width) == pytest.approx(squares.numpy())
+
+
+@pytest.mark.parametrize(("down", "across"), [(0, 3), (5, 0), (3, 4), (0, 8), (0, 0)])
+def test_a_plane_wave_is_one_ring(down, across):
+    i, j = np.mgrid[:16, :16]
+    wave = np.cos(2 * np.pi * (down * i + across * j) / 16)[None, None]
+    frequency, power = radial_spectrum(wave)
+    k = round((down**2 + across**2) ** 0.5)
+    assert frequency[k] == pytest.approx(k / 16)
+    assert power[0, k] * rings(16, 16)[k] / 256 == pytest.approx((wave**2).mean())
+    assert np.delete(power[0], k) == pytest.approx(0, abs=1e-12)
+
+
+def test_white_noise_has_its_variance_at_every_frequency():
+    noise = np.random.default_rng(0).normal(0, 3, (400, 3, 8, 8))
+    _, power = radial_spectrum(noise)
+    # 1,200 draws of every frequency, each with a relative deviation of at most sqrt(2).
+    assert power.mean(0) == pytest.approx(9, rel=4 * (2 / 1200) ** 0.5)
+
+
+def test_class_means_are_those_of_a_plain_loop():
+    noise, labels = torch.randint(-8, 9, (7, 3, 4, 4), dtype=torch.int8), torch.tensor([2, 0, 2, 2, 0, 5, 2])
+    present, means = class_means(noise, labels)
+    assert present.tolist() == [0, 2, 5]
+    for label, mean in zip(present, means, strict=True):
+        mine = [n.double().numpy() for n, y in zip(noise, labels, strict=True) if y == label]
+        assert mean == pytest.approx(sum(mine) / len(mine))
+
+
+def test_pca_is_the_projection_on_the_first_two_singular_vectors():
+    vectors = torch.randn(30, 3, 4, 4, generator=torch.Generator().manual_seed(0)) * torch.linspace(1, 3, 4)
+    found = embed(vectors)
+    centred = vectors.flatten(1).double().numpy()
+    centred -= centred.mean(0)
+    u, s, _ = np.linalg.svd(centred, full_matrices=False)
+    expected = u[:, :2] * s[:2]
+    assert np.abs(found) == pytest.approx(np.abs(expected), rel=1e-9)
+
+
+UMAP = (
+    pytest.mark.skipif(not find_spec("umap"), reason="umap-learn is missing"),
+    pytest.mark.filterwarnings("ignore:Tensorflow not installed:ImportWarning"),
+)
+
+
+@pytest.mark.parametrize("kind", ["tsne", pytest.param("umap", marks=UMAP)])
+def test_neighbours_stay_neighbours_and_the_seed_fixes_the_picture(kind):
+    rng = np.random.default_rng(0)
+    vectors = np.concatenate([rng.normal(centre, 0.1, (15, 20)) for centre in (0, 1, 2)])
+    points, group = embed(vectors, kind), np.repeat((0, 1, 2), 15)
+    distance = np.linalg.norm(points[:, None] - points[None], axis=-1) + np.diag([np.inf] * 45)
+    assert points.shape == (45, 2) and (group[distance.argmin(0)] == group).all()
+    assert np.array_equal(points, embed(vectors, kind))
+
+
+@pytest.mark.parametrize(("n", "kind", "said"), [(9, "isomap", "kind must be"), (3, "pca", "4 vectors or more, got 3")])
+def test_what_cannot_be_embedded_is_said(n, kind, said):
+    with pytest.raises(ValueError, match=said):
+        embed(np.zeros((n, 4)), kind)
+
+
+@pytest.mark.skipif(find_spec("umap") is not None, reason="umap-learn is installed")
+def test_a_missing_umap_is_named():
+    with pytest.raises(ValueError, match="pip install umap-learn"):
+        embed(np.zeros((9, 4)), "umap")

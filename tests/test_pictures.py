@@ -7,7 +7,7 @@ from drawn import collisions, drawn_texts, texts
 from photos import image_set
 
 from semkit.analysis import figures
-from semkit.analysis.patterns import class_means, radial_spectrum
+from semkit.analysis.measure import class_means, radial_spectrum
 
 GENERATOR = torch.Generator().manual_seed(0)
 NOISES = {m: torch.randint(-8, 9, (12, 3, 8, 8), dtype=torch.int8, generator=GENERATOR) for m in ("em", "sem")}

@@ -7,7 +7,8 @@ import torch
 from drawn import collisions, texts
 from photos import image_split
 
-from semkit.analysis.measure import interval
+from semkit.analysis.report import as_objects
+from semkit.analysis.statistics import interval
 from semkit.lessons.pruning import (
     BASELINE,
     OURS,
@@ -42,7 +43,8 @@ def test_the_learners_differ_in_lasso_and_injected_noise_alone():
 @pytest.mark.parametrize("name", LEARNERS)
 def test_a_row_is_the_net_pruned_tuned_and_judged(name):
     split, recipe = image_split(), LEARNERS[name]
-    (row,) = pruned_rows(split, {name: recipe}, cut=QUICK, sparsities=[0.6], seeds=[3], lab=Lab(ENGINE))
+    rows = pruned_rows(split, {name: recipe}, cut=QUICK, sparsities=[0.6], seeds=[3], lab=Lab(ENGINE))
+    (row,) = as_objects(rows)
     net = pruned(fit(split.train, split.test, recipe, seed=3, lab=Lab(ENGINE)).model, 0.6)
     untuned = accuracy(net, split.test)
     tune = replace(recipe, sgd=QUICK.tune, evaluations=1)
@@ -63,7 +65,7 @@ def test_sparsities_of_one_net_do_not_touch_each_other():
     both = pruned_rows(image_split(), LEARNERS, sparsities=[0, 0.9], **how)
     alone = pruned_rows(image_split(), LEARNERS, sparsities=[0.9], **how)
     # The draws of a noisy net go on from where the one before left them only if it were the same net.
-    assert [row for row in both if row["sparsity"] == 0.9] == alone
+    assert both[both["sparsity"] == 0.9].reset_index(drop=True).equals(alone)
 
 
 def test_without_injected_noise_eot_is_one_draw():
@@ -82,7 +84,7 @@ def test_rows_are_kept_and_a_stopped_run_says_so(tmp_path):
     first = pruned_rows(split, LEARNERS, lab=Lab(ENGINE, tmp_path, lambda *step: seen.append(step[0])), **how)
     assert set(seen) == {f"{BASELINE}, seed 0", f"{OURS}, seed 0"} and len(list(tmp_path.iterdir())) == 2
     lab = Lab(ENGINE, tmp_path, lambda *step: pytest.fail("made again"))
-    assert pruned_rows(split, LEARNERS, lab=lab, **how) == first
+    assert pruned_rows(split, LEARNERS, lab=lab, **how).equals(first)
     next(tmp_path.iterdir()).write_text("[")
     with pytest.raises(ValueError, match="is damaged"):
         pruned_rows(split, LEARNERS, lab=lab, **how)

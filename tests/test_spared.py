@@ -5,6 +5,7 @@ import torch
 from photos import image_split
 from safetensors.torch import load_file
 
+from semkit.analysis.report import as_objects
 from semkit.lessons import spared
 from semkit.nets.engine import Engine
 from semkit.nets.lab import Lab
@@ -25,7 +26,7 @@ def made(tmp_path_factory):
 
 def test_every_row_cost_what_its_shares_say(made):
     steps = {"plain": (10, 10, 10), "bullettrain": (0, 10, 2), "one step": (1, 10, 1)}
-    for row in made[1]:
+    for row in as_objects(made[1]):
         shares = [row[kind] or 0 for kind in ("outlier", "boundary", "robust")]
         if row["attacked"] is None:
             views = {"cross-entropy": 0, "augmix": 2}[row["objective"]]
@@ -41,18 +42,17 @@ def test_every_row_cost_what_its_shares_say(made):
 
 
 def test_a_row_has_the_accuracy_that_its_training_is_about(made):
-    for row in made[1]:
+    for row in as_objects(made[1]):
         assert (row["attacked"] is None) == (row["corrupted"] is not None) == (row["objective"][0] not in "tm")
         assert all(0 <= row[name] <= 1 for name in ("clean", "attacked", "corrupted") if row[name] is not None)
-    assert [(row["objective"], row["form"]) for row in made[1]] == list(spared.recipes(FEW))
+    assert list(zip(made[1]["objective"], made[1]["form"], strict=True)) == list(spared.recipes(FEW))
 
 
 def test_a_second_call_takes_what_was_kept(made):
     cache, rows = made
     files = {path: path.stat().st_mtime_ns for path in cache.iterdir()}
-    told = []
-    again = spared.training_rows(image_split(classes=3), seeds=[4], sgd=FEW, lab=Lab(ENGINE, cache), on_row=told.append)
-    assert again == rows == told and {path: path.stat().st_mtime_ns for path in cache.iterdir()} == files
+    again = spared.training_rows(image_split(classes=3), seeds=[4], sgd=FEW, lab=Lab(ENGINE, cache))
+    assert again.equals(rows) and {path: path.stat().st_mtime_ns for path in cache.iterdir()} == files
 
 
 def test_a_kept_net_that_is_lost_is_made_again_and_is_the_same(tmp_path):
@@ -63,15 +63,15 @@ def test_a_kept_net_that_is_lost_is_made_again_and_is_the_same(tmp_path):
     lost = min(tmp_path.glob("*.safetensors"))
     before = load_file(lost)
     lost.unlink()
-    assert rows() == first and all(torch.equal(value, before[name]) for name, value in load_file(lost).items())
+    assert rows().equals(first) and all(torch.equal(value, before[name]) for name, value in load_file(lost).items())
 
 
 def test_times_are_taken_in_turn(made):
     cache, _ = made
     how = dict(sgd=FEW, rounds=2, steps=1, lab=Lab(ENGINE, cache))
     rows = spared.seconds_rows(image_split(classes=3), **how)
-    assert [row["form"] for row in rows if row["objective"] == "mart"] == ["plain", "bullettrain", "one step"] * 2
-    assert len(rows) == 2 * (3 + 3 + 2) and all(row["seconds"] > 0 for row in rows)
+    assert list(rows["form"][rows["objective"] == "mart"]) == ["plain", "bullettrain", "one step"] * 2
+    assert len(rows) == 2 * (3 + 3 + 2) and (rows["seconds"] > 0).all()
 
 
 def test_how_much_faster_is_paired_by_round():
@@ -81,8 +81,8 @@ def test_how_much_faster_is_paired_by_round():
         for form, every in seconds.items() for turn, found in enumerate(every)
     ]  # fmt: skip
     rows += [{**row, "threads": 2, "seconds": 1.0} for row in rows[:4]]
-    assert spared.faster(rows[::-1], "mart", threads=2) == [1]
-    assert spared.faster(rows[::-1], "mart") == pytest.approx([2, 0.08, 6])
+    assert spared.faster(rows[::-1], "mart", threads=2).to_dict() == {0: 1}
+    assert list(spared.faster(rows[::-1], "mart")) == pytest.approx([2, 0.08, 6])
 
 
 def test_what_is_saved_and_lost_is_paired_by_seed():
@@ -91,8 +91,10 @@ def test_what_is_saved_and_lost_is_paired_by_seed():
 
     rows = [row("plain", 1, 95, 0.5), row("bullettrain", 2, 45, 0.25), row("plain", 2, 195, 0.75)]
     rows += [row("bullettrain", 1, 20, 0.625), row("one step", 1, 5, 0.5), row("plain", 3, 10, 0.5)]
-    assert sorted(spared.fewer(rows, "mart")) == [4, 4] and spared.fewer(rows, "mart", "one step") == [10]
-    assert sorted(spared.lost(rows, "mart", "clean")) == [-12.5, 50] and spared.lost(rows, "trades", "clean") == []
+    assert spared.fewer(rows, "mart").to_dict() == {1: 4, 2: 4}
+    assert spared.fewer(rows, "mart", "one step").to_dict() == {1: 10}
+    assert spared.lost(rows, "mart", "clean").to_dict() == {1: -12.5, 2: 50}
+    assert spared.lost(rows, "trades", "clean").empty
 
 
 # -- figures -----------------------------------------------------------------------------------------------------------

@@ -8,12 +8,14 @@ import sys
 from dataclasses import fields, replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from photos import image_set, image_split
 
 import semkit
 from semkit.analysis.cost import passes_of
+from semkit.analysis.report import as_objects
 from semkit.analysis.study import crafted_noise, crafted_surrogate, grid, grid_recipes, learned_row, training_set
 from semkit.countermeasures.training import Gaussian, Smoothed
 from semkit.images.augment import Identity
@@ -256,11 +258,11 @@ def test_every_seed_of_a_fine_tuned_learner_has_a_pretrained_net_of_its_own_and_
     learners = {"every": every, "last": replace(every, last_layer=True)}
     learners = {name: replace(still, pretrained=begun) for name, begun in learners.items()}
     rows = grid(split, {"clean": None}, {**learners, "fresh": LEARN}, seeds=(0, 1), lab=Lab(ENGINE))
-    assert [row.get("pretrained_seed") for row in rows] == [0, 0, None, 1, 1, None]
+    assert [row["pretrained_seed"] for row in as_objects(rows)] == [0, 0, None, 1, 1, None]
     first, second = (fit(before, before, LEARN, seed=seed, lab=Lab(ENGINE)).model for seed in (0, 1))
     assert not torch.equal(first[-1].weight, second[-1].weight)
-    last = [row["last"] for row in rows if row["learner"] == "last"]
-    assert last == [accuracy(model, split.test) for model in (first, second)]
+    last = rows[rows["learner"] == "last"]["last"]
+    assert list(last) == [accuracy(model, split.test) for model in (first, second)]
     once = passes_of(grid_recipes(split, {"clean": None}, learners), 20).total
     assert once == LEARN.cost(20).total + 2 * still.cost(20).total  # one pretraining for both learners
 
@@ -270,49 +272,50 @@ def test_a_grid_has_a_row_for_every_method_radius_and_seed_made_as_it_says(tmp_p
     recipes = sweep_recipes(("clean", "sem"), (0, 4), "quick")
     how = {"seeds": (0, 1)}
     rows = grid(split, *recipes, lab=Lab(ENGINE, tmp_path, lambda what, *_: told.add(what) and False), **how)
-    runs = [(row["seed"], row["method"], row["training_radius"]) for row in rows]
-    assert runs == list(itertools.product((0, 1), ("clean", "sem"), (0, 4)))
-    for row in rows:
+    runs = rows[["seed", "method", "training_radius"]].itertuples(index=False, name=None)
+    assert list(runs) == list(itertools.product((0, 1), ("clean", "sem"), (0, 4)))
+    for row in rows.to_dict("records"):
         assert row["last"] == row["curve"][-1][1] <= row["best"]
         assert (row["noise_passes"] > 0) == (row["method"] != "clean")
         assert row["passes"] == learn_recipe("quick", perturbation_radius=row["training_radius"]).cost(20).total
-    spent = sum(row["passes"] for row in rows) + sum(row["noise_passes"] for row in rows[::2])
+    spent = rows["passes"].sum() + rows["noise_passes"][::2].sum()
     assert passes_of(grid_recipes(split, *recipes), 20).total * 2 == spent
     jobs = ("sem noise", *(f"{method}, {kind}" for method in ("clean", "sem") for kind in ("ERM", "AT 4/255")))
     assert told == {f"{job}, seed {seed}" for job in jobs for seed in (0, 1)}
     before = stamps(tmp_path)
-    assert grid(split, *recipes, lab=Lab(ENGINE, tmp_path, never), **how) == rows
+    pd.testing.assert_frame_equal(grid(split, *recipes, lab=Lab(ENGINE, tmp_path, never), **how), rows)
     assert stamps(tmp_path) == before
 
 
 def test_a_row_of_a_grid_is_the_learner_on_noisy_training_and_clean_test_images(tmp_path):
     split = image_split(20)
-    (row,) = grid(split, *sweep_recipes(["em"], [0], "quick"), seeds=[3], lab=Lab(ENGINE, tmp_path))
+    rows = grid(split, *sweep_recipes(["em"], [0], "quick"), seeds=[3], lab=Lab(ENGINE, tmp_path))
     (path,) = tmp_path.glob("noise*.safetensors")
     noise = load(path, images=split.train)
     assert noise.recipe["noise_side"] == repr(Clean())
     done = fit(split.train.with_noise(noise.levels), split.test, learn_recipe("quick"), seed=3, lab=Lab(ENGINE))
-    assert row["curve"] == [list(point) for point in done.curve]
+    assert list(rows["curve"]) == [[list(point) for point in done.curve]]
 
 
 def test_a_grid_of_filters_is_learners_on_filtered_images_tested_on_filtered_ones_too(tmp_path):
     split, how = image_split(20), {"lab": Lab(ENGINE, tmp_path)}
     crafts = {"clean": None, "cuda": ClassFilters(), "one": ClassFilters(assignment="one"), "rest": CleanPart(0.5)}
-    rows = {row["method"]: row for row in grid(split, crafts, {"ours": LEARN}, seeds=[3], **how)}
+    rows = grid(split, crafts, {"ours": LEARN}, seeds=[3], **how)
+    of = rows.set_index("method")
     filters = class_filters("semkit seed 3", 2)
     done = fit(convolve_set(split.train, filters), split.test, LEARN, seed=3, lab=Lab(ENGINE))
-    assert rows["cuda"]["curve"] == [list(point) for point in done.curve] and rows["cuda"]["learner"] == "ours"
+    assert of.at["cuda", "curve"] == [list(point) for point in done.curve] and of.at["cuda", "learner"] == "ours"
     for name, tested in (("own", filters), ("permuted", filters.roll(-1, 0))):
         filtered = convolve_set(split.test, tested)
-        assert rows["cuda"][f"on_{name}"] == accuracy(done.model, filtered)
-    assert all("on_own" not in rows[method] for method in ("clean", "one", "rest"))
+        assert of.at["cuda", f"on_{name}"] == accuracy(done.model, filtered)
+    assert of.loc[["clean", "one", "rest"], "on_own"].isna().all()
     rest, _ = training_set(split.train, CleanPart(0.5), seed=3)
     half, _ = training_set(split.train, ClassFilters(fraction=0.5), seed=3)
     untouched = (half.images == split.train.images).flatten(1).all(1)
     assert torch.equal(rest.images, split.train.images[untouched]) and len(rest) == 10
-    assert grid(split, crafts, {"ours": LEARN}, seeds=[3], lab=Lab(ENGINE, tmp_path, never)) == list(rows.values())
-    spent = sum(row["passes"] for row in rows.values())
-    assert passes_of(grid_recipes(split, crafts, {"ours": LEARN}), 20).total == spent
+    again = grid(split, crafts, {"ours": LEARN}, seeds=[3], lab=Lab(ENGINE, tmp_path, never))
+    pd.testing.assert_frame_equal(again, rows)
+    assert passes_of(grid_recipes(split, crafts, {"ours": LEARN}), 20).total == rows["passes"].sum()
 
 
 def test_a_row_of_bullettrain_has_what_its_batches_were_made_of(tmp_path):
@@ -328,6 +331,6 @@ def test_a_row_of_bullettrain_has_what_its_batches_were_made_of(tmp_path):
 
 def test_seeds_may_be_how_many():
     split, how = image_split(20), {"lab": Lab(ENGINE)}
-    assert [row["seed"] for row in grid(split, {"clean": None}, {0: LEARN}, seeds=2, **how)] == [0, 1]
+    assert list(grid(split, {"clean": None}, {0: LEARN}, seeds=2, **how)["seed"]) == [0, 1]
     with pytest.raises(ValueError, match="seeds must be a whole number >= 1, got 0"):
         grid(split, {"clean": None}, {0: LEARN}, seeds=0, **how)

@@ -7,7 +7,7 @@ from drawn import collisions, error_bars
 from nets import batch
 from photos import image_set
 
-from semkit.analysis.measure import interval
+from semkit.analysis.statistics import interval
 from semkit.analysis.study import learned_net, learned_row
 from semkit.countermeasures.registry import counter
 from semkit.countermeasures.transform import Behind, Transform, transformed
@@ -160,22 +160,22 @@ def test_the_worst_of_the_attacks_is_the_worst_for_every_image(external, split, 
     rows = attacked_rows(judge, attacks, split.test, seed=1)
     attacks = transform_attacks(trained, transform, 8)  # those whose g draws have drawn
     right = torch.stack([survived(judge, attack, split.test, seed=1) for attack in attacks.values()])
-    assert [row["accuracy"] for row in rows] == pytest.approx(
+    assert list(rows["accuracy"]) == pytest.approx(
         [*right.float().mean(1).tolist(), right.all(0).float().mean().item()]
     )
-    assert rows[-1]["attack"] == "worst of these" and rows[-1]["accuracy"] <= min(row["accuracy"] for row in rows[:-1])
-    assert [row["attack_passes"] for row in rows[:-1]] == [2, 12, 12, 32, 122]  # the judge's own g: 2 of each
+    assert rows["attack"].iloc[-1] == "worst of these" and rows["accuracy"].iloc[-1] == rows["accuracy"].min()
+    assert list(rows["attack_passes"][:-1]) == [2, 12, 12, 32, 122]  # the judge's own g: 2 of each
 
 
 def test_the_rows_of_the_defences_say_what_they_cost(external, split, tmp_path):
     learners = {0: LEARN, 4: LearnRecipe(PGD(4, 1), "tiny", SGD(steps=30, batch=16), evaluations=1)}
     how = dict(radius=8, attacked=6, lab=Lab(ENGINE, tmp_path))
     rows = defence_rows(split, Transform(external, 51, 2), learners, **how)
-    assert rows == defence_rows(split, Transform(external, 51, 2), learners, **how)
-    assert [row["attack"] for row in rows if row["defence"] == "ERM"] == ["none", "naive", "worst of these"]
-    costs = {row["defence"]: row["training_passes"] for row in rows}
+    assert rows.equals(defence_rows(split, Transform(external, 51, 2), learners, **how))
+    assert list(rows["attack"][rows["defence"] == "ERM"]) == ["none", "naive", "worst of these"]
+    costs = rows.groupby("defence")["training_passes"].first().to_dict()
     assert costs == {"ERM": 480, "AT 4": 960, "transform": 480 + 2 * 24}
-    assert {row["n"] for row in rows} == {6}
+    assert set(rows["n"]) == {6}
 
 
 def test_a_purifier_changes_the_training_images_and_needs_its_net(external, split):

@@ -15,7 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from semkit.analysis.measure import interval
+from semkit.analysis.statistics import interval
 from semkit.images.files import atomic_write
 from semkit.protections.recipes import SIDES
 from semkit.protections.registry import METHODS, label_of
@@ -28,7 +28,6 @@ STYLE = {
     "robust": ("#009E73", "^", "-"),
 }
 SPARE = ("#CC79A7", "#56B4E9", "#E69F00", "#0072B2", "#D55E00", "#009E73", "#000000")
-Rows = pd.DataFrame | Sequence[dict]
 DPI = 200  # twice the density of a page, whose pixels are 1/100 inch
 
 

@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 
+import pandas as pd
+
 from semkit.analysis.measure import cosine, losses_along, robustness, stability
 from semkit.analysis.study import crafted_surrogate
 from semkit.countermeasures.registry import COUNTERMEASURES, BySpare, learner_after
@@ -149,12 +151,12 @@ def noise_rows(
     seeds: Sequence[int] = (0,),
     reference: CraftRecipe | None = None,
     lab: Lab | None = None,
-) -> list[dict]:
+) -> pd.DataFrame:
     """Rows of noises: every recipe x seed, measured at RADIUS levels with PGD-10 and 8 draws.
 
     surrogate_robustness: of the surrogate on the clean test images. noise_robustness, noise_stability, noise_variance:
     of the protected images under the surrogate that made them; reference_*: under the one that `reference` makes with
-    the same seed. cosine: mean over images, with the noise of the next seed; None with one seed.
+    the same seed. cosine: mean over images, with the noise of the next seed; nan with one seed.
     """
     lab, rows, noises = lab or Lab(), [], {}
     for seed, (method, recipe) in product(seeds, crafts.items()):
@@ -176,9 +178,9 @@ def noise_rows(
         rows.append(row)
     for row in rows:
         following = seeds[(seeds.index(row["seed"]) + 1) % len(seeds)]
-        other = noises[row["method"], following] if len(seeds) > 1 else None
-        row["cosine"] = None if other is None else float(cosine(noises[row["method"], row["seed"]], other).mean())
-    return rows
+        alike = cosine(noises[row["method"], row["seed"]], noises[row["method"], following])
+        row["cosine"] = float(alike.mean()) if len(seeds) > 1 else float("nan")
+    return pd.DataFrame(rows)
 
 
 def loss_rows(
@@ -187,18 +189,17 @@ def loss_rows(
     *,
     seeds: Sequence[int] = (0,),
     lab: Lab | None = None,
-) -> list[dict]:
+) -> pd.DataFrame:
     """Rows of losses along random and adversarial directions: every recipe x seed x direction x radius of ALONG.
 
     measure.losses_along of LOOKED_AT protected images, under the surrogate that made their noise.
     """
-    rows = []
+    found = {}
     for seed, (method, recipe) in product(seeds, crafts.items()):
         if recipe is None or recipe.net is None:
             continue
         job = (lab or Lab()).doing(f"{method} noise, seed {seed}")
         noise, surrogate = crafted_surrogate(split.train, recipe, seed=seed, lab=job)
         protected = split.train.with_noise(noise.levels).limit(LOOKED_AT)
-        found = losses_along(surrogate, protected, ALONG)
-        rows += [{"method": method, "seed": seed, **row} for row in found]
-    return rows
+        found[method, seed] = losses_along(surrogate, protected, ALONG)
+    return pd.concat(found, names=["method", "seed"]).droplevel(-1).reset_index()

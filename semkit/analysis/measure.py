@@ -1,17 +1,17 @@
-"""What is measured, with its interval: robustness, stability, protection, correlation; rows are plain dicts.
+"""What is measured of nets and of noise: losses, robustness, stability; spectra, class means and embeddings of noise.
 
 The published definitions were not all available; robustness and stability are as defined here, after Liu et al.,
 AAAI 2024. Both are negative losses: the higher, the less the perturbation does.
 """
 
 import itertools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from importlib.util import find_spec
 
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
-from scipy.special import stdtrit
 from torch import nn
 
 from semkit.images.augment import Augment, FlipCrop, Identity
@@ -20,124 +20,6 @@ from semkit.images.pixels import check_count
 from semkit.nets.engine import engine_of, predict
 from semkit.nets.weights import drawing
 from semkit.training.perturb import PGD, Clean, Perturbation, Uniform
-
-
-def learner(radius: float) -> str:
-    """ERM, or AT with its training radius in levels."""
-    return f"AT {radius:g}/255" if radius else "ERM"
-
-
-def trained_by(row: dict) -> str:
-    """How a row's learner was trained: its column `learner`, else by its training radius."""
-    return row.get("learner") or learner(row["training_radius"])
-
-
-def interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float, float]:
-    """(mean, low, high): the mean over seeds and its Student-t interval, mean -+ t * std / sqrt(n).
-
-    With one value low and high are nan: one seed has no spread.
-    """
-    values = np.asarray(values, float)
-    n, mean = len(values), float(values.mean())
-    if n < 2:
-        return mean, float("nan"), float("nan")
-    half = stdtrit(n - 1, (1 + confidence) / 2) * (values.std(ddof=1) / np.sqrt(n))
-    return mean, mean - float(half), mean + float(half)
-
-
-def blocked_difference(
-    values: Sequence[Sequence[float]], more: Sequence[int], less: Sequence[int], confidence: float = 0.95
-) -> tuple[float, float, float]:
-    """(mean, low, high): the mean of columns `more` less that of columns `less`, with the seed as block.
-
-    values [S, C]: a line for each seed, a column for each treatment. The model is value = seed + treatment + residual:
-
-        residual = values - mean of its seed - mean of its column + mean of all
-        s2 = sum(residual ** 2) / ((S - 1) * (C - 1))
-        half = t((S - 1) * (C - 1)) * sqrt(s2 * (1 / len(more) + 1 / len(less)) / S)
-
-    All columns together estimate one residual, so t has (S - 1) * (C - 1) degrees of freedom in place of
-    the S - 1 of `interval`. This holds if the effect itself varies no more between seeds than the residual. With C = 2
-    it is `interval` of the paired differences. Raises ValueError for fewer than 2 seeds or a column on both sides.
-    """
-    values, more, less = np.asarray(values, float), list(more), list(less)
-    if values.ndim != 2 or min(values.shape) < 2:
-        raise ValueError(f"values must be [seeds, treatments] with 2 or more of each, got shape {values.shape}")
-    if not more or not less or set(more) & set(less):
-        raise ValueError(f"more and less must name different columns, got {more} and {less}")
-    seeds, columns = values.shape
-    residual = values - values.mean(1, keepdims=True) - values.mean(0) + values.mean()
-    freedom = (seeds - 1) * (columns - 1)
-    error = np.sqrt((residual**2).sum() / freedom * (1 / len(more) + 1 / len(less)) / seeds)
-    mean, half = values[:, more].mean() - values[:, less].mean(), stdtrit(freedom, (1 + confidence) / 2) * error
-    return float(mean), float(mean - half), float(mean + half)
-
-
-def decide(low: float, high: float, margin: str) -> str:
-    """Whether an interval supports the claim that the value is above ("> 0") or below ("< 1.5") a margin.
-
-    "supported" if all of [low, high] is on the claim's side, "contradicted" if all of it is on the other side or on the
-    margin, else "undecided". An interval of nan, of one seed, decides nothing. Raises ValueError for another margin.
-
-    >>> decide(-4.4, 6.9, "< 1.5")
-    'undecided'
-    """
-    side, _, number = margin.partition(" ")
-    try:
-        bar = float(number)
-    except ValueError:
-        bar = float("nan")
-    if side not in ("<", ">") or not np.isfinite(bar):
-        raise ValueError(f"a margin is written '> 0' or '< 1.5', got {margin!r}")
-    inside, outside = (high < bar, low >= bar) if side == "<" else (low > bar, high <= bar)
-    return "supported" if inside else "contradicted" if outside else "undecided"
-
-
-def verdict(values: Sequence[float], margin: str = "> 0") -> str:
-    """What the 95 % interval of the mean decides: decide(low, high, margin) of interval(values).
-
-    values: one a seed, for a comparison the differences paired by seed.
-    """
-    return decide(*interval(values)[1:], margin)
-
-
-@dataclass(frozen=True)
-class Correlation:
-    """Pearson's and Spearman's coefficient of n pairs, each as (value, low, high) with a 95 % bootstrap interval."""
-
-    pearson: tuple[float, float, float]
-    spearman: tuple[float, float, float]
-    n: int
-
-
-def correlation(x: Sequence[float], y: Sequence[float], *, seed: int = 0, draws: int = 2000) -> Correlation:
-    """The Correlation of x and y over resampled pairs (percentile bootstrap).
-
-    Raises ValueError for fewer than 4 pairs or where all of x or of y is one value.
-    """
-    from scipy import stats  # half a second that importing semkit need not pay
-
-    x, y = np.asarray(x, float), np.asarray(y, float)
-    if len(x) != len(y) or len(x) < 4:
-        raise ValueError(f"a correlation needs 4 pairs or more, got {len(x)} and {len(y)} values")
-    if np.ptp(x) == 0 or np.ptp(y) == 0:
-        raise ValueError("a correlation needs values that differ")
-
-    picked = np.random.default_rng(seed).integers(0, len(x), (draws, len(x)))
-    picked = picked[(np.ptp(x[picked], 1) > 0) & (np.ptp(y[picked], 1) > 0)]  # one pair repeated has no correlation
-
-    def pearson(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        x, y = x - x.mean(-1, keepdims=True), y - y.mean(-1, keepdims=True)
-        return (x * y).sum(-1) / np.sqrt((x * x).sum(-1) * (y * y).sum(-1))
-
-    def spearman(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        return pearson(stats.rankdata(x, axis=-1), stats.rankdata(y, axis=-1))
-
-    def with_interval(coefficient: Callable) -> tuple[float, float, float]:
-        bounds = np.quantile(coefficient(x[picked], y[picked]), (0.025, 0.975))
-        return float(coefficient(x, y)), *(float(bound) for bound in bounds)
-
-    return Correlation(with_interval(pearson), with_interval(spearman), len(x))
 
 
 def losses(
@@ -187,14 +69,14 @@ def stability(model: nn.Module, images: ImageSet, radius: float = 4, *, draws: i
     return -float(found.mean()), float(found.var(0).mean())
 
 
-def losses_along(model: nn.Module, images: ImageSet, radii: Sequence[float], *, steps: int = 10, **how) -> list[dict]:
-    """Rows {"direction": "random" or "adversarial", "radius": r, "loss": mean loss} as the perturbation grows."""
+def losses_along(model: nn.Module, images: ImageSet, radii: Sequence[float], *, steps: int = 10, **how) -> pd.DataFrame:
+    """Rows of direction ("random" or "adversarial"), radius and mean loss as the perturbation grows."""
     rows = []
     for radius in radii:
         for direction, perturbation in (("random", Uniform(radius)), ("adversarial", PGD(radius, steps))):
             loss = float(losses(model, images, perturbation, **how).mean())
             rows.append({"direction": direction, "radius": radius, "loss": loss})
-    return rows
+    return pd.DataFrame(rows)
 
 
 def cosine(noise: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
@@ -202,54 +84,60 @@ def cosine(noise: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     return F.cosine_similarity(noise.flatten(1).double(), other.flatten(1).double())
 
 
-def protection(rows: Sequence[dict], method: str, training_radius: float) -> list[float]:
-    """For every seed, the accuracy of the learner on clean images less that of the one on protected ones, of 1.
+def radial_spectrum(noise) -> tuple[np.ndarray, np.ndarray]:
+    """(frequency [K] in cycles a pixel, power [N,K] in squared levels) of noise [N,C,H,W].
 
-    Raises ValueError where a seed has several such rows, of different learners or countermeasures.
+        power[n, k] = mean over channels and the frequencies of ring k of |FFT2(noise[n])|^2 / (H * W)
+
+    Ring k holds the frequencies nearest to k / min(H, W); those above 1/2 are corners of the plane. White noise of
+    variance v has power v on every ring. The mean of the power over all H * W frequencies is the mean of noise^2.
     """
+    noise = np.asarray(noise)
+    height, width = noise.shape[-2:]
+    size = min(height, width)
+    distance = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width))
+    ring = np.rint(distance * size).astype(int).ravel()
+    count = np.bincount(ring)
 
-    def by_seed(of: str) -> dict[int, float]:
-        found = [row for row in rows if row["training_radius"] == training_radius and row["method"] == of]
-        last = {row["seed"]: row["last"] for row in found}
-        if len(last) < len(found):
-            ways = dict.fromkeys(", ".join((trained_by(row), row.get("countermeasure") or "none")) for row in found)
-            raise ValueError(
-                f"a seed has several rows of {of} at training radius {training_radius:g} ({'; '.join(ways)}): "
-                f"pass those of one learner and one countermeasure"
-            )
-        return last
+    def of(image: np.ndarray) -> np.ndarray:
+        power = (np.abs(np.fft.fft2(image.astype(float))) ** 2).mean(0) / (height * width)
+        return np.bincount(ring, power.ravel()) / count
 
-    clean, mine = by_seed("clean"), by_seed(method)
-    return [clean[seed] - mine[seed] for seed in sorted(clean.keys() & mine.keys())]
+    return np.arange(len(count)) / size, np.stack([of(image) for image in noise])
 
 
-def protection_for_passes(rows: Sequence[dict], images: int) -> list[dict]:
-    """A row for every noise, of a method and a seed: what it cost and what it protects from.
+def class_means(noise, labels) -> tuple[np.ndarray, np.ndarray]:
+    """(the K labels that occur, the mean noise of each [K,C,H,W]) of noise [N,C,H,W] and labels [N]."""
+    noise, labels = np.asarray(noise), np.asarray(labels)
+    present = np.unique(labels)
+    return present, np.stack([noise[labels == label].mean(0, dtype=float) for label in present])
 
-        passes: of its crafting, for each of the `images`
-        ERM, AT 4/255, ...: points of accuracy that a learner so trained ends below one on clean images, same seed
 
-    Rows as of study.grid; learners without one on clean images beside them are left out.
+def embed(vectors, kind: str = "pca", *, seed: int = 0) -> np.ndarray:
+    """[N,2]: the vectors [N,...] in a plane, by "pca", "tsne" or, where umap-learn is installed, "umap".
+
+    Distances are to scale by PCA only; t-SNE and UMAP keep neighbours, and both first reduce to 50 components by PCA.
+    Raises ValueError for any other kind, for fewer than 4 vectors, and where UMAP is asked for and not installed.
     """
-    clean = {(row["seed"], row["training_radius"]): row["last"] for row in rows if row["method"] == "clean"}
-    made = {}
-    for row in rows:
-        method, seed, of = row["method"], row["seed"], (row["seed"], row["training_radius"])
-        if method != "clean" and of in clean:
-            new = {"method": method, "seed": seed, "passes": row["noise_passes"] / images}
-            points = 100 * (clean[of] - row["last"])
-            made.setdefault((method, seed), new)[learner(row["training_radius"])] = points
-    return list(made.values())
+    from sklearn.decomposition import PCA  # half a second that importing semkit need not pay
 
+    vectors = np.asarray(vectors, np.float64)
+    vectors = vectors.reshape(len(vectors), -1)
+    if kind not in ("pca", "tsne", "umap"):
+        raise ValueError(f'kind must be "pca", "tsne" or "umap", got {kind!r}')
+    if len(vectors) < 4:
+        raise ValueError(f"an embedding needs 4 vectors or more, got {len(vectors)}")
+    if kind == "umap" and not find_spec("umap"):
+        raise ValueError('kind "umap" needs the package umap-learn: pip install umap-learn')
+    components = 2 if kind == "pca" else min(50, *vectors.shape)
+    reduced = PCA(components, random_state=seed).fit_transform(vectors)
+    if kind == "pca":
+        return reduced
+    neighbours = min(30, (len(vectors) - 1) // 3)
+    if kind == "tsne":
+        from sklearn.manifold import TSNE
 
-def paired(noise_rows: Sequence[dict], learner_rows: Sequence[dict], training_radius: float) -> list[dict]:
-    """The noise rows, each with the `protection` that its noise gave at the training radius: joined by method and seed.
+        return TSNE(perplexity=neighbours, init="pca", random_state=seed).fit_transform(reduced)
+    from umap import UMAP
 
-        protection = accuracy of the learner on clean images - accuracy of the learner on this noise's, of 1
-
-    Left out are noises that lack one of these two learners. Rows as of designs.noise_rows and of study.grid.
-    """
-    at_radius = [row for row in learner_rows if row["training_radius"] == training_radius]
-    last = {(row["method"], row["seed"]): row["last"] for row in at_radius}
-    both = [(row, last.get(("clean", row["seed"])), last.get((row["method"], row["seed"]))) for row in noise_rows]
-    return [{**row, "protection": clean - mine} for row, clean, mine in both if None not in (clean, mine)]
+    return UMAP(n_neighbors=max(2, neighbours), random_state=seed, n_jobs=1).fit_transform(reduced)

@@ -8,7 +8,7 @@ import pandas as pd
 import torch
 
 from semkit.analysis.canvas import Figure, draw_lines, legend, new_figure, reference, styles, titled
-from semkit.analysis.patterns import class_means, radial_spectrum
+from semkit.analysis.measure import class_means, radial_spectrum
 from semkit.protections.registry import label_of
 
 

@@ -6,10 +6,11 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import pandas as pd
 from torch import nn
 
 from semkit.analysis.cluster import Group, spread
-from semkit.analysis.measure import trained_by
+from semkit.analysis.statistics import learner
 from semkit.countermeasures.registry import counter, learner_after
 from semkit.images.imageset import ImageSet, Split
 from semkit.images.pixels import check_count
@@ -27,6 +28,7 @@ ROW = {
     "last": float | int, "best": float | int, "curve": list, "passes": int, "learner_seconds": float | int,
     "engine": str,
 }  # fmt: skip
+SPARSE = {"pretrained_seed": "Int64"}  # whole numbers that only some rows of a grid have
 
 
 def crafted_noise(
@@ -170,14 +172,15 @@ def grid(
     countermeasures: Sequence[str] = (),
     seeds: Iterable[int] | int = (0,),
     lab: Lab | None = None,
-) -> list[dict]:
+) -> pd.DataFrame:
     """Rows of learners: every way to make the images x learner x seed, the images of a seed made with that seed.
 
     crafts: the name of a row's method -> what makes its images. learners: a row's training radius, or the name in its
     column `learner`, -> its recipe. countermeasures: where given, every learner after each of them, which a row's
     `countermeasure` names; split.spare is for those that need clean images. seeds: the seeds, or their number: 3 is 0,
-    1, 2. Rows have accuracies on a recipe's own test sets too. With lab.workers or lab.scheduler the runs are made
-    there, and read from lab.cache.
+    1, 2. A row has what learned_row says, accuracies on the recipe's own test sets and the cost of its noise; what only
+    other rows have is missing in it (nan). With lab.workers or lab.scheduler the runs are made there, and read from
+    lab.cache.
     """
     grid_recipes(split, crafts, learners, countermeasures)  # raises before anything is made
     lab, rows = lab or Lab(), []
@@ -190,14 +193,17 @@ def grid(
         firsts = [{"countermeasure": name} for name in countermeasures] or [{}]
         for first, (name, learn_by) in itertools.product(firsts, learners.items()):
             named = {"learner": name} if isinstance(name, str) else {}
-            row = {"method": method, **first, "training_radius": learn_by.perturbation.radius, "seed": seed, **named}
-            job = lab.doing(", ".join((method, *first.values(), trained_by(row), f"seed {seed}")))
+            radius = learn_by.perturbation.radius
+            row = {"method": method, **first, "training_radius": radius, "seed": seed, **named}
+            way = name if named else learner(radius)
+            job = lab.doing(", ".join((method, *first.values(), way, f"seed {seed}")))
             row |= learned_row(
                 train, split.test, learn_by, countermeasures=tuple(first.values()), also=also, spare=split.spare,
                 seed=seed, lab=job,
             )  # fmt: skip
             rows.append(row | {f"noise_{name}": value for name, value in (NO_NOISE | noise_cost).items()})
-    return rows
+    found = pd.DataFrame(rows)
+    return found.astype({name: kind for name, kind in SPARSE.items() if name in found})
 
 
 def _runs(

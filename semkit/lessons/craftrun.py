@@ -4,13 +4,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 
+import pandas as pd
 import torch
 from torch import nn
 
 from semkit.analysis import figures
 from semkit.analysis.canvas import as_html
 from semkit.analysis.cost import passes_of, seconds_of
-from semkit.analysis.measure import learner
+from semkit.analysis.statistics import Rows, learner
 from semkit.analysis.study import crafted_noise, learned_row
 from semkit.images.imageset import ImageSet, Split, stratified_limit
 from semkit.nets.engine import Engine, count_passes
@@ -147,12 +148,10 @@ def numbers(metrics: dict, passes: int, seconds: float) -> str:
     return f"loss {metrics['loss']:.2f}{reached}; {metrics['done']:,} of {passes:,} passes after {duration(seconds)}"
 
 
-def accuracies(rows: Sequence[dict]) -> str:
+def accuracies(rows: Rows) -> str:
     """Rows of a grid as a sentence, means over seeds: the alternative text of their figure."""
-    found = []
-    for method, radius in dict.fromkeys((row["method"], row["training_radius"]) for row in rows):
-        mine = [row["last"] for row in rows if (row["method"], row["training_radius"]) == (method, radius)]
-        found.append(f"{label_of(method)} {learner(radius)} {100 * sum(mine) / len(mine):.0f} %")
+    means = pd.DataFrame(rows).groupby(["method", "training_radius"], sort=False)["last"].mean()
+    found = [f"{label_of(method)} {learner(r)} {100 * mean:.0f} %" for (method, r), mean in means.items()]
     return f"Accuracy on clean test images: {', '.join(found)}"
 
 

@@ -6,6 +6,7 @@ Images are arrays of floats [N,...], of any shape and unit; lengths such as epsi
 from collections.abc import Sequence
 
 import numpy as np
+import pandas as pd
 
 from semkit.images.pixels import check_count
 from semkit.lessons.latent import Latent, best, share_of
@@ -97,7 +98,7 @@ def pair_rows(
     ks: Sequence[int],
     epsilons: Sequence[float],
     size: int | None = None,
-) -> list[dict]:
+) -> pd.DataFrame:
     """Rows, one for each k and epsilon: pair, d, k, epsilon, n and n_test images, and of the two best linear rules
 
         standard, robust:            accuracy that the mixture fitted to `train` promises, gap: the one less the other
@@ -124,12 +125,12 @@ def pair_rows(
             lost = kept["standard"].astype(float) - kept["robust"]
             row |= {"gap": row["standard"] - row["robust"], "gap_held": float(lost.mean())}
             rows.append({**row, "gap_error": float(lost.std() / len(new) ** 0.5)})
-    return rows
+    return pd.DataFrame(rows)
 
 
-def class_rows(images: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> list[dict]:
+def class_rows(images: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> pd.DataFrame:
     """A row of `dimensions` for each class, with its name."""
-    return [{"class": name, **dimensions(images[labels == label])} for label, name in enumerate(names)]
+    return pd.DataFrame({"class": name, **dimensions(images[labels == k])} for k, name in enumerate(names))
 
 
 def values(image_set) -> Labelled:

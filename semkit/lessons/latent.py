@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+import pandas as pd
 from scipy.optimize import minimize_scalar
 from scipy.special import ndtr, owens_t
 
@@ -161,16 +162,15 @@ def best(model: Latent, epsilon: float = 0.0) -> tuple[np.ndarray, float]:
     return (theta, found) if found > 0.5 else (np.zeros(len(model.W)), 0.5)
 
 
-def trade_off(model: Latent, epsilon: float, points: int = 61) -> list[dict]:
-    """Rows {"ridge", "standard", "robust"} of the rules from the best standard one to the most cautious one.
+def trade_off(model: Latent, epsilon: float, points: int = 61) -> pd.DataFrame:
+    """Rows of the rules from the best standard one to the most cautious one: ridge, and accuracies standard and robust.
 
     Up to the best robust one, no linear rule is better in one accuracy and as good in the other; those beyond it lose
     in both.
     """
-    ridges = _ridges(model, points)
-    standard, robust = _along(model, 0, ridges), _along(model, epsilon, ridges)
-    names = ("ridge", "standard", "robust")
-    return [dict(zip(names, map(float, row), strict=True)) for row in zip(ridges, standard, robust, strict=True)]
+    ridge = _ridges(model, points)
+    accuracies = {"standard": _along(model, 0, ridge), "robust": _along(model, epsilon, ridge)}
+    return pd.DataFrame({"ridge": ridge, **accuracies})
 
 
 def share_of(hits: int, n: int) -> tuple[float, float]:
@@ -231,9 +231,11 @@ def gap(
     return row
 
 
-def gaps(d: int, epsilon: float, *, ratios: Sequence[float] = RATIOS, seeds: Sequence[int] = (0,), **how) -> list[dict]:
-    """gap(d, ratio * d, epsilon, seed=seed, **how) of every ratio k / d and seed; a seed draws W anew.
+def gaps(
+    d: int, epsilon: float, *, ratios: Sequence[float] = RATIOS, seeds: Sequence[int] = (0,), **how
+) -> pd.DataFrame:
+    """Rows gap(d, ratio * d, epsilon, seed=seed, **how) of every ratio k / d and seed; a seed draws W anew.
 
     Raises ValueError where ratio * d is not a whole number from 1 to d.
     """
-    return [gap(d, ratio * d, epsilon, seed=seed, **how) for ratio in ratios for seed in seeds]
+    return pd.DataFrame([gap(d, ratio * d, epsilon, seed=seed, **how) for ratio in ratios for seed in seeds])

@@ -5,13 +5,14 @@ JupyterLab calls back on two threads, so a drawing reads its knobs under a lock.
 
 import html
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import ipywidgets as widgets
+import pandas as pd
 
 from semkit.analysis import figures
 from semkit.analysis.canvas import as_html
-from semkit.analysis.measure import learner
+from semkit.analysis.statistics import Rows, learner
 from semkit.images.files import one_line
 from semkit.lessons import craftrun as crafting
 from semkit.protections.registry import label_of
@@ -93,20 +94,19 @@ def figure_panel(draw: Callable, **knobs) -> FigurePanel:
     return FigurePanel(draw, {name: knob(name, given) for name, given in knobs.items()})
 
 
-def sweep_panel(rows: Sequence[dict], *, title: str, chance: float | None = None, caption: str = "") -> FigurePanel:
+def sweep_panel(rows: Rows, *, title: str, chance: float | None = None, caption: str = "") -> FigurePanel:
     """A panel over the rows of a grid: which methods and training radii the accuracy figure shows.
 
     Raises ValueError without rows.
     """
-    if not rows:
+    rows = pd.DataFrame(rows)
+    if rows.empty:
         raise ValueError("there are no rows to show")
-    radii = sorted({row["training_radius"] for row in rows})
-    methods = list(dict.fromkeys(row["method"] for row in rows))
+    radii, methods = sorted(rows["training_radius"].unique().tolist()), rows["method"].unique().tolist()
 
     def draw(methods: tuple, radii: tuple):
-        low, high = radii
-        chosen = [row for row in rows if row["method"] in methods and low <= row["training_radius"] <= high]
-        if not chosen:
+        chosen = rows[rows["method"].isin(methods) & rows["training_radius"].between(*radii)]
+        if chosen.empty:
             raise ValueError("choose one method or more")
         return figures.accuracy_figure(chosen, chance=chance, title=title), crafting.accuracies(chosen), caption
 

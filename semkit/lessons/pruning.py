@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 from torch import Tensor, nn
 
-from semkit.analysis.canvas import Figure, Rows, draw_lines, legend, new_figure, titled
+from semkit.analysis.canvas import Figure, draw_lines, legend, new_figure, titled
+from semkit.analysis.statistics import Rows
 from semkit.images.imageset import Split
 from semkit.nets.cache import kept_json
 from semkit.nets.lab import Lab
@@ -58,7 +59,7 @@ def judged(net: nn.Module, split: Split, cut: Cut, *, seed: int = 0) -> dict:
     return {"robust": robust, "naive": naive}
 
 
-def _cut_rows(split: Split, recipe: LearnRecipe, cut: Cut, shares: Sequence[float], seed: int, lab: Lab):
+def _cut_rows(split: Split, recipe: LearnRecipe, cut: Cut, shares: Sequence[float], seed: int, lab: Lab) -> list[dict]:
     trained = partial(fit, split.train, split.test, seed=seed, lab=lab)
     whole, rows = trained(recipe), []
     for share in shares:
@@ -83,12 +84,12 @@ def pruned_rows(
     sparsities: Sequence[float] = SPARSITIES,
     seeds: Sequence[int] = (0,),
     lab: Lab | None = None,
-) -> list[dict]:
+) -> pd.DataFrame:
     """Rows of learner x seed x sparsity: a trained net, pruned, tuned with its masks and judged at each sparsity.
 
     untuned, clean: accuracy on all test images before and after tuning. robust, naive: see judged. zeros: the share of
-    weights that are masked. alpha: mean strength of the injected noise. Kept in lab.cache by learner and seed. Raises
-    ValueError for a sparsity outside [0, 1).
+    weights that are masked. alpha: mean strength of the injected noise, nan without. Kept in lab.cache by learner and
+    seed. Raises ValueError for a sparsity outside [0, 1).
     """
     lab, rows = lab or Lab(), []
     shares = [check_sparsity(share) for share in sparsities]
@@ -96,9 +97,8 @@ def pruned_rows(
         make = partial(_cut_rows, split, recipe, cut, shares, seed, lab.doing(f"{name}, seed {seed}"))
         parts = (split.train.fingerprint, split.test.fingerprint, recipe, cut, shares, seed)
         found = kept_json(lab, "pruned", parts, make)
-        lam = recipe.objective.lam
-        rows += [{"method": name, "lam": lam, "seed": seed, **row} for row in found]
-    return rows
+        rows += [{"method": name, "lam": recipe.objective.lam, "seed": seed, **row} for row in found]
+    return pd.DataFrame(rows).astype({"alpha": float})
 
 
 def pruning_figure(rows: Rows, *, title: str) -> Figure:

@@ -2,15 +2,17 @@
 
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import nn
 
 from semkit.analysis.canvas import Figure, legend, new_figure, reference, styles, titled
+from semkit.analysis.statistics import Rows
 from semkit.analysis.study import as_net
 from semkit.images.imageset import ImageSet, Split
 from semkit.lessons.corruptions import KINDS, corrupted
@@ -85,20 +87,18 @@ def training_rows(
     seeds: Sequence[int] = (0, 1, 2),
     sgd: SGD = SGD_OF_ROWS,
     lab: Lab | None = None,
-    on_row: Callable[[dict], object] = lambda row: None,
-) -> list[dict]:
+) -> pd.DataFrame:
     """Rows of every objective x form x seed, each kept with its net in lab.cache.
 
     clean, attacked: accuracy on test images, after ATTACK; corrupted: mean over corruptions (without PGD in training).
     passes: forward and backward; forward: forward alone, the final test not among them; outlier, boundary, robust:
-    shares of all images over the training.
+    shares of all images over the training. nan where a form has no such number.
     """
     lab, rows = lab or Lab(), []
     for ((objective, form), recipe), seed in itertools.product(recipes(sgd).items(), seeds):
         made, _ = _trained(split, recipe, seed, lab.doing(f"{objective}, {form}, seed {seed}"))
         rows.append({"objective": objective, "form": form, "seed": seed, **made})
-        on_row(rows[-1])
-    return rows
+    return pd.DataFrame(rows).astype(dict.fromkeys(("attacked", "corrupted", *SORTED), float))
 
 
 def _seconds(train: ImageSet, recipe: LearnRecipe, state: dict, average: float, steps: int, engine: Engine) -> float:
@@ -126,7 +126,7 @@ def seconds_rows(
     rounds: int = 5,
     steps: int = 3,
     lab: Lab | None = None,
-) -> list[dict]:
+) -> pd.DataFrame:
     """Rows of wall seconds a step: the forms of an objective in turn, `rounds` times, after one round that warms up.
 
     All forms go on from the net that "bullettrain" ended with in training_rows, of seed 0: at the end of a training the
@@ -143,35 +143,40 @@ def seconds_rows(
                     "objective": objective, "form": form, "threads": torch.get_num_threads(), "round": turn,
                     "seconds": seconds,
                 })  # fmt: skip
-    return rows
+    return pd.DataFrame(rows)
 
 
-def cost(row: dict) -> float:
-    """The passes of a row, a forward alone counted as FORWARD."""
-    return row["passes"] + FORWARD * row["forward"]
+def cost(rows: pd.DataFrame) -> pd.Series:
+    """The passes of each row, a forward alone counted as FORWARD."""
+    return rows["passes"] + FORWARD * rows["forward"]
 
 
-def _pairs(rows: Sequence[dict], objective: str, form: str) -> list[tuple[dict, dict]]:
-    """(row of the plain form, row of the form) for every seed that has both."""
-    of = {(row["form"], row["seed"]): row for row in rows if row["objective"] == objective}
-    return [(of["plain", seed], row) for (name, seed), row in of.items() if name == form and ("plain", seed) in of]
+def _both(rows: pd.DataFrame, values: pd.Series, form: str, by: str) -> tuple[pd.Series, pd.Series]:
+    """(values of the plain form, values of this form) by seed or round, where both are there."""
+    found = rows.assign(value=values).pivot(index=by, columns="form", values="value")
+    found = found.reindex(columns=["plain", form]).dropna()
+    return found["plain"], found[form]
 
 
-def fewer(rows: Sequence[dict], objective: str, form: str = "bullettrain") -> list[float]:
-    """For every seed, how many times as many passes the plain form took."""
-    return [cost(plain) / cost(mine) for plain, mine in _pairs(rows, objective, form)]
+def fewer(rows: Rows, objective: str, form: str = "bullettrain") -> pd.Series:
+    """By seed, how many times as many passes the plain form took."""
+    rows = pd.DataFrame(rows).query("objective == @objective")
+    plain, mine = _both(rows, cost(rows), form, "seed")
+    return plain / mine
 
 
-def lost(rows: Sequence[dict], objective: str, column: str, form: str = "bullettrain") -> list[float]:
-    """For every seed, the accuracy of the plain form less that of the form, in points; column: which accuracy."""
-    return [100 * (plain[column] - mine[column]) for plain, mine in _pairs(rows, objective, form)]
+def lost(rows: Rows, objective: str, column: str, form: str = "bullettrain") -> pd.Series:
+    """By seed, the accuracy of the plain form less that of the form, in points; column: which accuracy."""
+    rows = pd.DataFrame(rows).query("objective == @objective")
+    plain, mine = _both(rows, rows[column], form, "seed")
+    return 100 * (plain - mine)
 
 
-def faster(rows: Sequence[dict], objective: str, form: str = "bullettrain", *, threads: int = 1) -> list[float]:
-    """For every round, how many times as fast a form's step was as the plain one's of the same round."""
-    rows = [row for row in rows if row["objective"] == objective and row["threads"] == threads]
-    plain, mine = ({row["round"]: row["seconds"] for row in rows if row["form"] == of} for of in ("plain", form))
-    return [plain[turn] / mine[turn] for turn in sorted(plain.keys() & mine.keys())]
+def faster(rows: Rows, objective: str, form: str = "bullettrain", *, threads: int = 1) -> pd.Series:
+    """By round, how many times as fast a form's step was as the plain one's of the same round."""
+    rows = pd.DataFrame(rows).query("objective == @objective and threads == @threads")
+    plain, mine = _both(rows, rows["seconds"], form, "round")
+    return plain / mine
 
 
 def spreads_figure(v: torch.Tensor, limit: float, *, title: str) -> Figure:

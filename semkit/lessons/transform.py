@@ -2,16 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from semkit.analysis.report import cell, markdown, write_rows
+from semkit.analysis.report import cell, markdown
+from semkit.analysis.statistics import Rows
 from semkit.analysis.study import learned_net
 from semkit.countermeasures.transform import Behind, Transform, transformed
-from semkit.images.files import atomic_write
 from semkit.images.imageset import ImageSet, Split
 from semkit.nets.engine import count_passes, predict
 from semkit.nets.lab import Lab
@@ -20,7 +20,7 @@ from semkit.training.learning import LearnRecipe
 from semkit.training.perturb import EOT, PGD, Clean, Perturbation
 
 if TYPE_CHECKING:
-    from semkit.analysis.canvas import Figure, Rows  # matplotlib takes a second that the command need not pay
+    from semkit.analysis.canvas import Figure  # matplotlib takes a second that the command need not pay
 
 BATCH = 100
 STEPS, DRAWS = 10, 4  # of an attack, and of one step of EOT
@@ -66,7 +66,7 @@ def survived(judge: nn.Module, attack: tuple[nn.Module, Perturbation], images: I
     return torch.cat(right)
 
 
-def attacked_rows(judge: nn.Module, attacks: Attacks, images: ImageSet, *, seed: int = 0) -> list[dict]:
+def attacked_rows(judge: nn.Module, attacks: Attacks, images: ImageSet, *, seed: int = 0) -> pd.DataFrame:
     """Rows of the judge's accuracy under each attack, and under the worst of them for every image.
 
     attack_passes: input gradients an image, the transform's own among them.
@@ -76,10 +76,9 @@ def attacked_rows(judge: nn.Module, attacks: Attacks, images: ImageSet, *, seed:
         with count_passes() as passes:
             right = survived(judge, attack, images, seed=seed)
         left &= right
-        rows.append({"attack": name, "accuracy": right.float().mean().item()})
-        rows[-1]["attack_passes"] = round(passes.input_gradient / len(images), 1)
-    worst = {"attack": "worst of these", "accuracy": left.float().mean().item()}
-    return [*rows, {**worst, "attack_passes": sum(row["attack_passes"] for row in rows)}]
+        rows.append((name, right.float().mean().item(), round(passes.input_gradient / len(images), 1)))
+    rows.append(("worst of these", left.float().mean().item(), sum(passes for *_, passes in rows)))
+    return pd.DataFrame(rows, columns=["attack", "accuracy", "attack_passes"])
 
 
 def defence_rows(
@@ -91,7 +90,7 @@ def defence_rows(
     attacked: int,
     seeds: Sequence[int] = (0,),
     lab: Lab | None = None,
-) -> list[dict]:
+) -> pd.DataFrame:
     """Rows of defences x attacks x seeds: learners by their training radius, 0 (ERM) also behind the transform.
 
     Behind the transform ERM is trained on g(x) of the training images. The first `attacked` test images, every class in
@@ -114,31 +113,27 @@ def defence_rows(
             about = {"defence": name, "seed": seed, "radius": radius, "n": len(images), "clean_accuracy": row["last"]}
             about["engine"] = row["engine"]
             found = attacked_rows(judge, attacks, images, seed=seed)
-            rows += [{**about, "training_passes": cost, **row} for row in found]
-    return rows
+            rows.append(pd.DataFrame({**about, "training_passes": cost}, found.index).join(found))
+    return pd.concat(rows, ignore_index=True)
 
 
-def defences_table(rows: Sequence[dict]) -> str:
+def defences_table(rows: Rows) -> str:
     """Rows of defence_rows in Markdown: a line a defence, a column an attack, accuracy in %.
 
     ± half the 95 % interval over seeds; - where an attack is none of the defence's.
     """
-    lines = [["classifier", *dict.fromkeys(sorted((row["attack"] for row in rows), key=list(ATTACKS).index))]]
-    for name in dict.fromkeys(row["defence"] for row in rows):
-        mine = [row for row in rows if row["defence"] == name]
-        cells = [cell([row["accuracy"] for row in mine if row["attack"] == attack]) for attack in lines[0][1:]]
-        lines.append([name, *cells, f"{mine[0]['training_passes']:,}"])
-    lines[0].append("passes of training")
-    return markdown(lines)
+    rows = pd.DataFrame(rows)
+    cells = rows.groupby(["defence", "attack"])["accuracy"].agg(cell).unstack()
+    cells = cells.loc[rows["defence"].unique(), sorted(cells, key=list(ATTACKS).index)]
+    cells["passes of training"] = rows.groupby("defence")["training_passes"].first().map("{:,}".format)
+    return markdown(cells.rename_axis("classifier").reset_index())
 
 
-def defences_figure(rows: "Rows", *, chance: float | None = None, title: str) -> "Figure":
+def defences_figure(rows: Rows, *, chance: float | None = None, title: str) -> "Figure":
     """Accuracy under each of ATTACKS, points a defence with 95 % intervals over seeds.
 
     Where an attack needs a transform and a defence has none, its name stands under "not applicable".
     """
-    import pandas as pd
-
     from semkit.analysis import canvas
 
     rows = pd.DataFrame(rows)
@@ -158,20 +153,3 @@ def defences_figure(rows: "Rows", *, chance: float | None = None, title: str) ->
     axes.grid(axis="y", alpha=0.3)
     canvas.legend(axes)
     return canvas.titled(figure, title)
-
-
-def write_defences(
-    split: Split, transform: Transform, learners: Mapping[float, LearnRecipe], out: Path, *, lab: Lab, **how
-) -> tuple[str, list[dict]]:
-    """(table, rows) of defence_rows(**how): rows.csv, table.md and figure.png are written to `out`.
-
-    Finished learners are kept in out/runs.
-    """
-    from semkit.analysis.canvas import save
-
-    rows = defence_rows(split, transform, learners, lab=replace(lab, cache=out / "runs"), **how)
-    write_rows(rows, out / "rows.csv")
-    atomic_write(out / "table.md", (defences_table(rows) + "\n").encode())
-    title = f"{split.train.name}: {len(split.train)} training images, {rows[0]['n']} attacked at {how['radius']:g}/255"
-    save(defences_figure(rows, chance=1 / len(split.train.classes), title=title), out / "figure.png")
-    return defences_table(rows), rows

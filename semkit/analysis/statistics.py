@@ -1,0 +1,183 @@
+"""Statistics of rows: intervals, decisions on claims, correlation, and protection paired by seed.
+
+Rows are a DataFrame with a row for each run, as `study.grid` and `report.read_rows` give it; a list of dicts will do.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy.special import stdtrit
+
+Rows = pd.DataFrame | Sequence[dict]
+
+
+def learner(radius: float) -> str:
+    """ERM, or AT with its training radius in levels."""
+    return f"AT {radius:g}/255" if radius else "ERM"
+
+
+def trained_by(rows: pd.DataFrame) -> pd.Series:
+    """How each row's learner was trained: its column `learner`, else by its training radius."""
+    by_radius = rows["training_radius"].map(learner).astype(str)
+    return by_radius.where(rows["learner"].isna(), rows["learner"]) if "learner" in rows else by_radius
+
+
+def interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float, float]:
+    """(mean, low, high): the mean over seeds and its Student-t interval, mean -+ t * std / sqrt(n).
+
+    With one value low and high are nan: one seed has no spread.
+    """
+    values = np.asarray(values, float)
+    n, mean = len(values), float(values.mean())
+    if n < 2:
+        return mean, float("nan"), float("nan")
+    half = stdtrit(n - 1, (1 + confidence) / 2) * (values.std(ddof=1) / np.sqrt(n))
+    return mean, mean - float(half), mean + float(half)
+
+
+def blocked_difference(
+    values: Sequence[Sequence[float]], more: Sequence[int], less: Sequence[int], confidence: float = 0.95
+) -> tuple[float, float, float]:
+    """(mean, low, high): the mean of columns `more` less that of columns `less`, with the seed as block.
+
+    values [S, C]: a line for each seed, a column for each treatment. The model is value = seed + treatment + residual:
+
+        residual = values - mean of its seed - mean of its column + mean of all
+        s2 = sum(residual ** 2) / ((S - 1) * (C - 1))
+        half = t((S - 1) * (C - 1)) * sqrt(s2 * (1 / len(more) + 1 / len(less)) / S)
+
+    All columns together estimate one residual, so t has (S - 1) * (C - 1) degrees of freedom in place of
+    the S - 1 of `interval`. This holds if the effect itself varies no more between seeds than the residual. With C = 2
+    it is `interval` of the paired differences. Raises ValueError for fewer than 2 seeds or a column on both sides.
+    """
+    values, more, less = np.asarray(values, float), list(more), list(less)
+    if values.ndim != 2 or min(values.shape) < 2:
+        raise ValueError(f"values must be [seeds, treatments] with 2 or more of each, got shape {values.shape}")
+    if not more or not less or set(more) & set(less):
+        raise ValueError(f"more and less must name different columns, got {more} and {less}")
+    seeds, columns = values.shape
+    residual = values - values.mean(1, keepdims=True) - values.mean(0) + values.mean()
+    freedom = (seeds - 1) * (columns - 1)
+    error = np.sqrt((residual**2).sum() / freedom * (1 / len(more) + 1 / len(less)) / seeds)
+    mean, half = values[:, more].mean() - values[:, less].mean(), stdtrit(freedom, (1 + confidence) / 2) * error
+    return float(mean), float(mean - half), float(mean + half)
+
+
+def decide(low: float, high: float, margin: str) -> str:
+    """Whether an interval supports the claim that the value is above ("> 0") or below ("< 1.5") a margin.
+
+    "supported" if all of [low, high] is on the claim's side, "contradicted" if all of it is on the other side or on the
+    margin, else "undecided". An interval of nan, of one seed, decides nothing. Raises ValueError for another margin.
+
+    >>> decide(-4.4, 6.9, "< 1.5")
+    'undecided'
+    """
+    side, _, number = margin.partition(" ")
+    try:
+        bar = float(number)
+    except ValueError:
+        bar = float("nan")
+    if side not in ("<", ">") or not np.isfinite(bar):
+        raise ValueError(f"a margin is written '> 0' or '< 1.5', got {margin!r}")
+    inside, outside = (high < bar, low >= bar) if side == "<" else (low > bar, high <= bar)
+    return "supported" if inside else "contradicted" if outside else "undecided"
+
+
+def verdict(values: Sequence[float], margin: str = "> 0") -> str:
+    """What the 95 % interval of the mean decides: decide(low, high, margin) of interval(values).
+
+    values: one a seed, for a comparison the differences paired by seed.
+    """
+    return decide(*interval(values)[1:], margin)
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """Pearson's and Spearman's coefficient of n pairs, each as (value, low, high) with a 95 % bootstrap interval."""
+
+    pearson: tuple[float, float, float]
+    spearman: tuple[float, float, float]
+    n: int
+
+
+def correlation(x: Sequence[float], y: Sequence[float], *, seed: int = 0, draws: int = 2000) -> Correlation:
+    """The Correlation of x and y over resampled pairs (percentile bootstrap).
+
+    Raises ValueError for fewer than 4 pairs or where all of x or of y is one value.
+    """
+    from scipy import stats  # half a second that importing semkit need not pay
+
+    x, y = np.asarray(x, float), np.asarray(y, float)
+    if len(x) != len(y) or len(x) < 4:
+        raise ValueError(f"a correlation needs 4 pairs or more, got {len(x)} and {len(y)} values")
+    if np.ptp(x) == 0 or np.ptp(y) == 0:
+        raise ValueError("a correlation needs values that differ")
+
+    picked = np.random.default_rng(seed).integers(0, len(x), (draws, len(x)))
+    picked = picked[(np.ptp(x[picked], 1) > 0) & (np.ptp(y[picked], 1) > 0)]  # one pair repeated has no correlation
+
+    def pearson(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        x, y = x - x.mean(-1, keepdims=True), y - y.mean(-1, keepdims=True)
+        return (x * y).sum(-1) / np.sqrt((x * x).sum(-1) * (y * y).sum(-1))
+
+    def spearman(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        return pearson(stats.rankdata(x, axis=-1), stats.rankdata(y, axis=-1))
+
+    def with_interval(coefficient: Callable) -> tuple[float, float, float]:
+        bounds = np.quantile(coefficient(x[picked], y[picked]), (0.025, 0.975))
+        return float(coefficient(x, y)), *(float(bound) for bound in bounds)
+
+    return Correlation(with_interval(pearson), with_interval(spearman), len(x))
+
+
+def protection(rows: Rows, method: str, training_radius: float) -> pd.Series:
+    """By seed, the accuracy of 1 that a method takes: the learner's on clean images less the same one's on its images.
+
+    Seeds that lack one of the two are left out. Raises ValueError for rows of several learners or countermeasures, and
+    for several rows of one seed.
+
+    >>> rows = pd.DataFrame({"method": ["clean", "em"], "training_radius": 0, "seed": 0, "last": [0.75, 0.25]})
+    >>> protection(rows, "em", 0).to_dict()
+    {0: 0.5}
+    """
+    rows = pd.DataFrame(rows)
+    rows = rows[(rows["training_radius"] == training_radius) & rows["method"].isin(["clean", method])]
+    ways = trained_by(rows) + ", " + (rows["countermeasure"].fillna("none") if "countermeasure" in rows else "none")
+    if ways.nunique() > 1 or rows.duplicated(["method", "seed"]).any():
+        raise ValueError(
+            f"several rows of {method} or clean images have the same seed and training radius {training_radius:g} "
+            f"({'; '.join(ways.unique())}): pass those of one learner and one countermeasure"
+        )
+    last = rows.pivot(index="seed", columns="method", values="last")
+    last = last.reindex(columns=list(dict.fromkeys(["clean", method]))).dropna()
+    return (last["clean"] - last[method]).rename("protection")
+
+
+def paired(noise_rows: Rows, learner_rows: Rows, training_radius: float) -> pd.DataFrame:
+    """The noise rows, each with the `protection` of its method and seed at this training radius.
+
+    Noises without it are left out. Rows as of designs.noise_rows and of study.grid. Raises what protection raises.
+    """
+    noises = pd.DataFrame(noise_rows)
+    found = {method: protection(learner_rows, method, training_radius) for method in noises["method"].unique()}
+    return noises.merge(pd.concat(found, names=["method"]).reset_index(), on=["method", "seed"])
+
+
+def protection_for_passes(rows: Rows, images: int) -> pd.DataFrame:
+    """A row for each method and seed, what its noise cost and what it protects from.
+
+        passes: of its crafting, for each of the `images`
+        ERM, AT 4/255, ...: the protection from a learner so trained, in points of accuracy; nan without rows of it
+
+    Rows as of study.grid. Raises what protection raises.
+    """
+    rows = pd.DataFrame(rows)
+    noisy, radii = rows[rows["method"] != "clean"], rows["training_radius"].unique()
+    points = {
+        (method, learner(r)): 100 * protection(rows, method, r) for method in noisy["method"].unique() for r in radii
+    }
+    found = pd.concat(points, names=["method", "learner"]).unstack("learner", sort=False).rename_axis(columns=None)
+    found.insert(0, "passes", noisy.groupby(["method", "seed"])["noise_passes"].first() / images)
+    return found.reset_index()

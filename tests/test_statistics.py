@@ -1,0 +1,191 @@
+"""Intervals, decisions, correlation and protection against scipy, least squares and numbers by hand."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from semkit.analysis.report import read_rows
+from semkit.analysis.statistics import (
+    blocked_difference,
+    correlation,
+    decide,
+    interval,
+    paired,
+    protection,
+    protection_for_passes,
+    verdict,
+)
+
+
+def test_interval_is_students():
+    mean, low, high = interval([1.0, 2.0, 4.0])
+    low_, high_ = stats.t.interval(0.95, 2, loc=7 / 3, scale=stats.sem([1, 2, 4]))
+    assert (mean, low, high) == pytest.approx((7 / 3, low_, high_))
+
+
+def simulated(seeds=4, columns=6, *, seed=0, effect=0.0):
+    """[seeds, columns] of seed + column + noise; columns 0 and 1 are raised by `effect` above the others."""
+    rng = np.random.default_rng(seed)
+    made = rng.normal(0, 5, (seeds, 1)) + rng.normal(0, 1, (seeds, columns))
+    made[:, :2] += effect
+    return made
+
+
+def test_a_blocked_difference_is_least_squares_with_a_column_for_every_seed_and_treatment():
+    values, more, less = simulated(effect=2), [0, 1], [2, 4, 5]
+    seed, column = np.indices(values.shape).reshape(2, -1)
+    design = np.hstack([np.eye(4)[seed], np.eye(6)[column][:, 1:]])  # the first treatment is in the seeds' columns
+    beta, (rest,), rank, _ = np.linalg.lstsq(design, values.ravel(), rcond=None)
+    weights = np.zeros(6)
+    weights[more], weights[less] = 1 / 2, -1 / 3
+    weights = np.concatenate([np.zeros(4), weights[1:]])
+    error = np.sqrt(rest / (values.size - rank) * weights @ np.linalg.inv(design.T @ design) @ weights)
+    low, high = stats.t.interval(0.9, values.size - rank, loc=weights @ beta, scale=error)
+    assert blocked_difference(values, more, less, 0.9) == pytest.approx((weights @ beta, low, high))
+
+
+def test_of_two_treatments_it_is_the_paired_t_interval():
+    values = simulated(5, 2, effect=1)
+    found = stats.ttest_rel(values[:, 1], values[:, 0]).confidence_interval(0.95)
+    assert blocked_difference(values, [1], [0]) == pytest.approx(interval(values[:, 1] - values[:, 0]))
+    assert blocked_difference(values, [1], [0])[1:] == pytest.approx((found.low, found.high))
+
+
+def test_95_of_100_blocked_intervals_hold_the_effect_and_blocks_shorten_them():
+    held = [low <= 2 <= high for _, low, high in (
+        blocked_difference(simulated(3, 4, seed=s, effect=2), [0, 1], [2, 3]) for s in range(1000))]  # fmt: skip
+    assert 0.93 <= np.mean(held) <= 0.97
+    values = simulated(effect=2)
+    shuffled = np.random.default_rng(0).permuted(values, axis=0)  # a seed's values no longer share a line
+    width = lambda v: np.diff(blocked_difference(v, [0, 1], [2, 3])[1:])[0]  # noqa: E731
+    assert width(shuffled) > 2 * width(values)
+
+
+@pytest.mark.parametrize(("values", "more", "less", "says"), [
+    ([[1, 2]], [0], [1], "2 or more of each"), ([1, 2], [0], [1], "seeds, treatments"),
+    ([[1, 2], [3, 4]], [0, 1], [1], "different columns"), ([[1, 2], [3, 4]], [], [1], "different columns"),
+])  # fmt: skip
+def test_a_blocked_difference_of_nothing_is_refused(values, more, less, says):
+    with pytest.raises(ValueError, match=says):
+        blocked_difference(values, more, less)
+
+
+DECISIONS = [
+    (0.1, 2, "> 0", "supported"), (-1, 2, "> 0", "undecided"), (-2, -1, "> 0", "contradicted"),
+    (0, 2, "> 0", "undecided"), (-2, 0, "> 0", "contradicted"), (-4.4, 6.9, "< 1.5", "undecided"),
+    (-4, 1.4, "< 1.5", "supported"), (1.5, 3, "< 1.5", "contradicted"), (-3, -2.5, "> -2", "contradicted"),
+    (float("nan"), float("nan"), "> 0", "undecided"), (0.65, 0.65, "< 1", "supported"),
+]  # fmt: skip
+
+
+def wrong_decisions(rule):
+    return [case for case in DECISIONS if rule(*case[:3]) != case[3]]
+
+
+def test_a_claim_is_supported_only_if_the_whole_interval_is_on_its_side():
+    assert wrong_decisions(decide) == []
+
+
+def test_a_rule_by_the_mean_or_without_the_third_outcome_is_rejected():
+    def by_the_mean(low, high, margin):
+        return decide((low + high) / 2, (low + high) / 2, margin)
+
+    def without_undecided(low, high, margin):
+        return decide(low, high, margin).replace("undecided", "contradicted")
+
+    assert (-4.4, 6.9, "< 1.5", "undecided") in wrong_decisions(by_the_mean)
+    assert wrong_decisions(without_undecided)
+
+
+@pytest.mark.parametrize("margin", ["", "0", ">0", ">= 0", "> much", "> nan", "< inf"])
+def test_a_margin_that_cannot_be_read_is_refused(margin):
+    with pytest.raises(ValueError, match="a margin is written"):
+        decide(0, 1, margin)
+
+
+def test_a_verdict_is_the_decision_of_the_interval():
+    assert verdict([5.6, 5.8, 5.7]) == "supported" and verdict([5.6, 5.8, -1.0]) == "undecided"
+    assert verdict([5.6, 5.8, 5.7], "< 1.5") == "contradicted" and verdict([9.0]) == "undecided"
+
+
+def rows(method, radius, values):
+    return [{"method": method, "training_radius": radius, "seed": s, "last": v} for s, v in enumerate(values)]
+
+
+def test_protection_pairs_the_seeds():
+    made = rows("clean", 4, [0.5, 0.6, 0.7]) + rows("sem", 4, [0.2, 0.4]) + rows("sem", 0, [0.0, 0.0])
+    for given in (made, made[::-1], pd.DataFrame(made)):
+        assert protection(given, "sem", 4).to_dict() == pytest.approx({0: 0.3, 1: 0.2})
+    assert protection(made, "sem", 8).empty and protection(made, "rem", 4).empty
+
+
+def test_protection_under_several_learners_at_one_radius_is_refused_and_of_each_alone_is_given():
+    defences = read_rows(Path(__file__).parents[1] / "results" / "cuda" / "defences.csv")
+    with pytest.raises(ValueError, match=r"radius 0 .random blur, none; smoothing, .*: pass those of one learner"):
+        protection(defences, "cuda .3", 0)
+    blur = defences[defences["learner"] == "random blur"]
+    assert list(protection(blur, "cuda .3", 0)) == pytest.approx([0.2045, 0.2405, 0.208])
+    filtered = pd.concat([blur.assign(countermeasure=name) for name in ("none", "jpeg")])
+    with pytest.raises(ValueError, match="random blur, none; random blur, jpeg"):
+        protection(filtered, "cuda .3", 0)
+    with pytest.raises(ValueError, match="the same seed"):
+        protection(pd.concat([blur, blur]), "cuda .3", 0)
+    other = defences.query("(method == 'clean') != (learner == 'random blur')").query("training_radius == 0")
+    with pytest.raises(ValueError, match="one learner"):  # clean images by one learner, filtered ones by another
+        protection(other[other["learner"].isin(["random blur", "smoothing"])], "cuda .3", 0)
+
+
+def test_rows_without_a_name_for_the_learner_are_of_one():
+    made = [{**row, "learner": None} for row in rows("clean", 4, [0.5]) + rows("sem", 4, [0.2])]
+    assert list(protection(made, "sem", 4)) == pytest.approx([0.3])
+
+
+def test_what_protection_costs_is_told_by_noise_and_paired_by_seed():
+    made = (
+        rows("clean", 4, [0.5, 0.6]) + rows("sem", 4, [0.2, 0.4, 0.1]) + rows("sem", 0, [0.1]) + rows("clean", 0, [0.9])
+    )
+    made = [{**row, "noise_passes": 0 if row["method"] == "clean" else 300 + row["seed"]} for row in made]
+    first, second = protection_for_passes(made[::-1], 100).to_dict("records")
+    assert first == pytest.approx({"method": "sem", "seed": 0, "passes": 3, "AT 4/255": 30, "ERM": 80})
+    assert np.isnan(second.pop("ERM")) and second == pytest.approx(
+        {"method": "sem", "seed": 1, "passes": 3.01, "AT 4/255": 20}
+    )
+
+
+def test_budgets_keep_the_order_that_they_were_run_in():
+    made = [row for method in ("clean", "sem", "em", "rem") for row in rows(method, 4, [0.5, 0.25])]
+    found = protection_for_passes([{**row, "noise_passes": 1} for row in made], 1)
+    assert list(found["method"].unique()) == ["sem", "em", "rem"]
+
+
+def test_noises_are_joined_with_their_learners_by_method_and_seed():
+    noises = pd.DataFrame({"method": m, "seed": s, "noise_stability": -s} for s in (0, 1, 2) for m in ("sem", "em"))
+    learners = rows("clean", 4, [0.5, 0.6]) + rows("sem", 4, [0.2, 0.4, 0.1]) + rows("em", 4, [0.45])
+    learners += rows("em", 0, [0.1, 0.1, 0.1])  # of another training radius
+    found = paired(noises, learners[::-1], 4)
+    names = ["method", "seed", "noise_stability"]
+    assert found[names].values.tolist() == [["sem", 0, 0], ["em", 0, 0], ["sem", 1, -1]]
+    assert list(found["protection"]) == pytest.approx([0.3, 0.05, 0.2])
+    assert list(found.query("method == 'sem'")["protection"]) == list(protection(learners, "sem", 4))
+    assert "protection" not in noises and paired(noises, learners, 8).empty
+
+
+def test_correlation_agrees_with_scipy_and_its_interval_with_fishers():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=200)
+    y = -0.6 * x + 0.8 * rng.normal(size=200)
+    found = correlation(x, y)
+    assert found.n == 200 and found.pearson[0] == pytest.approx(stats.pearsonr(x, y).statistic)
+    assert found.spearman[0] == pytest.approx(stats.spearmanr(x, y).statistic)
+    fisher = stats.pearsonr(x, y).confidence_interval(0.95)
+    assert found.pearson[1:] == pytest.approx((fisher.low, fisher.high), abs=0.03)
+    assert correlation(x, x**3).spearman == pytest.approx((1, 1, 1)) and correlation(x, x**3).pearson[0] < 1
+
+
+@pytest.mark.parametrize(("x", "y"), [([1, 2, 3], [1, 2, 3]), ([1, 2, 3, 4], [1, 2, 3]), ([1, 1, 1, 1], [1, 2, 3, 4])])
+def test_a_correlation_of_too_little_is_refused(x, y):
+    with pytest.raises(ValueError, match="a correlation needs"):
+        correlation(x, y)
