@@ -11,6 +11,9 @@ def main() -> int:
     before = signal.signal(signal.SIGINT, lambda *_: os._exit(_end("stopped", 130)))
     try:
         from semkit.app.cli import main as run
+
+        if any(not word.startswith("-") for word in sys.argv[1:]):  # a command, which needs torch
+            import semkit.app.commands  # noqa: F401
     except (ImportError, OSError, MemoryError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         return _end(f"cannot be started; install it anew, or give it more memory: {reason}", 2)

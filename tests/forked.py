@@ -12,7 +12,7 @@ from pathlib import Path
 from semkit.app.cli import main
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["semkit.app.cli", "semkit.app.folder", "torch._dynamo"])
+_context.set_forkserver_preload(["semkit.app.commands", "torch._dynamo"])
 
 
 def _run(job: Callable, log: Path, largest_file: int | None, more_memory: int | None) -> None:

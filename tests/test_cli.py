@@ -19,8 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from semkit import __version__
 from semkit.analysis.report import read_rows
-from semkit.app.cli import main
-from semkit.app.options import COMMANDS
+from semkit.app.cli import COMMANDS, main
 from semkit.nets.engine import Engine
 
 QUICK = ["--preset", "quick", "--size", "8"]

@@ -14,13 +14,11 @@ PACKAGE = Path(__file__).parents[1] / "semkit"
 FLOORS = ("images", "nets", "training", "protections", "countermeasures", "analysis", "lessons", "app")
 ONLY = {  # outside library -> the modules that may import it
     "matplotlib": {"analysis.canvas"}, "seaborn": {"analysis.canvas", "analysis.figures"},
-    "distributed": {"analysis.cluster"}, "argparse": {"app.options"},
+    "distributed": {"analysis.cluster"}, "argparse": {"app.cli", "app.options"},
     "ipywidgets": {"lessons.panels", "lessons.craftpanel"},
 }  # fmt: skip
 PRIVATE = ("torch.ops.mkldnn", "torch._C", "make_fx", "torch._dynamo", "torch._inductor")
 NAMES_LATER = {
-    "app.lab",
-    "app.progress",
     "lessons.latent",
 }
 MODULES = {

@@ -12,8 +12,8 @@ import pytest
 START = "import sys; from semkit.__main__ import main; print('ready', flush=True); sys.exit(main())"
 
 
-def started(before: str = "") -> subprocess.Popen:
-    call = [sys.executable, "-c", before + START, "check", "photos", "out"]
+def started(before: str = "", arguments: tuple[str, ...] = ("check", "photos", "out")) -> subprocess.Popen:
+    call = [sys.executable, "-c", before + START, *arguments]
     return subprocess.Popen(
         call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1]
     )
@@ -32,6 +32,13 @@ def test_a_torch_that_cannot_be_loaded_is_one_line():
     process = started("import sys; sys.modules['torch'] = None; ")
     said = process.communicate()[1]
     assert said.startswith("semkit: cannot be started; ") and said.count("\n") == 1 and process.returncode == 2
+
+
+@pytest.mark.parametrize("word", ["--help", "--version"])
+def test_help_and_version_take_no_torch(word):
+    process = started("import sys; sys.modules['torch'] = None; ", (word,))
+    said, complained = process.communicate()
+    assert "semkit" in said and (complained, process.returncode) == ("", 0)
 
 
 @pytest.mark.whole

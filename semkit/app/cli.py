@@ -1,31 +1,83 @@
-"""The command line: which command runs, and every error as one line and an exit code."""
+"""The command line: its commands, and every error as one line and an exit code.
 
+torch is imported once a command is named: semkit --help and --version need none.
+"""
+
+import argparse
 import sys
 import warnings
 from collections.abc import Callable
 
-from semkit.app import folders, lab, learners, noisefiles, timing
-from semkit.app.options import parse
-from semkit.app.telling import FINE, STOPPED, announce, complain, streams
+from semkit import __version__
+from semkit.app.progress import FINE, STOPPED, announce, complain, streams
 from semkit.images.files import one_line, shown
-from semkit.images.storage import out_of_memory
-from semkit.nets.lab import Interrupted
 
-RUN = {
-    "demo": learners.sweep, "sweep": learners.sweep, "transform": learners.transform, "learn": learners.learn,
-    "protect": folders.protect, "check": folders.check, "convert": noisefiles.convert, "bench": timing.bench,
-    "lab": lab.lab,
-}  # fmt: skip
+AGAIN = "the same command goes on from there"
+COMMANDS = {  # name -> (its help, how to go on after it was stopped)
+    "demo": ("The main job on the embedded images: noise, learners, a table and a figure.", AGAIN),
+    "sweep": ("Learners over methods, training radii and seeds: rows, a table and a figure.", AGAIN),
+    "protect": (
+        "Protected copies of images: OUT/images, OUT/report.json and (noise) OUT/noise.safetensors.",
+        "the same command with --resume goes on from there",
+    ),
+    "transform": ("A classifier behind an adversarial-example transform, attacked in four ways, and AT.", AGAIN),
+    "check": ("Every file against its original: size, mode, values within the radius or as filtered.", ""),
+    "learn": (
+        "Fresh learners on images, or on protected ones: their accuracy on clean test images.",
+        "with --cache, learners that were finished are kept",
+    ),
+    "convert": ("Noise files from one kind to another: safetensors, int8 pickle, .pt, .npy, .npz, a PNG folder.", ""),
+    "bench": ("How fast this machine is: the engine against a plain reference, memory, cost of an image.", ""),
+    "lab": ("JupyterLab at a notebook.", ""),
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs a command; 0: fine, 1: a check failed, 2: bad input, 130: stopped by Ctrl-C or SIGTERM."""
+    """Run a command; 0: fine, 1: a check failed, 2: bad input, 130: stopped by Ctrl-C or SIGTERM."""
     shown_before, warnings.showwarning = warnings.showwarning, _once()
     try:
         with streams():
-            return _main(sys.argv[1:] if arguments is None else arguments)
+            options = parse(sys.argv[1:] if arguments is None else arguments)
+            again = COMMANDS[options.command][1]
+            return _told(lambda: _run(options), f"; {again}" if again else "")
     finally:
         warnings.showwarning = shown_before
+
+
+def _run(options: argparse.Namespace) -> int | None:
+    from semkit.app import commands
+
+    return getattr(commands, options.command)(options)
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse with one clear line in place of a page of usage."""
+
+    def error(self, message):
+        raise SystemExit(complain(f"{message} (see {self.prog} --help)"))
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """The options in `arguments`; exits with one line on stderr and code 2 where they make no sense."""
+    top = _Parser(
+        prog="semkit", description="Stable unlearnable examples: protect images, and measure how far that goes."
+    )
+    top.add_argument("--version", action="version", version=f"semkit {__version__}")
+    commands = top.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser, dest="command")
+    parsers = {name: commands.add_parser(name, help=text, description=text) for name, (text, _) in COMMANDS.items()}
+    named = next((word for word in arguments if not word.startswith("-")), None)
+    if named is None:
+        return top.parse_args(arguments)
+    from semkit.app import options as words
+
+    try:
+        words.add_options(named, parsers)
+    except ValueError as error:
+        top.error(str(error))
+    options, extra = top.parse_known_args(arguments)
+    if extra:
+        top.error(f"unrecognized arguments: {words.repeatable(extra, options)}")
+    return options
 
 
 def _once() -> Callable:
@@ -41,13 +93,11 @@ def _once() -> Callable:
     return show
 
 
-def _main(arguments: list[str]) -> int:
-    options = parse(arguments)
-    return _told(lambda: RUN[options.command](options), f"; {options.again}" if options.again else "")
-
-
 def _told(work: Callable[[], int | None], hint: str = "") -> int:
     """The exit code of work(), FINE for None; its errors as one line, with `hint` how to go on."""
+    from semkit.images.storage import out_of_memory
+    from semkit.nets.lab import Interrupted
+
     try:
         return work() or FINE
     except (Interrupted, KeyboardInterrupt) as end:

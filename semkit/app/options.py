@@ -1,15 +1,13 @@
-"""The command line's words: commands, options, and what may stand in them."""
+"""The words of the command line: the options of every command, and what may stand in them."""
 
 import argparse
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 
-from semkit import __version__
 from semkit.analysis.designs import DESIGNS
 from semkit.analysis.designs import METHODS as SWEPT
-from semkit.app.telling import complain
 from semkit.countermeasures.registry import COUNTERMEASURES, check_countermeasure
 from semkit.images.files import shown
 from semkit.images.pixels import NORMS, check_name, check_radius, parse_count
@@ -21,13 +19,11 @@ from semkit.protections.registry import DEFAULT, METHODS, PROTECTIONS, options_o
 from semkit.training.presets import PRESETS
 
 MOST_SEEDS = 9999
-
-
-class _Parser(argparse.ArgumentParser):
-    """argparse with one clear line in place of a page of usage."""
-
-    def error(self, message):
-        raise SystemExit(complain(f"{message} (see {self.prog} --help)"))
+# What commands that read images may not have as options of their own.
+UNLESS_GIVEN = dict(
+    split_seed=0, without=None, protected=None, test_limit=None, out=None, cache=None, learner_steps=None, methods=None,
+    design=None, measure_noise=False, radii=None, countermeasures=(), workers=None, scheduler=None,
+)  # fmt: skip
 
 
 def _checked(check: Callable) -> Callable:
@@ -80,18 +76,11 @@ def _device(text: str) -> str:
 
 def _add_images(parser) -> None:
     add = parser.add_argument
-    add(
-        "images",
-        metavar="IMAGES",
-        type=_name,
-        help="shapes, cifar10, cifar100, svhn, or a folder with a sub-folder per class",
-    )
-    add(
-        "--data",
-        metavar="DIR",
-        type=_name,
-        help="where torchvision's sets are (else $SEMKIT_DATA, else ~/.cache/semkit)",
-    )
+    parser.set_defaults(**UNLESS_GIVEN)
+    sets = "shapes, cifar10, cifar100, svhn, or a folder with a sub-folder per class"
+    add("images", metavar="IMAGES", type=_name, help=sets)
+    place = "where torchvision's sets are (else $SEMKIT_DATA, else ~/.cache/semkit)"
+    add("--data", metavar="DIR", type=_name, help=place)
     add("--download", action="store_true", help="let torchvision download the set")
     add("--limit", type=_count(2), metavar="N", help="N training images only, every class in its share")
     sizes = "side to which images are resized for the nets (32; ImageNet's recipe was published at 256)"
@@ -100,10 +89,10 @@ def _add_images(parser) -> None:
     add("--skip-unreadable", action="store_true", help="leave out, and list, files that cannot be read")
 
 
-def _add_run(parser) -> None:
+def _add_run(parser, preset: str = "lesson") -> None:
     add = parser.add_argument
     presets = f"quick, demo, lesson or paper: CIFAR's recipe, from {LARGE} pixels on ImageNet's (%(default)s)"
-    add("--preset", type=_word(PRESETS, "preset"), default="lesson", help=presets)
+    add("--preset", type=_word(PRESETS, "preset"), default=preset, help=presets)
     add("--seed", type=_count(0), default=0, metavar="N", help="the same seed gives the same result (0)")
     _add_engine(parser)
     _add_json(parser)
@@ -125,21 +114,18 @@ def _add_json(parser) -> None:
 
 
 def _add_sweep_out(parser, seeds: int, **out) -> None:
-    parser.add_argument("--out", type=_path, metavar="DIR", help="folder for table, figure and finished runs", **out)
-    parser.add_argument(
-        "--seeds", type=_count(1, MOST_SEEDS), default=seeds, metavar="N", help=f"how many seeds ({seeds})"
-    )
+    add = parser.add_argument
+    add("--out", type=_path, metavar="DIR", help="folder for table, figure and finished runs", **out)
+    add("--seeds", type=_count(1, MOST_SEEDS), default=seeds, metavar="N", help=f"how many seeds ({seeds})")
 
 
-def _demo_options(parser) -> None:
-    _add_run(parser)
-    _add_sweep_out(parser, 1, default=Path("semkit-demo"))
+def _demo(parser) -> None:
     parser.set_defaults(
-        images="shapes", data=None, download=False, limit=None, size=32, hold="auto", skip_unreadable=False,
-        split_seed=0, protected=None, test_limit=None, preset="demo", methods=None, radii=None,
-        design=None, measure_noise=False, countermeasures=(), learner_steps=None, workers=None,
-        scheduler=None,
+        **UNLESS_GIVEN, images="shapes", data=None, download=False, limit=None, size=32, hold="auto",
+        skip_unreadable=False,
     )  # fmt: skip
+    _add_run(parser, "demo")
+    _add_sweep_out(parser, 1, default=Path("semkit-demo"))
 
 
 def _listed(names: Iterable[str], last: str) -> str:
@@ -159,7 +145,7 @@ def _add_own(parser, private: bool = False) -> None:
                 parser.add_argument(option.flag, type=_checked(option.parse), metavar=option.metavar, help=help_)
 
 
-def _sweep_options(parser) -> None:
+def _sweep(parser) -> None:
     _add_images(parser)
     _add_run(parser)
     _add_sweep_out(parser, 3, required=True)
@@ -175,16 +161,11 @@ def _sweep_options(parser) -> None:
     add("--learner-steps", type=_count(1), metavar="N", help="how long learners train (the preset's steps)")
     add("--test-limit", type=_count(2), metavar="N", help="N test images only")
     add("--workers", type=_count(1), metavar="N", help="make the runs in N processes of one thread each (needs Dask)")
-    add(
-        "--scheduler",
-        metavar="ADDRESS",
-        type=_name,
-        help="make the runs on the workers of a Dask scheduler, tcp://HOST:PORT",
-    )
-    parser.set_defaults(split_seed=0, protected=None)
+    help_ = "make the runs on the workers of a Dask scheduler, tcp://HOST:PORT"
+    add("--scheduler", type=_name, metavar="ADDRESS", help=help_)
 
 
-def _protect_options(parser) -> None:
+def _protect(parser) -> None:
     _add_images(parser)
     _add_run(parser)
     add = parser.add_argument
@@ -197,7 +178,7 @@ def _protect_options(parser) -> None:
     add("--checkpoint-every", type=float, default=20, help=argparse.SUPPRESS)  # seconds
 
 
-def _transform_options(parser) -> None:
+def _transform(parser) -> None:
     _add_images(parser)
     _add_run(parser)
     _add_sweep_out(parser, 3, required=True)
@@ -207,10 +188,9 @@ def _transform_options(parser) -> None:
     add("--attacked", type=_count(2), default=300, metavar="N", help="how many test images are attacked (300)")
     add("--test-limit", type=_count(2), metavar="N", help="N test images only")
     add("--learner-steps", type=_count(1), metavar="N", help="how long ERM trains (the preset's steps)")
-    parser.set_defaults(split_seed=0, protected=None)
 
 
-def _check_options(parser) -> None:
+def _check(parser) -> None:
     add = parser.add_argument
     add("images", metavar="IMAGES", type=_name, help="what was protected")
     add("out", metavar="OUT", type=_path, help="what semkit protect wrote")
@@ -220,7 +200,7 @@ def _check_options(parser) -> None:
     _add_json(parser)
 
 
-def _learn_options(parser) -> None:
+def _learn(parser) -> None:
     _add_images(parser)
     _add_run(parser)
     add = parser.add_argument
@@ -241,7 +221,7 @@ def _learn_options(parser) -> None:
     add("--cache", type=_path, metavar="DIR", help="keeps finished learners, so that a second call is instant")
 
 
-def _convert_options(parser) -> None:
+def _convert(parser) -> None:
     add = parser.add_argument
     add("source", metavar="SRC", type=_name)
     add("destination", metavar="DST", type=_name)
@@ -252,7 +232,7 @@ def _convert_options(parser) -> None:
     _add_json(parser)
 
 
-def _bench_options(parser) -> None:
+def _bench(parser) -> None:
     add = parser.add_argument
     nets = _word(tuple(MODELS), "net")
     add("--models", dest="nets", nargs="+", type=nets, metavar="NET", help="nets to time (tiny resnet18)")
@@ -266,75 +246,22 @@ def _bench_options(parser) -> None:
     _add_json(parser)
 
 
-def _lab_options(parser) -> None:
+def _lab(parser) -> None:
     parser.add_argument("notebook", nargs="?", type=_name, default="notebooks/00_index.ipynb", metavar="NOTEBOOK")
 
 
-# Name -> (its options, its help, how to go on after it was stopped).
-COMMANDS = {
-    "demo": (
-        _demo_options, "The main job on the embedded images: noise, learners, a table and a figure.",
-        "the same command goes on from there",
-    ),
-    "sweep": (
-        _sweep_options, "Learners over methods, training radii and seeds: rows, a table and a figure.",
-        "the same command goes on from there",
-    ),
-    "protect": (
-        _protect_options, "Protected copies of images: OUT/images, OUT/report.json and (noise) OUT/noise.safetensors.",
-        "the same command with --resume goes on from there",
-    ),
-    "transform": (
-        _transform_options, "A classifier behind an adversarial-example transform, attacked in four ways, and AT.",
-        "the same command goes on from there",
-    ),
-    "check": (
-        _check_options, "Every file against its original: size, mode, values within the radius or as filtered.", "",
-    ),
-    "learn": (
-        _learn_options, "Fresh learners on images, or on protected ones: their accuracy on clean test images.",
-        "with --cache, learners that were finished are kept",
-    ),
-    "convert": (
-        _convert_options,
-        "Noise files from one kind to another: safetensors, int8 pickle, .pt, .npy, .npz, a PNG folder.", "",
-    ),
-    "bench": (
-        _bench_options, "How fast this machine is: the engine against a plain reference, memory, cost of an image.", "",
-    ),
-    "lab": (_lab_options, "JupyterLab at a notebook.", ""),
+OPTIONS = {
+    "demo": _demo, "sweep": _sweep, "protect": _protect, "transform": _transform, "check": _check, "learn": _learn,
+    "convert": _convert, "bench": _bench, "lab": _lab,
 }  # fmt: skip
 
 
-def parser() -> argparse.ArgumentParser:
-    """The parser of the whole command line."""
-    about = "Stable unlearnable examples: protect images, and measure how far that goes."
-    top = _Parser(prog="semkit", description=about)
-    top.add_argument("--version", action="version", version=f"semkit {__version__}")
-    commands = top.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
-    for name, (add_options, text, again) in COMMANDS.items():
-        made = commands.add_parser(name, help=text, description=text)
-        add_options(made)
-        made.set_defaults(command=name, again=again)
-    return top
+def add_options(command: str, parsers: Mapping[str, argparse.ArgumentParser]) -> None:
+    """Add the options of this command to its parser. Raises ValueError for an unknown one, with the nearest name."""
+    OPTIONS[check_name(command, tuple(OPTIONS), "command")](parsers[command])
 
 
-def parse(arguments: list[str]) -> argparse.Namespace:
-    """The options in `arguments`; exits with one line on stderr and code 2 where they make no sense."""
-    top = parser()
-    name = next((word for word in arguments if not word.startswith("-")), None)
-    if name is not None:
-        try:
-            check_name(name, tuple(COMMANDS), "command")  # argparse would list all commands instead of the nearest
-        except ValueError as error:
-            top.error(str(error))
-    options, extra = top.parse_known_args(arguments)
-    if extra:
-        top.error(f"unrecognized arguments: {_repeatable(extra, options)}")
-    return options
-
-
-def _repeatable(words: list[str], options: argparse.Namespace) -> str:
+def repeatable(words: list[str], options: argparse.Namespace) -> str:
     """The words, but not those that may be a piece of a key: what an option is given, or what follows a key."""
     private = [name for name, (option, _) in options_of(PROTECTIONS).items() if option.private]
     if named := [word.partition("=")[0] for word in words if word.startswith("-")]:
