@@ -8,7 +8,7 @@ Names are imported when they are first used, so that `import semkit` alone takes
 
 from importlib import import_module
 
-__version__ = "0.5.0"
+__version__ = "0.6.0"
 
 PUBLIC = {  # module -> its public names
     "analysis.report": "read_rows",

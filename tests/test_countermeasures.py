@@ -346,10 +346,10 @@ def test_a_grid_has_every_countermeasure_or_refuses_before_anything_is_made(tmp_
             grid(split, {"clean": None}, learners, countermeasures=["none", name], lab=never)
     names, spared = ["none", "jpeg-30", "dat", "lastlayer"], replace(split, spare=image_set(20, seed=3))
     rows = grid(spared, {"clean": None}, {0: LEARN}, countermeasures=names, lab=Lab(ENGINE))
-    assert [row["countermeasure"] for row in rows] == names
-    assert [row["passes"] for row in rows] == [24, 24, 24 * 11, 24]
+    assert list(rows["countermeasure"]) == names
+    assert list(rows["passes"]) == [24, 24, 24 * 11, 24]
     cost = passes_of(grid_recipes(spared, {"clean": None}, {0: LEARN}, names), 20).total
-    assert cost == sum(row["passes"] for row in rows) + 24  # and the pretraining
+    assert cost == rows["passes"].sum() + 24  # and the pretraining
 
 
 def test_what_is_done_to_the_training_images_is_not_done_to_the_test_images():

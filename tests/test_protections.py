@@ -106,7 +106,7 @@ def test_one_more_protection_is_an_entry_and_nothing_else(two_more, tmp_path, ca
     assert run(*sweep, "clean", "stripes", "--out", tmp_path / "noise") == 0
     assert "| Stripes " in capsys.readouterr().out and (tmp_path / "noise/figure.png").exists()
     assert run(*sweep, "stripes", "darker", "--out", tmp_path / "both") == 0
-    assert [row["method"] for row in read_rows(tmp_path / "both/rows.csv")] == ["stripes", "darker"]
+    assert list(read_rows(tmp_path / "both/rows.csv")["method"]) == ["stripes", "darker"]
 
 
 def test_files_that_are_not_what_a_protection_without_a_key_makes_are_found(two_more, tmp_path):
