@@ -151,3 +151,20 @@ def test_every_public_name_is_there():
     assert all(getattr(semkit, name) is not None for name in semkit.__all__)
     with pytest.raises(AttributeError, match="no attribute 'shapez'"):
         semkit.shapez  # noqa: B018
+
+
+def too_long(text):
+    """What is longer than a file (330 lines) or a function (45) may be."""
+    functions = (node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef))
+    long = [node.name for node in functions if node.end_lineno - node.lineno >= 45]
+    return long + ["the file"] * (len(text.splitlines()) > 330)
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_files_and_functions_are_short(module):
+    assert too_long(MODULES[module].read_text()) == []
+
+
+def test_what_is_too_long_would_be_seen():
+    body = "def f():\n" + 44 * "    1\n"
+    assert (too_long(body), too_long(body + "    1\n"), too_long(331 * "1\n")) == ([], ["f"], ["the file"])

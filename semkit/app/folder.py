@@ -6,6 +6,7 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -199,11 +200,8 @@ def protect(
     chosen = stratified_share(found.images.labels, share, seed)
     _check_sizes(found, chosen.tolist(), recipe)
     subset = found.images.take(chosen)
-
-    def changed() -> Change:
-        kept = replace(lab, cache=out / "unfinished")
-        return recipe.change(subset, seed=seed, lab=kept, every=checkpoint_every)
-
+    kept = replace(lab, cache=out / "unfinished")
+    changed = partial(recipe.change, subset, seed=seed, lab=kept, every=checkpoint_every)
     at_once = None if noisy else changed()  # may refuse, and takes no time
     written = [*[NOISE] * noisy, *(f"images/{name}" for name in found.outputs)]
     _begin(out, request, resume, lambda: on_start and not finished(out, written) and on_start(subset))

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from semkit.images.augment import Augment, FlipCrop
 from semkit.images.imageset import ImageSet
@@ -15,7 +15,7 @@ from semkit.images.loading import resized
 from semkit.images.pixels import check_count
 from semkit.nets import models
 from semkit.nets.cache import as_weights, kept
-from semkit.nets.engine import Passes, count_passes, engine_of, predict, step_down
+from semkit.nets.engine import Engine, Passes, count_passes, engine_of, predict, step_down
 from semkit.nets.lab import Lab
 from semkit.nets.weights import drawing
 from semkit.training.bullettrain import Mined, mining
@@ -169,6 +169,15 @@ def _fresh(train: ImageSet, recipe: LearnRecipe, seed: int, own: int, lab: Lab) 
     return model
 
 
+def _batch(
+    images: ImageSet, index: Tensor, augment: Augment, engine: Engine, generator: Generator
+) -> tuple[Tensor, Tensor]:
+    """(x, y) of a training step: augmented images [N,C,H,W] in [0,1] and their labels [N]."""
+    levels, y = images.batch(index)
+    x = engine.images(levels)
+    return augment.apply(x, augment.draw(len(x), x.shape[2:], generator)), y
+
+
 def fit(
     train: ImageSet,
     test: ImageSet,
@@ -178,7 +187,7 @@ def fit(
     lab: Lab | None = None,
     start: nn.Module | None = None,
 ) -> Learned:
-    """A fresh learner trained on `train` and tested on the clean images of `test`.
+    """Train a fresh learner on `train` and test it on the clean images of `test`.
 
         one step of SGD on objective(f, t(x), y, perturbation);  by default on CE(f(perturbation(t(x))), y)
 
@@ -204,9 +213,7 @@ def fit(
     with count_passes() as passes, mining() as mined:
         for step, index in sgd.batches(len(train), own, engine):
             generator = engine.generator(own, "learn", step)
-            x, y = train.batch(index)
-            x = engine.images(x)
-            x = recipe.augment.apply(x, recipe.augment.draw(len(x), x.shape[2:], generator))
+            x, y = _batch(train, index, recipe.augment, engine, generator)
             sgd.set_rate(optimizer, step)
             loss = partial(recipe.objective, model, x, y, recipe.perturbation, generator)
             losses.append(step_down(model, optimizer, loss))
