@@ -7,7 +7,7 @@ from photos import image_set
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from semkit.lessons.factors import class_rows, dimensions, fitted, pair_rows, pooled, values, withstood
-from semkit.lessons.latent import best, latent
+from semkit.lessons.latent import best, latent_model
 
 FOUR = np.eye(4), np.arange(4)
 
@@ -32,7 +32,7 @@ def test_dimensions_of_images_with_known_factors():
 
 
 def test_a_fitted_mixture_keeps_its_promise_on_new_images():
-    made, place = latent(40, 6, norm=1.5, seed=4), np.linspace(0, 1, 40)
+    made, place = latent_model(40, 6, norm=1.5, seed=4), np.linspace(0, 1, 40)
     (x, y), (new, labels) = made.draw(4000, seed=1), made.draw(4000, seed=2)
     model, centre = fitted((x + place).reshape(-1, 2, 4, 5), y, 6)
     for epsilon in (0, 0.8):
@@ -44,7 +44,7 @@ def test_a_fitted_mixture_keeps_its_promise_on_new_images():
 
 
 def test_without_attack_the_rule_is_scikit_learns_discriminant():
-    x, y = latent(6, 6, norm=1, seed=2).draw(3000)
+    x, y = latent_model(6, 6, norm=1, seed=2).draw(3000)
     lda = LinearDiscriminantAnalysis(solver="eigen").fit(x, y)
     model, centre = fitted(x, y, 6)
     theta, _ = best(model)
@@ -55,7 +55,7 @@ def test_without_attack_the_rule_is_scikit_learns_discriminant():
 
 
 def test_to_withstand_is_to_be_right_after_the_worst_move():
-    made = latent(12, 4, seed=3)
+    made = latent_model(12, 4, seed=3)
     x, y = made.draw(500)
     theta, centre = best(made, 0.5)[0], np.linspace(-1, 1, 12)
     worst = x - 0.5 * y[:, None] * theta / np.linalg.norm(theta)
@@ -66,7 +66,7 @@ def test_to_withstand_is_to_be_right_after_the_worst_move():
 
 
 def test_rows_of_a_pair_are_the_models_promise_and_what_is_held():
-    made = latent(36, 5, norm=1.5, seed=4)
+    made = latent_model(36, 5, norm=1.5, seed=4)
     parts = [(x.reshape(-1, 1, 6, 6), 3 + (y > 0)) for x, y in (made.draw(4000, seed=1), made.draw(4000, seed=2))]
     third = [(np.concatenate([x, x[:9]]), np.r_[labels, [7] * 9]) for x, labels in parts]  # another class, left out
     rows = pair_rows(*third, (3, 4), ks=(2, 5), epsilons=(0.5, 1)).to_dict("records")
@@ -85,7 +85,7 @@ def test_rows_of_a_pair_are_the_models_promise_and_what_is_held():
 
 def test_more_pixels_for_the_same_images_is_a_shorter_attack():
     """Every pixel made four: twice as long an image, so an attack of the same length reaches half as far."""
-    made = latent(16, 4, norm=1.5)
+    made = latent_model(16, 4, norm=1.5)
     x, y = made.draw(800)
     small = x.reshape(-1, 1, 4, 4)
     large = small.repeat(2, axis=2).repeat(2, axis=3)

@@ -18,9 +18,6 @@ ONLY = {  # outside library -> the modules that may import it
     "ipywidgets": {"lessons.panels", "lessons.craftpanel"},
 }  # fmt: skip
 PRIVATE = ("torch.ops.mkldnn", "torch._C", "make_fx", "torch._dynamo", "torch._inductor")
-NAMES_LATER = {
-    "lessons.latent",
-}
 MODULES = {
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path
     for path in PACKAGE.rglob("*.py")
@@ -123,7 +120,7 @@ def test_every_public_function_and_class_says_what_it_is(module):
 @pytest.mark.parametrize("module", sorted(MODULES))
 def test_no_function_has_the_name_of_its_module(module):
     names = {node.name for node in parsed(module).body if isinstance(node, ast.FunctionDef)}
-    assert module.split(".")[1] not in names or module in NAMES_LATER
+    assert module.split(".")[1] not in names
 
 
 @pytest.mark.parametrize("module", sorted(set(MODULES) - OF_PROTECTIONS))

@@ -7,7 +7,19 @@ import numpy as np
 import pytest
 from scipy import integrate, optimize, stats
 
-from semkit.lessons.latent import LABELS, RATIOS, Latent, accuracy, best, gap, gaps, latent, rule, sampled, trade_off
+from semkit.lessons.latent import (
+    LABELS,
+    RATIOS,
+    Latent,
+    accuracy,
+    best,
+    gap,
+    gaps,
+    latent_model,
+    rule,
+    sampled,
+    trade_off,
+)
 
 
 @pytest.fixture(scope="module", params=LABELS)
@@ -76,7 +88,7 @@ def test_best_is_what_a_general_optimiser_finds(model, epsilon):
 
 
 def test_best_without_attack_is_the_bayes_rule():
-    made = latent(20, 5, norm=1.5)
+    made = latent_model(20, 5, norm=1.5)
     assert best(made)[1] == pytest.approx(stats.norm.cdf(1.5))
     probit = replace(made, labels="probit")
     score = stats.norm(0, 1.5)
@@ -94,7 +106,7 @@ def test_alike_factors_give_a_closed_form_and_no_trade_off():
 
 
 def test_where_the_attack_reaches_across_the_means_only_a_constant_answer_is_left():
-    made = latent(12, 4, norm=1)
+    made = latent_model(12, 4, norm=1)
     reach = np.linalg.norm(made.W @ made.mu)
     theta, found = best(made, 0.99 * reach)
     assert found > 0.5 and theta.any()
@@ -140,27 +152,27 @@ def test_without_growing_factors_the_gap_stays():
 
 def test_contrast_is_what_is_held_fixed():
     for k in (4, 64):
-        x, y = latent(256, k).draw(3000)
+        x, y = latent_model(256, k).draw(3000)
         within = x - np.where(y[:, None] > 0, x[y > 0].mean(0), x[y < 0].mean(0))
         assert within.var() == pytest.approx(1, rel=0.1)
-        lengths = np.linalg.norm(latent(256, k, contrast="factor").W, axis=0)
+        lengths = np.linalg.norm(latent_model(256, k, contrast="factor").W, axis=0)
         assert lengths == pytest.approx(1, abs=0.25) and lengths.mean() == pytest.approx(1, rel=0.1)
 
 
 @pytest.mark.parametrize(
     ("call", "reason"),
     [
-        (lambda: latent(8, 0), "the latent dimension k must be a whole number >= 1, got 0"),
-        (lambda: latent(0, 1), "the dimension d must be a whole number >= 1, got 0"),
-        (lambda: latent(4, 5), "1 <= k <= d"),
+        (lambda: latent_model(8, 0), "the latent dimension k must be a whole number >= 1, got 0"),
+        (lambda: latent_model(0, 1), "the dimension d must be a whole number >= 1, got 0"),
+        (lambda: latent_model(4, 5), "1 <= k <= d"),
         (lambda: gaps(10, 0.5), "the latent dimension k must be a whole number >= 1, got 2.5"),
         (lambda: gap(8, 2, 0.5, samples=1.5), "samples must be a whole number >= 1, got 1.5"),
-        (lambda: latent(4, 2, norm=0), "norm must be a finite number > 0, got 0"),
-        (lambda: latent(4, 2, contrast="eye"), "contrast must be one of pixel, factor, got 'eye'"),
-        (lambda: latent(4, 2, labels="logit"), "labels must be one of mixture, probit, got 'logit'"),
+        (lambda: latent_model(4, 2, norm=0), "norm must be a finite number > 0, got 0"),
+        (lambda: latent_model(4, 2, contrast="eye"), "contrast must be one of pixel, factor, got 'eye'"),
+        (lambda: latent_model(4, 2, labels="logit"), "labels must be one of mixture, probit, got 'logit'"),
         (lambda: Latent(np.eye(3), np.zeros(3)), "mu must not be 0"),
         (lambda: best(Latent(np.ones((3, 2)), np.ones(2))), "W must have full rank"),
-        (lambda: best(latent(4, 2), -1), "epsilon must be a finite number >= 0, got -1"),
+        (lambda: best(latent_model(4, 2), -1), "epsilon must be a finite number >= 0, got -1"),
         (lambda: accuracy(Latent(np.eye(3)[:, :2], np.ones(2)), np.eye(3)[2]), "theta'x is 0 for every x"),
     ],
 )

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from scipy.special import ndtr
 
 from semkit.lessons.exercises import checker
-from semkit.lessons.latent import accuracy, latent, rule
+from semkit.lessons.latent import accuracy, latent_model, rule
 from semkit.protections.cuda import blur, class_filters
 from semkit.training.bullettrain import groups, spread, threshold
 
@@ -21,7 +21,7 @@ def check_robust_accuracy(robust_accuracy: Callable) -> None:
 
     theta [d], W [d,k], mu [k]. Raises AssertionError if not.
     """
-    made = latent(12, 4, norm=1.5, seed=1)
+    made = latent_model(12, 4, norm=1.5, seed=1)
     W, mu, theta = made.W, made.mu, 3 * rule(made, 5.0)
     mine = {epsilon: robust_accuracy(theta.copy(), W.copy(), mu.copy(), epsilon) for epsilon in (0, 0.8, 9)}
     wanted = {epsilon: accuracy(made, theta, epsilon) for epsilon in mine}

@@ -65,7 +65,7 @@ class Latent:
         return z @ self.W.T, y
 
 
-def latent(
+def latent_model(
     d: int, k: int, *, norm: float = 2.0, labels: str = "mixture", contrast: str = "pixel", seed: int = 0
 ) -> Latent:
     """A Latent with entries of W drawn N(0, 1/k) (contrast "pixel") or N(0, 1/d) ("factor"), and |mu| = norm.
@@ -214,7 +214,7 @@ def gap(
 
     With samples > 0 also Monte-Carlo estimates and standard errors, as standard_sampled, standard_error, and so on.
     """
-    model = latent(d, k, norm=norm, labels=labels, contrast=contrast, seed=seed)
+    model = latent_model(d, k, norm=norm, labels=labels, contrast=contrast, seed=seed)
     d, k = model.W.shape
     (plain, standard), (guarded, robust) = best(model), best(model, epsilon)
     row = {
