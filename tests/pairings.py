@@ -7,7 +7,7 @@ values to take the interval of, one for each seed (or round, draw, pair), or (va
 import pandas as pd
 
 from semkit.analysis.statistics import blocked_difference, correlation, interval, paired, protection
-from semkit.lessons import spared
+from semkit.lessons import savings
 
 
 def last(rows, method, column="last", **where):
@@ -118,15 +118,15 @@ def in_memory(rows):
 
 
 def fewer(objective, form):
-    return lambda rows: spared.fewer(rows, objective, form)
+    return lambda rows: savings.fewer(rows, objective, form)
 
 
 def faster(objective, form, threads):
-    return lambda rows: spared.faster(rows, objective, form, threads=threads)
+    return lambda rows: savings.faster(rows, objective, form, threads=threads)
 
 
 def spared_loss(objective, form, column):
-    return lambda rows: spared.lost(rows, objective, column, form)
+    return lambda rows: savings.lost(rows, objective, column, form)
 
 
 def pruned(column, share, of_other):

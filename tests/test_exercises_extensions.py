@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from checks import both_tests
 from scipy.special import ndtr
 
-from semkit.lessons import exercises_extensions
+from semkit.lessons import defences, latent, mixtures, pruning, savings
 
 
 def robust_accuracy_with(
@@ -153,11 +153,11 @@ BROKEN_FILTERED = {
 }
 
 CASES = [
-    (exercises_extensions.check_robust_accuracy, right_robust_accuracy, BROKEN_ROBUST_ACCURACY),
-    (exercises_extensions.check_kinds, right_kinds, BROKEN_KINDS),
-    (exercises_extensions.check_straight_through, right_straight_through, BROKEN_STRAIGHT_THROUGH),
-    (exercises_extensions.check_masks, right_masks, BROKEN_MASKS),
-    (exercises_extensions.check_filtered, right_filtered, BROKEN_FILTERED),
+    (latent.check_robust_accuracy, right_robust_accuracy, BROKEN_ROBUST_ACCURACY),
+    (savings.check_kinds, right_kinds, BROKEN_KINDS),
+    (defences.check_straight_through, right_straight_through, BROKEN_STRAIGHT_THROUGH),
+    (pruning.check_masks, right_masks, BROKEN_MASKS),
+    (mixtures.check_filtered, right_filtered, BROKEN_FILTERED),
 ]
 
 test_a_checker_passes_the_solution, test_a_checker_says_what_is_wrong = both_tests(CASES)

@@ -22,7 +22,7 @@ from semkit.analysis.measure import (
 )
 from semkit.images.augment import FlipCrop, Identity
 from semkit.images.pixels import LEVEL
-from semkit.lessons.transform import survived
+from semkit.lessons.defences import survived
 from semkit.nets import models
 from semkit.nets.engine import Engine
 from semkit.training.learning import accuracy

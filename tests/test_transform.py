@@ -13,7 +13,7 @@ from semkit.countermeasures.registry import counter
 from semkit.countermeasures.transform import Behind, Transform, transformed
 from semkit.images.imageset import Split
 from semkit.images.pixels import LEVEL
-from semkit.lessons.transform import (
+from semkit.lessons.defences import (
     ATTACKS,
     attacked_rows,
     defence_rows,

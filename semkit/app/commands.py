@@ -20,7 +20,7 @@ from semkit.images.files import shown
 from semkit.images.imageset import ImageSet, Split, limit_test, not_among
 from semkit.images.loading import load
 from semkit.images.storage import Storage
-from semkit.lessons.transform import defence_rows, defences_figure, defences_table
+from semkit.lessons.defences import defence_rows, defences_figure, defences_table
 from semkit.nets.engine import FAST_PATHS, Engine
 from semkit.nets.lab import Lab, OnStep
 from semkit.protections import conversion

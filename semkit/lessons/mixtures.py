@@ -4,17 +4,20 @@ Source: Sadasivan et al., CUDA, CVPR 2023. The accuracies are computed here, not
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from scipy.special import ndtr
 
 from semkit.analysis.canvas import Figure, legend, new_figure, reference, titled
 from semkit.analysis.pictures import gallery_figure
 from semkit.images.pixels import check_count
+from semkit.lessons.exercises import checker
+from semkit.protections.cuda import blur, class_filters
 
 TILT = 0.15  # of the line of integration, in radians
 REACH, STEP = 26, 0.01  # its points: log r from -REACH to REACH
@@ -231,3 +234,41 @@ def filters_figure(filters: torch.Tensor, classes: Sequence[str], *, title: str)
     """The filter [K,k,k] of every class, 0 black and 1 white."""
     levels = (255 * filters).round().to(torch.uint8)[:, None]
     return gallery_figure(dict(zip(classes, levels, strict=True)), columns=len(classes), title=title)
+
+
+@checker
+def check_filtered(filtered: Callable) -> None:
+    """Tells whether filtered(image, kernel) is the image as class-wise convolution protects it.
+
+        round(255 conv / max conv),   conv[c, i, j] = sum over a, b of kernel[a, b] image[c, i + 1 - a, j + 1 - b]
+
+    image uint8 [3,H,W], 0 outside; kernel [3,3] floats; uint8 [3,H,W] comes back. Raises AssertionError if not.
+    """
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randint(20, 230, (3, 7, 9), generator=generator, dtype=torch.uint8)
+    kernel, before = class_filters("an exercise", 1)[0], image.clone()
+    mine = filtered(image, kernel)
+    assert isinstance(mine, torch.Tensor), f"return a tensor, not {type(mine).__name__}"
+    assert torch.equal(image, before), "the image was changed in place: work on a copy"
+    assert mine.shape == image.shape, f"the shape must stay {list(image.shape)}, this is {list(mine.shape)}"
+    assert mine.dtype == torch.uint8, f"images are uint8, this is {mine.dtype}"
+    x = image[None].double()
+
+    def is_mine(conv: torch.Tensor, most: torch.Tensor | None = None) -> bool:
+        exact = 255 * conv / (conv.amax() if most is None else most)
+        return bool((mine - exact[0]).abs().max() < 0.501)
+
+    def by(kernel: torch.Tensor, x: torch.Tensor = x) -> torch.Tensor:
+        return blur(x, kernel[None])
+
+    conv, mirrored = by(kernel), F.pad(x, (1, 1, 1, 1), mode="reflect")
+    assert not is_mine(by(kernel.flip(0, 1))), "the kernel is not turned round: this is a cross-correlation"
+    assert not is_mine(by(kernel.T)), "rows and columns of the kernel are exchanged"
+    assert not is_mine(by(kernel, mirrored)[..., 1:-1, 1:-1]), "outside the image are zeros, not its mirror image"
+    assert not is_mine(conv, conv.amax((2, 3), keepdim=True)), "one maximum for the image, not one a channel"
+    assert not is_mine(conv, kernel.sum() * 255), "divide by the largest value that occurs, not by the largest possible"
+    assert mine.max() == 255, f"the largest value is {int(mine.max())}: divide by the maximum, then multiply by 255"
+    exact = 255 * conv[0] / conv.amax()
+    assert not torch.equal(mine, exact.to(torch.uint8)), "values are cut off: round before they become uint8"
+    assert is_mine(conv), f"values are off by up to {float((mine - exact).abs().max()):.3g} levels"
+    print("right: this is what `semkit protect --method cuda` writes, with a kernel of the key's for every class")

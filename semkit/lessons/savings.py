@@ -2,13 +2,14 @@
 
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from semkit.analysis.canvas import Figure, legend, new_figure, reference, styles, titled
@@ -16,12 +17,13 @@ from semkit.analysis.statistics import Rows
 from semkit.analysis.study import as_net
 from semkit.images.imageset import ImageSet, Split
 from semkit.lessons.corruptions import KINDS, corrupted
+from semkit.lessons.exercises import checker
 from semkit.nets import models
 from semkit.nets.cache import as_json, kept
 from semkit.nets.engine import Engine, step_down
 from semkit.nets.lab import Lab
 from semkit.training.bullettrain import KINDS as SORTED
-from semkit.training.bullettrain import BulletTrain, Mined, Mining, groups, mining
+from semkit.training.bullettrain import BulletTrain, Mined, Mining, groups, mining, spread, threshold
 from semkit.training.learning import Learned, LearnRecipe, accuracy, fit
 from semkit.training.mixing import AugMix
 from semkit.training.objectives import Mart, Trades
@@ -197,3 +199,31 @@ def spreads_figure(v: torch.Tensor, limit: float, *, title: str) -> Figure:
     axes.set(xlabel="signed spread of the answers (right > 0 > wrong)", ylabel="images")
     legend(axes)
     return titled(figure, title)
+
+
+@checker
+def check_kinds(kinds: Callable) -> None:
+    """Tells whether kinds(p, y, average) sorts as BulletTrain does: 0 outlier, 1 boundary, 2 robust, for each image.
+
+        v = std of p over the classes, negative where the likeliest class is not y
+        0 where v < 0, 2 where v > max(0, quantile of v at 1 - average), 1 elsewhere
+
+    p [N,classes], y [N] -> [N] whole numbers. Raises AssertionError if not.
+    """
+    generator = torch.Generator().manual_seed(3)
+    p, y = torch.randn(200, 5, generator=generator).mul(2).softmax(1), torch.arange(200) % 5
+    p = (p + 1.5 * F.one_hot(y, 5) * torch.rand(200, 1, generator=generator)).softmax(1)
+    v = spread(p, y)
+    for average in (0.2, 0.0, 0.99):
+        wanted = torch.empty(200, dtype=torch.int64)
+        for kind, index in enumerate(groups(v, threshold(v, average))):
+            wanted[index] = kind
+        mine = torch.as_tensor(kinds(p.clone(), y.clone(), average))
+        assert mine.shape == y.shape, f"one kind for each of the {len(y)} images, not {list(mine.shape)}"
+        assert set(mine.tolist()) <= {0, 1, 2}, "a kind is 0 (outlier), 1 (boundary) or 2 (robust)"
+        assert (mine[v < 0] == 0).all(), "an image whose likeliest class is not its label is an outlier, however sure"
+        assert (mine[v >= 0] != 0).all(), "an image that is labelled rightly is no outlier"
+        found = (mine == 2).float().mean().item()
+        told = f"with an average of {average:g}, {found:.0%} of the images are robust"
+        assert torch.equal(mine, wanted), f"{told}: those above the quantile of v at 1 - average, v of all images"
+    print("right: steps go to the images that are right, but not by far")

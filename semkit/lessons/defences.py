@@ -1,6 +1,6 @@
 """A classifier behind an input transform, attacked as if the transform were not there, and as if it were known."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,7 @@ from semkit.analysis.statistics import Rows
 from semkit.analysis.study import learned_net
 from semkit.countermeasures.transform import Behind, Transform, transformed
 from semkit.images.imageset import ImageSet, Split
+from semkit.lessons.exercises import checker
 from semkit.nets.engine import count_passes, predict
 from semkit.nets.lab import Lab
 from semkit.nets.weights import drawing
@@ -153,3 +154,24 @@ def defences_figure(rows: Rows, *, chance: float | None = None, title: str) -> "
     axes.grid(axis="y", alpha=0.3)
     canvas.legend(axes)
     return canvas.titled(figure, title)
+
+
+@checker
+def check_straight_through(straight_through: Callable) -> None:
+    """Tells whether straight_through(g, x) has the value of g(x), and the gradient of the identity.
+
+    g takes and gives a tensor [N,C,H,W]; it may have a gradient of its own, or none. Raises AssertionError if not.
+    """
+    generator = torch.Generator().manual_seed(0)
+    x, weight = (torch.rand(2, 3, 4, 4, generator=generator, dtype=torch.float64) for _ in range(2))
+    for g in (lambda x: (4 * x).round() / 4, lambda x: x**2):
+        start = x.clone().requires_grad_()
+        value = straight_through(g, start)
+        assert isinstance(value, torch.Tensor) and value.shape == x.shape, "return a tensor of x's shape"
+        assert torch.allclose(value.detach(), g(x)), "forwards it is g(x): an attack must meet the image that f meets"
+        assert torch.equal(start.detach(), x), "x was changed in place: add to a copy"
+        assert value.requires_grad, "no gradient flows to x: detach the difference g(x) - x, not everything"
+        (gradient,) = torch.autograd.grad((weight * value).sum(), start, allow_unused=True)
+        assert gradient is not None and gradient.any(), "no gradient flows to x: detach the difference, not everything"
+        assert torch.allclose(gradient, weight), "backwards it is the identity: g's own gradient must not come in"
+    print("right: forwards g, backwards the identity, and the obfuscated gradient is no longer in the way")

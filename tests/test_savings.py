@@ -6,7 +6,7 @@ from photos import image_split
 from safetensors.torch import load_file
 
 from semkit.analysis.report import as_objects
-from semkit.lessons import spared
+from semkit.lessons import savings
 from semkit.nets.engine import Engine
 from semkit.nets.lab import Lab
 from semkit.training.bullettrain import groups
@@ -21,7 +21,7 @@ N = 3 * 8
 def made(tmp_path_factory):
     """(the cache folder, the rows of one seed)."""
     cache = tmp_path_factory.mktemp("spared")
-    return cache, spared.training_rows(image_split(classes=3), seeds=[4], sgd=FEW, lab=Lab(ENGINE, cache))
+    return cache, savings.training_rows(image_split(classes=3), seeds=[4], sgd=FEW, lab=Lab(ENGINE, cache))
 
 
 def test_every_row_cost_what_its_shares_say(made):
@@ -38,26 +38,26 @@ def test_every_row_cost_what_its_shares_say(made):
         sorted_ = row["form"] != "plain"
         asked = row["objective"] == "trades" or sorted_
         assert row["forward"] == pytest.approx(N * asked)
-        assert spared.cost(row) == pytest.approx(wanted + N * asked / 2)
+        assert savings.cost(row) == pytest.approx(wanted + N * asked / 2)
 
 
 def test_a_row_has_the_accuracy_that_its_training_is_about(made):
     for row in as_objects(made[1]):
         assert (row["attacked"] is None) == (row["corrupted"] is not None) == (row["objective"][0] not in "tm")
         assert all(0 <= row[name] <= 1 for name in ("clean", "attacked", "corrupted") if row[name] is not None)
-    assert list(zip(made[1]["objective"], made[1]["form"], strict=True)) == list(spared.recipes(FEW))
+    assert list(zip(made[1]["objective"], made[1]["form"], strict=True)) == list(savings.recipes(FEW))
 
 
 def test_a_second_call_takes_what_was_kept(made):
     cache, rows = made
     files = {path: path.stat().st_mtime_ns for path in cache.iterdir()}
-    again = spared.training_rows(image_split(classes=3), seeds=[4], sgd=FEW, lab=Lab(ENGINE, cache))
+    again = savings.training_rows(image_split(classes=3), seeds=[4], sgd=FEW, lab=Lab(ENGINE, cache))
     assert again.equals(rows) and {path: path.stat().st_mtime_ns for path in cache.iterdir()} == files
 
 
 def test_a_kept_net_that_is_lost_is_made_again_and_is_the_same(tmp_path):
     def rows():
-        return spared.training_rows(image_split(classes=3), seeds=[4], sgd=FEW, lab=Lab(ENGINE, tmp_path))
+        return savings.training_rows(image_split(classes=3), seeds=[4], sgd=FEW, lab=Lab(ENGINE, tmp_path))
 
     first = rows()
     lost = min(tmp_path.glob("*.safetensors"))
@@ -69,7 +69,7 @@ def test_a_kept_net_that_is_lost_is_made_again_and_is_the_same(tmp_path):
 def test_times_are_taken_in_turn(made):
     cache, _ = made
     how = dict(sgd=FEW, rounds=2, steps=1, lab=Lab(ENGINE, cache))
-    rows = spared.seconds_rows(image_split(classes=3), **how)
+    rows = savings.seconds_rows(image_split(classes=3), **how)
     assert list(rows["form"][rows["objective"] == "mart"]) == ["plain", "bullettrain", "one step"] * 2
     assert len(rows) == 2 * (3 + 3 + 2) and (rows["seconds"] > 0).all()
 
@@ -81,8 +81,8 @@ def test_how_much_faster_is_paired_by_round():
         for form, every in seconds.items() for turn, found in enumerate(every)
     ]  # fmt: skip
     rows += [{**row, "threads": 2, "seconds": 1.0} for row in rows[:4]]
-    assert spared.faster(rows[::-1], "mart", threads=2).to_dict() == {0: 1}
-    assert list(spared.faster(rows[::-1], "mart")) == pytest.approx([2, 0.08, 6])
+    assert savings.faster(rows[::-1], "mart", threads=2).to_dict() == {0: 1}
+    assert list(savings.faster(rows[::-1], "mart")) == pytest.approx([2, 0.08, 6])
 
 
 def test_what_is_saved_and_lost_is_paired_by_seed():
@@ -91,10 +91,10 @@ def test_what_is_saved_and_lost_is_paired_by_seed():
 
     rows = [row("plain", 1, 95, 0.5), row("bullettrain", 2, 45, 0.25), row("plain", 2, 195, 0.75)]
     rows += [row("bullettrain", 1, 20, 0.625), row("one step", 1, 5, 0.5), row("plain", 3, 10, 0.5)]
-    assert spared.fewer(rows, "mart").to_dict() == {1: 4, 2: 4}
-    assert spared.fewer(rows, "mart", "one step").to_dict() == {1: 10}
-    assert spared.lost(rows, "mart", "clean").to_dict() == {1: -12.5, 2: 50}
-    assert spared.lost(rows, "trades", "clean").empty
+    assert savings.fewer(rows, "mart").to_dict() == {1: 4, 2: 4}
+    assert savings.fewer(rows, "mart", "one step").to_dict() == {1: 10}
+    assert savings.lost(rows, "mart", "clean").to_dict() == {1: -12.5, 2: 50}
+    assert savings.lost(rows, "trades", "clean").empty
 
 
 # -- figures -----------------------------------------------------------------------------------------------------------
@@ -102,7 +102,7 @@ def test_what_is_saved_and_lost_is_paired_by_seed():
 
 def test_spreads_are_drawn_by_kind_and_all_of_them():
     v = torch.linspace(-0.2, 0.4, 61)
-    axes = spared.spreads_figure(v, 0.25, title="spreads").axes[0]
+    axes = savings.spreads_figure(v, 0.25, title="spreads").axes[0]
     counts = [sum(bar.get_height() for bar in bars) for bars in axes.containers]
     assert counts == [len(index) for index in groups(v, 0.25)]
     named = {label.split(":")[0] for label in axes.get_legend_handles_labels()[1]}
