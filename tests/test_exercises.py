@@ -1,14 +1,25 @@
-"""Each exercise's checker passes the solution and names what is wrong with a broken twin."""
+"""Every exercise: the starter is not attempted, typical mistakes are named, an error is told, the solution is right."""
 
+import re
 from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
-from checks import both_tests
+import torch.nn.functional as F
+from scipy.special import ndtr
 
 from semkit.images.pixels import LEVEL, box
-from semkit.lessons import exercises
+from semkit.lessons import defences, exercises, latent, mixtures, pruning, savings
+from semkit.lessons.answers import checker
 from semkit.training.perturb import PGD, Clean, Uniform
+
+
+def forgets(*asked):
+    """Works, and returns nothing."""
+    len(asked)
 
 
 def right_protected(images, delta):
@@ -21,13 +32,13 @@ def in_place(images, delta):
 
 
 BROKEN_PROTECTED = {
-    "tensor": lambda images, delta: None,
-    "in place": in_place,
-    "float32": lambda images, delta: (images + 255 * delta).round().clamp(0, 255),
-    "the shape": lambda images, delta: right_protected(images, delta)[:1],
+    "returns NoneType, not a tensor": forgets,
+    "changes the images": in_place,
+    "returns torch.float32": lambda images, delta: (images + 255 * delta).round().clamp(0, 255),
+    "returns the shape": lambda images, delta: right_protected(images, delta)[:1],
     "wrapped around": lambda images, delta: (images.int() + (255 * delta).round().int()).remainder(256).byte(),
     "negative half": lambda images, delta: right_protected(images, delta.clamp(0, 1)),
-    "round to the nearest": lambda images, delta: (images + 255 * delta).clamp(0, 255).to(torch.uint8),
+    "fractions off": lambda images, delta: (images + 255 * delta).clamp(0, 255).to(torch.uint8),
 }
 
 
@@ -50,13 +61,13 @@ def one_number(loss, x, radius, draws):
 
 
 BROKEN_STABILITY = {
-    "5 times, not 1 times": lambda loss, x, radius, draws: -loss(Uniform(radius)(None, x, None)),
+    "1 times: once a draw are 5": lambda loss, x, radius, draws: -loss(Uniform(radius)(None, x, None)),
     "not images": with_u(lambda x, radius: Uniform(radius)(None, x, None)[0]),
     "clip them": with_u(lambda x, radius: x + radius * LEVEL * (2 * torch.rand_like(x) - 1)),
     "one level is 1/255": with_u(lambda x, radius: box(x + radius * (2 * torch.rand_like(x) - 1))),
     "both sides": with_u(lambda x, radius: box(x + radius * LEVEL * torch.rand_like(x))),
     "the radius is 4": with_u(lambda x, radius: box(x - radius * LEVEL * torch.rand_like(x))),
-    "from pixel to pixel": one_number,
+    "the same number for every pixel": one_number,
     "fresh u": one_u,
     "minus the mean": lambda *asked: -right_stability(*asked),
 }
@@ -72,7 +83,7 @@ def swapped_sides(recipe):
 
 
 BROKEN_STEP_PASSES = {
-    "2 passes, not None": lambda recipe: None,
+    "2 passes, not None": forgets,
     "one to train the surrogate": lambda recipe: right_step_passes(recipe) - 1,
     "with `samples` passes": lambda recipe: right_step_passes(replace(recipe, samples=1)),
     "on top, once": swapped_sides,
@@ -95,8 +106,8 @@ def through_the_origin(x, y, z):
 
 
 BROKEN_PARTIAL = {
-    "return one number": lambda x, y, z: np.corrcoef(without_line(x, z), without_line(y, z)),
-    "one number, not": lambda x, y, z: None,
+    "returns a table": lambda x, y, z: np.corrcoef(without_line(x, z), without_line(y, z)),
+    "returns nothing": forgets,
     "plain correlation": lambda x, y, z: np.corrcoef(x, y)[0, 1],
     "one of the two only": lambda x, y, z: np.corrcoef(without_line(x, z), y)[0, 1],
     "of the two only": lambda x, y, z: np.corrcoef(x, without_line(y, z))[0, 1],
@@ -109,8 +120,8 @@ def right_moved(before, after):
 
 
 BROKEN_MOVED = {
-    "it returns nothing": lambda before, after: None,
-    "one number": lambda before, after: (after.int() - before.int()).abs(),
+    "it returns nothing": forgets,
+    "many numbers": lambda before, after: (after.int() - before.int()).abs(),
     "6, not 2.75": lambda before, after: (after.int() - before.int()).abs().float().mean(),
     "a share of 255": lambda before, after: (after.int() - before.int()).abs().max() / 255,
     "fall as well as rise": lambda before, after: (after.int() - before.int()).max(),
@@ -143,22 +154,170 @@ def one_draw(gradient, x, delta, recipe):
 
 right_sem_step = sem_step_with()
 BROKEN_SEM_STEP = {
-    "3 times, not 1": lambda gradient, x, delta, recipe: right_sem_step(gradient, x, delta, replace(recipe, samples=1)),
-    "is asked at": sem_step_with(start=lambda x, delta: box(x + delta)[0]),
+    "1 times: once a draw are 3": lambda gradient, x, delta, recipe: right_sem_step(
+        gradient, x, delta, replace(recipe, samples=1)
+    ),
+    "was asked at": sem_step_with(start=lambda x, delta: box(x + delta)[0]),
     "leave .0, 1.": sem_step_with(draw=lambda z, recipe: z + 4 * LEVEL * (2 * torch.rand_like(z) - 1)),
     "take it around x . delta": sem_step_with(start=lambda x, delta: x),
-    "within 4 levels": sem_step_with(draw=lambda z, recipe: Uniform(recipe.radius)(None, z, None)),
+    "leave the 4 levels": sem_step_with(draw=lambda z, recipe: Uniform(recipe.radius)(None, z, None)),
     "nothing random": sem_step_with(draw=lambda z, recipe: z),
     "fresh": one_draw,
-    "return the new delta": sem_step_with(end=lambda delta, radius: None),
+    "returns NoneType": sem_step_with(end=lambda delta, radius: None),
     "climbs": sem_step_with(unit=-LEVEL),
     "left the radius": sem_step_with(end=lambda delta, radius: delta),
     "the first draw": sem_step_with(direction=lambda slopes: slopes[0].sign()),
     "the last draw": sem_step_with(direction=lambda slopes: slopes[-1].sign()),
     "vote of the signs": sem_step_with(direction=lambda slopes: torch.stack(slopes).sign().sum(0).sign()),
     "one level is 1/255": sem_step_with(unit=1, end=lambda delta, radius: delta.clamp(-8, 8)),
-    "no further": sem_step_with(direction=lambda slopes: torch.stack(slopes).sum(0)),
+    "must move by step_size": sem_step_with(direction=lambda slopes: torch.stack(slopes).sum(0)),
 }
+
+
+def robust_accuracy_with(
+    noise=lambda theta, W: np.linalg.norm(W.T @ theta), reach=lambda theta: np.linalg.norm(theta), end=ndtr
+):
+    """The solution, or a twin of it with one part replaced."""
+    return lambda theta, W, mu, epsilon: end((theta @ W @ mu - epsilon * reach(theta)) / noise(theta, W))
+
+
+right_robust_accuracy = robust_accuracy_with()
+BROKEN_ROBUST_ACCURACY = {
+    "returns nothing": forgets,
+    "returns an array": lambda theta, W, mu, epsilon: ndtr(W @ mu),
+    "not by .theta": robust_accuracy_with(noise=lambda theta, W: np.linalg.norm(theta)),
+    "it divides by the variance": robust_accuracy_with(noise=lambda theta, W: ((W.T @ theta) ** 2).sum()),
+    "without attack it is": robust_accuracy_with(end=lambda share: share),
+    "takes from the score": robust_accuracy_with(reach=lambda theta: -np.linalg.norm(theta)),
+    "times .theta": robust_accuracy_with(reach=lambda theta: 1),
+    "as the score is": lambda theta, W, mu, epsilon: ndtr(theta @ W @ mu / np.linalg.norm(W.T @ theta) - epsilon),
+    "this is the l1": robust_accuracy_with(reach=lambda theta: np.abs(theta).sum()),
+    "with epsilon 0.8": robust_accuracy_with(reach=lambda theta: np.abs(theta).max()),
+    "below 1/2": robust_accuracy_with(end=lambda share: max(0.5, ndtr(share))),
+}
+
+
+def kinds_with(
+    sign=lambda p, y: torch.where(p.argmax(1) == y, 1.0, -1.0), of=lambda v: v, at=lambda average: 1 - average, axis=1
+):
+    """The solution, or a twin of it with one part replaced."""
+
+    def kinds(p, y, average):
+        v = sign(p, y) * p.std(axis, correction=0)
+        return torch.where(v < 0, 0, torch.where(v > of(v).quantile(at(average)).clamp(min=0), 2, 1))
+
+    return kinds
+
+
+right_kinds = kinds_with()
+BROKEN_KINDS = {
+    "one kind for each": lambda p, y, average: right_kinds(p, y, average)[:, None],
+    "other kinds than": lambda p, y, average: right_kinds(p, y, average) + 1,
+    "is an outlier, however sure": kinds_with(sign=lambda p, y: 1.0),
+    "is no outlier": kinds_with(sign=lambda p, y: torch.where(p[torch.arange(len(y)), y] > 0.5, 1.0, -1.0)),
+    "of the images are robust": kinds_with(at=lambda average: average),
+    "v of all images": kinds_with(of=lambda v: v[v >= 0]),
+}
+
+
+def right_straight_through(g, x):
+    return x + (g(x) - x).detach()
+
+
+def changes_x(g, x):
+    value = right_straight_through(g, x)
+    with torch.no_grad():
+        x += 1
+    return value
+
+
+BROKEN_STRAIGHT_THROUGH = {
+    "returns the shape": lambda g, x: g(x).sum(),
+    "forwards it is not g": lambda g, x: x + 0 * g(x).detach(),
+    "changes x in place": changes_x,
+    "detach the difference g": lambda g, x: g(x).detach(),
+    "add the detached": lambda g, x: g(x),
+    "g's own gradient": lambda g, x: right_straight_through(g, x) + g(x) - g(x).detach(),
+}
+
+
+def masks_with(size=torch.abs, count=round, mask=lambda gone: 1 - gone.float()):
+    """The solution, or a twin of it with one part replaced."""
+
+    def masks(weights, share):
+        sizes = torch.cat([size(w).flatten() for w in weights])
+        gone = torch.zeros(len(sizes))
+        gone[sizes.argsort(stable=True)[: count(share * len(sizes))]] = 1
+        parts = gone.split([w.numel() for w in weights])
+        return [mask(part).view_as(w) for part, w in zip(parts, weights, strict=True)]
+
+    return masks
+
+
+right_masks = masks_with()
+
+
+def by_threshold(weights, share):
+    threshold = torch.cat([w.abs().flatten() for w in weights]).quantile(share)
+    return [(w.abs() > threshold).float() for w in weights]
+
+
+BROKEN_MASKS = {
+    "returns no list": lambda weights, share: right_masks(weights, share)[0],
+    "masks have the shapes": lambda weights, share: [m.flatten() for m in right_masks(weights, share)],
+    "yours hold other values": lambda weights, share: [
+        w * m for w, m in zip(weights, right_masks(weights, share), strict=True)
+    ],
+    "1 is for weights that stay": masks_with(mask=lambda gone: gone),
+    "the same share": lambda weights, share: [right_masks([w], share)[0] for w in weights],
+    "sorted by w, not": masks_with(size=lambda w: w),
+    "a smaller weight stays": masks_with(size=lambda w: -w.abs()),
+    "with share 0.0 exactly 0": by_threshold,
+    "with share 0.85 exactly": masks_with(count=lambda n: round(n) + (n > 100)),
+}
+
+
+def filtered_with(kernel=lambda k: k, x=lambda x: x, most=lambda conv: conv.amax(), end=lambda y: y.round().byte()):
+    """The solution, or a twin of it with one part replaced."""
+
+    def filtered(image, given):
+        conv = torch.zeros(image.shape, dtype=torch.float64)
+        padded, turned = F.pad(x(image).double(), (1, 1, 1, 1)), kernel(given).flip(0, 1)
+        for a in range(3):
+            for b in range(3):
+                conv += turned[a, b] * padded[:, a : a + image.shape[1], b : b + image.shape[2]]
+        return end(255 * conv / most(conv))
+
+    return filtered
+
+
+def mirrored(image, kernel):
+    padded = F.pad(image[None].double(), (1, 1, 1, 1), mode="reflect")
+    conv = F.conv2d(padded.transpose(0, 1), kernel.flip(0, 1)[None, None])[:, 0]
+    return (255 * conv / conv.amax()).round().byte()
+
+
+def filtered_in_place(image, kernel):
+    image.copy_(filtered_with()(image, kernel))
+    return image
+
+
+right_filtered = filtered_with()
+BROKEN_FILTERED = {
+    "not a tensor": forgets,
+    "changes the image": filtered_in_place,
+    "returns the shape": lambda image, kernel: right_filtered(image, kernel)[None],
+    "returns torch.float64": filtered_with(end=lambda y: y.round()),
+    "cross-correlation": filtered_with(kernel=lambda k: k.flip(0, 1)),
+    "rows and columns": filtered_with(kernel=lambda k: k.T),
+    "mirror image": mirrored,
+    "its own maximum": filtered_with(most=lambda conv: conv.amax((1, 2), keepdim=True)),
+    "largest value possible": lambda image, kernel: filtered_with(most=lambda conv: 255 * kernel.sum())(image, kernel),
+    "the largest value is": filtered_with(most=lambda conv: 2 * conv.amax()),
+    "cut off": filtered_with(end=lambda y: y.byte()),
+    "off by up to": filtered_with(x=lambda x: x.roll(1, 2)),
+}
+
 
 CASES = [
     (exercises.check_protected, right_protected, BROKEN_PROTECTED),
@@ -167,6 +326,106 @@ CASES = [
     (exercises.check_partial, right_partial, BROKEN_PARTIAL),
     (exercises.check_moved, right_moved, BROKEN_MOVED),
     (exercises.check_sem_step, right_sem_step, BROKEN_SEM_STEP),
+    (latent.check_robust_accuracy, right_robust_accuracy, BROKEN_ROBUST_ACCURACY),
+    (savings.check_kinds, right_kinds, BROKEN_KINDS),
+    (defences.check_straight_through, right_straight_through, BROKEN_STRAIGHT_THROUGH),
+    (pruning.check_masks, right_masks, BROKEN_MASKS),
+    (mixtures.check_filtered, right_filtered, BROKEN_FILTERED),
 ]
+CHECKERS = {case[0].__name__: case for case in CASES}
+WRONG = [(check, message, twin) for check, _, broken in CASES for message, twin in broken.items()]
 
-test_a_checker_passes_the_solution, test_a_checker_says_what_is_wrong = both_tests(CASES)
+
+def starter(*asked): ...
+
+
+def documented(*asked):
+    """What it is for."""
+    return ...
+
+
+def not_written(*asked):
+    raise NotImplementedError
+
+
+def raising(*asked):
+    return 1 / 0
+
+
+@pytest.mark.parametrize("check, solution", [case[:2] for case in CASES])
+def test_the_solution_is_right(check, solution):
+    reply = check(solution)
+    assert reply.kind == "right" and repr(reply).startswith("right: ")
+
+
+@pytest.mark.parametrize("check, message, twin", WRONG)
+def test_a_wrong_answer_is_not_yet_right_and_its_mistake_is_named(check, message, twin):
+    reply = check(twin)
+    assert reply.kind == "not yet" and re.match("not yet, because .*" + message, repr(reply)), reply
+    assert "\n" not in repr(reply)
+
+
+@pytest.mark.parametrize("answer", [starter, documented, not_written, None, ..., lambda x: ...])
+@pytest.mark.parametrize("name", CHECKERS)
+def test_a_starter_is_not_attempted_and_is_told_of_the_hints(name, answer):
+    reply = CHECKERS[name][0](answer)
+    assert reply.kind == "not attempted" and f"{name}.hint(1)" in repr(reply)
+
+
+@pytest.mark.parametrize("name", CHECKERS)
+def test_an_error_of_the_students_is_told_with_its_line(name):
+    reply = CHECKERS[name][0](raising)
+    assert reply.kind == "your code raised"
+    assert re.fullmatch(r"your code raised ZeroDivisionError: division by zero, in line \d+: return 1 / 0", repr(reply))
+
+
+@pytest.mark.parametrize("name", CHECKERS)
+def test_what_is_no_function_is_not_yet_an_answer(name):
+    assert repr(CHECKERS[name][0](5)).startswith("not yet, because what it gives cannot be used: TypeError")
+
+
+@pytest.mark.parametrize("name", CHECKERS)
+def test_an_exercise_has_three_mistakes_and_hints_that_end(name):
+    check, _, broken = CHECKERS[name]
+    assert len(broken) >= 3
+    hints = [repr(check.hint(n)) for n in (1, 2, 3)]
+    assert [hint.split(":")[0] for hint in hints] == ["hint 1 of 3", "hint 2 of 3", "hint 3 of 3, the last one"]
+    for none in (0, 4):
+        with pytest.raises(ValueError, match="there are 3 hints"):
+            check.hint(none)
+
+
+def test_every_checker_is_tested_here():
+    folder = Path(exercises.__file__).parent
+    found = {
+        name
+        for path in folder.glob("*.py")
+        for name, value in vars(import_module(f"semkit.lessons.{path.stem}")).items()
+        if hasattr(value, "hint")
+    }
+    assert found == set(CHECKERS)
+
+
+@pytest.mark.parametrize(
+    "check, twin", [(exercises.check_protected, BROKEN_PROTECTED["fractions off"]), (mixtures.check_filtered, mirrored)]
+)
+def test_a_wrong_image_is_drawn_beside_the_one_asked_for(check, twin):
+    reply = check(twin)
+    assert [name.split("\n")[0] for name in reply.pictures] == ["target", "yours", "difference"]
+    assert re.search(r'not yet, because .*</p><figure.*<img alt="target, yours, difference', reply._repr_html_())
+
+
+def test_a_reply_is_escaped():
+    reply = checker("a hint")(lambda answer: f"{answer} <b>")(1)
+    assert repr(reply) == "right: 1 <b>" and "right: 1 &lt;b&gt;</p>" in reply._repr_html_()
+
+
+def test_an_assertion_of_the_students_own_is_an_error_of_theirs():
+    def answer():
+        assert 1 > 2, "own"
+
+    @checker("a hint")
+    def check_it(it):
+        return it()
+
+    assert check_it(answer).text.startswith("your code raised AssertionError: own")

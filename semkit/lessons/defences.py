@@ -13,7 +13,7 @@ from semkit.analysis.statistics import Rows
 from semkit.analysis.study import learned_net
 from semkit.countermeasures.transform import Behind, Transform, transformed
 from semkit.images.imageset import ImageSet, Split
-from semkit.lessons.exercises import checker
+from semkit.lessons.answers import check_tensor, checker
 from semkit.nets.engine import count_passes, predict
 from semkit.nets.lab import Lab
 from semkit.nets.weights import drawing
@@ -156,22 +156,26 @@ def defences_figure(rows: Rows, *, chance: float | None = None, title: str) -> "
     return canvas.titled(figure, title)
 
 
-@checker
-def check_straight_through(straight_through: Callable) -> None:
-    """Tells whether straight_through(g, x) has the value of g(x), and the gradient of the identity.
+@checker(
+    "y.detach() has the value of y and no gradient.",
+    "Write g(x) as x plus something: forwards the something counts, backwards only the x.",
+    "The something is g(x) - x, detached.",
+)
+def check_straight_through(straight_through: Callable) -> str:
+    """Whether straight_through(g, x) has the value of g(x), and the gradient of the identity.
 
-    g takes and gives a tensor [N,C,H,W]; it may have a gradient of its own, or none. Raises AssertionError if not.
+    g takes and gives a tensor [N,C,H,W]; it may have a gradient of its own, or none.
     """
     generator = torch.Generator().manual_seed(0)
     x, weight = (torch.rand(2, 3, 4, 4, generator=generator, dtype=torch.float64) for _ in range(2))
     for g in (lambda x: (4 * x).round() / 4, lambda x: x**2):
         start = x.clone().requires_grad_()
         value = straight_through(g, start)
-        assert isinstance(value, torch.Tensor) and value.shape == x.shape, "return a tensor of x's shape"
-        assert torch.allclose(value.detach(), g(x)), "forwards it is g(x): an attack must meet the image that f meets"
-        assert torch.equal(start.detach(), x), "x was changed in place: add to a copy"
-        assert value.requires_grad, "no gradient flows to x: detach the difference g(x) - x, not everything"
+        check_tensor(value, x)
+        assert torch.allclose(value.detach(), g(x)), "forwards it is not g(x): an attack must meet what f meets"
+        assert torch.equal(start.detach(), x), "it changes x in place: add to a copy"
+        assert value.requires_grad, "no gradient flows to x: detach the difference g(x) - x only"
         (gradient,) = torch.autograd.grad((weight * value).sum(), start, allow_unused=True)
-        assert gradient is not None and gradient.any(), "no gradient flows to x: detach the difference, not everything"
-        assert torch.allclose(gradient, weight), "backwards it is the identity: g's own gradient must not come in"
-    print("right: forwards g, backwards the identity, and the obfuscated gradient is no longer in the way")
+        assert gradient is not None and gradient.any(), "no gradient flows to x: add the detached difference to x"
+        assert torch.allclose(gradient, weight), "g's own gradient comes in: backwards it must be the identity"
+    return "forwards g, backwards the identity, and the obfuscated gradient is no longer in the way"

@@ -16,7 +16,8 @@ from scipy.special import ndtr
 from semkit.analysis.canvas import Figure, legend, new_figure, reference, titled
 from semkit.analysis.pictures import gallery_figure
 from semkit.images.pixels import check_count
-from semkit.lessons.exercises import checker
+from semkit.images.shapes import embedded
+from semkit.lessons.answers import check_tensor, checker, drawn
 from semkit.protections.cuda import blur, class_filters
 
 TILT = 0.15  # of the line of integration, in radians
@@ -236,22 +237,23 @@ def filters_figure(filters: torch.Tensor, classes: Sequence[str], *, title: str)
     return gallery_figure(dict(zip(classes, levels, strict=True)), columns=len(classes), title=title)
 
 
-@checker
-def check_filtered(filtered: Callable) -> None:
-    """Tells whether filtered(image, kernel) is the image as class-wise convolution protects it.
+@checker(
+    "Which pixel does kernel[0, 0] weigh? In a convolution the one below right, in conv2d the one above left.",
+    "kernel.flip(0, 1) turns the kernel round; padding=1 puts zeros outside; each channel by itself.",
+    "Divide by the largest value of all three channels, multiply by 255, round, and convert to uint8 last.",
+)
+def check_filtered(filtered: Callable) -> str:
+    """Whether filtered(image, kernel) is the image as class-wise convolution protects it.
 
         round(255 conv / max conv),   conv[c, i, j] = sum over a, b of kernel[a, b] image[c, i + 1 - a, j + 1 - b]
 
-    image uint8 [3,H,W], 0 outside; kernel [3,3] floats; uint8 [3,H,W] comes back. Raises AssertionError if not.
+    image uint8 [3,H,W], 0 outside; kernel [3,3] floats; uint8 [3,H,W] comes back.
     """
-    generator = torch.Generator().manual_seed(0)
-    image = torch.randint(20, 230, (3, 7, 9), generator=generator, dtype=torch.uint8)
+    image = embedded(2, 1).train.images[1, :, 4:26]
     kernel, before = class_filters("an exercise", 1)[0], image.clone()
     mine = filtered(image, kernel)
-    assert isinstance(mine, torch.Tensor), f"return a tensor, not {type(mine).__name__}"
-    assert torch.equal(image, before), "the image was changed in place: work on a copy"
-    assert mine.shape == image.shape, f"the shape must stay {list(image.shape)}, this is {list(mine.shape)}"
-    assert mine.dtype == torch.uint8, f"images are uint8, this is {mine.dtype}"
+    assert torch.equal(image, before), "it changes the image that it is given: work on a copy"
+    check_tensor(mine, image)
     x = image[None].double()
 
     def is_mine(conv: torch.Tensor, most: torch.Tensor | None = None) -> bool:
@@ -262,13 +264,14 @@ def check_filtered(filtered: Callable) -> None:
         return blur(x, kernel[None])
 
     conv, mirrored = by(kernel), F.pad(x, (1, 1, 1, 1), mode="reflect")
-    assert not is_mine(by(kernel.flip(0, 1))), "the kernel is not turned round: this is a cross-correlation"
-    assert not is_mine(by(kernel.T)), "rows and columns of the kernel are exchanged"
-    assert not is_mine(by(kernel, mirrored)[..., 1:-1, 1:-1]), "outside the image are zeros, not its mirror image"
-    assert not is_mine(conv, conv.amax((2, 3), keepdim=True)), "one maximum for the image, not one a channel"
-    assert not is_mine(conv, kernel.sum() * 255), "divide by the largest value that occurs, not by the largest possible"
-    assert mine.max() == 255, f"the largest value is {int(mine.max())}: divide by the maximum, then multiply by 255"
     exact = 255 * conv[0] / conv.amax()
-    assert not torch.equal(mine, exact.to(torch.uint8)), "values are cut off: round before they become uint8"
-    assert is_mine(conv), f"values are off by up to {float((mine - exact).abs().max()):.3g} levels"
-    print("right: this is what `semkit protect --method cuda` writes, with a kernel of the key's for every class")
+    with drawn(exact.round().byte(), mine):
+        assert not is_mine(by(kernel.flip(0, 1))), "the kernel is not turned round: this is a cross-correlation"
+        assert not is_mine(by(kernel.T)), "rows and columns of the kernel are exchanged"
+        assert not is_mine(by(kernel, mirrored)[..., 1:-1, 1:-1]), "outside the image are zeros, not its mirror image"
+        assert not is_mine(conv, conv.amax((2, 3), keepdim=True)), "each channel has its own maximum: take one of all"
+        assert not is_mine(conv, kernel.sum() * 255), "it is divided by the largest value possible, not that occurs"
+        assert mine.max() == 255, f"the largest value is {int(mine.max())}: divide by the maximum, then multiply by 255"
+        assert not torch.equal(mine, exact.to(torch.uint8)), "values are cut off: round before they become uint8"
+        assert is_mine(conv), f"values are off by up to {float((mine - exact).abs().max()):.3g} levels"
+    return "this is what `semkit protect --method cuda` writes, with a kernel of the key's for every class"

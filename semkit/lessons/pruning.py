@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from semkit.analysis.canvas import Figure, draw_lines, legend, new_figure, titled
 from semkit.analysis.statistics import Rows
 from semkit.images.imageset import Split
-from semkit.lessons.exercises import checker
+from semkit.lessons.answers import checker
 from semkit.nets.cache import kept_json
 from semkit.nets.lab import Lab
 from semkit.nets.models import INJECTED
@@ -152,12 +152,16 @@ def weights_figure(weights: Mapping[str, Tensor], share: float, *, title: str) -
     return titled(figure, title, panels, names)
 
 
-@checker
-def check_masks(masks: Callable) -> None:
-    """Tells whether masks(weights, share) prunes the share of all weights together that is smallest in size.
+@checker(
+    "Put the sizes |w| of all tensors into one long vector: torch.cat of w.abs().flatten().",
+    "Weights of one size make a threshold take too few or too many: argsort and take the first ones.",
+    "Set those places of a vector of ones to 0, and split it back into the tensors' shapes.",
+)
+def check_masks(masks: Callable) -> str:
+    """Whether masks(weights, share) prunes the share of all weights together that is smallest in size.
 
     weights: a list of tensors; the answer is a list of tensors of their shapes, 0 where a weight goes and 1 where it
-    stays, with exactly round(share * number of weights) zeros. Raises AssertionError if not.
+    stays, with exactly round(share * number of weights) zeros.
     """
     generator = torch.Generator().manual_seed(0)
     weights = [scale * torch.randn(shape, generator=generator) for shape, scale in (((4, 3, 3, 3), 1), ((10, 6), 0.2))]
@@ -166,24 +170,24 @@ def check_masks(masks: Callable) -> None:
     for share in (0.0, 0.5, 0.85):
         mine = masks([w.clone() for w in weights], share)
         is_list = isinstance(mine, list | tuple) and all(isinstance(m, torch.Tensor) for m in mine)
-        assert is_list and len(mine) == len(weights), "return a list, one mask for each tensor of weights"
+        assert is_list and len(mine) == len(weights), "it returns no list with one mask for each tensor of weights"
         shapes = [list(m.shape) for m in mine], [list(w.shape) for w in weights]
-        assert shapes[0] == shapes[1], f"a mask has the shape of its weights, {shapes[1]}, not {shapes[0]}"
-        assert all(((m == 0) | (m == 1)).all() for m in mine), "a mask is 0 or 1, not the weights that are kept"
+        assert shapes[0] == shapes[1], f"the masks have the shapes {shapes[0]}, and their weights {shapes[1]}"
+        assert all(((m == 0) | (m == 1)).all() for m in mine), "masks hold 0 and 1, yours hold other values: weights?"
         _check_pruned(weights, [m.bool() for m in mine], share, total)
-    print("right: one threshold for the whole net, so layers lose what they can spare")
+    return "one threshold for the whole net, so layers lose what they can spare"
 
 
 def _check_pruned(weights: list, kept: list, share: float, total: int) -> None:
     """Raises AssertionError unless `kept` are all but the smallest weights, exactly as many as the share says."""
     gone, wanted = sum(int((~k).sum()) for k in kept), round(share * total)
-    assert gone != total - wanted or 2 * wanted == total, "1 is for weights that stay, 0 for those that go"
+    assert gone != total - wanted or 2 * wanted == total, "0 and 1 are exchanged: 1 is for weights that stay"
     each = [round(share * w.numel()) for w in weights]
     same = share and [int((~k).sum()) for k in kept] == each
     assert not same, "each tensor has lost the same share: compare the weights of all tensors with each other"
     stays = torch.cat([w[k] for w, k in zip(weights, kept, strict=True)])
     goes = torch.cat([w[~k] for w, k in zip(weights, kept, strict=True)])
     if gone and stays.numel():
-        assert goes.max() > stays.min() or goes.min() >= 0, "size is |w|: a weight of -0.9 is a large one"
+        assert goes.max() > stays.min() or goes.min() >= 0, "weights are sorted by w, not |w|: -0.9 is a large one"
         assert goes.abs().max() <= stays.abs().min(), "a smaller weight stays while a larger one goes"
     assert gone == wanted, f"with share {share} exactly {wanted} of {total} go, not {gone}: weights of one size count"

@@ -16,8 +16,8 @@ from semkit.analysis.canvas import Figure, legend, new_figure, reference, styles
 from semkit.analysis.statistics import Rows
 from semkit.analysis.study import as_net
 from semkit.images.imageset import ImageSet, Split
+from semkit.lessons.answers import checker
 from semkit.lessons.corruptions import KINDS, corrupted
-from semkit.lessons.exercises import checker
 from semkit.nets import models
 from semkit.nets.cache import as_json, kept
 from semkit.nets.engine import Engine, step_down
@@ -201,14 +201,18 @@ def spreads_figure(v: torch.Tensor, limit: float, *, title: str) -> Figure:
     return titled(figure, title)
 
 
-@checker
-def check_kinds(kinds: Callable) -> None:
-    """Tells whether kinds(p, y, average) sorts as BulletTrain does: 0 outlier, 1 boundary, 2 robust, for each image.
+@checker(
+    "p.argmax(1) == y says which images are labelled rightly; v is negative for all the others.",
+    "The limit is v.quantile(1 - average) over all images, but not below 0: clamp(min=0).",
+    "Nested torch.where: 0 where v < 0, else 2 where v > limit, else 1.",
+)
+def check_kinds(kinds: Callable) -> str:
+    """Whether kinds(p, y, average) sorts as BulletTrain does: 0 outlier, 1 boundary, 2 robust, for each image.
 
         v = std of p over the classes, negative where the likeliest class is not y
         0 where v < 0, 2 where v > max(0, quantile of v at 1 - average), 1 elsewhere
 
-    p [N,classes], y [N] -> [N] whole numbers. Raises AssertionError if not.
+    p [N,classes], y [N] -> [N] whole numbers.
     """
     generator = torch.Generator().manual_seed(3)
     p, y = torch.randn(200, 5, generator=generator).mul(2).softmax(1), torch.arange(200) % 5
@@ -218,12 +222,14 @@ def check_kinds(kinds: Callable) -> None:
         wanted = torch.empty(200, dtype=torch.int64)
         for kind, index in enumerate(groups(v, threshold(v, average))):
             wanted[index] = kind
-        mine = torch.as_tensor(kinds(p.clone(), y.clone(), average))
-        assert mine.shape == y.shape, f"one kind for each of the {len(y)} images, not {list(mine.shape)}"
-        assert set(mine.tolist()) <= {0, 1, 2}, "a kind is 0 (outlier), 1 (boundary) or 2 (robust)"
+        mine = kinds(p.clone(), y.clone(), average)
+        assert mine is not None, "it returns nothing: end with return"
+        mine = torch.as_tensor(mine)
+        assert mine.shape == y.shape, f"asked for is one kind for each of the {len(y)} images, not {list(mine.shape)}"
+        assert set(mine.tolist()) <= {0, 1, 2}, "there are other kinds than 0 (outlier), 1 (boundary) and 2 (robust)"
         assert (mine[v < 0] == 0).all(), "an image whose likeliest class is not its label is an outlier, however sure"
         assert (mine[v >= 0] != 0).all(), "an image that is labelled rightly is no outlier"
         found = (mine == 2).float().mean().item()
         told = f"with an average of {average:g}, {found:.0%} of the images are robust"
         assert torch.equal(mine, wanted), f"{told}: those above the quantile of v at 1 - average, v of all images"
-    print("right: steps go to the images that are right, but not by far")
+    return "steps go to the images that are right, but not by far"
