@@ -2,17 +2,25 @@
 
     import semkit as sk
     split = sk.load("shapes")
+    sk.measure.cosine(a, b)   # a module, found by its name
 
-Names are imported when they are first used, so that `import semkit` alone takes no torch.
+The public names and every module are attributes, imported when they are first used, so that `import semkit` alone takes
+no torch.
 """
 
 from importlib import import_module
+from pathlib import Path
 
 __version__ = "0.6.0"
 
 PUBLIC = {  # module -> its public names
+    "analysis.figures": (
+        "accuracy_figure class_means_figure countermeasures_figure curves_figure embedding_figure gallery_figure "
+        "grid_figure images_figure lines_figure losses_figure reached_figure scatter_figure show spectrum_figure "
+        "strip_figure"
+    ),
     "analysis.report": "read_rows",
-    "analysis.statistics": "decide interval protection verdict",
+    "analysis.statistics": "blocked_difference correlation decide interval paired protection verdict",
     "analysis.study": "crafted_noise crafted_surrogate grid learned_net learned_row",
     "app.folder": "protect",
     "app.checking": "check",
@@ -27,7 +35,7 @@ PUBLIC = {  # module -> its public names
     "protections.crafting": "CraftRecipe craft",
     "protections.noise": "Noise",
     "protections.recipes": "craft_recipe",
-    "protections.registry": "PROTECTIONS sweep_recipes",
+    "protections.methods": "PROTECTIONS sweep_recipes",
     "training.mixing": "AugMix",
     "training.bullettrain": "BulletTrain",
     "training.learning": "LearnRecipe accuracy fit",
@@ -36,15 +44,18 @@ PUBLIC = {  # module -> its public names
     "training.presets": "learn_recipe",
     "training.schedule": "SGD",
 }
-HOMES = {name: module for module, names in PUBLIC.items() for name in names.split()}
+HOMES = {name: f"semkit.{module}" for module, names in PUBLIC.items() for name in names.split()}
+MODULES = {path.stem: f"semkit.{path.parent.name}.{path.stem}" for path in Path(__file__).parent.glob("*/[!_]*.py")}
 __all__ = sorted(HOMES)
 
 
 def __getattr__(name: str):
-    if name not in HOMES:
-        raise AttributeError(f"module 'semkit' has no attribute {name!r}")
-    return getattr(import_module(f"semkit.{HOMES[name]}"), name)
+    if name in HOMES:
+        return getattr(import_module(HOMES[name]), name)
+    if name in MODULES:
+        return import_module(MODULES[name])
+    raise AttributeError(f"module 'semkit' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return [*globals(), *HOMES]
+    return [*globals(), *HOMES, *MODULES]

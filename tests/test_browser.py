@@ -27,7 +27,7 @@ from semkit.nets.cache import runs_folder
 pytestmark = pytest.mark.browser
 api = pytest.importorskip("playwright.sync_api", reason="playwright is missing: pip install 'semkit[browser]'")
 
-NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "05_sem.ipynb"
+NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "06_sem.ipynb"
 SLIDER = "radius ρu"
 MINUTES = 10 * 60_000  # milliseconds: for all cells with nothing kept from earlier runs, on a busy machine
 SECONDS = 60_000

@@ -17,7 +17,7 @@ from semkit.analysis.cluster import spread
 from semkit.analysis.study import grid
 from semkit.nets.engine import Engine
 from semkit.nets.lab import Interrupted, Lab
-from semkit.protections.registry import sweep_recipes
+from semkit.protections.methods import sweep_recipes
 
 pytest.importorskip("distributed", reason="dask.distributed is not installed: pip install semkit[cluster]")
 pytestmark = pytest.mark.filterwarnings("default")  # Dask's own, at start and end of a cluster

@@ -12,7 +12,7 @@ from scipy import ndimage
 
 from semkit.analysis.cost import passes_of
 from semkit.analysis.study import grid, grid_recipes, learned_row
-from semkit.countermeasures.images import (
+from semkit.countermeasures.pixelwise import (
     bilateral,
     bitdepth,
     gaussian,
@@ -22,7 +22,7 @@ from semkit.countermeasures.images import (
     projection,
 )
 from semkit.countermeasures.registry import COUNTERMEASURES, ByImage, check_countermeasure, counter, label_of, place_of
-from semkit.countermeasures.training import ClassBlur, Gaussian, RandomBlur, TrivialAugment
+from semkit.countermeasures.trainers import ClassBlur, Gaussian, RandomBlur, TrivialAugment
 from semkit.images.augment import ColorJitter, Cutout, FlipCrop
 from semkit.images.pixels import to_float
 from semkit.nets.engine import Engine

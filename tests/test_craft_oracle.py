@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from semkit.countermeasures.training import ClassBlur
+from semkit.countermeasures.trainers import ClassBlur
 from semkit.images.augment import FlipCrop, ResizedCrop
 from semkit.images.imageset import ImageSet
 from semkit.nets import engine, models

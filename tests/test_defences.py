@@ -10,7 +10,7 @@ from scipy import stats
 
 from semkit.analysis.report import read_rows
 from semkit.analysis.statistics import interval
-from semkit.countermeasures.training import LARGEST, ClassBlur, Gaussian, RandomBlur, Smoothed, rescaled
+from semkit.countermeasures.trainers import LARGEST, ClassBlur, Gaussian, RandomBlur, Smoothed, rescaled
 from semkit.nets.engine import Engine, count_passes, logits, predict
 from semkit.protections.cuda import blur, convolve
 

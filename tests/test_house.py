@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from semkit.protections.registry import PROTECTIONS
+import semkit
+from semkit.protections.methods import PROTECTIONS
 
 PACKAGE = Path(__file__).parents[1] / "semkit"
 FLOORS = ("images", "nets", "training", "protections", "countermeasures", "analysis", "lessons", "app")
@@ -42,7 +43,7 @@ def known(tree):
 
 
 # A protection is named in its own file and in the dict of all; experiments, which are about some, name those.
-OF_PROTECTIONS = {"protections.cuda", "protections.recipes", "protections.registry", "analysis.designs"}
+OF_PROTECTIONS = {"protections.cuda", "protections.recipes", "protections.methods", "analysis.designs"}
 OF_DEVICES = {"analysis.cost", "analysis.speed", "analysis.speedreport", "images.imageset", "nets.engine"}  # "cuda"
 OF_ONE = {"ClassFilters", "CleanPart", "class_filters", "EM", "REM", "SEM", "CUDA"}
 
@@ -71,6 +72,11 @@ def test_every_folder_is_a_floor_and_every_module_is_on_one():
     assert folders == set(FLOORS)
     assert {path.name for path in PACKAGE.glob("*.py")} == {"__init__.py", "__main__.py"}
     assert all(path.count(".") == 1 for path in MODULES)
+
+
+def test_a_name_of_the_package_means_one_thing():
+    names = [*FLOORS, *(module.split(".")[1] for module in MODULES), *semkit.HOMES]
+    assert sorted(names) == sorted({*names})
 
 
 @pytest.mark.parametrize("module", sorted(MODULES))

@@ -9,7 +9,7 @@ from nets import batch, net
 from photos import image_split
 
 from semkit.analysis.study import grid
-from semkit.countermeasures.training import ClassBlur, RandomBlur
+from semkit.countermeasures.trainers import ClassBlur, RandomBlur
 from semkit.images.pixels import drawn_seed, seeded
 from semkit.nets.engine import Engine, logits
 from semkit.nets.lab import Lab

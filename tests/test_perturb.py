@@ -11,7 +11,7 @@ from nets import batch
 from scipy import stats
 from torch import nn
 
-from semkit.countermeasures.training import ClassBlur, Gaussian, RandomBlur
+from semkit.countermeasures.trainers import ClassBlur, Gaussian, RandomBlur
 from semkit.images.pixels import LEVEL, NORMS, random_point
 from semkit.nets.engine import count_passes
 from semkit.training.bullettrain import BulletTrain, Mined, mining

@@ -14,10 +14,10 @@ from semkit.app.cli import main
 from semkit.app.folder import protect
 from semkit.nets.engine import Engine
 from semkit.nets.lab import Lab
+from semkit.protections.base import Change, Crafted, NoiseRecipe, Protection, Recipe
 from semkit.protections.cuda import CleanPart
-from semkit.protections.protection import Change, Crafted, NoiseRecipe, Protection, Recipe
+from semkit.protections.methods import METHODS, PROTECTIONS, label_of, sweep_recipes
 from semkit.protections.recipes import RADIUS
-from semkit.protections.registry import METHODS, PROTECTIONS, label_of, sweep_recipes
 
 LAB = Lab(Engine("cpu", "float32"))
 

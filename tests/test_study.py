@@ -17,15 +17,15 @@ import semkit
 from semkit.analysis.cost import passes_of
 from semkit.analysis.report import as_objects
 from semkit.analysis.study import crafted_noise, crafted_surrogate, grid, grid_recipes, learned_row, training_set
-from semkit.countermeasures.training import Gaussian, Smoothed
+from semkit.countermeasures.trainers import Gaussian, Smoothed
 from semkit.images.augment import Identity
 from semkit.nets.cache import key
 from semkit.nets.engine import Engine, predict
 from semkit.nets.lab import Lab
 from semkit.protections.crafting import CraftRecipe, Interrupted, craft
 from semkit.protections.cuda import ClassFilters, CleanPart, class_filters, convolve_set
+from semkit.protections.methods import sweep_recipes
 from semkit.protections.noise import load, save
-from semkit.protections.registry import sweep_recipes
 from semkit.training.bullettrain import KINDS, BulletTrain
 from semkit.training.learning import LearnRecipe, Pretrained, accuracy, fit
 from semkit.training.objectives import Trades

@@ -17,8 +17,8 @@ from PIL import Image
 
 from semkit.analysis.statistics import interval
 from semkit.images.files import atomic_write
+from semkit.protections.methods import METHODS, label_of
 from semkit.protections.recipes import SIDES
-from semkit.protections.registry import METHODS, label_of
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; marker and line say the same again.
 STYLE = {

@@ -13,8 +13,8 @@ import torch
 from semkit.images.augment import Augment
 from semkit.nets import models
 from semkit.nets.engine import Engine, Passes, count_passes, input_gradient, together, train_step
+from semkit.protections.base import Recipe
 from semkit.protections.crafting import CraftRecipe, noise_step
-from semkit.protections.protection import Recipe
 from semkit.training.learning import LearnRecipe
 
 Work = Recipe | LearnRecipe

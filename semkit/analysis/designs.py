@@ -12,9 +12,9 @@ from semkit.countermeasures.registry import COUNTERMEASURES, BySpare, learner_af
 from semkit.images.imageset import Split
 from semkit.nets.cache import as_dict
 from semkit.nets.lab import Lab
+from semkit.protections.base import Recipe
 from semkit.protections.crafting import CraftRecipe
 from semkit.protections.cuda import ClassFilters, CleanPart
-from semkit.protections.protection import Recipe
 from semkit.protections.recipes import craft_recipe
 from semkit.training.learning import LearnRecipe
 from semkit.training.perturb import PGD, Clean, Perturbation, Uniform

@@ -9,7 +9,7 @@ import torch
 
 from semkit.analysis.canvas import Figure, draw_lines, legend, new_figure, reference, styles, titled
 from semkit.analysis.measure import class_means, radial_spectrum
-from semkit.protections.registry import label_of
+from semkit.protections.methods import label_of
 
 
 def rescaled(noise, scale: float) -> np.ndarray:

@@ -11,7 +11,7 @@ import pandas as pd
 from semkit.analysis.statistics import Rows, interval, trained_by
 from semkit.analysis.study import SPARSE
 from semkit.images.files import atomic_write, shown
-from semkit.protections.registry import label_of
+from semkit.protections.methods import label_of
 
 if TYPE_CHECKING:
     from semkit.analysis.canvas import Figure  # matplotlib takes a second that other commands need not pay

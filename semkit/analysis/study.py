@@ -18,8 +18,8 @@ from semkit.nets.cache import Store, as_json, kept
 from semkit.nets.engine import Engine, how_run
 from semkit.nets.lab import Lab
 from semkit.nets.models import load_net, save_net
+from semkit.protections.base import NoiseRecipe, Recipe
 from semkit.protections.noise import Noise
-from semkit.protections.protection import NoiseRecipe, Recipe
 from semkit.training.bullettrain import KINDS
 from semkit.training.learning import Learned, LearnRecipe, accuracy, fit
 

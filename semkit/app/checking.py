@@ -19,7 +19,7 @@ from semkit.images.pixels import check_radius
 from semkit.images.quality import difference
 from semkit.images.storage import Storage, zeros
 from semkit.nets.lab import OnStep
-from semkit.protections.registry import PROTECTIONS
+from semkit.protections.methods import PROTECTIONS
 
 # (place, largest difference, original, protected) -> what is wrong
 Judge = Callable[[int, int, Image.Image, Image.Image], str | None]

@@ -24,7 +24,7 @@ from semkit.lessons.defences import defence_rows, defences_figure, defences_tabl
 from semkit.nets.engine import FAST_PATHS, Engine
 from semkit.nets.lab import Lab, OnStep
 from semkit.protections import conversion
-from semkit.protections.registry import PROTECTIONS, options_of, sweep_recipes
+from semkit.protections.methods import PROTECTIONS, options_of, sweep_recipes
 from semkit.training.learning import LearnRecipe
 from semkit.training.presets import lasting, learn_recipe
 

@@ -34,8 +34,8 @@ from semkit.images.storage import AUTO, Storage, blocks, free_memory, zeros
 from semkit.nets.cache import CODE, as_dict
 from semkit.nets.lab import Interrupted, Lab, OnStep
 from semkit.nets.models import check_model
+from semkit.protections.base import Change, Recipe
 from semkit.protections.noise import Noise, save
-from semkit.protections.protection import Change, Recipe
 
 NOISE = "noise.safetensors"
 COMPARED = 20  # files of an interrupted run that tell whether its key is the one that is given now

@@ -15,7 +15,7 @@ from semkit.images.storage import HOLDS
 from semkit.nets.engine import FAST_PATHS
 from semkit.nets.models import LARGE, MODELS, check_model, check_net
 from semkit.protections.conversion import UNITS
-from semkit.protections.registry import DEFAULT, METHODS, PROTECTIONS, options_of
+from semkit.protections.methods import DEFAULT, METHODS, PROTECTIONS, options_of
 from semkit.training.presets import PRESETS
 
 MOST_SEEDS = 9999

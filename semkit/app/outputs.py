@@ -10,7 +10,7 @@ from pathlib import Path
 from semkit.images.files import atomic_write, check_fields, one_line, read_json, remove_leftovers, shown
 from semkit.images.loading import check_size, find_folder, set_name
 from semkit.images.pixels import check_count, check_name, check_radius, check_seed
-from semkit.protections.registry import PROTECTIONS
+from semkit.protections.methods import PROTECTIONS
 
 RESULTS = ("rows.csv", "table.md", "figure.png", "noise.csv", "losses.csv")  # what a sweep writes
 TOLD = {

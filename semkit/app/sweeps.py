@@ -14,8 +14,8 @@ from semkit.app.progress import duration
 from semkit.images.imageset import ImageSet, Split
 from semkit.nets.engine import Engine
 from semkit.nets.lab import Lab
-from semkit.protections.protection import NoiseRecipe, Recipe
-from semkit.protections.registry import METHODS
+from semkit.protections.base import NoiseRecipe, Recipe
+from semkit.protections.methods import METHODS
 from semkit.training.learning import LearnRecipe
 
 

@@ -9,8 +9,8 @@ from functools import partial
 
 from torch import Tensor
 
-from semkit.countermeasures import images as pixelwise
-from semkit.countermeasures.training import ClassBlur, Gaussian, RandomBlur, TrivialAugment, finetune, probe
+from semkit.countermeasures import pixelwise
+from semkit.countermeasures.trainers import ClassBlur, Gaussian, RandomBlur, TrivialAugment, finetune, probe
 from semkit.countermeasures.transform import Transform, transformed
 from semkit.images.augment import ColorJitter, Cutout
 from semkit.images.imageset import ImageSet

@@ -15,7 +15,7 @@ from semkit.analysis.canvas import as_html
 from semkit.analysis.statistics import Rows, learner
 from semkit.images.files import one_line
 from semkit.lessons import craftrun as crafting
-from semkit.protections.registry import label_of
+from semkit.protections.methods import label_of
 
 UNIT = "levels of 255"
 WIDE = {"width": "40em", "max_width": "98%"}

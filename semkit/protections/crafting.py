@@ -17,7 +17,7 @@ from semkit.images.pixels import LEVEL, box, check_count, check_radius, check_st
 from semkit.nets import models
 from semkit.nets.engine import Engine, Passes, count_passes, input_gradient, step_down, together
 from semkit.nets.lab import Interrupted, Lab
-from semkit.protections.protection import Crafted, NoiseRecipe
+from semkit.protections.base import Crafted, NoiseRecipe
 from semkit.protections.state import State
 from semkit.training.bullettrain import mining
 from semkit.training.objectives import Plain

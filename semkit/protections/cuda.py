@@ -18,7 +18,7 @@ from semkit.images import storage
 from semkit.images.imageset import ImageSet, check_fraction, stratified_share
 from semkit.images.pixels import check_count, parse_count, to_float
 from semkit.nets.lab import Lab
-from semkit.protections.protection import Change, Option, Protection, Recipe
+from semkit.protections.base import Change, Option, Protection, Recipe
 
 KEY_LENGTH = 8  # characters, at least
 LARGEST_KERNEL = 255

@@ -6,8 +6,8 @@ from functools import partial
 from semkit.images.augment import ResizedCrop
 from semkit.images.pixels import check_name, check_radius
 from semkit.nets.models import LARGE, MODELS, check_model
+from semkit.protections.base import Option, Protection
 from semkit.protections.crafting import CraftRecipe
-from semkit.protections.protection import Option, Protection
 from semkit.training.perturb import PGD, Clean, Perturbation, Uniform
 from semkit.training.presets import PRESETS, STRIDE1, attack
 from semkit.training.schedule import SGD

@@ -3,8 +3,8 @@
 from collections.abc import Iterable
 
 from semkit.images.pixels import check_name
+from semkit.protections.base import Option, Protection, Recipe
 from semkit.protections.cuda import CUDA
-from semkit.protections.protection import Option, Protection, Recipe
 from semkit.protections.recipes import EM, REM, SEM
 from semkit.training.learning import LearnRecipe
 from semkit.training.presets import learn_recipe
