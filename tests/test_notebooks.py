@@ -2,6 +2,7 @@
 
 import ast
 import csv
+import inspect
 import os
 import re
 import shutil
@@ -13,6 +14,8 @@ from pathlib import Path
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+import semkit as sk
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -88,6 +91,16 @@ def imported(node):
         yield f"from {node.module}"
     elif isinstance(node, ast.Import):
         yield from (ast.unparse(name) for name in node.names if name.name.startswith("semkit"))
+
+
+def known_names(nb, path):
+    """What a notebook takes from the kit, sk.NAME and sk.MODULE.NAME, exists."""
+    for node in (node for cell in code(nb) for node in ast.walk(parsed(cell)) if isinstance(node, ast.Attribute)):
+        names = ast.unparse(node).split(".")
+        if names[0] == "sk" and len(names) <= 3:
+            module = sk if len(names) == 2 else getattr(sk, names[1], None)
+            if (len(names) == 2 or inspect.ismodule(module)) and not hasattr(module, names[-1]):
+                yield f"{'.'.join(names)} does not exist"
 
 
 def short_functions(nb, path):
@@ -175,8 +188,8 @@ def mapped(nb, path):
 
 
 RULES = [
-    executed, quiet, light, short_cells, one_import, short_functions, cell_count, described, verdicts, finished, links,
-    parts, portable, mapped,
+    executed, quiet, light, short_cells, one_import, known_names, short_functions, cell_count, described, verdicts,
+    finished, links, parts, portable, mapped,
 ]  # fmt: skip
 
 
@@ -242,6 +255,8 @@ TWINS = [
     (short_cells, longer),
     (one_import, source(1, "from semkit.images import pixels")),
     (one_import, source(1, "import semkit")),
+    (known_names, source(1, "sk.unheard_of")),
+    (known_names, source(1, "sk.pixels.unheard_of(1)")),
     (short_functions, source(1, "def g():\n" + "\n".join(["    1"] * 8))),
     (short_functions, source(1, "class A: ...")),
     (cell_count, lambda nb: [nb.cells.pop(1), nb.cells.pop(1)] and recount(nb)),
