@@ -14,9 +14,10 @@ from pathlib import Path
 __version__ = "0.6.0"
 
 PUBLIC = {  # module -> its public names
+    "analysis.canvas": "show",
     "analysis.figures": (
         "accuracy_figure class_means_figure countermeasures_figure curves_figure embedding_figure gallery_figure "
-        "grid_figure images_figure lines_figure losses_figure reached_figure scatter_figure show spectrum_figure "
+        "grid_figure images_figure lines_figure losses_figure reached_figure scatter_figure spectrum_figure "
         "strip_figure"
     ),
     "analysis.report": "read_rows",

@@ -142,8 +142,8 @@ def test_a_special_case_would_be_seen():
     assert set(protections_named(twin, PROTECTIONS)) == {"CraftRecipe", "cuda", "ClassFilters"}
 
 
-def test_importing_the_package_takes_no_torch():
-    code = "import sys, semkit; semkit.__version__; sys.exit('torch' in sys.modules)"
+def test_the_package_and_a_lesson_without_a_net_take_no_torch():
+    code = "import sys, semkit as sk; sk.show, sk.panels, sk.answers; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -17,13 +17,10 @@ from PIL import Image
 
 from semkit.analysis.statistics import interval
 from semkit.images.files import atomic_write
-from semkit.protections.methods import METHODS, label_of
-from semkit.protections.recipes import SIDES
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; marker and line say the same again.
-STYLE = {
-    **{name: method.style for name, method in METHODS.items()},
-    "outlier": ("#0072B2", "v", "-"),  # BulletTrain's three kinds of images
+KINDS = {  # BulletTrain's three kinds of images
+    "outlier": ("#0072B2", "v", "-"),
     "boundary": ("#D55E00", "o", "-"),
     "robust": ("#009E73", "^", "-"),
 }
@@ -49,8 +46,17 @@ def titled(figure: Figure, title: str, panels: Sequence = (), names: Sequence[st
     return figure
 
 
+def _methods():
+    """(METHODS, SIDES, label_of); imported late because they take torch, which a figure without methods need not."""
+    from semkit.protections.methods import METHODS, label_of
+    from semkit.protections.recipes import SIDES
+
+    return METHODS, SIDES, label_of
+
+
 def noise_side(method: str) -> str:
     """none, random or adversarial, where the name tells it ("sem", "random/none", "random 4"), else the name."""
+    _, SIDES, _ = _methods()
     published = {method: side for side, method in SIDES.items()}
     told = re.match(r"(none|random|adversarial)(?=/| \d|$)", method)
     return told[0] if told else published.get(method, method)
@@ -64,16 +70,18 @@ def styles(methods: Iterable[str]) -> dict[str, dict]:
     >>> styles(["sem", "adversarial/random"])["adversarial/random"]
     {'color': '#D55E00', 'marker': '^', 'ls': '-.'}
     """
+    METHODS, SIDES, _ = _methods()
+    known = {name: method.style for name, method in METHODS.items()} | KINDS
     colours, markers = cycle(SPARE), cycle("os^DvPX*<>")
 
     def style(method: str) -> tuple[str, str, str]:
         first, _, second = method.partition("/")
         if first in SIDES and second in SIDES:
-            return STYLE[SIDES[second]][0], *STYLE[SIDES[first]][1:]
-        if method in STYLE or method in SIDES:
-            return STYLE[SIDES.get(method, method)]
+            return known[SIDES[second]][0], *known[SIDES[first]][1:]
+        if method in known or method in SIDES:
+            return known[SIDES.get(method, method)]
         side = noise_side(method)
-        return STYLE[SIDES[side]][0] if side in SIDES else next(colours), next(markers), "-"
+        return known[SIDES[side]][0] if side in SIDES else next(colours), next(markers), "-"
 
     return {method: dict(zip(("color", "marker", "ls"), style(method), strict=True)) for method in methods}
 
@@ -90,7 +98,7 @@ def draw_lines(
 
     errorbar: seaborn's, for another band. label: of a method, {} its name. style: of all lines, before the methods'.
     """
-    look = styles(rows["method"].unique())
+    look, (*_, label_of) = styles(rows["method"].unique()), _methods()
     for method, mine in rows.groupby("method", sort=False):
         how = {**look[method], "ms": 4, "label": label.format(label_of(method)), **style}
         band = dict(errorbar=errorbar, err_kws={"alpha": 0.15, "lw": 0})
@@ -126,6 +134,7 @@ def chance_line(line: Callable, chance: float | None) -> None:
 
 def legend(axes, title: str | None = None) -> None:
     """The legend of the axes, right of them, where it hides nothing; dotted lines of reference come last."""
+    *_, label_of = _methods()
     found = sorted(zip(*axes.get_legend_handles_labels(), strict=True), key=lambda entry: entry[0] in axes.lines)
     handles, labels = zip(*((handle, label_of(label)) for handle, label in found), strict=True)
     where = dict(loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0, frameon=False)

@@ -10,8 +10,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial, wraps
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor  # late below, because a lesson about two pixels needs no torch
 
 from semkit.images.files import one_line
 
@@ -29,7 +31,7 @@ class Reply:
 
     kind: str
     text: str
-    pictures: Mapping[str, Tensor] = field(default_factory=dict, compare=False)
+    pictures: "Mapping[str, Tensor]" = field(default_factory=dict, compare=False)
 
     def __repr__(self) -> str:
         return self.text
@@ -51,7 +53,7 @@ class _Raised(Exception):
 
 
 @contextmanager
-def drawn(target: Tensor, yours: Tensor) -> Iterator[None]:
+def drawn(target: "Tensor", yours: "Tensor") -> Iterator[None]:
     """Assertions that fail inside are shown with both pictures, uint8 [C,H,W], and with how far they differ."""
     try:
         yield
@@ -62,8 +64,10 @@ def drawn(target: Tensor, yours: Tensor) -> Iterator[None]:
         raise
 
 
-def check_tensor(mine: object, like: Tensor) -> None:
+def check_tensor(mine: object, like: "Tensor") -> None:
     """Raises AssertionError unless `mine` is a tensor with the shape and the dtype of `like`."""
+    from torch import Tensor
+
     assert isinstance(mine, Tensor), f"it returns {type(mine).__name__}, not a tensor"
     assert mine.shape == like.shape, f"it returns the shape {list(mine.shape)}; asked for is {list(like.shape)}"
     assert mine.dtype == like.dtype, f"it returns {mine.dtype}; asked for is {like.dtype}"

@@ -10,21 +10,19 @@ from collections.abc import Callable, Mapping
 import ipywidgets as widgets
 import pandas as pd
 
-from semkit.analysis import figures
 from semkit.analysis.canvas import as_html
 from semkit.analysis.statistics import Rows, learner
 from semkit.images.files import one_line
-from semkit.lessons import craftrun as crafting
-from semkit.protections.methods import label_of
 
 UNIT = "levels of 255"
 WIDE = {"width": "40em", "max_width": "98%"}
 
 
-def slider(start: int, low: int, high: int, text: str, step: int = 1) -> widgets.IntSlider:
-    """A slider over whole numbers whose value changes when it is let go, not on the way."""
+def slider(start: float, low: float, high: float, text: str, step: float = 1) -> widgets.Widget:
+    """A slider, over whole numbers if step is one, whose value changes when it is let go, not on the way."""
+    kind = widgets.IntSlider if isinstance(step, int) else widgets.FloatSlider
     how = dict(style={"description_width": "initial"}, layout=WIDE, continuous_update=False)
-    return widgets.IntSlider(start, low, high, step, description=text, **how)
+    return kind(value=start, min=low, max=high, step=step, description=text, **how)
 
 
 def choice(kind: type, text: str, **how):
@@ -99,6 +97,10 @@ def sweep_panel(rows: Rows, *, title: str, chance: float | None = None, caption:
 
     Raises ValueError without rows.
     """
+    from semkit.analysis import figures  # late, because these take torch, which other panels need not
+    from semkit.lessons.craftrun import accuracies
+    from semkit.protections.methods import label_of
+
     rows = pd.DataFrame(rows)
     if rows.empty:
         raise ValueError("there are no rows to show")
@@ -108,7 +110,7 @@ def sweep_panel(rows: Rows, *, title: str, chance: float | None = None, caption:
         chosen = rows[rows["method"].isin(methods) & rows["training_radius"].between(*radii)]
         if chosen.empty:
             raise ValueError("choose one method or more")
-        return figures.accuracy_figure(chosen, chance=chance, title=title), crafting.accuracies(chosen), caption
+        return figures.accuracy_figure(chosen, chance=chance, title=title), accuracies(chosen), caption
 
     names = [(label_of(method), method) for method in methods]
     which = choice(widgets.SelectMultiple, "methods", options=names, value=methods, rows=min(len(methods), 9) + 1)
