@@ -20,7 +20,7 @@ from semkit.images.imageset import Split
 from semkit.images.loading import load
 from semkit.lessons import craftrun as crafting
 from semkit.lessons.craftpanel import craft_panel
-from semkit.lessons.panels import figure_panel, sweep_panel
+from semkit.lessons.panels import figure_panel, guess, quiz, sweep_panel
 from semkit.nets.engine import Engine
 from semkit.nets.lab import Lab
 from semkit.nets.models import build
@@ -459,6 +459,66 @@ def test_a_sweep_panel_shows_the_methods_and_radii_that_are_chosen():
     assert "choose one method" in panel.status.value
     with pytest.raises(ValueError, match="no rows"):
         sweep_panel([], title="")
+
+
+# --- guesses and quizzes
+
+WHY = {25: "So it is.", 100: "Nets see it first."}
+
+
+def test_a_guess_is_kept_when_its_cell_runs_again_and_feedback_says_how_far_off_it_was():
+    mine = guess("accuracy of AT 4, %", 0, 100)
+    assert repr(mine.feedback(19.26, WHY)) == "accuracy of AT 4, %: it is 19.3; you gave no guess."
+    assert str(mine) == "no guess" and mine.value == 50
+    mine.knob.value = 40
+    again = guess("accuracy of AT 4, %", 0, 100)
+    assert str(again) == "your guess: 40"
+    assert repr(again.feedback(19.26, WHY)).endswith("it is 19.3; you said 40, 20.7 too high. Nets see it first.")
+    again.knob.value = 19
+    assert repr(mine.feedback(20, WHY)).endswith("you said 40, 20 too high. Nets see it first.")
+    assert repr(again.feedback(20, WHY)).endswith("it is 20; you said 19, 1 too low. So it is.")
+    assert repr(again.feedback(19)).endswith("it is 19; you said 19.")
+
+
+def test_a_guess_may_be_a_fraction_or_one_of_several_options():
+    share = guess("share", 0.0, 1.0)
+    share.knob.value = 0.25
+    assert repr(share.feedback(0.5)) == "share: it is 0.5; you said 0.25, 0.25 too low."
+    points = guess("The points", "fall", "rise")
+    assert points.value is None and repr(points.feedback("fall")) == "The points: fall; you gave no guess."
+    points.knob.value = "rise"
+    assert repr(points.feedback("fall", {"rise": "They do not."})).endswith("fall; you said rise. They do not.")
+
+
+@pytest.mark.parametrize("along, place", [("y", ([0, 1], [7, 7])), ("x", ([7, 7], [0, 1]))])
+def test_a_guess_is_a_dashed_line_in_the_figure_that_answers_it(along, place):
+    def drawn(mine):
+        figure = figures.new_figure(2, 2)
+        axes = figure.subplots()
+        assert mine.on(figure, along) is figure
+        return axes
+
+    mine = guess(f"where, {along}", 0, 10)
+    assert len(drawn(mine).lines) == 0  # none was given
+    mine.knob.value = 7
+    axes = drawn(mine)
+    (line,) = axes.lines
+    assert tuple(map(list, line.get_data())) == place and line.get_linestyle() == "--"
+    assert line.get_label() == axes.texts[0].get_text() == "your guess"
+
+
+def test_a_quiz_gives_the_reason_for_the_option_that_was_chosen():
+    options = {"EM": "It has no inner loop, so <it> is cheap.", "AT": "Ten steps a batch."}
+    asked = quiz("What costs more?", options, "AT")
+    assert asked.reply.value == ""
+    asked.knob.value = "EM"
+    assert "not yet: It has no inner loop, so &lt;it&gt; is cheap." in asked.reply.value
+    asked.knob.value = "AT"
+    assert "right: Ten steps a batch." in quiz("What costs more?", options, "AT").reply.value
+    plain = asked._repr_mimebundle_()["text/plain"]
+    assert plain == "What costs more? (EM, AT): run this cell to answer"
+    with pytest.raises(ValueError, match="one of EM, AT, got 'SEM'"):
+        quiz("What costs more?", options, "SEM")
 
 
 # --- in a notebook

@@ -1,4 +1,4 @@
-"""Figures with knobs, and what every panel is made of: with `craftpanel` the only module that imports ipywidgets.
+"""Figures with knobs, guesses and quizzes, and what every panel is made of.
 
 JupyterLab calls back on two threads, so a drawing reads its knobs under a lock.
 """
@@ -6,13 +6,15 @@ JupyterLab calls back on two threads, so a drawing reads its knobs under a lock.
 import html
 import threading
 from collections.abc import Callable, Mapping
+from typing import ClassVar
 
 import ipywidgets as widgets
 import pandas as pd
 
-from semkit.analysis.canvas import as_html
+from semkit.analysis.canvas import Figure, as_html
 from semkit.analysis.statistics import Rows, learner
 from semkit.images.files import one_line
+from semkit.lessons.answers import Reply
 
 UNIT = "levels of 255"
 WIDE = {"width": "40em", "max_width": "98%"}
@@ -42,9 +44,9 @@ def failure(error: BaseException) -> str:
     return f"<b>failed:</b> {html.escape(f'{type(error).__name__}: {one_line(error)}')}"
 
 
-def display(view: widgets.Widget, **how) -> dict:
-    """What a notebook shows of a panel; a page without a kernel has only its text/plain."""
-    return {**view._repr_mimebundle_(**how), "text/plain": "a panel: run this cell to use it"}
+def display(view: widgets.Widget, plain: str = "a panel: run this cell to use it", **how) -> dict:
+    """What a notebook shows of a panel; a page without a kernel has only the plain text."""
+    return {**view._repr_mimebundle_(**how), "text/plain": plain}
 
 
 class FigurePanel:
@@ -120,3 +122,93 @@ def sweep_panel(rows: Rows, *, title: str, chance: float | None = None, caption:
     )  # fmt: skip
     of.layout.width = "40em"
     return FigurePanel(draw, {"methods": which, "radii": of})
+
+
+class Question:
+    """A question with a widget to answer it. The answer is kept: the cell that runs again shows it.
+
+    given: whether it was answered. value: the answer; before, where the slider stands, or None.
+    """
+
+    kept: ClassVar[dict[str, object]] = {}  # question -> answer, as long as the kernel runs
+
+    def __init__(self, text: str, knob: widgets.Widget):
+        self.text, self.knob, self.reply = text, knob, line("reply")
+        knob.value = self.kept.get(text, knob.value)
+        knob.observe(lambda change: self.kept.update({text: change["new"]}), "value")
+        self.view = widgets.VBox([widgets.HTML(f"<b>{html.escape(text)}</b>"), knob, self.reply])
+
+    @property
+    def given(self) -> bool:
+        return self.text in self.kept
+
+    @property
+    def value(self):
+        return self.knob.value
+
+    def __str__(self) -> str:
+        return f"your guess: {self.value}" if self.given else "no guess"
+
+    def on(self, figure: Figure, along: str = "y") -> Figure:
+        """The figure with the guess, where one was given, as a dashed line in every panel: a value of y, or of x."""
+        for axes in figure.axes if self.given else ():
+            look = dict(color="#CC79A7", label="your guess")
+            if along == "y":
+                axes.axhline(self.value, ls="--", **look)
+                axes.text(0.01, self.value, "your guess", va="bottom", transform=axes.get_yaxis_transform(), **look)
+            else:
+                axes.axvline(self.value, ls="--", **look)
+                axes.text(self.value, 0.02, "your guess", rotation=90, transform=axes.get_xaxis_transform(), **look)
+        return figure
+
+    def feedback(self, truth: float | str, why: Mapping[float | str, str] | None = None) -> Reply:
+        """How far off the guess was, and why people often guess so.
+
+        why: option -> text; for numbers, in rising order, the upper end of a range of guesses -> text.
+        """
+        numeric, mine = not isinstance(truth, str), self.value
+        told = f"{self.text}: {f'it is {truth:.3g}' if numeric else truth}"
+        if not self.given:
+            return Reply("guess", f"{told}; you gave no guess.")
+        off = mine - truth if numeric else 0
+        far = f", {abs(off):.3g} too {'high' if off > 0 else 'low'}" if off else ""
+        met = (text for end, text in (why or {}).items() if (mine <= end if numeric else mine == end))
+        return Reply("guess", f"{told}; you said {mine}{far}. {next(met, '')}".strip())
+
+    def _repr_mimebundle_(self, **how):
+        options = f" ({', '.join(self.knob.options)})" if hasattr(self.knob, "options") else ""
+        return display(self.view, f"{self.text}{options}: run this cell to answer", **how)
+
+
+def guess(text: str, *between: float | str) -> Question:
+    """A guess before the result: of a number between two, or of one of several options.
+
+    mine = sk.panels.guess("accuracy of AT 4, %", 0, 100)
+    show(mine.on(accuracy_figure(rows, title=...)), alt=f"Accuracy over the training radius; {mine}")
+    mine.feedback(19, {25: "So it is.", 100: "The noise looks harmless to people, but not to nets."})
+    """
+    low, high = between[0], between[-1]
+    if isinstance(low, str):
+        return Question(text, widgets.RadioButtons(options=between, value=None))
+    whole = isinstance(low, int) and isinstance(high, int)
+    start, step = ((low + high) // 2, 1) if whole else ((low + high) / 2, (high - low) / 100)
+    return Question(text, slider(start, low, high, "", step))
+
+
+def quiz(text: str, options: Mapping[str, str], right: str) -> Question:
+    """A question with options -> the reason why each is right or wrong, shown once it is chosen.
+
+    Raises ValueError where `right` is no option.
+    """
+    if right not in options:
+        raise ValueError(f"the right answer must be one of {', '.join(options)}, got {right!r}")
+    asked = guess(text, *options)
+
+    def tell(chosen: str) -> None:
+        kind = "right" if chosen == right else "not yet"
+        asked.reply.value = Reply(kind, f"{kind}: {options[chosen]}")._repr_html_()
+
+    asked.knob.observe(lambda change: tell(change["new"]), "value")
+    if asked.given:
+        tell(asked.value)
+    return asked
