@@ -431,8 +431,18 @@ def test_sweep_writes_rows_table_and_figure_and_a_second_call_finds_its_runs(her
 def test_a_sweep_of_shorter_learners_measures_its_noise(here):
     sweep = ["sweep", "photos", "--out", "out", "--methods", "clean", "em", "--radii", "0", "--seeds", "1", *QUICK]
     assert run(*sweep, "--learner-steps", 5, "--measure-noise") == 0
-    for name in ("rows.csv", "noise.csv", "losses.csv"):
+    for name in ("rows.csv", "noise.csv", "losses.csv", "rises.csv"):
         assert set(read_rows(here / "out" / name)["preset"]) == {"quick, 5 learner steps"}
+
+
+def test_a_design_is_measured_and_a_second_call_finds_its_runs(here):
+    sweep = ["sweep", "photos", "--out", "out", "--design", "stability", "--measure-noise", "--seeds", "1", *QUICK]
+    assert run(*sweep, "--learner-steps", 6) == 0
+    rows, noise, rises = (read_rows(here / f"out/{name}.csv") for name in ("rows", "noise", "rises"))
+    assert (len(rows), len(noise), len(rises)) == (4 * 3, 3, 3 * 3 * 3)
+    before = contents(here / "out")
+    assert run(*sweep, "--learner-steps", 6) == 0
+    assert contents(here / "out") == before
 
 
 def test_the_learners_of_a_design_train_as_long_as_asked_for(here, capsys):

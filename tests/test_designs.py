@@ -1,4 +1,4 @@
-"""The lessons' designs differ in what they say and in nothing else; their noise rows are what measure says."""
+"""The lessons' designs differ in what they say and in nothing else; rows of their noises are what measure says."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -7,29 +7,46 @@ import pandas as pd
 import pytest
 import torch
 from photos import image_set, image_split
+from torch.nn.functional import cross_entropy
 
+from semkit.analysis.cost import passes_of
 from semkit.analysis.designs import (
-    ALONG,
+    DEFENCES,
     DESIGNS,
     LEARNERS,
+    FrozenRecipe,
     budgets,
+    frozen_judge,
     learners_after,
-    loss_rows,
-    noise_rows,
     noise_sides,
     pairs,
     sides_alone,
 )
-from semkit.analysis.measure import cosine, losses_along, robustness, stability
+from semkit.analysis.measure import (
+    ALONG,
+    cosine,
+    loss_rows,
+    losses,
+    losses_along,
+    noise_rows,
+    rise_rows,
+    robustness,
+    stability,
+)
 from semkit.analysis.report import read_rows
 from semkit.analysis.statistics import protection_for_passes
-from semkit.nets.engine import Engine
+from semkit.analysis.study import crafted_surrogate, grid
+from semkit.images.augment import FlipCrop
+from semkit.nets.engine import Engine, predict
 from semkit.nets.lab import Lab
 from semkit.protections.crafting import craft
 from semkit.protections.recipes import craft_recipe
+from semkit.training.learning import fit
 from semkit.training.perturb import PGD, Clean, Uniform
+from semkit.training.presets import lasting, learn_recipe
 
 ENGINE = Engine("cpu", "float32")
+ERM = learn_recipe("quick")
 
 
 @pytest.mark.parametrize("preset", ["demo", "lesson", "paper"])
@@ -99,6 +116,10 @@ def test_noise_rows_are_the_measures_of_every_noise(tmp_path):
         assert row["surrogate_robustness"] == robustness(mine.surrogate, split.test, 4)
         assert row["noise_robustness"] == robustness(mine.surrogate, protected, 4)
         assert row["reference_robustness"] == robustness(sem.surrogate, protected, 4)
+        judge = made["sem", 1 - row["seed"]].surrogate
+        assert row["other_robustness"] == robustness(judge, protected, 4)
+        assert row["other_loss"] == float(losses(judge, protected, augment=FlipCrop()).mean())
+        assert row["noise_loss"] < -row["noise_robustness"]
         assert (row["noise_stability"], row["noise_variance"]) == stability(mine.surrogate, protected, 4)
         assert row["cosine"] == pytest.approx(float(cosine(mine.noise, other.noise).mean()))
     assert not torch.equal(made["sem", 0].noise, made["em", 0].noise)
@@ -108,6 +129,8 @@ def test_one_seed_has_no_other_to_compare_with(tmp_path):
     split, quick = image_split(20), craft_recipe("sem", "quick")
     rows = noise_rows(split, {"sem": quick}, lab=Lab(ENGINE, tmp_path))
     assert len(rows) == 1 and rows["cosine"].isna().all() and "reference_robustness" not in rows
+    judged = noise_rows(split, {"sem": quick}, reference=quick, lab=Lab(ENGINE, tmp_path))
+    assert judged["reference_loss"].notna().all() and "other_loss" not in judged
 
 
 def test_loss_rows_are_the_losses_of_every_noise_under_its_own_surrogate(tmp_path):
@@ -121,12 +144,93 @@ def test_loss_rows_are_the_losses_of_every_noise_under_its_own_surrogate(tmp_pat
     pd.testing.assert_frame_equal(mine[["method", "seed", *along]], along.assign(method="sem", seed=1)[[*mine]])
 
 
+def loss_at(net, images, u=0):
+    return float(cross_entropy(predict(net, ENGINE.images(images.images) + u), images.labels))
+
+
+def test_rises_are_of_the_learners_loss_under_perturbations_of_several_nets(tmp_path):
+    split, quick, lab = image_split(20), lasting(craft_recipe("sem", "quick"), 4), Lab(ENGINE, tmp_path)
+    crafts, young = {"clean": None, "sem": quick}, lasting(learn_recipe("quick", perturbation_radius=4), 4)
+    learners = {4: young, "ERM": lasting(ERM, 4)}
+    grid(split, crafts, learners, keep_nets=True, seeds=(0, 1), lab=lab)
+    trained = Lab(ENGINE, tmp_path, lambda what, *_: pytest.fail(f"{what}: its net was kept"))
+    rows = rise_rows(split, crafts, learners, seeds=(0, 1), lab=trained)
+    kinds = ["random", "generation-time", "another surrogate's", "evaluation-time"]
+    assert rows["perturbation"].tolist() == 4 * kinds and set(rows["method"]) == {"sem"}
+    assert rows["learner"].tolist()[:8] == 4 * ["4"] + 4 * ["ERM"] and set(rows["training_radius"]) == {0, 4}
+    noise, surrogate = crafted_surrogate(split.train, quick, seed=1, lab=lab)
+    protected = split.train.with_noise(noise.levels)
+    learner = fit(protected, split.test, learners[4], seed=1, lab=Lab(ENGINE)).model
+    x, moved = ENGINE.images(protected.images), {}
+    for kind, by in {
+        "generation-time": surrogate,
+        "another surrogate's": crafted_surrogate(split.train, quick, seed=0, lab=lab)[1],
+        "evaluation-time": learner,
+    }.items():
+        moved[kind] = PGD(4)(by, x, protected.labels, ENGINE.generator(1, "rise")) - x
+    mine = rows[(rows["seed"] == 1) & (rows["learner"] == "4")].set_index("perturbation")
+    for kind, u in moved.items():
+        assert mine["loss"][kind] == pytest.approx(loss_at(learner, protected, u), rel=1e-5)
+        assert mine["rise"][kind] == pytest.approx(mine["loss"][kind] - loss_at(learner, protected), rel=1e-4)
+        assert mine["cosine"][kind] == pytest.approx(float(cosine(u, moved["evaluation-time"]).mean()), rel=1e-4)
+    assert mine["rise"].idxmax() == "evaluation-time"
+
+
+def test_without_another_seed_there_is_no_other_surrogate(tmp_path):
+    crafts, learners = {"sem": lasting(craft_recipe("sem", "quick"), 4)}, {0: lasting(ERM, 4)}
+    rows = rise_rows(image_split(20), crafts, learners, lab=Lab(ENGINE, tmp_path))
+    assert rows["perturbation"].tolist() == ["random", "generation-time", "evaluation-time"]
+
+
+def test_a_frozen_judge_differs_in_the_noise_side_only_and_the_dose_grows():
+    made = frozen_judge("demo", 32)
+    assert made.pop("clean") is None
+    assert {replace(recipe, noise_side=Clean()) for recipe in made.values()} == {
+        FrozenRecipe(craft_recipe("sem", "demo"))
+    }
+    doses = {name: recipe.noise_side for name, recipe in made.items()}
+    assert [doses[f"adversarial {r}"] for r in (1, 2, 4, 6, 8)] == [PGD(r, 5, r / 4) for r in (1, 2, 4, 6, 8)]
+    assert (doses["none 0"], doses["random 4"], doses["random 8"]) == (Clean(), Uniform(4), Uniform(8))
+
+
+def test_a_frozen_judge_learns_nothing_from_the_noise_that_is_made_against_it(tmp_path):
+    split, lab = image_split(20), Lab(ENGINE, tmp_path)
+    recipe = FrozenRecipe(lasting(craft_recipe("sem", "quick"), 4), PGD(4, 2), steps=5, samples=2)
+    judge = crafted_surrogate(split.train, recipe.judge, seed=1, lab=lab)[1]
+    noise, cost, net = recipe.crafted(split.train, seed=1, lab=lab)
+    assert all(torch.equal(value, judge.state_dict()[name]) for name, value in net.state_dict().items())
+    assert cost["passes"] == recipe.cost(20).total == 20 * 5 * 2 * 3
+    assert 4 <= noise.levels.abs().max() <= 8 == noise.radius
+    protected = split.train.with_noise(noise.levels)
+    assert losses(judge, protected).mean() < losses(judge, split.train).mean()
+    again, _, _ = recipe.crafted(split.train, seed=1, lab=Lab(ENGINE, tmp_path, lambda *_: pytest.fail("was kept")))
+    assert torch.equal(again.levels, noise.levels)
+    assert not torch.equal(replace(recipe, steps=4).crafted(split.train, seed=1, lab=lab)[0].levels, noise.levels)
+
+
+def test_a_judge_is_counted_once_for_all_its_noises():
+    recipes = [recipe for recipe in frozen_judge("quick", 32).values() if recipe]
+    each = sum(recipe.cost(20).total for recipe in recipes)
+    assert passes_of(recipes, 20).total == each + craft_recipe("sem", "quick").cost(20).total
+
+
+def test_learners_of_several_ages_differ_in_their_steps_only():
+    made = LEARNERS["stability"]("demo", 32, image_split())
+    whole = learn_recipe("demo", perturbation_radius=4)
+    assert {name: recipe.sgd.steps for name, recipe in made.items()} == {
+        f"AT 4/255, {n} steps": n for n in (100, 300, 600)
+    }
+    assert {replace(recipe, sgd=whole.sgd) for recipe in made.values()} == {whole}
+    shorter = LEARNERS["stability"]("demo", 32, image_split(), 60)
+    assert [recipe.sgd.steps for recipe in shorter.values()] == [10, 30, 60]
+
+
 def test_every_design_has_unprotected_images_to_compare_with():
     assert all(design("quick", 32)["clean"] is None for design in DESIGNS.values())
 
 
 def test_fine_tuning_goes_on_from_one_net_with_all_layers_or_the_last_one_alone():
-    spare, names = image_set(20), LEARNERS["cuda-defences"]
+    spare, names = image_set(20), DEFENCES
     made = learners_after(names, "quick", 32, replace(image_split(), spare=spare))
     every, last = made["fine-tuned"], made["last layer"]
     assert (every.pretrained.last_layer, last.pretrained.last_layer) == (False, True)

@@ -9,13 +9,17 @@ from scipy import stats
 
 from semkit.analysis.report import read_rows
 from semkit.analysis.statistics import (
+    attenuated,
     blocked_difference,
     correlation,
     decide,
+    detectable,
     interval,
     paired,
+    power,
     protection,
     protection_for_passes,
+    reliability,
     verdict,
 )
 
@@ -71,6 +75,65 @@ def test_95_of_100_blocked_intervals_hold_the_effect_and_blocks_shorten_them():
 def test_a_blocked_difference_of_nothing_is_refused(values, more, less, says):
     with pytest.raises(ValueError, match=says):
         blocked_difference(values, more, less)
+
+
+def test_f_of_a_design_with_one_seed_as_block_is_the_squared_paired_t():
+    values = simulated(5, 2, effect=1)
+    values[:, 0] += 1
+    found, paired = reliability(values), stats.ttest_rel(values[:, 0], values[:, 1])
+    assert (found.f, found.p) == pytest.approx((paired.statistic**2, paired.pvalue))
+
+
+def test_reliability_is_cronbachs_alpha_of_the_seeds_and_an_intraclass_correlation():
+    values = simulated(4, 6) + np.arange(6)
+    seeds = values.T  # columns of the seeds are the items of a questionnaire
+    alpha = 4 / 3 * (1 - seeds.var(0, ddof=1).sum() / seeds.sum(1).var(ddof=1))
+    found = reliability(values)
+    assert found.of_mean == pytest.approx(alpha)
+    assert found.of_mean == pytest.approx(4 * found.of_one / (1 + 3 * found.of_one))  # Spearman and Brown
+    assert found.seeds_for(found.of_mean) == pytest.approx(4)
+
+
+def test_treatments_that_do_not_differ_have_no_reliability_however_many_seeds():
+    found = reliability([[1, 2], [2, 1]])
+    assert (found.f, found.of_mean, found.of_one) == (0, 0, 0) and found.p == 1 and found.seeds_for() == float("inf")
+    exact = reliability([[1, 2, 4], [2, 3, 5]])
+    assert (exact.f, exact.p, exact.of_mean, exact.of_one, exact.seeds_for()) == (float("inf"), 0, 1, 1, 0)
+
+
+def test_measured_with_scatter_a_correlation_shrinks_as_the_formula_says():
+    rng, n = np.random.default_rng(0), 200_000
+    x = rng.normal(size=n)
+    y = -0.8 * x + 0.6 * rng.normal(size=n)  # true correlation -0.8
+    x_, y_ = x + rng.normal(size=n), y + 0.5 * rng.normal(size=n)  # reliabilities 1 / 2 and 1 / 1.25
+    assert attenuated(-0.8, (1 / 2, 1 / 1.25)) == pytest.approx(np.corrcoef(x_, y_)[0, 1], abs=0.01)
+
+
+@pytest.mark.parametrize(("true", "reliabilities"), [(-0.9, (1, 1)), (0.6, (0.9, 0.5)), (-1, (0.25, 0.29))])
+def test_power_is_how_often_simulated_designs_find_the_correlation(true, reliabilities):
+    rng, r = np.random.default_rng(0), attenuated(true, reliabilities)
+    x, e = rng.normal(size=(2, 2000, 8))
+    y = r * x + np.sqrt(1 - r * r) * e
+    found = [stats.pearsonr(a, b) for a, b in zip(x, y, strict=True)]
+    share = np.mean([f.pvalue < 0.05 and f.statistic * true > 0 for f in found])
+    assert power(true, 8, reliabilities) == pytest.approx(share, abs=0.04)  # Fisher's approximation
+
+
+def test_what_a_design_can_detect_is_what_it_has_that_power_for():
+    for n, reliabilities in ((8, (1, 1)), (40, (0.8, 0.9))):
+        assert power(detectable(n, reliabilities), n, reliabilities) == pytest.approx(0.8)
+    assert np.isnan(detectable(8, (0.25, 0.29)))
+    with pytest.raises(ValueError, match="4 pairs or more, got 3"):
+        detectable(3)
+
+
+def test_the_eight_noise_sides_do_not_differ_in_protection_but_do_in_what_a_reference_sees():
+    folder = Path(__file__).parents[1] / "results/shapes-noise-sides"
+    learners, noises = read_rows(folder / "rows.csv"), read_rows(folder / "noise.csv")
+    of_protection = paired(noises, learners, 4).pivot(index="seed", columns="method", values="protection")
+    of_reference = noises.pivot(index="seed", columns="method", values="reference_robustness")
+    assert reliability(of_protection).p > 0.05 > reliability(of_reference).p
+    assert reliability(of_protection).of_mean < 0.5 < 0.9 < reliability(of_reference).of_mean
 
 
 DECISIONS = [

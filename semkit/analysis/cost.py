@@ -22,9 +22,10 @@ _probed: dict[tuple, tuple[float, float]] = {}  # what `probe` returned in this 
 
 
 def _with_pretraining(recipes: Iterable[Work], n: int) -> Iterator[tuple[Work, int]]:
-    """Each recipe with its image count n, plus each pretraining once, with its own count."""
-    pretrainings = {}
-    for recipe in recipes:
+    """Each recipe with its image count n; each judge of noises, and with its own count each pretraining, once."""
+    pretrainings, recipes = {}, list(recipes)
+    judges = dict.fromkeys(recipe.judge for recipe in recipes if hasattr(recipe, "judge"))
+    for recipe in (*recipes, *judges):
         yield recipe, n
         if first := getattr(recipe, "pretrained", None):
             pretrainings[id(first.images), first.recipe] = first

@@ -1,29 +1,31 @@
-"""The designed experiments behind the lessons: sets of recipes that differ in one thing, and what their noises are."""
+"""The designed experiments behind the lessons: sets of recipes that differ in one thing."""
 
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import product
 
-import pandas as pd
+import torch
 
-from semkit.analysis.measure import cosine, losses_along, robustness, stability
-from semkit.analysis.study import crafted_surrogate
 from semkit.countermeasures.registry import COUNTERMEASURES, BySpare, learner_after
-from semkit.images.imageset import Split
-from semkit.nets.cache import as_dict
+from semkit.images.augment import Augment
+from semkit.images.imageset import ImageSet, Split
+from semkit.images.pixels import to_levels
+from semkit.nets.engine import Passes, count_passes
 from semkit.nets.lab import Lab
-from semkit.protections.base import Recipe
-from semkit.protections.crafting import CraftRecipe
+from semkit.protections.base import Crafted, NoiseRecipe, Recipe
+from semkit.protections.crafting import CraftRecipe, noise_of_batch
 from semkit.protections.cuda import ClassFilters, CleanPart
 from semkit.protections.recipes import craft_recipe
 from semkit.training.learning import LearnRecipe
 from semkit.training.perturb import PGD, Clean, Perturbation, Uniform
 from semkit.training.presets import lasting, learn_recipe
+from semkit.training.schedule import SGD
 
 Crafts = Mapping[str, Recipe | None]
 METHODS = ("clean", "em", "sem")  # of a sweep that names none
-RADIUS = 4  # levels, at which robustness and stability are measured
-ALONG, LOOKED_AT = (0, 1, 2, 4, 6, 8), 200  # radii in levels, and protected images, of loss_rows
+AGES = (1 / 6, 1 / 2, 1)  # of the learners of `stability`, as shares of the preset's AT steps
 
 
 def pairs(preset: str, size: int) -> Crafts:
@@ -52,6 +54,76 @@ def noise_sides(preset: str, size: int) -> Crafts:
         return f"{kind} {side.radius:g}" + (f" x{side.steps}" if isinstance(side, PGD) else "")
 
     return {"clean": None, **{name(side): replace(base, noise_side=side) for side in sides}}
+
+
+@dataclass(frozen=True)
+class FrozenRecipe(NoiseRecipe):
+    """Noise that one frozen net makes from zero: `steps` noise steps against the surrogate of `judge`, which learns
+    nothing from it.
+
+    The recipe judge trains the net, once a seed with lab.cache, and says radius and augmentation. noise_side, steps and
+    samples as in CraftRecipe; step_size is 2 * radius / steps. No state is saved while a noise is crafted.
+    """
+
+    judge: CraftRecipe
+    noise_side: Perturbation = Clean()
+    steps: int = 20
+    samples: int = 1
+
+    @property
+    def radius(self) -> float:
+        return self.judge.radius
+
+    @property
+    def net(self) -> str:
+        return self.judge.net
+
+    @property
+    def augment(self) -> Augment:
+        return self.judge.augment
+
+    @property
+    def sgd(self) -> SGD:
+        return self.judge.sgd
+
+    @property
+    def noise_step(self) -> CraftRecipe:
+        """The recipe of a noise step against the frozen net."""
+        budget = dict(steps=self.steps, samples=self.samples, step_size=2 * self.radius / self.steps, start="zero")
+        return replace(self.judge, noise_side=self.noise_side, class_wise=False, **budget)
+
+    @property
+    def at_once(self) -> int:
+        return self.noise_step.at_once
+
+    def cost(self, n: int) -> Passes:
+        return Passes(n * self.steps * self.samples * (1 + self.noise_side.passes))
+
+    def craft(self, images: ImageSet, *, seed: int, lab: Lab, **_) -> Crafted:
+        lab, recipe, batch = lab.doing("crafting noise"), self.noise_step, self.sgd.batch
+        model = self.judge.crafted(images, seed=seed, lab=lab)[2].eval()
+        images, parts, began = images.to(lab.engine.device), [], time.monotonic()
+        with count_passes() as passes:
+            for start in range(0, len(images), batch):
+                x, y = images.batch(slice(start, start + batch))
+                x, generator = lab.engine.images(x), lab.engine.generator(seed, "frozen", start)
+                delta = noise_of_batch(model, x, y, torch.zeros_like(x), recipe, generator)
+                parts.append(to_levels(delta).clamp(-int(self.radius), int(self.radius)).cpu())
+                lab.report(min(start + batch, len(images)), len(images), {"passes": passes.total})
+        return Crafted(torch.cat(parts), model, passes=passes, seconds=time.monotonic() - began)
+
+
+def frozen_judge(preset: str, size: int) -> Crafts:
+    """Noise against one frozen net a seed, SEM's surrogate: no noise side, PGD of growing radius, two random ones."""
+    judge = reference_recipe(preset, size)
+    sides = {"none 0": Clean()} | {f"adversarial {r}": PGD(r, 5, r / 4) for r in (1, 2, 4, 6, 8)}
+    sides |= {f"random {r}": Uniform(r) for r in (4, 8)}
+    return {"clean": None, **{name: FrozenRecipe(judge, side) for name, side in sides.items()}}
+
+
+def stability(preset: str, size: int) -> Crafts:
+    """The noise sides none, random (SEM) and adversarial (REM) under an adversarial surrogate side."""
+    return {name: made for name, made in pairs(preset, size).items() if not name.endswith(("/none", "/random"))}
 
 
 def sides_alone(preset: str, size: int) -> Crafts:
@@ -105,12 +177,9 @@ def cuda_defences(preset: str, size: int) -> Crafts:
 DESIGNS: dict[str, Callable[[str, int], Crafts]] = {
     "pairs": pairs, "noise-sides": noise_sides, "sides-alone": sides_alone, "budgets": budgets, "cuda": cuda,
     "cuda-controls": cuda_controls, "cuda-parts": cuda_parts, "cuda-defences": cuda_defences,
+    "frozen-judge": frozen_judge, "stability": stability,
 }  # fmt: skip
-
-
-LEARNERS = {  # design -> the countermeasures of its learners, in place of training radii
-    "cuda-defences": ("randomblur", "smoothing", "finetune", "lastlayer", "at-l2", "dat"),
-}
+DEFENCES = ("randomblur", "smoothing", "finetune", "lastlayer", "at-l2", "dat")
 
 
 def learners_after(
@@ -139,67 +208,18 @@ def learners_after(
     return learners
 
 
+def learners_by_age(preset: str, size: int, split: Split, steps: int | None = None) -> dict[str, LearnRecipe]:
+    """The preset's AT learner, stopped by its schedule at each of AGES; steps: of the oldest one."""
+    made = learn_recipe(preset, perturbation_radius=4, size=size)
+    ages = [round(share * (steps or made.sgd.steps)) or 1 for share in AGES]
+    return {f"AT 4/255, {age} steps": lasting(made, age) for age in ages}
+
+
+LEARNERS: dict[str, Callable[..., dict[str, LearnRecipe]]] = {  # design -> its learners, in place of training radii
+    "cuda-defences": partial(learners_after, DEFENCES), "stability": learners_by_age,
+}  # fmt: skip
+
+
 def reference_recipe(preset: str, size: int) -> CraftRecipe:
     """The recipe whose surrogate looks at all noises alike: SEM's."""
     return craft_recipe("sem", preset, size=size)
-
-
-def noise_rows(
-    split: Split,
-    crafts: Crafts,
-    *,
-    seeds: Sequence[int] = (0,),
-    reference: CraftRecipe | None = None,
-    lab: Lab | None = None,
-) -> pd.DataFrame:
-    """Rows of noises: every recipe x seed, measured at RADIUS levels with PGD-10 and 8 draws.
-
-    surrogate_robustness: of the surrogate on the clean test images. noise_robustness, noise_stability, noise_variance:
-    of the protected images under the surrogate that made them; reference_*: under the one that `reference` makes with
-    the same seed. cosine: mean over images, with the noise of the next seed; nan with one seed.
-    """
-    lab, rows, noises = lab or Lab(), [], {}
-    for seed, (method, recipe) in product(seeds, crafts.items()):
-        if recipe is None or recipe.net is None:
-            continue
-        job = lab.doing(f"{method} noise, seed {seed}")
-        noise, surrogate = crafted_surrogate(split.train, recipe, seed=seed, lab=job)
-        noises[method, seed] = noise.levels
-        protected = split.train.with_noise(noise.levels)
-        of = {"noise": surrogate}
-        if reference:
-            of["reference"] = crafted_surrogate(split.train, reference, seed=seed, lab=job)[1]
-        told = as_dict(recipe)
-        row = {"method": method, "seed": seed, **{side: told.get(side) for side in ("noise_side", "surrogate_side")}}
-        row["surrogate_robustness"] = robustness(surrogate, split.test, RADIUS)
-        for name, model in of.items():
-            row[f"{name}_robustness"] = robustness(model, protected, RADIUS)
-            row[f"{name}_stability"], row[f"{name}_variance"] = stability(model, protected, RADIUS)
-        rows.append(row)
-    for row in rows:
-        following = seeds[(seeds.index(row["seed"]) + 1) % len(seeds)]
-        alike = cosine(noises[row["method"], row["seed"]], noises[row["method"], following])
-        row["cosine"] = float(alike.mean()) if len(seeds) > 1 else float("nan")
-    return pd.DataFrame(rows)
-
-
-def loss_rows(
-    split: Split,
-    crafts: Crafts,
-    *,
-    seeds: Sequence[int] = (0,),
-    lab: Lab | None = None,
-) -> pd.DataFrame:
-    """Rows of losses along random and adversarial directions: every recipe x seed x direction x radius of ALONG.
-
-    measure.losses_along of LOOKED_AT protected images, under the surrogate that made their noise.
-    """
-    found = {}
-    for seed, (method, recipe) in product(seeds, crafts.items()):
-        if recipe is None or recipe.net is None:
-            continue
-        job = (lab or Lab()).doing(f"{method} noise, seed {seed}")
-        noise, surrogate = crafted_surrogate(split.train, recipe, seed=seed, lab=job)
-        protected = split.train.with_noise(noise.levels).limit(LOOKED_AT)
-        found[method, seed] = losses_along(surrogate, protected, ALONG)
-    return pd.concat(found, names=["method", "seed"]).droplevel(-1).reset_index()

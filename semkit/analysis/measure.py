@@ -1,11 +1,12 @@
-"""What is measured of nets and of noise: losses, robustness, stability; spectra, class means and embeddings of noise.
+"""What is measured of nets and of noise: losses, robustness, stability; spectra, class means and embeddings of noise;
+and rows of it for every noise of a sweep.
 
 The published definitions were not all available; robustness and stability are as defined here, after Liu et al.,
 AAAI 2024. Both are negative losses: the higher, the less the perturbation does.
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 
 import numpy as np
@@ -14,12 +15,20 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from semkit.analysis.study import crafted_surrogate, learned_net
 from semkit.images.augment import Augment, FlipCrop, Identity
-from semkit.images.imageset import ImageSet
+from semkit.images.imageset import ImageSet, Split
 from semkit.images.pixels import check_count
+from semkit.nets.cache import as_dict
 from semkit.nets.engine import engine_of, predict
+from semkit.nets.lab import Lab
 from semkit.nets.weights import drawing
+from semkit.protections.base import NoiseRecipe, Recipe
+from semkit.training.learning import LearnRecipe
 from semkit.training.perturb import PGD, Clean, Perturbation, Uniform
+
+RADIUS = 4  # levels, at which robustness and stability are measured
+ALONG, LOOKED_AT = (0, 1, 2, 4, 6, 8), 200  # radii in levels of loss_rows, and protected images of loss and rise rows
 
 
 def losses(
@@ -141,3 +150,115 @@ def embed(vectors, kind: str = "pca", *, seed: int = 0) -> np.ndarray:
     from umap import UMAP
 
     return UMAP(n_neighbors=max(2, neighbours), random_state=seed, n_jobs=1).fit_transform(reduced)
+
+
+Crafts = Mapping[str, Recipe | None]
+
+
+def _crafted(split: Split, crafts: Crafts, seeds: Sequence[int], lab: Lab | None) -> Iterator[tuple]:
+    """(method, seed, lab, noise in levels, net that made it) of every noise that a net makes."""
+    for seed, (method, recipe) in itertools.product(seeds, crafts.items()):
+        if recipe and recipe.net:
+            job = (lab or Lab()).doing(f"{method} noise, seed {seed}")
+            noise, surrogate = crafted_surrogate(split.train, recipe, seed=seed, lab=job)
+            yield method, seed, job, noise.levels, surrogate
+
+
+def _following(seed: int, seeds: Sequence[int]) -> int | None:
+    """The seed after this one, and the first after the last one; None if there is no other."""
+    return seeds[(seeds.index(seed) + 1) % len(seeds)] if len(seeds) > 1 else None
+
+
+def noise_rows(
+    split: Split,
+    crafts: Crafts,
+    *,
+    seeds: Sequence[int] = (0,),
+    reference: NoiseRecipe | None = None,
+    lab: Lab | None = None,
+) -> pd.DataFrame:
+    """Rows of noises: every recipe x seed, measured at RADIUS levels with PGD-10 and 8 draws.
+
+    surrogate_robustness: of the surrogate on the clean test images
+    noise_loss, noise_robustness, noise_stability, noise_variance: of the protected images under the surrogate that
+        made them; the loss is the mean at these images themselves, so -robustness - loss is its rise
+    reference_*: the same under the surrogate that `reference` makes with the same seed
+    other_*: under that of the next seed, which had no part in the noise; missing with one seed
+    cosine: mean over images, with the noise of the next seed; nan with one seed
+    """
+    rows, noises = [], {}
+    for method, seed, job, noise, surrogate in _crafted(split, crafts, seeds, lab):
+        noises[method, seed] = noise
+        protected, judges = split.train.with_noise(noise), {"noise": surrogate}
+        for name, by in {"reference": seed, "other": _following(seed, seeds)}.items():
+            if reference and by is not None:
+                judges[name] = crafted_surrogate(split.train, reference, seed=by, lab=job)[1]
+        told = as_dict(crafts[method])
+        row = {"method": method, "seed": seed, **{side: told.get(side) for side in ("noise_side", "surrogate_side")}}
+        row["surrogate_robustness"] = robustness(surrogate, split.test, RADIUS)
+        for name, model in judges.items():
+            row[f"{name}_loss"] = float(losses(model, protected, augment=FlipCrop()).mean())
+            row[f"{name}_robustness"] = robustness(model, protected, RADIUS)
+            row[f"{name}_stability"], row[f"{name}_variance"] = stability(model, protected, RADIUS)
+        rows.append(row)
+    for row in rows:
+        again = noises.get((row["method"], _following(row["seed"], seeds)))
+        mine = noises[row["method"], row["seed"]]
+        row["cosine"] = float("nan") if again is None else float(cosine(mine, again).mean())
+    return pd.DataFrame(rows)
+
+
+def loss_rows(split: Split, crafts: Crafts, *, seeds: Sequence[int] = (0,), lab: Lab | None = None) -> pd.DataFrame:
+    """Rows of losses along random and adversarial directions: every recipe x seed x direction x radius of ALONG.
+
+    losses_along of LOOKED_AT protected images, under the surrogate that made their noise.
+    """
+    found = {}
+    for method, seed, _, noise, surrogate in _crafted(split, crafts, seeds, lab):
+        protected = split.train.with_noise(noise).limit(LOOKED_AT)
+        found[method, seed] = losses_along(surrogate, protected, ALONG)
+    return pd.concat(found, names=["method", "seed"]).droplevel(-1).reset_index()
+
+
+def rise_rows(
+    split: Split,
+    crafts: Crafts,
+    learners: Mapping[float | str, LearnRecipe],
+    *,
+    seeds: Sequence[int] = (0,),
+    lab: Lab | None = None,
+) -> pd.DataFrame:
+    """Rows of how much perturbations of RADIUS levels raise a learner's loss on the protected images it trained on:
+    every recipe x seed x learner x perturbation, of LOOKED_AT images.
+
+        perturbation: "random": Uniform; "generation-time": PGD-10 on the surrogate that made the noise; "another
+            surrogate's": on that of the next seed, if there is one; "evaluation-time": on the learner itself
+        loss, rise: the learner's mean cross-entropy at the perturbed images, and that less the one at the protected
+            images themselves
+        cosine: with the evaluation-time perturbation, mean over images
+
+    method, training_radius, learner and seed as in study.grid, whose learners these are.
+    """
+    made = {(method, seed): (noise, net) for method, seed, _, noise, net in _crafted(split, crafts, seeds, lab)}
+    rows, pgd = [], PGD(RADIUS)
+    for (method, seed), (noise, surrogate) in made.items():
+        train, engine = split.train.with_noise(noise), engine_of(surrogate)
+        x, y = train.limit(LOOKED_AT).to(engine.device).batch(slice(None))
+        x = engine.images(x)
+
+        def moved(net: nn.Module, how: Perturbation, x=x, y=y, seed=seed) -> torch.Tensor:
+            return how(net, x, y, engine_of(net).generator(seed, "rise")) - x
+
+        by = {"random": moved(surrogate, Uniform(RADIUS)), "generation-time": moved(surrogate, pgd)}
+        if other := made.get((method, _following(seed, seeds))):
+            by["another surrogate's"] = moved(other[1], pgd)
+        for name, recipe in learners.items():
+            told = {"training_radius": recipe.perturbation.radius, "learner": str(name), "seed": seed}
+            job = (lab or Lab()).doing(f"{method}, {name}, seed {seed}")
+            learner = learned_net(train, split.test, recipe, seed=seed, lab=job)[1]
+            own, at = moved(learner, pgd), float(F.cross_entropy(predict(learner, x), y))
+            for kind, u in (by | {"evaluation-time": own}).items():
+                loss = float(F.cross_entropy(predict(learner, x + u), y))
+                told |= {"perturbation": kind, "loss": loss, "rise": loss - at, "cosine": float(cosine(u, own).mean())}
+                rows.append({"method": method, **told})
+    return pd.DataFrame(rows)

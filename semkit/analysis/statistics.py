@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy.special import stdtrit
+from scipy.special import fdtrc, ndtr, ndtri, stdtrit
 
 Rows = pd.DataFrame | Sequence[dict]
 
@@ -37,6 +37,20 @@ def interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, 
     return mean, mean - float(half), mean + float(half)
 
 
+def _blocks(values: Sequence[Sequence[float]]) -> np.ndarray:
+    values = np.asarray(values, float)
+    if values.ndim != 2 or min(values.shape) < 2:
+        raise ValueError(f"values must be [seeds, treatments] with 2 or more of each, got shape {values.shape}")
+    return values
+
+
+def _residual(values: np.ndarray) -> tuple[float, int]:
+    """(s2, its degrees of freedom) of values [S, C] under the model value = seed + treatment + residual."""
+    residual = values - values.mean(1, keepdims=True) - values.mean(0) + values.mean()
+    freedom = (values.shape[0] - 1) * (values.shape[1] - 1)
+    return float((residual**2).sum() / freedom), freedom
+
+
 def blocked_difference(
     values: Sequence[Sequence[float]], more: Sequence[int], less: Sequence[int], confidence: float = 0.95
 ) -> tuple[float, float, float]:
@@ -52,17 +66,99 @@ def blocked_difference(
     the S - 1 of `interval`. This holds if the effect itself varies no more between seeds than the residual. With C = 2
     it is `interval` of the paired differences. Raises ValueError for fewer than 2 seeds or a column on both sides.
     """
-    values, more, less = np.asarray(values, float), list(more), list(less)
-    if values.ndim != 2 or min(values.shape) < 2:
-        raise ValueError(f"values must be [seeds, treatments] with 2 or more of each, got shape {values.shape}")
+    values, more, less = _blocks(values), list(more), list(less)
     if not more or not less or set(more) & set(less):
         raise ValueError(f"more and less must name different columns, got {more} and {less}")
-    seeds, columns = values.shape
-    residual = values - values.mean(1, keepdims=True) - values.mean(0) + values.mean()
-    freedom = (seeds - 1) * (columns - 1)
-    error = np.sqrt((residual**2).sum() / freedom * (1 / len(more) + 1 / len(less)) / seeds)
+    s2, freedom = _residual(values)
+    error = np.sqrt(s2 * (1 / len(more) + 1 / len(less)) / len(values))
     mean, half = values[:, more].mean() - values[:, less].mean(), stdtrit(freedom, (1 + confidence) / 2) * error
     return float(mean), float(mean - half), float(mean + half)
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """Whether treatments differ by more than their seeds scatter, and how far means over the seeds can be relied on.
+
+    f, p: of the treatments, with the seed as block. of_mean: the share of the means' variance that is not scatter of
+    the seeds; of_one: that share for a single seed (intraclass correlation). None is below 0.
+    """
+
+    f: float
+    p: float
+    of_mean: float
+    of_one: float
+
+    def seeds_for(self, reliability: float = 0.8) -> float:
+        """How many seeds give means of this reliability (Spearman and Brown); inf where the treatments do not differ.
+
+        seeds = reliability / (1 - reliability) * (1 - of_one) / of_one
+        """
+        ratio = (1 - self.of_one) / self.of_one if self.of_one else float("inf")
+        return reliability / (1 - reliability) * ratio
+
+
+def reliability(values: Sequence[Sequence[float]]) -> Reliability:
+    """The Reliability of values [S, C]: a line for each seed, a column for each treatment, as of blocked_difference.
+
+        f = S * var(means of the columns) / s2;  of_mean = 1 - 1 / f;  of_one = (f - 1) / (f - 1 + S)
+
+    Raises ValueError for fewer than 2 seeds or treatments.
+    """
+    values = _blocks(values)
+    seeds, columns = values.shape
+    s2, freedom = _residual(values)
+    f = float(seeds * values.mean(0).var(ddof=1) / s2) if s2 else float("inf")
+    above = max(0.0, f - 1)
+    of_one = 1.0 if np.isinf(f) else above / (above + seeds)
+    return Reliability(f, float(fdtrc(columns - 1, freedom, f)), max(0.0, 1 - 1 / f) if f else 0.0, of_one)
+
+
+def attenuated(correlation: float, reliabilities: tuple[float, float]) -> float:
+    """The correlation that is expected of two measured variables: the true one * sqrt(product of reliabilities).
+
+    Source: Spearman 1904.
+
+    >>> round(attenuated(-1, (0.25, 0.29)), 2)
+    -0.27
+    """
+    return correlation * float(np.sqrt(np.prod(reliabilities)))
+
+
+def _critical(n: int, confidence: float) -> float:
+    """atanh of the smallest |r| of n pairs that differs from 0 in Student's two-sided test."""
+    if n < 4:
+        raise ValueError(f"a correlation needs 4 pairs or more, got {n}")
+    t = stdtrit(n - 2, (1 + confidence) / 2)
+    return float(np.arctanh(t / np.sqrt(n - 2 + t * t)))
+
+
+def power(
+    correlation: float, n: int, reliabilities: tuple[float, float] = (1, 1), *, confidence: float = 0.95
+) -> float:
+    """The probability that n pairs show a true correlation as one of its sign that differs from 0.
+
+        power = P(N(atanh(|attenuated(correlation, reliabilities)|), 1 / (n - 3)) > atanh(critical r of n pairs))
+
+    Fisher's approximation. Raises ValueError for fewer than 4 pairs.
+
+    >>> round(power(-1, 8, (0.25, 0.29)), 2)
+    0.09
+    """
+    seen = min(abs(attenuated(correlation, reliabilities)), 1 - 1e-12)
+    return float(ndtr((np.arctanh(seen) - _critical(n, confidence)) * np.sqrt(n - 3)))
+
+
+def detectable(
+    n: int, reliabilities: tuple[float, float] = (1, 1), *, power: float = 0.8, confidence: float = 0.95
+) -> float:
+    """The smallest true |correlation| that n pairs show with this power; nan if not even a correlation of 1.
+
+    >>> round(detectable(8), 2)
+    0.85
+    """
+    seen = np.tanh(_critical(n, confidence) + ndtri(power) / np.sqrt(n - 3))
+    least = attenuated(1, reliabilities)
+    return float(seen / least) if seen <= least else float("nan")
 
 
 def decide(low: float, high: float, margin: str) -> str:

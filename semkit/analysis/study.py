@@ -102,6 +102,7 @@ def learned_row(
     countermeasures: Sequence[str] = (),
     also: Mapping[str, ImageSet] | None = None,
     spare: ImageSet | None = None,
+    keep_net: bool = False,
     seed: int = 0,
     lab: Lab | None = None,
 ) -> dict:
@@ -111,13 +112,23 @@ def learned_row(
     the final model's accuracy on each is in the row as on_NAME. spare: clean images for countermeasures that need some.
     The row has what recipe.further says, such as `smoothed` and `pretrained_seed`. A row of BulletTrain has `average`,
     which sets the threshold after the training, and `mined`, [[outlier, boundary, robust]]: the shares of every batch.
-    With lab.cache the row is taken from there if it is there, and kept. Raises ValueError for a damaged file there.
+    keep_net: the net is kept too, and learned_net finds it. With lab.cache the row is taken from there if it is there,
+    and kept. Raises ValueError for a damaged file there.
     """
     lab, also = lab or Lab(), also or {}
     train, recipe = counter(train, recipe, countermeasures, lab.engine, spare)
+    return _kept(train, test, recipe, also, seed, lab, keep_net)[0]
+
+
+def _kept(
+    train: ImageSet, test: ImageSet, recipe: LearnRecipe, also: Mapping, seed: int, lab: Lab, keep_net: bool
+) -> tuple:
+    """(row,) or (row, trained net) of a learner that no countermeasure is left to apply to, kept with lab.cache."""
     others = [(name, images.fingerprint) for name, images in also.items()]
     parts = (train.fingerprint, test.fingerprint, recipe, seed, others)
-    return kept(lab, "learner", parts, lambda _: _learned(train, test, recipe, also, seed, lab)[:1], as_json(ROW))[0]
+    stores = (as_json(ROW), *([as_net(recipe, train, lab.engine)] if keep_net else []))
+    made = partial(_learned, train, test, recipe, also, seed, lab)
+    return kept(lab, "learner", parts, lambda _: made()[: len(stores)], *stores)
 
 
 def as_net(recipe: LearnRecipe, train: ImageSet, engine: Engine) -> Store:
@@ -143,11 +154,10 @@ def learned_net(
 
     file: where the net is saved as well, for `load_net`, `semkit learn --net` and the transform's external net.
     """
-    lab, parts = lab or Lab(), (train.fingerprint, test.fingerprint, recipe, seed)
-    stores = as_json(ROW), as_net(recipe, train, lab.engine)
-    row, model = kept(lab, "net", parts, lambda _: _learned(train, test, recipe, {}, seed, lab), *stores)
+    lab = lab or Lab()
+    row, model = _kept(train, test, recipe, {}, seed, lab, True)
     if file:
-        stores[1].save(model, file)
+        as_net(recipe, train, lab.engine).save(model, file)
     return row, model.eval().requires_grad_(False)
 
 
@@ -170,6 +180,7 @@ def grid(
     learners: Mapping[float | str, LearnRecipe],
     *,
     countermeasures: Sequence[str] = (),
+    keep_nets: bool = False,
     seeds: Iterable[int] | int = (0,),
     lab: Lab | None = None,
 ) -> pd.DataFrame:
@@ -178,15 +189,15 @@ def grid(
     crafts: the name of a row's method -> what makes its images. learners: a row's training radius, or the name in its
     column `learner`, -> its recipe. countermeasures: where given, every learner after each of them, which a row's
     `countermeasure` names; split.spare is for those that need clean images. seeds: the seeds, or their number: 3 is 0,
-    1, 2. A row has what learned_row says, accuracies on the recipe's own test sets and the cost of its noise; what only
-    other rows have is missing in it (nan). With lab.workers or lab.scheduler the runs are made there, and read from
-    lab.cache.
+    1, 2. keep_nets: as keep_net of learned_row. A row has what learned_row says, accuracies on the recipe's own test
+    sets and the cost of its noise; what only other rows have is missing in it (nan). With lab.workers or lab.scheduler
+    the runs are made there, and read from lab.cache.
     """
     grid_recipes(split, crafts, learners, countermeasures)  # raises before anything is made
     lab, rows = lab or Lab(), []
     seeds = range(check_count(seeds, "seeds", 1)) if isinstance(seeds, int) else tuple(seeds)
     if lab.workers or lab.scheduler:
-        spread(_runs(split, crafts, learners, countermeasures, seeds, lab), lab)
+        spread(_runs(split, crafts, learners, countermeasures, keep_nets, seeds, lab), lab)
     for seed, (method, made_by) in itertools.product(seeds, crafts.items()):
         train, noise_cost = training_set(split.train, made_by, seed=seed, lab=lab.doing(f"{method} noise, seed {seed}"))
         also = further_tests(split.test, made_by, seed)
@@ -199,7 +210,7 @@ def grid(
             job = lab.doing(", ".join((method, *first.values(), way, f"seed {seed}")))
             row |= learned_row(
                 train, split.test, learn_by, countermeasures=tuple(first.values()), also=also, spare=split.spare,
-                seed=seed, lab=job,
+                keep_net=keep_nets, seed=seed, lab=job,
             )  # fmt: skip
             rows.append(row | {f"noise_{name}": value for name, value in (NO_NOISE | noise_cost).items()})
     found = pd.DataFrame(rows)
@@ -207,10 +218,16 @@ def grid(
 
 
 def _runs(
-    split: Split, crafts: Mapping, learners: Mapping, countermeasures: Sequence[str], seeds: Iterable[int], lab: Lab
+    split: Split,
+    crafts: Mapping,
+    learners: Mapping,
+    countermeasures: Sequence[str],
+    keep_nets: bool,
+    seeds: Iterable[int],
+    lab: Lab,
 ) -> Iterator[Group]:
     """The runs of a grid, each as a grid of its own: the noise of a method and seed, and the rows that wait for it."""
-    alone = partial(grid, split, lab=Lab(lab.engine, lab.cache and Path(lab.cache).resolve()))
+    alone = partial(grid, split, keep_nets=keep_nets, lab=Lab(lab.engine, lab.cache and Path(lab.cache).resolve()))
     firsts = [(name,) for name in countermeasures] or [()]
     for seed, (method, made_by) in itertools.product(seeds, crafts.items()):
         made = partial(alone, {method: made_by}, seeds=(seed,))

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from semkit.analysis.cost import seconds_of
-from semkit.analysis.designs import DESIGNS, LEARNERS, METHODS, learners_after, reference_recipe
+from semkit.analysis.designs import DESIGNS, LEARNERS, METHODS, reference_recipe
 from semkit.analysis.report import as_objects, write_report
 from semkit.analysis.statistics import interval
 from semkit.analysis.study import learned_net, learned_row
@@ -219,8 +219,8 @@ def sweep(options) -> None:
     with bars() as on_step:
         split = _split(options, report, on_step)
         if design in LEARNERS:
-            learners = learners_after(LEARNERS[design], preset, size, split, steps)
-            if not split.spare:
+            learners = LEARNERS[design](preset, size, split, steps)
+            if design == "cuda-defences" and not split.spare:
                 announce("no fine-tuned learners: they begin with the test images that --test-limit N leaves over")
         named = preset + f", {steps} learner steps" * bool(steps)
         made = Sweep(split, crafts, learners, countermeasures, _seeds(options), named)

@@ -154,7 +154,8 @@ def _sweep(parser) -> None:
     add("--methods", nargs="+", type=methods, help=f"of {_listed(METHODS, 'and')} ({' '.join(SWEPT)})")
     designs = _word(tuple(DESIGNS), "design")
     add("--design", type=designs, metavar="NAME", help=f"instead of methods a lesson's set: {', '.join(DESIGNS)}")
-    add("--measure-noise", action="store_true", help="robustness and stability of every noise, in noise.csv")
+    help_ = "what perturbations do to noises and learners, in noise.csv, losses.csv and rises.csv"
+    add("--measure-noise", action="store_true", help=help_)
     add("--radii", nargs="+", type=_radius, help="training radii in levels, 0 is ERM (0 4)")
     help_ = "learners after each of these, none to compare with: " + _known_countermeasures
     add("--countermeasures", nargs="+", type=_countermeasure, default=(), metavar="NAME", help=help_)

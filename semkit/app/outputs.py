@@ -12,7 +12,7 @@ from semkit.images.loading import check_size, find_folder, set_name
 from semkit.images.pixels import check_count, check_name, check_radius, check_seed
 from semkit.protections.methods import PROTECTIONS
 
-RESULTS = ("rows.csv", "table.md", "figure.png", "noise.csv", "losses.csv")  # what a sweep writes
+RESULTS = ("rows.csv", "table.md", "figure.png", "noise.csv", "losses.csv", "rises.csv")  # what a sweep writes
 TOLD = {
     "protected": int, "unchanged_files": int, "psnr_db": float | int | None, "ssim": float | int | None,
     "seconds": float | int, "held": str, "skipped": list[str], "ignored": list[str],

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from semkit.analysis.cost import passes_of, seconds_of
-from semkit.analysis.designs import loss_rows, noise_rows
+from semkit.analysis.measure import loss_rows, noise_rows, rise_rows
 from semkit.analysis.report import table, write_report, write_rows
 from semkit.analysis.study import crafted_noise, grid, grid_recipes
 from semkit.app.progress import duration
@@ -53,16 +53,19 @@ class Sweep:
     def write(self, out: Path, lab: Lab, reference: NoiseRecipe | None = None) -> tuple[pd.DataFrame, str]:
         """(rows, their table) of the grid: rows.csv, table.md and, where there is one, figure.png are written to `out`.
 
-        reference: noise.csv and losses.csv of every noise too, held against this recipe of the same seed.
+        reference: noise.csv and losses.csv of every noise too, held against this recipe, and rises.csv of the learners
+        that no countermeasure changed.
         """
-        how = dict(seeds=self.seeds, lab=lab)
-        rows = self._named(grid(self.split, self.crafts, self.learners, countermeasures=self.countermeasures, **how))
+        how, recipes = dict(seeds=self.seeds, lab=lab), (self.split, self.crafts)
+        counters, rises = dict(countermeasures=self.countermeasures), bool(reference) and not self.countermeasures
+        rows = self._named(grid(*recipes, self.learners, keep_nets=rises, **counters, **how))
         text = table(rows)
         write_report(out, rows, text, self._figure(rows, lab))
         if reference:
-            noises = noise_rows(self.split, self.crafts, reference=reference, **how)
-            write_rows(self._named(noises), out / "noise.csv")
-            write_rows(self._named(loss_rows(self.split, self.crafts, **how)), out / "losses.csv")
+            write_rows(self._named(noise_rows(*recipes, reference=reference, **how)), out / "noise.csv")
+            write_rows(self._named(loss_rows(*recipes, **how)), out / "losses.csv")
+        if rises:
+            write_rows(self._named(rise_rows(*recipes, self.learners, **how)), out / "rises.csv")
         return rows, text
 
     def _named(self, rows: pd.DataFrame) -> pd.DataFrame:
