@@ -1,5 +1,6 @@
-"""Small folders of images that can be told apart."""
+"""Small folders of images that can be told apart, and what Pillow makes of images."""
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -42,3 +43,14 @@ def image_split(n: int = 40, size: int = 8, classes: int = 2) -> Split:
 def contents(folder: Path) -> dict[str, bytes]:
     """Relative name -> bytes, of every file below the folder."""
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def each_image(images, change):
+    """change(an image [H,W,3] as numpy), image after image, back as a tensor."""
+    done = [change(image) for image in images.permute(0, 2, 3, 1).numpy()]
+    return torch.from_numpy(np.stack(done)).permute(0, 3, 1, 2)
+
+
+def by_pillow(image, kind, quality=10):
+    Image.fromarray(image).save(file := io.BytesIO(), kind, quality=quality)
+    return np.array(Image.open(file))

@@ -1,12 +1,11 @@
 """What a trainer does first: against loops, Pillow, scipy and scikit-learn; and never to test images."""
 
-import io
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from photos import image_set, image_split
+from photos import by_pillow, each_image, image_set, image_split
 from PIL import Image
 from scipy import ndimage
 
@@ -15,16 +14,25 @@ from semkit.analysis.study import grid, grid_recipes, learned_row
 from semkit.countermeasures.pixelwise import (
     bilateral,
     bitdepth,
+    dct_matrix,
+    denoiser,
     gaussian,
     jpeg,
     linear_softmax,
     noise_left,
     projection,
 )
-from semkit.countermeasures.registry import COUNTERMEASURES, ByImage, check_countermeasure, counter, label_of, place_of
-from semkit.countermeasures.trainers import ClassBlur, Gaussian, RandomBlur, TrivialAugment
+from semkit.countermeasures.registry import (
+    COUNTERMEASURES,
+    UERASER,
+    ByImage,
+    check_countermeasure,
+    counter,
+    label_of,
+    place_of,
+)
+from semkit.countermeasures.trainers import ClassBlur, Gaussian, RandomBlur, Worst
 from semkit.images.augment import ColorJitter, Cutout, FlipCrop
-from semkit.images.pixels import to_float
 from semkit.nets.engine import Engine
 from semkit.nets.lab import Lab
 from semkit.training.learning import LearnRecipe, fit
@@ -36,20 +44,10 @@ from semkit.training.schedule import SGD
 ENGINE = Engine("cpu", "float32")
 LEARN = LearnRecipe(model="tiny", sgd=SGD(steps=3, batch=8), evaluations=1)
 IMAGES = image_set(12, 16).images
-BY_IMAGE = {name: each.change for name, each in COUNTERMEASURES.items() if isinstance(each, ByImage)}
+BY_IMAGE = {name: each.change for name, each in COUNTERMEASURES.items() if type(each) is ByImage}
 MIXED = ("mixup", "cutmix")
+CLEAN = ("dfr", "addclean", "onlyclean")  # train on other images too, or only
 NEEDS_A_FILE = "purifier"
-
-
-def each(images, change):
-    """change(an image [H,W,3] as numpy), image after image, back as a tensor."""
-    done = [change(image) for image in images.permute(0, 2, 3, 1).numpy()]
-    return torch.from_numpy(np.stack(done)).permute(0, 3, 1, 2)
-
-
-def by_pillow(image, kind, quality=10):
-    Image.fromarray(image).save(file := io.BytesIO(), kind, quality=quality)
-    return np.array(Image.open(file))
 
 
 def by_pillow_grey(image):
@@ -107,7 +105,7 @@ def test_a_countermeasure_is_what_a_loop_or_pillow_makes(name):
     images = IMAGES[:2] if name == "bilateral" else IMAGES
     before = images.clone()
     done = BY_IMAGE[name](images)
-    apart = (done.double() - each(images, ORACLES[name]).double()).abs()
+    apart = (done.double() - each_image(images, ORACLES[name]).double()).abs()
     assert done.dtype == torch.uint8 and done.shape == images.shape and torch.equal(images, before)
     assert apart.max() <= (1 if name == "bilateral" else 0) and (apart > 0).float().mean() < 1e-3
 
@@ -135,9 +133,9 @@ def test_the_parameters_have_their_limits():
     assert torch.equal(fine, IMAGES[:2])  # nothing else has the same colour
     apart = [(jpeg(IMAGES, quality).float() - IMAGES.float()).abs().mean() for quality in (5, 10, 50, 95)]
     assert apart == sorted(apart, reverse=True)
-    with pytest.raises(ValueError, match="bits must be 1 to 8, got 9"):
+    with pytest.raises(ValueError, match="bits must be at most 8, got 9"):
         bitdepth(IMAGES, 9)
-    with pytest.raises(ValueError, match="quality must be 1 to 95, got 100"):
+    with pytest.raises(ValueError, match="quality must be at most 95, got 100"):
         jpeg(IMAGES, 100)
 
 
@@ -176,7 +174,7 @@ def test_the_projection_takes_the_classes_patterns_and_leaves_the_rest():
         of_class = means @ images.double().flatten(1)
         return (of_class - of_class.mean(0)).norm()
 
-    done = projection(protected, labels)
+    done = projection(protected, labels)(protected)
     assert done.dtype == torch.uint8 and between(done) < 0.3 * between(protected)
     x = protected.double().flatten(1) / 255
     weights = linear_softmax(x.float(), labels).double()
@@ -189,9 +187,43 @@ def test_the_projection_takes_the_classes_patterns_and_leaves_the_rest():
 
 def test_a_projection_fitted_to_other_labels_leaves_the_patterns():
     protected, labels = separable()
-    twin = projection(protected, labels[torch.randperm(60, generator=torch.Generator().manual_seed(0))])
+    twin = projection(protected, labels[torch.randperm(60, generator=torch.Generator().manual_seed(0))])(protected)
     apart = lambda images: (images[labels == 0].double().mean(0) - images[labels == 1].double().mean(0)).norm()  # noqa: E731
-    assert apart(twin) > 2 * apart(projection(protected, labels))
+    assert apart(twin) > 2 * apart(projection(protected, labels)(protected))
+
+
+def test_a_projection_made_twice_changes_nothing_more():
+    protected, labels = separable()
+    change = projection(protected, labels)
+    assert (change(change(protected)).int() - change(protected).int()).abs().max() <= 1  # rounding
+
+
+def test_the_dct_keeps_energy_and_is_scipys():
+    from scipy import fft
+
+    x = np.random.default_rng(0).normal(size=(6, 10))
+    z = dct_matrix(6).numpy() @ x @ dct_matrix(10).numpy().T
+    assert np.allclose(z, fft.dctn(x, norm="ortho")) and (z**2).sum() == pytest.approx((x**2).sum())
+
+
+def test_denoising_at_sigma_0_changes_nothing_and_its_gain_is_wieners():
+    labels = torch.zeros(12, dtype=torch.int64)
+    assert torch.equal(denoiser(IMAGES, labels, 0)(IMAGES), IMAGES)
+    rng = np.random.default_rng(0)
+    white = torch.from_numpy(rng.normal(128, 20, (4000, 3, 4, 4)).round().clip(0, 255).astype(np.uint8))
+    change = denoiser(white, labels, 40)
+    shift = change(white + 30).double().mean() - change(white).double().mean()
+    assert shift == pytest.approx(30 * 20**2 / (20**2 + 40**2), abs=0.6)
+    noisy = change(white.float().mean(0).round().to(torch.uint8).expand_as(white).contiguous())
+    assert noisy.double().std(0).mean() == pytest.approx(40 * 0.2, rel=0.05)  # what is left of the noise that it adds
+
+
+def test_denoising_makes_noisy_images_better():
+    x = torch.linspace(40, 200, 16)
+    smooth = (x[:, None] + x).div(2).expand(60, 3, 16, 16) + 20 * torch.arange(-1, 2).repeat(20)[:, None, None, None]
+    noise = torch.randint(-8, 9, smooth.shape, generator=torch.Generator().manual_seed(0))
+    images, apart = (smooth + noise).round().to(torch.uint8), lambda a: (a.double() - smooth).square().mean()
+    assert apart(denoiser(images, None, 10)(images)) < 0.6 * apart(images)
 
 
 def test_what_is_left_of_a_noise():
@@ -234,32 +266,9 @@ def test_what_is_by_loss_is_the_learners_objective():
             counter(train, replace(LEARN, objective=objective), names)
 
 
-def test_trivialaugment_is_torchvisions_on_the_augmented_image_with_a_seed_for_each():
-    from torchvision.transforms import v2
-
-    x, how = to_float(IMAGES), counter(image_set(10, 16), LEARN, ["cutout", "trivialaugment"])[1].augment
-    assert how == TrivialAugment(Cutout(first=FlipCrop()))
-    drawn = how.draw(len(x), x.shape[2:], torch.Generator().manual_seed(0))
-    first = (how.first.apply(x, drawn[0]) * 255).round().to(torch.uint8)
-    done = how.apply(x, drawn)
-    for image, seed, found in zip(first, drawn[1].tolist(), done, strict=True):
-        torch.manual_seed(seed)
-        assert torch.equal(to_float(v2.TrivialAugmentWide()(image)), found)
-    torch.manual_seed(5)
-    after = torch.rand(1)
-    torch.manual_seed(5)
-    assert torch.equal(how.apply(x, drawn), done) and torch.equal(torch.rand(1), after)  # and takes no one's randomness
-    assert torch.equal(how.apply(x[3:4], of_image(drawn, 3)), done[3:4])
-
-
-def of_image(drawn, i):
-    """The draws of image i of TrivialAugment(Cutout(FlipCrop()))."""
-    (flipped, *corner), seeds = drawn
-    return (tuple(d[i : i + 1] for d in flipped), *(c[i : i + 1] for c in corner)), seeds[i : i + 1]
-
-
 IN_TRAINING = {
     "randomblur": {"perturbation": RandomBlur()}, "smoothing": {"perturbation": Gaussian()},
+    "ueraser": {"perturbation": Worst(UERASER, 5, 0.3)}, "ueraser-max": {"perturbation": Worst(UERASER, 5)},
     "dat": {"perturbation": ClassBlur()}, "at-l2": {"perturbation": PGD(127.5, 10, 25.5, "l2")},
 }  # fmt: skip
 
@@ -284,6 +293,33 @@ def test_fine_tuning_begins_with_a_net_of_spare_clean_images_and_says_where_they
             counter(train, LEARN, [name])
 
 
+def test_dfr_trains_on_protected_images_first_and_its_last_layer_on_a_few_clean_ones():
+    train, spare = image_set(40, 16), image_set(40, 16, seed=3)
+    seen, recipe = counter(train, LEARN, ["grayscale", "dfr-20"], spare=spare)
+    begun = recipe.pretrained
+    assert torch.equal(begun.images.images, BY_IMAGE["grayscale"](train.images)) and begun.last_layer
+    assert recipe == replace(LEARN, sgd=SGD(steps=3, batch=8, lr=0.01), pretrained=begun) and begun.recipe == LEARN
+    assert (
+        len(seen) == 8 and torch.equal(seen.images, spare.limit(8).images) and seen.name == "photos, grayscale, dfr-20"
+    )
+    before = begun.weights(0, Lab(ENGINE))
+    after = fit(seen, spare, recipe, lab=Lab(ENGINE)).model.state_dict()
+    assert {name.split(".")[0] for name in after if not torch.equal(after[name], before[name])} == {"9"}
+
+
+def test_clean_images_are_added_or_are_alone_and_too_few_are_said():
+    train, spare = image_set(40, 16), image_set(40, 16, seed=3)
+    both, recipe = counter(train, LEARN, ["addclean-25"], spare=spare)
+    assert len(both) == 50 and recipe == LEARN and torch.equal(both.images[:40], train.images)
+    alone, _ = counter(train, LEARN, ["onlyclean-25"], spare=spare)
+    assert torch.equal(alone.images, both.images[40:]) and torch.equal(alone.labels, both.labels[40:])
+    for name in CLEAN:
+        with pytest.raises(ValueError, match=f"{name}.* needs spare clean images: the test images that --test-limit N"):
+            counter(train, LEARN, [name])
+    with pytest.raises(ValueError, match=r"dfr-50 needs 20 spare clean images: .* leaves over, of which there are 4"):
+        counter(train, LEARN, ["dfr-50"], spare=image_set(4, 16))
+
+
 @pytest.mark.parametrize("cached", [False, True])
 def test_two_learners_of_a_seed_share_one_pretraining_of_which_every_step_is_told(tmp_path, cached):
     split, told, rows = image_split(20), [], []
@@ -300,14 +336,15 @@ def test_two_learners_of_a_seed_share_one_pretraining_of_which_every_step_is_tol
 
 
 def test_labels_are_kept_and_a_changed_set_or_learner_is_another_run(tmp_path):
-    split, fingerprints, recipes = replace(image_split(20), spare=image_set(20, seed=3)), set(), set()
+    split, made = replace(image_split(20), spare=image_set(20, seed=3)), set()
     names = [name for name in COUNTERMEASURES if name != NEEDS_A_FILE]
     for name in names:
         train, recipe = counter(split.train, LEARN, [name], spare=split.spare)
         learned_row(train, split.test, recipe, lab=Lab(ENGINE, tmp_path))
-        assert torch.equal(train.labels, split.train.labels) and train.files == split.train.files
-        fingerprints.add(train.fingerprint), recipes.add(repr(recipe))
-    assert len(fingerprints) + len(recipes) == len(names) + 1  # one is as it was in either
+        if name not in CLEAN:
+            assert torch.equal(train.labels, split.train.labels) and train.files == split.train.files
+        made.add((train.fingerprint, repr(recipe)))
+    assert len(made) == len(names)
     assert len(list(tmp_path.glob("learner-*"))) == len(names)
 
 
@@ -315,11 +352,11 @@ def test_a_number_after_the_name_is_the_quality_or_the_bits():
     train = image_set(10, 16)
     assert torch.equal(counter(train, LEARN, ["jpeg-30"])[0].images, jpeg(train.images, 30))
     assert torch.equal(counter(train, LEARN, ["jpeg-10"])[0].images, counter(train, LEARN, ["jpeg"])[0].images)
-    for nothing in ("bitdepth-8", "resize-100"):
+    for nothing in ("bitdepth-8", "resize-100", "denoise-0"):
         assert torch.equal(counter(train, LEARN, [nothing])[0].images, train.images)
     grey = counter(train, LEARN, ["grayscale", "jpeg-30"])[0].images
     assert torch.equal(counter(train, LEARN, ["grayjpeg-30"])[0].images, grey)
-    fine = each(train.images, lambda image: by_pillow(image, "WEBP", 90))
+    fine = each_image(train.images, lambda image: by_pillow(image, "WEBP", 90))
     assert torch.equal(counter(train, LEARN, ["webp-90"])[0].images, fine)
     refused = {"jpeg-96": "jpeg-N takes N from 1 to 95, got 96", "jpeg-x": "did you mean jpeg", "-5": "known are"}
     for text, reason in {**refused, "mean-3": "did you mean mean", "jpeg=3": "did you mean jpeg"}.items():

@@ -36,6 +36,7 @@ from semkit.analysis.measure import (
 from semkit.analysis.report import read_rows
 from semkit.analysis.statistics import protection_for_passes
 from semkit.analysis.study import crafted_surrogate, grid
+from semkit.countermeasures.registry import COUNTERMEASURES
 from semkit.images.augment import FlipCrop
 from semkit.nets.engine import Engine, predict
 from semkit.nets.lab import Lab
@@ -236,4 +237,5 @@ def test_fine_tuning_goes_on_from_one_net_with_all_layers_or_the_last_one_alone(
     assert (every.pretrained.last_layer, last.pretrained.last_layer) == (False, True)
     assert repr(replace(last.pretrained, last_layer=False)) == repr(every.pretrained)
     assert replace(last, pretrained=every.pretrained) == every and every.pretrained.images is spare
+    assert made["AT L2 0.5"].perturbation == COUNTERMEASURES["at-l2"].change() == PGD(127.5, 10, norm="l2")
     assert made.keys() - learners_after(names, "quick", 32, image_split()).keys() == {"fine-tuned", "last layer"}

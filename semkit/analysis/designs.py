@@ -187,22 +187,19 @@ def learners_after(
 ) -> dict[str, LearnRecipe]:
     """The preset's ERM learner after each of these countermeasures, by its label.
 
-    Attacks and fine-tuning train for as many steps as the preset's AT, and PGD ascends as there. Countermeasures that
-    need clean images are left out if split.spare is None. steps: of every learner and of the pretraining, None for the
-    preset's.
+    Attacks and fine-tuning train for as many steps as the preset's AT. Countermeasures that need clean images are left
+    out if split.spare is None. steps: of every learner and of the pretraining, None for the preset's.
     """
 
-    def recipe(radius: float, norm: str = "linf") -> LearnRecipe:
-        made = learn_recipe(preset, perturbation_radius=radius, norm=norm, size=size)
+    def recipe(radius: float) -> LearnRecipe:
+        made = learn_recipe(preset, perturbation_radius=radius, size=size)
         return lasting(made, steps) if steps else made
 
     learners = {}
     for name in names:
         if not split.spare and isinstance(COUNTERMEASURES[name], BySpare):
             continue
-        made = learner_after(recipe(0), [name], len(split.train.classes), split.spare)
-        if isinstance(made.perturbation, PGD):
-            made = recipe(made.perturbation.radius, made.perturbation.norm)
+        made = learner_after(recipe(0), [name], split.train, split.spare)
         short = made.perturbation.passes or made.pretrained
         learners[COUNTERMEASURES[name].label] = lasting(made, recipe(4).sgd.steps) if short else made
     return learners

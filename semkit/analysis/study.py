@@ -169,9 +169,11 @@ def grid_recipes(
 ) -> list[Recipe | LearnRecipe]:
     """What a grid runs for each seed, if nothing of it is in the cache. Raises ValueError for what it cannot run."""
     made = [recipe for recipe in crafts.values() if recipe]
-    firsts, classes = [(name,) for name in countermeasures] or [()], len(split.train.classes)
-    after = [learner_after(recipe, first, classes, split.spare) for first in firsts for recipe in learners.values()]
-    return made + after * len(crafts)
+    firsts = [(name,) for name in countermeasures] or [()]
+    for _ in crafts:
+        train = replace(split.train)  # a set of its own, because pretraining on protected images is made for each craft
+        made += [learner_after(recipe, first, train, split.spare) for first in firsts for recipe in learners.values()]
+    return made
 
 
 def grid(

@@ -1,4 +1,4 @@
-"""Countermeasures on the images: uint8 [N,3,H,W] -> the same shape. Values are rounded, not cut off."""
+"""Countermeasures on the stored images: uint8 [N,3,H,W] -> the same shape. Values are rounded, not truncated."""
 
 import io
 import math
@@ -13,11 +13,11 @@ from torch import Tensor
 from semkit.images.picture import through_jpeg
 from semkit.images.pixels import add_noise, check_count, to_float
 
-BATCH = 1000  # images that a bilateral blur holds as floats
+BATCH = 1000  # images that are floats at one time
 
 
 def _each(images: Tensor, change: Callable[[np.ndarray], np.ndarray]) -> Tensor:
-    """Change image after image, as uint8 [H,W,3] arrays."""
+    """Apply `change` to each image as a uint8 [H,W,3] array."""
     done = torch.empty_like(images)
     for i, image in enumerate(images):
         levels = image.permute(1, 2, 0).cpu().contiguous().numpy()
@@ -30,8 +30,7 @@ def jpeg(images: Tensor, quality: int = 10) -> Tensor:
 
     Source: Liu et al., Image Shortcut Squeezing, ICML 2023.
     """
-    if check_count(quality, "quality", 1) > 95:
-        raise ValueError(f"quality must be 1 to 95, got {quality}")
+    check_count(quality, "quality", 1, 95)
     return _each(images, lambda levels: through_jpeg(levels, quality))
 
 
@@ -71,9 +70,7 @@ def grayscale(images: Tensor) -> Tensor:
 
 def bitdepth(images: Tensor, bits: int = 2) -> Tensor:
     """Round each value to the nearest of 2^bits evenly spaced ones from 0 to 255. Source: Liu et al., ICML 2023."""
-    if not 1 <= check_count(bits, "bits") <= 8:
-        raise ValueError(f"bits must be 1 to 8, got {bits}")
-    step = 255 / (2**bits - 1)
+    step = 255 / (2 ** check_count(bits, "bits", 1, 8) - 1)
     return ((images / step).round() * step).round().to(torch.uint8)
 
 
@@ -154,20 +151,63 @@ def linear_softmax(x: Tensor, labels: Tensor, steps: int = 100) -> Tensor:
     return weights.detach() - weights.detach().mean(0)
 
 
-def projection(images: Tensor, labels: Tensor, steps: int = 100) -> Tensor:
-    """Orthogonal projection: remove from the images [N,3,H,W] the subspace that a linear classifier of them uses.
+def projection(images: Tensor, labels: Tensor, steps: int = 100) -> Callable[[Tensor], Tensor]:
+    """Fit an orthogonal projection: it removes the subspace that a linear classifier of the images [N,3,H,W] uses.
 
         W = linear_softmax(pixels, labels),   x <- x - Q Q' (x - mean),   Q an orthonormal base of W's rows
 
-    Removes linearly separable noise, and the linear part of the content too. The mean image stays (this kit's choice:
-    without it the images differ by a constant image only, but many values are clipped at 0).
+    Removes linearly separable noise, and the linear part of the content too. The mean image stays, which is this kit's
+    choice: without it the images only shift by a constant image, but many values are clipped at 0.
     Source: Sandoval-Segura et al., NeurIPS 2023.
     """
     x = to_float(images).flatten(1)
     _, sizes, rows = torch.linalg.svd(linear_softmax(x, labels, steps), full_matrices=False)
-    base = rows[sizes > 1e-5 * sizes[0]]
-    projected = x - (x - x.mean(0)) @ base.T @ base
-    return (projected * 255).round().clamp(0, 255).to(torch.uint8).view_as(images)
+    base, middle = rows[sizes > 1e-5 * sizes[0]], x.mean(0)
+
+    def change(images: Tensor) -> Tensor:
+        x = to_float(images).flatten(1)
+        projected = x - (x - middle) @ base.T @ base
+        return (projected * 255).round().clamp(0, 255).to(torch.uint8).view_as(images)
+
+    return change
+
+
+def dct_matrix(n: int) -> Tensor:
+    """The orthonormal DCT-II as a matrix [n,n], float64: coefficients = D values, values = D' coefficients."""
+    from scipy import fft
+
+    return torch.from_numpy(fft.dct(np.eye(n), axis=0, norm="ortho"))
+
+
+def denoiser(images: Tensor, labels: Tensor, sigma: int = 43) -> Callable[[Tensor], Tensor]:
+    """Fit a linear denoiser: it adds Gaussian noise of sigma levels, and removes what the images' spectrum lets it.
+
+        z = DCT(x + sigma n - mean),   x <- mean + IDCT(C (C + sigma^2 I)^-1 z)
+
+    C: the covariance [3,3] of the images' colours at each frequency, so this is the Wiener filter. The labels are not
+    used. AVATAR adds noise of 43 levels (step 100 of 1,000) and denoises with a diffusion model, which keeps more of
+    the image: this stand-in needs no net. Source: Dolatabadi et al., AVATAR, 2023.
+    """
+    down, across = (dct_matrix(side).to(images.device, torch.float32) for side in images.shape[2:])
+    middle = sum(part.sum(0, dtype=torch.float32) for part in images.split(BATCH)) / len(images)
+    total = torch.zeros(*images.shape[2:], 3, 3, dtype=torch.float64, device=images.device)
+    for part in images.split(BATCH):
+        z = (down @ (part - middle) @ across.T).permute(2, 3, 1, 0)
+        total += z @ z.mT
+    covariance = total / len(images)
+    noisy = covariance + sigma**2 * torch.eye(3, dtype=torch.float64, device=images.device)
+    gain = (covariance @ torch.linalg.pinv(noisy, hermitian=True)).float()
+
+    def change(images: Tensor) -> Tensor:
+        generator, done = torch.Generator(images.device).manual_seed(0), torch.empty_like(images)
+        for part, out in zip(images.split(BATCH), done.split(BATCH), strict=True):
+            noise = torch.randn(part.shape, generator=generator, device=images.device)
+            z = down @ (part + sigma * noise - middle) @ across.T
+            left = torch.einsum("hwcd,ndhw->nchw", gain, z)
+            out.copy_((down.T @ left @ across + middle).round().clamp(0, 255))
+        return done
+
+    return change
 
 
 def noise_left(images: Tensor, noise: Tensor, change: Callable[[Tensor], Tensor]) -> float:

@@ -1,6 +1,9 @@
 """Countermeasures by name: everything that a trainer does about protected images. Test images are never changed.
 
 To add one, write a function and add a line to COUNTERMEASURES; it then works on the command line, in grids and figures.
+Not listed, because they need no run of their own: adversarial training at any radius is a learner with PGD(radius), and
+early stopping is a row's `best` in place of its `last`. `best` is chosen on the test images, so it is an oracle: the
+most that a trainer with clean validation images could keep.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,10 +12,10 @@ from functools import partial
 
 from torch import Tensor
 
-from semkit.countermeasures import pixelwise
-from semkit.countermeasures.trainers import ClassBlur, Gaussian, RandomBlur, TrivialAugment, finetune, probe
+from semkit.countermeasures import pixelwise, trainers
+from semkit.countermeasures.augmentations import Coin, LoadedJPEG, Plasma, Sharpened, TrivialAugment
 from semkit.countermeasures.transform import Transform, transformed
-from semkit.images.augment import ColorJitter, Cutout
+from semkit.images.augment import ColorJitter, Cutout, Identity
 from semkit.images.imageset import ImageSet
 from semkit.images.pixels import check_name
 from semkit.nets.engine import Engine
@@ -21,6 +24,8 @@ from semkit.training.learning import LearnRecipe
 from semkit.training.mixing import Mixed
 from semkit.training.objectives import Plain
 from semkit.training.perturb import PGD, Clean
+
+QUALITIES, PERCENT = range(1, 96), range(1, 101)
 
 
 @dataclass(frozen=True)
@@ -44,17 +49,17 @@ class Countermeasure:
     def check(self) -> None:
         """Raises ValueError if a file that it needs is missing."""
 
-    def images(self, train: ImageSet, engine: Engine) -> ImageSet:
-        """The changed training images."""
-        return train
-
-    def learner(self, recipe: LearnRecipe, classes: int, spare: ImageSet | None) -> LearnRecipe:
-        """The changed recipe."""
-        return recipe
-
-    def needs(self, recipe: LearnRecipe, spare: ImageSet | None) -> str:
+    def needs(self, recipe: LearnRecipe, train: ImageSet, spare: ImageSet | None) -> str:
         """What this countermeasure needs and does not have, "" if nothing."""
         return ""
+
+    def learner(self, recipe: LearnRecipe, train: ImageSet, spare: ImageSet | None) -> LearnRecipe:
+        """The changed recipe. train: the images that the learner would get so far."""
+        return recipe
+
+    def images(self, train: ImageSet, spare: ImageSet | None, engine: Engine) -> ImageSet:
+        """The changed training images."""
+        return train
 
     def _changed(self, *given):
         return self.change(*given) if self.option is None else self.change(*given, self.option)
@@ -63,18 +68,23 @@ class Countermeasure:
 class ByImage(Countermeasure):
     """change(images) -> images, both uint8 [N,3,H,W], each image by itself."""
 
-    def images(self, train: ImageSet, engine: Engine) -> ImageSet:
-        return train.changed(lambda images, _: self._changed(images))
+    def fitted(self, train: ImageSet, engine: Engine) -> Callable[[Tensor], Tensor]:
+        """The change of images uint8 [N,3,H,W], fitted to the training set where it depends on it."""
+        return self._changed
+
+    def images(self, train: ImageSet, spare: ImageSet | None, engine: Engine) -> ImageSet:
+        change = self.fitted(train, engine)
+        return train.changed(lambda images, _: change(images))
 
 
-class BySet(Countermeasure):
-    """change(images, labels) -> images, uint8 [N,3,H,W]: needs the whole set."""
+class BySet(ByImage):
+    """change(images, labels) -> a change of images, fitted to the whole training set."""
 
-    def images(self, train: ImageSet, engine: Engine) -> ImageSet:
-        return replace(train, images=self._changed(train.images, train.labels))
+    def fitted(self, train: ImageSet, engine: Engine) -> Callable[[Tensor], Tensor]:
+        return self._changed(train.images, train.labels)
 
 
-class ByNet(Countermeasure):
+class ByNet(ByImage):
     """change(images, engine, file) -> images, uint8 [N,3,H,W]: needs the net in NAME=FILE."""
 
     spelling = "=FILE"
@@ -84,47 +94,67 @@ class ByNet(Countermeasure):
             raise ValueError("a purifier needs an external net: purifier=FILE, made by semkit learn IMAGES --save FILE")
         check_net(self.option)
 
-    def images(self, train: ImageSet, engine: Engine) -> ImageSet:
-        return replace(train, images=self._changed(train.images, engine))
+    def fitted(self, train: ImageSet, engine: Engine) -> Callable[[Tensor], Tensor]:
+        return lambda images: self._changed(images, engine)
 
 
 class ByAugment(Countermeasure):
     """change(augment) -> augment: of the learner."""
 
-    def learner(self, recipe: LearnRecipe, classes: int, spare: ImageSet | None) -> LearnRecipe:
+    def learner(self, recipe: LearnRecipe, train: ImageSet, spare: ImageSet | None) -> LearnRecipe:
         return replace(recipe, augment=self._changed(recipe.augment))
 
 
 class ByLoss(Countermeasure):
     """change(classes) -> objective: in place of the plain cross-entropy, for that many classes."""
 
-    def needs(self, recipe: LearnRecipe, spare: ImageSet | None) -> str:
+    def needs(self, recipe: LearnRecipe, train: ImageSet, spare: ImageSet | None) -> str:
         plain = recipe.objective == Plain()
         return "" if plain else f"a learner on the plain cross-entropy, it is on {recipe.objective}"
 
-    def learner(self, recipe: LearnRecipe, classes: int, spare: ImageSet | None) -> LearnRecipe:
-        return replace(recipe, objective=self._changed(classes))
+    def learner(self, recipe: LearnRecipe, train: ImageSet, spare: ImageSet | None) -> LearnRecipe:
+        return replace(recipe, objective=self._changed(len(train.classes)))
 
 
 class ByPerturbation(Countermeasure):
     """change() -> perturbation: of an ERM learner's images."""
 
-    def needs(self, recipe: LearnRecipe, spare: ImageSet | None) -> str:
+    def needs(self, recipe: LearnRecipe, train: ImageSet, spare: ImageSet | None) -> str:
         erm = recipe.perturbation == Clean()
         return "" if erm else f"an ERM learner (radius 0), this one has {recipe.perturbation}"
 
-    def learner(self, recipe: LearnRecipe, classes: int, spare: ImageSet | None) -> LearnRecipe:
+    def learner(self, recipe: LearnRecipe, train: ImageSet, spare: ImageSet | None) -> LearnRecipe:
         return replace(recipe, perturbation=self._changed())
 
 
+@dataclass(frozen=True)
 class BySpare(Countermeasure):
-    """change(recipe, spare) -> recipe: needs clean images besides the training set."""
+    """change(recipe, train, spare) -> recipe: needs clean images besides the training set.
 
-    def needs(self, recipe: LearnRecipe, spare: ImageSet | None) -> str:
-        return "" if spare else "spare clean images: the test images that --test-limit N leaves over"
+    option N: N % as many clean images as training images; without one all that there are.
+    trained_on(train, spare) -> the images that are trained on, where these are others than `train`.
+    """
 
-    def learner(self, recipe: LearnRecipe, classes: int, spare: ImageSet | None) -> LearnRecipe:
-        return self._changed(recipe, spare)
+    trained_on: Callable[[ImageSet, ImageSet], ImageSet] | None = None
+
+    def _wanted(self, train: ImageSet) -> int:
+        return round(len(train) * self.option / 100) if self.option else 1
+
+    def _clean(self, train: ImageSet, spare: ImageSet) -> ImageSet:
+        return spare.limit(self._wanted(train)) if self.option else spare
+
+    def needs(self, recipe: LearnRecipe, train: ImageSet, spare: ImageSet | None) -> str:
+        there, wanted = len(spare) if spare else 0, self._wanted(train)
+        number = f"{wanted} " * bool(there)
+        there = f", of which there are {there}" * bool(there)
+        enough = spare and len(spare) >= wanted
+        return "" if enough else f"{number}spare clean images: the test images that --test-limit N leaves over{there}"
+
+    def learner(self, recipe: LearnRecipe, train: ImageSet, spare: ImageSet | None) -> LearnRecipe:
+        return self.change(recipe, train, self._clean(train, spare)) if self.change else recipe
+
+    def images(self, train: ImageSet, spare: ImageSet | None, engine: Engine) -> ImageSet:
+        return self.trained_on(train, self._clean(train, spare)) if self.trained_on else train
 
 
 def purified(images: Tensor, engine: Engine, file: str) -> Tensor:
@@ -132,31 +162,47 @@ def purified(images: Tensor, engine: Engine, file: str) -> Tensor:
     return transformed(images, Transform(file), engine)
 
 
+def _alone(train: ImageSet, spare: ImageSet) -> ImageSet:
+    return spare
+
+
+UERASER = TrivialAugment(Plasma(Identity()))
+
 COUNTERMEASURES: dict[str, Countermeasure] = {
     "none": Countermeasure("none"),
-    "jpeg": ByImage("JPEG {}", pixelwise.jpeg, 10, range(1, 96)),
+    "jpeg": ByImage("JPEG {}", pixelwise.jpeg, 10, QUALITIES),
+    "jpegload": ByAugment("JPEG {} at every load", LoadedJPEG, 10, QUALITIES),
     "grayscale": ByImage("grey-scale", pixelwise.grayscale),
-    "grayjpeg": ByImage("grey-scale, JPEG {}", pixelwise.grayjpeg, 10, range(1, 96)),
-    "webp": ByImage("WebP {}", pixelwise.webp, 10, range(1, 101)),
-    "resize": ByImage("resize to {} %", pixelwise.resize, 50, range(1, 101)),
+    "grayjpeg": ByImage("grey-scale, JPEG {}", pixelwise.grayjpeg, 10, QUALITIES),
+    "webp": ByImage("WebP {}", pixelwise.webp, 10, PERCENT),
+    "resize": ByImage("resize to {} %", pixelwise.resize, 50, PERCENT),
     "bitdepth": ByImage("bit depth {}", pixelwise.bitdepth, 2, range(1, 9)),
     "mean": ByImage("mean", pixelwise.mean),
     "gaussian": ByImage("Gaussian blur", pixelwise.gaussian),
     "median": ByImage("median", pixelwise.median),
     "bilateral": ByImage("bilateral", pixelwise.bilateral),
     "projection": BySet("projection", pixelwise.projection),
+    "denoise": BySet("denoised at {}", pixelwise.denoiser, 43, range(129)),
     "purifier": ByNet("purifier", purified),
     "cutout": ByAugment("cutout", lambda first: Cutout(first=first)),
     "colorjitter": ByAugment("colour jitter", lambda first: ColorJitter(first=first)),
     "trivialaugment": ByAugment("TrivialAugment", TrivialAugment),
+    "coin": ByAugment("COIN", Coin),
+    "rsk": ByAugment("RSK, low-pass", lambda first: Sharpened(then=first)),
+    "ueraser-lite": ByAugment("UEraser lite", lambda first: TrivialAugment(Plasma(first))),
+    "ueraser": ByPerturbation("UEraser", partial(trainers.Worst, UERASER, until=0.3)),
+    "ueraser-max": ByPerturbation("UEraser max", partial(trainers.Worst, UERASER)),
     "mixup": ByLoss("mixup", partial(Mixed, "mixup")),
     "cutmix": ByLoss("cutmix", partial(Mixed, "cutmix")),
-    "randomblur": ByPerturbation("random blur", RandomBlur),
-    "smoothing": ByPerturbation("smoothing", Gaussian),
+    "randomblur": ByPerturbation("random blur", trainers.RandomBlur),
+    "smoothing": ByPerturbation("smoothing", trainers.Gaussian),
     "at-l2": ByPerturbation("AT L2 0.5", partial(PGD, 127.5, norm="l2")),
-    "dat": ByPerturbation("DAT", ClassBlur),
-    "finetune": BySpare("fine-tuned", finetune),
-    "lastlayer": BySpare("last layer", probe),
+    "dat": ByPerturbation("DAT", trainers.ClassBlur),
+    "finetune": BySpare("fine-tuned", trainers.finetune),
+    "lastlayer": BySpare("last layer", trainers.probe),
+    "dfr": BySpare("DFR, {} % clean", trainers.reweight, 10, PERCENT, _alone),
+    "addclean": BySpare("{} % clean added", None, 20, PERCENT, trainers.added),
+    "onlyclean": BySpare("{} % clean alone", None, 20, PERCENT, _alone),
 }
 
 
@@ -184,7 +230,7 @@ def check_countermeasure(text: str) -> str:
 
 
 def label_of(text: str) -> str:
-    """The label of a countermeasure for figures; its own text if it is unknown, in the rows of another version.
+    """The label of a countermeasure for figures; its own text if it is unknown, as in rows of another version.
 
     >>> label_of("jpeg-30"), label_of("purifier=external.safetensors")
     ('JPEG 30', 'purifier')
@@ -204,18 +250,19 @@ def place_of(text: str) -> int:
 
 
 def learner_after(
-    recipe: LearnRecipe, names: Sequence[str], classes: int, spare: ImageSet | None = None
+    recipe: LearnRecipe, names: Sequence[str], train: ImageSet, spare: ImageSet | None = None
 ) -> LearnRecipe:
-    """The learner's recipe after the countermeasures, in this order; spare: clean images besides the training set.
+    """The learner's recipe after the countermeasures, in this order, before any image is changed.
 
-    Raises ValueError for an unknown name, a missing file, and what a countermeasure needs and does not have.
+    spare: clean images besides the training set. Raises ValueError for an unknown name, a missing file, and what a
+    countermeasure needs and does not have.
     """
     for name in names:
         each = named(name)
         each.check()
-        if need := each.needs(recipe, spare):
+        if need := each.needs(recipe, train, spare):
             raise ValueError(f"{name} needs {need}")
-        recipe = each.learner(recipe, classes, spare)
+        recipe = each.learner(recipe, train, spare)
     return recipe
 
 
@@ -228,10 +275,12 @@ def counter(
 ) -> tuple[ImageSet, LearnRecipe]:
     """(training images, learner's recipe) after the countermeasures, applied in the order given.
 
-    engine: runs the purifier's net, Engine() by default. spare and errors: as of learner_after.
+    engine: runs the purifier's net, Engine() by default. spare and errors: as in learner_after.
     """
-    recipe, engine = learner_after(recipe, names, len(train.classes), spare), engine or Engine()
+    learner_after(recipe, names, train, spare)  # raises before any image is changed
     for name in names:
-        changed = named(name).images(train, engine)
+        each = named(name)
+        recipe = each.learner(recipe, train, spare)
+        changed = each.images(train, spare, engine or Engine())
         train = train if changed is train else replace(changed, name=f"{train.name}, {name}")
     return train, recipe

@@ -1,58 +1,24 @@
-"""Countermeasures in training: TrivialAugment, perturbations that blur or add noise, nets pretrained on clean images.
+"""Countermeasures in training: perturbations of the learner's images, nets pretrained on other images, clean images.
 
-Source of all but TrivialAugment: Sadasivan et al., CUDA, CVPR 2023, whose authors test their protection against them.
+Where no other source is named: Sadasivan et al., CUDA, CVPR 2023, whose authors test their protection against it.
 """
 
 from dataclasses import dataclass, replace
-from functools import cache
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from semkit.images.augment import Augment, FlipCrop
+from semkit.images import storage
+from semkit.images.augment import Augment, Identity
 from semkit.images.imageset import ImageSet
-from semkit.images.pixels import LEVEL, check_count, check_radius, seeded, to_draw, to_float
+from semkit.images.pixels import LEVEL, check_count, check_radius, check_share, to_draw
 from semkit.nets.engine import input_gradient, predict
 from semkit.protections.cuda import blur, convolve
 from semkit.training.learning import LearnRecipe, Pretrained, accuracy
 from semkit.training.perturb import Perturbation
 
 LARGEST = 5.0  # entry of a filter under ascent, in size
-
-
-@cache
-def _trivial():
-    from torchvision.transforms import v2  # takes two seconds to import
-
-    return v2.TrivialAugmentWide()
-
-
-@dataclass(frozen=True)
-class TrivialAugment:
-    """The augmentation `first`, then for each image a random operation of random strength, by torchvision.
-
-    Made in 8-bit levels on the CPU, so it has no gradient. Source: Müller & Hutter, ICCV 2021 (the wide space).
-    """
-
-    first: Augment = FlipCrop()
-
-    def output_size(self, size: int) -> int:
-        return self.first.output_size(size)
-
-    def draw(self, n: int, size: tuple[int, int], generator: Generator) -> tuple:
-        """(first's draws, a seed for each image)."""
-        drawn = self.first.draw(n, size, generator)
-        return drawn, torch.randint(2**62, (n,), generator=generator, device=generator.device)
-
-    def apply(self, x: Tensor, drawn: tuple) -> Tensor:
-        before, seeds = drawn
-        x = self.first.apply(x, before)
-        levels, done = (255 * x).round().clamp(0, 255).to("cpu", torch.uint8), []
-        for image, seed in zip(levels, seeds.tolist(), strict=True):
-            with seeded(seed):
-                done.append(_trivial()(image))
-        return torch.empty_like(x).copy_(to_float(torch.stack(done)))
 
 
 def rescaled(x: Tensor) -> Tensor:
@@ -64,11 +30,11 @@ def rescaled(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class RandomBlur(Perturbation):
-    """Filter every image with a random filter of its own, drawn as CUDA draws those of the classes: augmentation.
+    """Filter each image with a random filter of its own, drawn as CUDA draws the filters of the classes.
 
         entries ~ U(0, strength), one of them, at random, 1;  the result divided by its maximum
 
-    This is a trainer who knows the protection and lacks only its key.
+    So the trainer knows the protection, and lacks only its key.
     """
 
     kernel: int = 3
@@ -95,9 +61,9 @@ class RandomBlur(Perturbation):
 class Gaussian(Perturbation):
     """x + sigma n with n ~ N(0, 1) for every value: the training for randomised smoothing.
 
-    sigma in levels; 127.5 is half of the range, as published. Not clipped to the box, because so much noise would be
-    lost in part. Such a net knows noisy images only, so a row has its accuracy as Smoothed too, as `smoothed`. Raises
-    ValueError for a sigma that looks like a fraction. Source: Cohen et al., ICML 2019.
+    sigma in levels; 127.5, half of the range, is published. The result is not clipped to the box, because that would
+    cut much of the noise. The net has seen noisy images only, so a row also has its accuracy as Smoothed: `smoothed`.
+    Raises ValueError for a sigma that looks like a fraction. Source: Cohen et al., ICML 2019.
     """
 
     sigma: float = 127.5
@@ -120,10 +86,10 @@ class Gaussian(Perturbation):
 
 
 class Smoothed(nn.Module):
-    """A smoothed net: how many of `copies` noisy copies of each image the net gives to each class, [N,classes].
+    """A smoothed net: its output [N,classes] counts the votes of `copies` noisy copies of each image.
 
-    The net must have been prepared by an Engine. Every pass draws new noise, from `seed` on; predict and accuracy take
-    it as any other net. Raises ValueError for no copies.
+    `net` must have been prepared by an Engine; predict and accuracy take the smoothed net like any other. Every pass
+    draws new noise, from `seed` on. Raises ValueError for copies < 1.
     """
 
     def __init__(self, net: nn.Module, noise: Gaussian, copies: int = 16, seed: int = 0):
@@ -139,13 +105,13 @@ class Smoothed(nn.Module):
 
 @dataclass(frozen=True)
 class ClassBlur(Perturbation):
-    """DAT: blur every class of the batch with the filter that maximises the learner's loss, found by gradient ascent.
+    """DAT: blur each class of the batch with the filter that maximises the learner's loss, by gradient ascent.
 
         w_c <- clip(w_c + rate * d/dw_c mean over the batch of CE(f(rescaled(blur(x, w_y))), y), -5, 5)
 
-    `steps` times, in eval mode; the learner trains on rescaled(blur(x, w_y)). Filter size, 10 steps, rate .1 and the
-    clip at 5 are published. Chosen here: w_c starts as the identity in every batch, and there is no bias, which
-    rescaling would remove.
+    `steps` times in eval mode; the learner trains on rescaled(blur(x, w_y)). Kernel size, 10 steps, rate .1 and the
+    clip at 5 are published. This kit's choices: w_c starts as the identity in every batch, and it has no bias, because
+    rescaling removes one.
     """
 
     kernel: int = 5
@@ -182,13 +148,69 @@ class ClassBlur(Perturbation):
         return rescaled(blur(x, filters[which]))
 
 
-def finetune(recipe: LearnRecipe, spare: ImageSet) -> LearnRecipe:
-    """Train the learner on clean images, `spare`, first; then go on with all layers at a tenth of the learning rate."""
+@dataclass(frozen=True)
+class Worst(Perturbation):
+    """The draw of an augmentation with the largest loss, for each image, among `draws` of them: UEraser.
+
+        x_adv = t_k(x) with k = argmax of CE(f(t_k(x)), y),  t_1 ... t_draws ~ augment
+
+    f is in eval mode here, and trains on the chosen draws alone; the released code lets batch-norm see all of them.
+    until: after this share of the training only the first draw is made. One draw is the augmentation itself. passes
+    is 0, because the `draws` forward passes an image have no gradient. Source: Qin et al., UEraser, 2023.
+    """
+
+    augment: Augment = Identity()
+    draws: int = 5
+    until: float = 1.0
+    radius = 0.0
+    passes = 0
+
+    def __post_init__(self):
+        object.__setattr__(self, "draws", check_count(self.draws, "draws", 1))
+        object.__setattr__(self, "until", check_share(self.until, "until"))
+
+    def at(self, progress: float) -> "Worst":
+        return self if progress < self.until else replace(self, draws=1)
+
+    def draw(self, x: Tensor, generator: Generator | None = None) -> tuple:
+        """The draws of the augmentation, one after the other."""
+        return tuple(self.augment.draw(len(x), x.shape[2:], generator) for _ in range(self.draws))
+
+    def apply(self, model: nn.Module, x: Tensor, y: Tensor, drawn: tuple, target: Tensor | None = None) -> Tensor:
+        views, goal = [self.augment.apply(x, one) for one in drawn], y if target is None else target
+        if len(views) == 1:
+            return views[0]
+        losses = torch.stack([F.cross_entropy(predict(model, view), goal, reduction="none") for view in views])
+        return torch.stack(views)[losses.argmax(0), torch.arange(len(x), device=x.device)]
+
+
+def finetune(recipe: LearnRecipe, train: ImageSet, spare: ImageSet) -> LearnRecipe:
+    """Train on clean images, `spare`, first; then all layers go on, on `train`, at a tenth of the learning rate."""
     slow = replace(recipe.sgd, lr=recipe.sgd.lr / 10)
     return replace(recipe, sgd=slow, pretrained=Pretrained(spare, recipe))
 
 
-def probe(recipe: LearnRecipe, spare: ImageSet) -> LearnRecipe:
-    """As finetune, but only the last layer goes on learning (linear probe)."""
-    tuned = finetune(recipe, spare)
+def probe(recipe: LearnRecipe, train: ImageSet, spare: ImageSet) -> LearnRecipe:
+    """As finetune, but only the last layer learns from `train` (linear probe)."""
+    tuned = finetune(recipe, train, spare)
     return replace(tuned, pretrained=replace(tuned.pretrained, last_layer=True))
+
+
+def reweight(recipe: LearnRecipe, train: ImageSet, spare: ImageSet) -> LearnRecipe:
+    """DFR, deep feature reweighting: train on `train` first; then only the last layer goes on, on clean images.
+
+    It is probe with the roles of the two sets swapped. So it asks whether the features that a net learns from protected
+    images are still good for anything. Sources: Kirichenko et al., ICLR 2023; Sandoval-Segura et al., NeurIPS 2023.
+    """
+    return probe(recipe, spare, train)
+
+
+def added(train: ImageSet, spare: ImageSet) -> ImageSet:
+    """The training images and clean ones besides: a trainer with partial clean data."""
+    n = len(train)
+    both = storage.zeros((n + len(spare), *train.images.shape[1:]), torch.uint8, train.scratch, train.images.device)
+    for part in storage.blocks(train.images):
+        both[:n][part] = train.images[part]
+    both[n:] = spare.images
+    labels = torch.cat([train.labels, spare.labels.to(train.labels.device)])
+    return replace(train, images=both, labels=labels, files=())

@@ -215,7 +215,7 @@ def fit(
             generator = engine.generator(own, "learn", step)
             x, y = _batch(train, index, recipe.augment, engine, generator)
             sgd.set_rate(optimizer, step)
-            loss = partial(recipe.objective, model, x, y, recipe.perturbation, generator)
+            loss = partial(recipe.objective, model, x, y, recipe.perturbation.at(step / sgd.steps), generator)
             losses.append(step_down(model, optimizer, loss))
             if (step + 1) % every == 0 or step + 1 == recipe.sgd.steps:
                 curve.append((step + 1, accuracy(model, test)))

@@ -53,6 +53,10 @@ class Perturbation:
         """The same at a share of its radius and step size."""
         return replace(self, radius=self.radius * share)
 
+    def at(self, progress: float) -> "Perturbation":
+        """The perturbation at this share of a learner's training, 0 to 1; most stay the same."""
+        return self
+
     def learn(self, logits: Tensor, y: Tensor) -> None:
         """Called with the training net's logits [N,classes] at the perturbed images, for perturbations that adapt."""
 
