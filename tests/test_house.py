@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import semkit
+from semkit.nets.cache import imported
 from semkit.protections.methods import PROTECTIONS
 
 PACKAGE = Path(__file__).parents[1] / "semkit"
@@ -89,6 +90,12 @@ def test_an_import_from_below_would_be_seen():
         "def f():\n    from semkit.app.cli import main\nfrom semkit.analysis import report\nimport semkit.app.cli"
     )
     assert [floor(other) > floor("images.pixels") for other in known(twin)] == 4 * [True]
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_the_key_of_a_run_has_the_code_of_every_import(module):
+    found = {name.removeprefix("semkit.") for name in imported(f"semkit.{module}")}
+    assert found == set(known(parsed(module))) - set(FLOORS)
 
 
 def circle(graph):

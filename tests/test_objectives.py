@@ -173,7 +173,8 @@ def test_a_recipe_names_its_objective():
     assert recipe == replace(recipe, objective=Plain()) and "objective=Trades(beta=6.0)" in repr(
         replace(recipe, objective=Trades())
     )
-    assert len({key(replace(recipe, objective=o)) for o in (*OBJECTIVES, Trades(1), Mart(1), Rsr(1))}) == 7
+    recipes = [replace(recipe, objective=o) for o in (*OBJECTIVES, Trades(1), Mart(1), Rsr(1))]
+    assert len({key("semkit.analysis.study", recipe) for recipe in recipes}) == 7
 
 
 @pytest.mark.parametrize("make", [Trades, Mart, Rsr])

@@ -1,5 +1,6 @@
 """Kept runs: found again at once, never taken for one another, and complete rows."""
 
+import ast
 import itertools
 import os
 import shutil
@@ -114,19 +115,33 @@ def test_images_changed_in_place_are_another_run(tmp_path):
     assert row["curve"] == [list(p) for p in fit(split.train, split.test, LEARN, lab=Lab(ENGINE)).curve]
 
 
-def test_changed_code_does_not_find_the_runs_of_the_code_before(tmp_path):
+STUDY = "semkit.analysis.study"
+RUNS = {  # what is made -> the module that makes it, and its recipe
+    "learner": "STUDY", "noise": "'semkit.protections.base', sk.craft_recipe('sem')",
+    "lesson": "'semkit.lessons.savings'", "notebook's own": "'__main__'",
+}  # fmt: skip
+
+
+def test_changed_code_makes_new_runs_of_what_runs_it_and_finds_the_other_ones(tmp_path):
     shutil.copytree(Path(semkit.__file__).parent, tmp_path / "semkit", ignore=shutil.ignore_patterns("__pycache__"))
+    keys = ", ".join(f"key({of})" for of in RUNS.values())
+    text = f"import semkit as sk; from semkit.nets.cache import key; STUDY = {STUDY!r}; print([{keys}])"
 
-    def name_of_a_run() -> str:
-        said = [sys.executable, "-c", "from semkit.nets.cache import key; print(key('a recipe'))"]
-        return subprocess.run(said, env={**os.environ, "PYTHONPATH": str(tmp_path)}, text=True, **told).stdout
+    def names(*changed: str) -> dict[str, str]:
+        for path in changed:
+            with (tmp_path / "semkit" / path).open("a") as file:
+                file.write("# changed\n")
+        said = subprocess.run([sys.executable, "-c", text], cwd=tmp_path, stdout=subprocess.PIPE, check=True)
+        return dict(zip(RUNS, ast.literal_eval(said.stdout.decode()), strict=True))
 
-    told = dict(cwd=tmp_path, stdout=subprocess.PIPE, check=True)
-    before = name_of_a_run()
-    assert before.strip() == key("a recipe")  # wherever the package lies
-    with (tmp_path / "semkit/app/cli.py").open("a") as file:
-        file.write("# changed\n")
-    assert name_of_a_run() != before
+    before = names()
+    assert before["learner"] == key(STUDY)  # wherever the package lies
+    drawn = names("analysis/figures.py", "lessons/mixtures.py", "app/cli.py")
+    assert [of for of in RUNS if drawn[of] != before[of]] == ["notebook's own"]
+    crafted = names("protections/crafting.py")
+    assert [of for of in RUNS if crafted[of] != drawn[of]] == ["noise", "lesson", "notebook's own"]
+    countered = names("countermeasures/pixelwise.py")
+    assert [of for of in RUNS if countered[of] != crafted[of]] == ["learner", "lesson", "notebook's own"]
 
 
 def test_learners_tested_on_other_images_are_other_runs(tmp_path):
@@ -150,8 +165,8 @@ LEARN_CHANGES = {
 def test_every_field_of_a_recipe_is_part_of_the_name_of_a_run(recipe, changes):
     assert set(changes) == {field.name for field in fields(recipe)}, "a new field needs a line here"
     recipe = replace(recipe, start="warm") if recipe is CRAFT else recipe
-    names = {key(replace(recipe, **{name: value})) for name, value in changes.items()}
-    assert len({key(recipe), *names}) == len(changes) + 1
+    names = {key(STUDY, replace(recipe, **{name: value})) for name, value in changes.items()}
+    assert len({key(STUDY, recipe), *names}) == len(changes) + 1
 
 
 @pytest.mark.parametrize("lost", ["noise*.safetensors", "noise*.json", "noise*.weights"])

@@ -31,7 +31,7 @@ from semkit.images.picture import BYTES_PER_PIXEL, read_image, stored_size, writ
 from semkit.images.pixels import check_seed
 from semkit.images.quality import Quality
 from semkit.images.storage import AUTO, Storage, blocks, free_memory, zeros
-from semkit.nets.cache import CODE, as_dict
+from semkit.nets.cache import as_dict, code
 from semkit.nets.lab import Interrupted, Lab, OnStep
 from semkit.nets.models import check_model
 from semkit.protections.base import Change, Recipe
@@ -136,7 +136,7 @@ def _record(found: Originals, recipe: Recipe, share: float, seed: int, lab: Lab)
     told = as_dict(recipe)
     fraction = {"fraction": share}
     return {
-        "semkit": __version__, "code": CODE, "torch": torch.__version__,
+        "semkit": __version__, "code": code(__name__, recipe), "torch": torch.__version__,
         "fingerprint": hashlib.sha256(repr((found.images.fingerprint, found.outputs)).encode()).hexdigest()[:24],
         "recipe": told | fraction if "fraction" in told else told, "seed": seed,
         **({} if "fraction" in told else fraction), **({"method": recipe.method} if recipe.radius is None else {}),

@@ -14,7 +14,7 @@ from semkit.analysis.canvas import Figure, draw_lines, legend, new_figure, title
 from semkit.analysis.statistics import Rows
 from semkit.images.imageset import Split
 from semkit.lessons.answers import checker
-from semkit.nets.cache import kept_json
+from semkit.nets.cache import as_json, kept
 from semkit.nets.lab import Lab
 from semkit.nets.models import INJECTED
 from semkit.nets.weights import alphas, check_sparsity, pruned, sparsity
@@ -98,7 +98,7 @@ def pruned_rows(
     for seed, (name, recipe) in product(seeds, learners.items()):
         make = partial(_cut_rows, split, recipe, cut, shares, seed, lab.doing(f"{name}, seed {seed}"))
         parts = (split.train.fingerprint, split.test.fingerprint, recipe, cut, shares, seed)
-        found = kept_json(lab, "pruned", parts, make)
+        (found,) = kept(lab, "pruned", parts, lambda _, make=make: (make(),), as_json())
         rows += [{"method": name, "lam": recipe.objective.lam, "seed": seed, **row} for row in found]
     return pd.DataFrame(rows).astype({"alpha": float})
 

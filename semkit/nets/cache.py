@@ -1,10 +1,12 @@
 """Finished runs as files, each under the hash of all that its result depends on: a second call is instant."""
 
+import functools
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 
 import safetensors
@@ -21,15 +23,48 @@ def runs_folder() -> Path:
     return Path(os.environ.get("SEMKIT_RUNS") or Path.home() / ".cache" / "semkit" / "runs")
 
 
-def _code() -> str:
-    """A hash of this package's source files."""
-    folder, digest = Path(__file__).parents[1], hashlib.sha256()
-    for path in sorted(folder.rglob("*.py")):
-        digest.update(repr((path.relative_to(folder).as_posix(), path.read_bytes())).encode())
-    return digest.hexdigest()[:24]
+PACKAGE = Path(__file__).parents[1]
+SOURCES = {  # module -> its source, read now: files may change while this process runs the code that it has read
+    ".".join((PACKAGE.name, *path.relative_to(PACKAGE).with_suffix("").parts)): path.read_text("utf-8")
+    for path in sorted(PACKAGE.rglob("*.py"))
+}
+# Not ast, because ast.parse raises SystemError in Python 3.11 when two threads call it at once.
+IMPORT = re.compile(r"^\s*(?:from|import) (semkit[.\w]*)(?: import (\([^)]*\)|.*))?", re.MULTILINE)
 
 
-CODE = _code()  # at import, because files may change while this process runs the code that it has read
+def imported(module: str) -> set[str]:
+    """The modules of this package that a module imports, inside its functions too."""
+    found = IMPORT.findall(SOURCES[module])
+    names = {f"{where}.{name}" for where, names in found for name in re.findall(r"\w+", names)}
+    return (names | {where for where, _ in found}) & SOURCES.keys()
+
+
+@functools.cache
+def _hash_of(modules: frozenset[str]) -> str:
+    """A hash of the source of these modules and of all that they import; of the whole package for a module outside."""
+    found, new = set(), set(modules if modules <= SOURCES.keys() else SOURCES)
+    while new:
+        found |= new
+        new = set().union(*map(imported, new)) - found
+    return hashlib.sha256(repr([(name, SOURCES[name]) for name in sorted(found)]).encode()).hexdigest()[:24]
+
+
+def _modules(value) -> Iterator[str]:
+    """The modules of the dataclasses in a recipe, and of its functions: their code makes the result."""
+    if is_dataclass(value) or callable(value):
+        yield getattr(value, "__module__", type(value).__module__)
+    inside = vars(value).values() if is_dataclass(value) else value if isinstance(value, tuple | list) else ()
+    for part in inside:
+        yield from _modules(part)
+
+
+def code(module: str, *values) -> str:
+    """A hash of the code that makes a result: of `module`, of the types in `values`, and of all that they import.
+
+    So a change in a figure leaves the runs of a grid valid. A module outside of this package, such as a notebook, may
+    use all of it: the hash is then that of the whole package.
+    """
+    return _hash_of(frozenset((module, *_modules(values))))
 
 
 def as_dict(recipe) -> dict:
@@ -42,9 +77,9 @@ def as_dict(recipe) -> dict:
     return {k: v if isinstance(v, plain) else repr(v) for k, v in values.items()}
 
 
-def key(*parts) -> str:
-    """The name of a run: a hash of everything that its result depends on, this package's code included."""
-    return hashlib.sha256(repr((CODE, torch.__version__, *parts)).encode()).hexdigest()[:24]
+def key(module: str, *parts) -> str:
+    """The name of a run: a hash of all that its result depends on, code(module, *parts) included."""
+    return hashlib.sha256(repr((code(module, *parts), torch.__version__, *parts)).encode()).hexdigest()[:24]
 
 
 @dataclass(frozen=True)
@@ -83,13 +118,13 @@ def as_weights(build: Callable[[], nn.Module]) -> Store:
 def kept(lab: Lab, kind: str, parts: tuple, make: Callable[[Path | None], tuple], *stores: Store) -> tuple:
     """The results of make(state), one for each of `stores`, taken from lab.cache if it was made of the same before.
 
-    `parts` and the engine's settings are what the results depend on. `state` is a path where make may save its
-    progress; it is removed at the end. A run that lacks a file is made again. With lab.cache None nothing is kept and
-    state is None. Raises ValueError for a damaged file in the cache, which it names.
+    `parts`, the engine's settings and the code of make's module are what the results depend on. `state` is a path
+    where make may save its progress; it is removed at the end. A run that lacks a file is made again. With lab.cache
+    None nothing is kept and state is None. Raises ValueError for a damaged file in the cache, which it names.
     """
     if lab.cache is None:
         return make(None)
-    stem = Path(lab.cache) / f"{kind}-{key(*parts, lab.engine.settings())}"
+    stem = Path(lab.cache) / f"{kind}-{key(make.__module__, *parts, lab.engine.settings())}"
     paths = [stem.with_name(stem.name + store.ending) for store in stores]
     if all(path.exists() for path in paths):
         return tuple(_loaded(store, path) for store, path in zip(stores, paths, strict=True))
@@ -108,8 +143,3 @@ def _loaded(store: Store, path: Path):
         return store.load(path)
     except (OSError, ValueError, safetensors.SafetensorError) as error:
         raise ValueError(f"{shown(path)} is damaged ({one_line(error)}); delete it to make it again") from error
-
-
-def kept_json(lab: Lab, kind: str, parts: tuple, make: Callable[[], list | dict]):
-    """make(), which JSON can hold, kept as `kept` has it."""
-    return kept(lab, kind, parts, lambda _: (make(),), as_json())[0]
