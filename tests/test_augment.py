@@ -1,11 +1,29 @@
 """Batched augmentation against one image at a time."""
 
+import io
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torchvision.transforms.v2 import functional as v2
 
-from semkit.images.augment import ColorJitter, Cutout, FlipCrop, Identity, ResizedCrop, luma, turned, views
+from semkit.countermeasures.pixelwise import gaussian, grayscale, jpeg
+from semkit.images.augment import (
+    JPEG,
+    ColorJitter,
+    Cutout,
+    FlipCrop,
+    GaussianBlur,
+    Grey,
+    Identity,
+    OneOf,
+    ResizedCrop,
+    luma,
+    turned,
+    views,
+)
+from semkit.images.pixels import to_float
 
 
 def generator(seed=0):
@@ -253,3 +271,63 @@ def test_a_turn_of_the_circle_is_none_and_a_third_moves_the_channels_on():
 def test_jitter_of_no_sense_is_refused(sizes, reason):
     with pytest.raises(ValueError, match=reason):
         ColorJitter(*sizes)
+
+
+# -- what a trainer does to images, as views ---------------------------------------------------------------------------
+
+BYTES = (255 * floats(6, 3, 16, 24)).round().to(torch.uint8)
+WAYS = (Identity(), Grey(), GaussianBlur(), JPEG(10))
+
+
+@pytest.mark.parametrize("quality", [10, 75])
+def test_jpeg_gives_what_pillow_decodes(quality):
+    got = JPEG(quality).apply(to_float(BYTES), ())
+    expected = []
+    for image in BYTES.permute(0, 2, 3, 1).numpy():
+        Image.fromarray(np.ascontiguousarray(image)).save(file := io.BytesIO(), "JPEG", quality=quality)
+        expected.append(np.asarray(Image.open(file)))
+    assert torch.equal(got, to_float(torch.from_numpy(np.stack(expected)).permute(0, 3, 1, 2)))
+
+
+def test_jpeg_carries_the_gradient_straight_through():
+    x = to_float(BYTES).requires_grad_()
+    slope = floats(*BYTES.shape, seed=1)
+    (JPEG(10).apply(x, ()) * slope).sum().backward()
+    assert torch.equal(x.grad, slope)
+
+
+def test_views_are_what_the_countermeasures_make():
+    for way, countermeasure in ((Grey(), grayscale), (GaussianBlur(), gaussian), (JPEG(10), jpeg)):
+        got, expected = way.apply(to_float(BYTES), ()), to_float(countermeasure(BYTES))
+        assert (got - expected).abs().max() <= 0.51 / 255, way  # they round
+
+
+def test_one_of_takes_each_way_for_its_share_of_the_images_after_the_first_augmentation():
+    t, x = OneOf(WAYS, FlipCrop(2)), 1.2 * floats(400, 3, 8, 8) - 0.1
+    first, which = drawn = t.draw(len(x), (8, 8), generator())
+    assert all(70 < count < 130 for count in which.bincount(minlength=4))
+    got, before = t.apply(x, drawn), FlipCrop(2).apply(x, first).clamp(0, 1)
+    for k, way in enumerate(WAYS):
+        assert torch.equal(got[which == k], way.apply(before[which == k], ()))
+    assert torch.equal(t.apply(x, t.draw(len(x), (8, 8), generator())), got)
+    assert t.apply(x[:1], (tuple(d[:1] for d in first), which[:1])).shape == (1, 3, 8, 8)  # most ways get no image
+
+
+def test_one_of_has_the_gradient_of_the_way_that_each_image_took():
+    t, x = OneOf(WAYS, Identity()), floats(40, 3, 8, 8)
+    _, which = drawn = t.draw(40, (8, 8), generator())
+    slope = floats(40, 3, 8, 8, seed=1)
+
+    def gradient(apply):
+        leaf = x.clone().requires_grad_()
+        return torch.autograd.grad(apply(leaf), leaf, slope)[0]
+
+    got = gradient(lambda leaf: t.apply(leaf, drawn))
+    for k, way in enumerate(WAYS):
+        alone = gradient(lambda leaf, way=way: way.apply(leaf, ()))
+        assert torch.allclose(got[which == k], alone[which == k], atol=1e-6)
+
+
+def test_a_jpeg_quality_that_pillow_does_not_have_is_refused():
+    with pytest.raises(ValueError, match="quality must be at most 95, got 100"):
+        JPEG(100)

@@ -17,6 +17,7 @@ from semkit.nets.lab import Lab
 from semkit.protections.base import Crafted, NoiseRecipe, Recipe
 from semkit.protections.crafting import CraftRecipe, noise_of_batch
 from semkit.protections.cuda import ClassFilters, CleanPart
+from semkit.protections.methods import PROTECTIONS
 from semkit.protections.recipes import craft_recipe
 from semkit.training.learning import LearnRecipe
 from semkit.training.perturb import PGD, Clean, Perturbation, Uniform
@@ -174,10 +175,30 @@ def cuda_defences(preset: str, size: int) -> Crafts:
     return {"cuda .3": ClassFilters(), "clean": None}
 
 
+def achromatic(preset: str, size: int) -> Crafts:
+    """From SEM to sem-jpeg, one change after the other, and two controls that owe nothing to SEM."""
+    names = ("sem", "sem-grey", "sem-jpeg", "em-grey", "random-grey")
+    made = {name: PROTECTIONS[name].recipe(preset, size=size) for name in names}
+    jpeg, first = made["sem-jpeg"], made["sem"].augment
+    parts = {
+        "sem-jpeg, noise side": replace(jpeg, surrogate_augment=first),
+        "sem-jpeg, colour": replace(jpeg, colour=1),
+    }
+    return {"clean": None, **made, **parts}
+
+
+def colours(preset: str, size: int) -> Crafts:
+    """SEM under growing colour budgets, from achromatic to free."""
+    shares = (0, 0.125, 0.25, 0.5, 1)
+    made = {f"colour {share:g}": craft_recipe("sem", preset, size=size, colour=share) for share in shares}
+    return {"clean": None, **made}
+
+
 DESIGNS: dict[str, Callable[[str, int], Crafts]] = {
     "pairs": pairs, "noise-sides": noise_sides, "sides-alone": sides_alone, "budgets": budgets, "cuda": cuda,
     "cuda-controls": cuda_controls, "cuda-parts": cuda_parts, "cuda-defences": cuda_defences,
     "frozen-judge": frozen_judge, "stability": stability,
+    "achromatic": achromatic, "colours": colours,
 }  # fmt: skip
 DEFENCES = ("randomblur", "smoothing", "finetune", "lastlayer", "at-l2", "dat")
 

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from semkit.images.pixels import check_count, check_share
+from semkit.images.picture import through_jpeg
+from semkit.images.pixels import box, check_count, check_share, to_float
 
 
 @dataclass(frozen=True)
@@ -229,7 +230,77 @@ class ColorJitter:
         return turned(x, turns)
 
 
-Augment = Identity | FlipCrop | ResizedCrop | Cutout | ColorJitter
+@dataclass(frozen=True)
+class Grey(Identity):
+    """Grey-scale: all three channels become the luma, .299 R + .587 G + .114 B."""
+
+    def apply(self, x: torch.Tensor, drawn: tuple) -> torch.Tensor:
+        return luma(x).expand_as(x)
+
+
+@dataclass(frozen=True)
+class GaussianBlur(Identity):
+    """Blur with the Gaussian of 3 x 3 pixels, 1/4 1/2 1/4 down and across; mirrored at the border."""
+
+    def apply(self, x: torch.Tensor, drawn: tuple) -> torch.Tensor:
+        x = F.pad(x, (1, 1, 1, 1), mode="reflect")
+        x = (x[:, :, :-2] + 2 * x[:, :, 1:-1] + x[:, :, 2:]) / 4
+        return (x[..., :-2] + 2 * x[..., 1:-1] + x[..., 2:]) / 4
+
+
+@dataclass(frozen=True)
+class JPEG(Identity):
+    """JPEG of this quality, 1 to 95, each image through Pillow's codec; straight-through.
+
+    Values are what Pillow decodes, gradients those of the identity, because the codec's own are zero almost everywhere.
+    x [N,3,H,W] in [0,1], rounded to 8 bits first.
+    """
+
+    quality: int = 10
+
+    def __post_init__(self):
+        object.__setattr__(self, "quality", check_count(self.quality, "quality", 1, 95))
+
+    def apply(self, x: torch.Tensor, drawn: tuple) -> torch.Tensor:
+        levels = (255 * x.detach()).round().to("cpu", torch.uint8).permute(0, 2, 3, 1).contiguous()
+        for image in levels.numpy():
+            image[...] = through_jpeg(image, self.quality)
+        decoded = to_float(levels.to(x.device), x.dtype).permute(0, 3, 1, 2)
+        return decoded + (x - x.detach())  # the value of `decoded`, the gradient of x
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """The augmentation `first`, then for each image one of `ways`, all equally likely.
+
+    So the views of a noise step hold what a trainer may do to the images. The images are clipped to [0,1] between the
+    two, because a trainer's are.
+
+    >>> augment, x = OneOf((Identity(), Grey())), torch.rand(5, 3, 8, 8)
+    >>> augment.apply(x, augment.draw(5, (8, 8), torch.Generator())).shape
+    torch.Size([5, 3, 8, 8])
+    """
+
+    ways: tuple[Identity | Grey | GaussianBlur | JPEG, ...]
+    first: Identity | FlipCrop | ResizedCrop = FlipCrop()
+
+    def output_size(self, size: int) -> int:
+        return self.first.output_size(size)
+
+    def draw(self, n: int, size: tuple[int, int], generator: torch.Generator) -> tuple:
+        drawn = self.first.draw(n, size, generator)
+        return drawn, torch.randint(len(self.ways), (n,), generator=generator, device=generator.device)
+
+    def apply(self, x: torch.Tensor, drawn: tuple) -> torch.Tensor:
+        before, which = drawn
+        x = box(self.first.apply(x, before))
+        changed = x.clone()
+        for k, way in enumerate(self.ways):
+            changed[which == k] = way.apply(x[which == k], ())
+        return changed
+
+
+Augment = Identity | FlipCrop | ResizedCrop | Cutout | ColorJitter | OneOf
 
 
 def views(augment: Augment, x: torch.Tensor, draws: Sequence[tuple]) -> torch.Tensor:

@@ -13,11 +13,12 @@ from torch import nn
 from semkit.images import storage
 from semkit.images.augment import Augment, FlipCrop, as_one, views
 from semkit.images.imageset import ImageSet
-from semkit.images.pixels import LEVEL, box, check_count, check_radius, check_step_size, to_levels, uniform
+from semkit.images.pixels import LEVEL, box, check_count, check_share, check_step_size, to_levels, uniform
 from semkit.nets import models
 from semkit.nets.engine import Engine, Passes, count_passes, input_gradient, step_down, together
 from semkit.nets.lab import Interrupted, Lab
 from semkit.protections.base import Crafted, NoiseRecipe
+from semkit.protections.noise import check_noise_radius
 from semkit.protections.state import State
 from semkit.training.bullettrain import mining
 from semkit.training.objectives import Plain
@@ -38,6 +39,9 @@ class CraftRecipe(NoiseRecipe):
     fade_in: share of the steps over which the images' contrast rises from 0 to all; ramp: share of the steps over which
     both sides' radii do. Both are this kit's (0 in the published recipes): noise that is learned before the content is
     keeps a short training from exaggerating the content instead.
+    colour: the noise of a pixel differs between R, G and B by at most 2 * colour * radius levels (before rounding): 1
+    sets no limit, 0 is achromatic noise, the same in all three. What is left after grey-scale or JPEG is mostly that.
+    surrogate_augment: the augmentation of the surrogate step, None for `augment`.
     Raises ValueError for settings that cannot be. Source: Liu et al., AAAI 2024.
     """
 
@@ -51,24 +55,21 @@ class CraftRecipe(NoiseRecipe):
     class_wise: bool = False
     fade_in: float = 0.0
     ramp: float = 0.0
+    colour: float = 1.0
     augment: Augment = FlipCrop()
+    surrogate_augment: Augment | None = None
     surrogate: str = "resnet18"
     sgd: SGD = SGD(steps=5000, batch=128, milestones=(2000, 4000))
 
     def __post_init__(self):
-        object.__setattr__(self, "radius", check_radius(self.radius))
+        object.__setattr__(self, "radius", check_noise_radius(self.radius))
         object.__setattr__(self, "step_size", check_step_size(self.step_size))
         object.__setattr__(self, "steps", check_count(self.steps, "steps"))
         object.__setattr__(self, "samples", check_count(self.samples, "samples", 1))
-        if 0 < self.radius < 1:
-            raise ValueError(
-                f"radius must be 1 level at least, as noise is stored in whole levels, got {self.radius:g}"
-            )
-        if self.radius > 127:
-            raise ValueError(f"radius must be at most 127 levels, which is what int8 noise holds, got {self.radius:g}")
         for name in ("fade_in", "ramp"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is a share of the steps, 0 to 1, got {getattr(self, name)}")
+        object.__setattr__(self, "colour", check_share(self.colour, "colour"))
         if self.start not in STARTS:
             raise ValueError(f"start must be one of {', '.join(STARTS)}, got {self.start!r}")
         if self.class_wise and self.start != "warm":
@@ -124,9 +125,11 @@ def noise_step(
     """delta after one step of descent on the surrogate's loss over `samples` draws of t and of the noise side.
 
         z = box(t(x + delta));  a = noise_side(z)
-        delta <- clip(delta - step_size * sign(sum over samples of d<z, grad_a L(f(a), y)> / d delta), radius)
+        g = sum over samples of d<z, grad_a L(f(a), y)> / d delta
+        delta <- clip(delta - step_size * sign(g), radius)
 
     Straight-through: the gradient is taken at the perturbed image a and carried to delta at the unperturbed z.
+    With colour 0 the sign is that of g's sum over R, G and B: one step for all three.
     x [N,C,H,W] in [0,1], y [N], delta [N,C,H,W] with |delta| <= radius/255 -> the same. Class-wise: delta [M,C,H,W]
     and rows [N], the delta of each image. Source: Liu et al., AAAI 2024; EM: Huang et al., ICLR 2021.
     """
@@ -138,8 +141,25 @@ def noise_step(
         total = slope if total is None else total.add_(slope)
     if rows is not None:
         total = torch.zeros_like(delta).index_put_((rows,), total, accumulate=True)
+    return _within(delta.sub(_direction(total, recipe.colour), alpha=recipe.step_size * LEVEL), recipe)
+
+
+def _direction(slope: torch.Tensor, colour: float) -> torch.Tensor:
+    """The sign of the gradient; the smaller the colour budget, the more the sign of its sum over the channels."""
+    if colour == 1:
+        return slope.sign_()
+    grey = slope.sum(1, keepdim=True).sign_()
+    return torch.lerp(grey.expand_as(slope), slope.sign_(), colour)
+
+
+def _within(delta: torch.Tensor, recipe: CraftRecipe) -> torch.Tensor:
+    """delta moved into the radius and the colour budget, in place where it can be."""
     radius = recipe.radius * LEVEL
-    return delta.sub(total.sign_(), alpha=recipe.step_size * LEVEL).clamp_(-radius, radius)
+    if recipe.colour < 1:
+        low, high = delta.aminmax(dim=1, keepdim=True)
+        middle, apart = (low + high) / 2, recipe.colour * radius
+        delta = middle + (delta - middle).clamp_(-apart, apart)
+    return delta.clamp_(-radius, radius)
 
 
 def _straight_through(model, protected, seen, y, recipe: CraftRecipe, generator, samples: int) -> torch.Tensor:
@@ -170,7 +190,7 @@ def noise_of_batch(
     """The batch's noise after `steps` noise steps from the recipe's start; `stored` is where a warm start begins."""
     delta = stored
     if recipe.start == "random":
-        delta = uniform(stored, recipe.radius * LEVEL, generator)
+        delta = _within(uniform(stored, recipe.radius * LEVEL, generator), recipe)
     elif recipe.start == "zero":
         delta = torch.zeros_like(stored)
     for _ in range(recipe.steps):
@@ -201,8 +221,9 @@ def _train(images: ImageSet, recipe: CraftRecipe, seed: int, engine: Engine, sta
         delta = noise_of_batch(state.model, x, y, engine.images(state.noise[kept]), now, generator, rows)
         state.noise[kept] = _rounded(delta, recipe).to(state.noise.device)
         delta = engine.images(state.noise[kept])
-        drawn = recipe.augment.draw(len(x), x.shape[2:], generator)
-        z = box(recipe.augment.apply(x + (delta if rows is None else delta[rows]), drawn))
+        augment = recipe.surrogate_augment or recipe.augment
+        drawn = augment.draw(len(x), x.shape[2:], generator)
+        z = box(augment.apply(x + (delta if rows is None else delta[rows]), drawn))
         recipe.sgd.set_rate(state.optimizer, step)
         loss = partial(Plain(), state.model, z, y, now.surrogate_side, generator)
         state.losses.append(step_down(state.model, state.optimizer, loss))

@@ -5,11 +5,14 @@ from collections.abc import Iterable
 from semkit.images.pixels import check_name
 from semkit.protections.base import Option, Protection, Recipe
 from semkit.protections.cuda import CUDA
-from semkit.protections.recipes import EM, REM, SEM
+from semkit.protections.recipes import EM, EM_GREY, RANDOM_GREY, REM, SEM, SEM_GREY, SEM_JPEG
 from semkit.training.learning import LearnRecipe
 from semkit.training.presets import learn_recipe
 
-PROTECTIONS: dict[str, Protection] = {"em": EM, "rem": REM, "sem": SEM, "cuda": CUDA}
+PROTECTIONS: dict[str, Protection] = {
+    "em": EM, "rem": REM, "sem": SEM, "cuda": CUDA,
+    "em-grey": EM_GREY, "sem-grey": SEM_GREY, "sem-jpeg": SEM_JPEG, "random-grey": RANDOM_GREY,
+}  # fmt: skip
 DEFAULT = "sem"
 CLEAN = Protection("clean images", ("#000000", "o", "-"), lambda preset, *, size=32: None)
 METHODS = {"clean": CLEAN, **PROTECTIONS}  # what a sweep may train on

@@ -24,6 +24,16 @@ class NoiseError(ValueError):
     """Noise, or a file of it, that is not as it should be; the message is one line."""
 
 
+def check_noise_radius(radius: float) -> float:
+    """`radius` as a float if noise in whole int8 levels can have it: 0, or 1 to 127; raises ValueError otherwise."""
+    radius = check_radius(radius)
+    if 0 < radius < 1:
+        raise ValueError(f"radius must be 1 level at least, because noise is stored in whole levels, got {radius:g}")
+    if radius > 127:
+        raise ValueError(f"radius must be at most 127 levels, which is what int8 noise holds, got {radius:g}")
+    return radius
+
+
 @dataclass(frozen=True, eq=False)
 class Noise:
     """Noise of a whole set: levels int8 [N,C,H,W] in pixel levels, C 1 or 3, |levels| <= radius.

@@ -1,13 +1,18 @@
-"""Error-minimising noise by name: EM, REM and SEM at every preset."""
+"""Noise by name, at every preset: EM, REM and SEM, this kit's achromatic kinds of them, and random noise."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
-from semkit.images.augment import ResizedCrop
-from semkit.images.pixels import check_name, check_radius
+import torch
+
+from semkit.images.augment import JPEG, Augment, GaussianBlur, Grey, Identity, OneOf, ResizedCrop
+from semkit.images.imageset import ImageSet
+from semkit.images.pixels import check_count, check_name, check_radius, check_share
+from semkit.nets.lab import Lab
 from semkit.nets.models import LARGE, MODELS, check_model
-from semkit.protections.base import Option, Protection
+from semkit.protections.base import Crafted, NoiseRecipe, Option, Protection
 from semkit.protections.crafting import CraftRecipe
+from semkit.protections.noise import check_noise_radius
 from semkit.training.perturb import PGD, Clean, Perturbation, Uniform
 from semkit.training.presets import PRESETS, STRIDE1, attack
 from semkit.training.schedule import SGD
@@ -79,6 +84,7 @@ def craft_recipe(
     surrogate: str | None = None,
     size: int = 32,
     class_wise: bool = False,
+    colour: float = 1,
 ) -> CraftRecipe:
     """The CraftRecipe of a method at a preset, radii in pixel levels; size: side of the images.
 
@@ -93,7 +99,48 @@ def craft_recipe(
     made = {"quick": _quick, "demo": _demo, "lesson": _lesson}.get(preset, _paper_large if size >= LARGE else _paper)
     recipe = made(method, radius, perturbation_radius)
     start = "warm" if class_wise else recipe.start
-    return replace(recipe, surrogate=surrogate or recipe.surrogate, class_wise=class_wise, start=start)
+    return replace(recipe, surrogate=surrogate or recipe.surrogate, class_wise=class_wise, start=start, colour=colour)
+
+
+def processed(augment: Augment) -> OneOf:
+    """`augment`, then what a trainer does to images in one line: nothing, grey-scale, a Gaussian blur or JPEG 10."""
+    return OneOf((Identity(), Grey(), GaussianBlur(), JPEG(10)), augment)
+
+
+def jpeg_recipe(preset: str = "lesson", **own) -> CraftRecipe:
+    """Achromatic SEM whose views, on both sides, are `processed`, so that the noise is also learned after JPEG.
+
+    This kit's own; options as of craft_recipe.
+    """
+    recipe = craft_recipe("sem", preset, **{"colour": 0, **own})
+    return replace(recipe, augment=processed(recipe.augment))
+
+
+@dataclass(frozen=True)
+class RandomGrey(NoiseRecipe):
+    """A control that no net crafts: each class has one pattern of grey squares, each lighter or darker at random.
+
+        noise of class k = radius * random signs, one for every `block` x `block` pixels and all three channels
+
+    Raises ValueError for a radius that int8 noise cannot have.
+    """
+
+    radius: float = 8
+    block: int = 4
+
+    def __post_init__(self):
+        object.__setattr__(self, "radius", check_noise_radius(self.radius))
+        object.__setattr__(self, "block", check_count(self.block, "block", 1))
+
+    def craft(self, images: ImageSet, *, seed: int, lab: Lab, **_) -> Crafted:
+        """The noise: the pattern of each image's class."""
+        height, width = images.images.shape[2:]
+        down, across = (torch.arange(side) // self.block for side in (height, width))
+        shape = (len(images.classes), 1, int(down[-1]) + 1, int(across[-1]) + 1)
+        generator = torch.Generator().manual_seed(seed)
+        signs = 2 * torch.randint(2, shape, generator=generator, dtype=torch.int8) - 1
+        patterns = int(self.radius) * signs[:, :, down][..., across].expand(-1, 3, -1, -1)
+        return Crafted(patterns[images.labels.cpu()])
 
 
 def _levels(text: str) -> float:
@@ -106,9 +153,19 @@ RADIUS = Option("radius", 8, "largest change of a value in levels of 255", _leve
 PERTURBATION = Option("perturbation_radius", 4, "radius the noise is trained to stand, in levels", check_radius)
 SURROGATE = Option("surrogate", None, f"one of {', '.join(MODELS)}", check_model)
 CLASS_WISE = Option("class_wise", False, "one noise per class instead of one per image", None)
+COLOUR = Option(
+    "colour", 0, "share of the radius by which red, green and blue may differ, 0 to 1",
+    partial(check_share, name="colour"),
+)  # fmt: skip
 OPTIONS = (RADIUS, PERTURBATION, SURROGATE, CLASS_WISE)
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; marker and line say the same again.
 EM = Protection("EM", ("#0072B2", "s", "--"), partial(craft_recipe, "em"), OPTIONS)
 REM = Protection("REM", ("#009E73", "^", "-."), partial(craft_recipe, "rem"), OPTIONS)
 SEM = Protection("SEM", ("#D55E00", "D", "-"), partial(craft_recipe, "sem"), OPTIONS)
+EM_GREY = Protection("EM, grey", ("#56B4E9", "X", "--"), partial(craft_recipe, "em", colour=0), (*OPTIONS, COLOUR))
+SEM_GREY = Protection("SEM, grey", ("#E69F00", "P", "-"), partial(craft_recipe, "sem", colour=0), (*OPTIONS, COLOUR))
+SEM_JPEG = Protection("SEM, grey, JPEG", ("#882255", "p", "-"), jpeg_recipe, (*OPTIONS, COLOUR))
+RANDOM_GREY = Protection(
+    "random, grey", ("#999999", "h", ":"), lambda preset, *, size=32, radius=8: RandomGrey(radius), (RADIUS,)
+)
