@@ -121,7 +121,7 @@ BAD_OPTIONS = [
     (["--method", "sam"], "unknown method 'sam'; did you mean sem?"),
     (["--preset", "leson"], "unknown preset 'leson'; did you mean lesson?"),
     (["--surrogate", "resnet-18"], "did you mean resnet18?"),
-    (["--device", "gpu"], "cpu, cuda or cuda:N is needed, got gpu"),
+    (["--device", "gpu"], "cpu, mps, cuda or cuda:N is needed, got gpu"),
     (["--precision", "float16"], "did you mean bfloat16?"),
     (["--perturbation-radius", "1e308"], "radius must be at most 1e+12 pixel levels, got 1e+308"),
     (["--size", "1000000000"], "size must be at most 16384, got 1000000000"),

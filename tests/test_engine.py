@@ -143,6 +143,21 @@ def test_on_a_gpu_float32_is_float32_and_sums_are_the_same_at_every_run(monkeypa
     assert not torch.backends.cudnn.allow_tf32 and torch.backends.cudnn.deterministic
 
 
+def test_auto_takes_apples_gpu_where_torch_has_it_and_no_cuda(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    engine = Engine()
+    assert (engine.device, engine.precision, engine.layout) == ("mps", "float32", torch.contiguous_format)
+    with pytest.raises(ValueError, match="float64 is not available on MPS: write float32, or device cpu"):
+        Engine("mps", "float64")
+
+
+@pytest.mark.skipif(torch.backends.mps.is_available(), reason="there is an MPS")
+def test_apples_gpu_that_is_not_there_is_refused():
+    with pytest.raises(ValueError, match="'mps' asked for, but torch sees no MPS GPU; write cpu or auto"):
+        Engine("mps")
+
+
 @pytest.mark.parametrize("device", ["gpu", "graphics card", "cpu:x"])
 def test_an_unknown_device_is_a_value_error(device):
     with pytest.raises(ValueError):
@@ -151,7 +166,8 @@ def test_an_unknown_device_is_a_value_error(device):
 
 def test_an_engine_settles_what_auto_means():
     engine = Engine()
-    assert engine.device == ("cuda" if torch.cuda.is_available() else "cpu")
+    gpus = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    assert engine.device == next((name for name, there in gpus.items() if there), "cpu")
     assert engine.precision in ("float32", "bfloat16")
     assert Engine(engine.device, engine.precision) == engine
 

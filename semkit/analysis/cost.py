@@ -97,8 +97,8 @@ def probe(
 
 def clock(device: str) -> float:
     """The time in seconds at which everything that was asked of the device is done."""
-    if torch.device(device).type == "cuda":
-        torch.cuda.synchronize(device)
+    if torch.device(device).type != "cpu":
+        torch.accelerator.synchronize(device)
     return time.perf_counter()
 
 

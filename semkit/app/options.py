@@ -69,8 +69,8 @@ def _attack_radius(text: str) -> float:
 
 @_checked
 def _device(text: str) -> str:
-    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?", text):
-        raise ValueError(f"cpu, cuda or cuda:N is needed, got {text}")
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]+)?", text):
+        raise ValueError(f"cpu, mps, cuda or cuda:N is needed, got {text}")
     return text
 
 
@@ -100,7 +100,7 @@ def _add_run(parser, preset: str = "lesson") -> None:
 
 def _add_engine(parser) -> None:
     add = parser.add_argument
-    add("--device", type=_device, default="auto", help="cpu, cuda or cuda:N (a GPU if there is one)")
+    add("--device", type=_device, default="auto", help="cpu, mps, cuda or cuda:N (a GPU if there is one)")
     precisions = _word(("auto", "float32", "bfloat16", "float64"), "precision")
     help_ = "float32, bfloat16 or float64 (the first two: what the hardware is fast in)"
     add("--precision", type=precisions, default="auto", help=help_)

@@ -22,7 +22,7 @@ LARGEST_KEPT = 2**25  # bytes of a block that glibc keeps when it is freed, the 
 THEIRS = "GLIBC_TUNABLES", "MALLOC_MMAP_THRESHOLD_"
 # Bytes that the largest tensor of a pass with several samples stays below: on a CPU what is kept when freed, so that
 # the pass has no page faults; on a GPU, where nothing was measured, what ResNet-18 takes for 4,096 images of 32 pixels.
-TENSOR = {"cpu": LARGEST_KEPT, "cuda": 2**29}
+TENSOR = {"cpu": LARGEST_KEPT, "cuda": 2**29, "mps": 2**29}
 OFF, NOT_HERE = "switched off", "not on this system"
 FAST_PATHS = {  # name -> the engine's fields that switch it off
     "channels_last": {"layout": torch.contiguous_format}, "folding": {"fold": False},
@@ -67,7 +67,7 @@ def has_fast_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         with torch.cuda.device(device):
             return torch.cuda.is_bf16_supported(including_emulation=False)
-    if "AVX512" not in torch.backends.cpu.get_cpu_capability():
+    if device.type == "mps" or "AVX512" not in torch.backends.cpu.get_cpu_capability():
         return False
     found = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.11 and older have none: float32 then
     return bool(found.get("amx_bf16") or found.get("avx512_bf16"))
@@ -90,6 +90,27 @@ def keep_freed() -> bool:
     return bool(mallopt(M_MMAP_THRESHOLD, LARGEST_KEPT) and mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
 
 
+def _found_device(device: str) -> str:
+    """`device`, or for "auto" the first that torch has of a CUDA GPU, Apple's MPS and the CPU.
+
+    Raises ValueError for an unknown device and for one that is not there.
+    """
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if device == "auto":
+        return next(kind for kind, found in there.items() if found)
+    try:
+        kind = torch.device(device).type
+    except RuntimeError:
+        kind = None
+    if kind not in there:
+        raise ValueError(f"device must be auto, cpu, mps, cuda or cuda:N, got {device!r}")
+    if not there[kind]:
+        raise ValueError(f"device {device!r} asked for, but torch sees no {kind.upper()} GPU; write cpu or auto")
+    if kind == "cuda" and (torch.device(device).index or 0) >= (found := torch.cuda.device_count()):
+        raise ValueError(f"device {device!r} asked for, but torch sees cuda:0 to cuda:{found - 1} only")
+    return device
+
+
 def _set_up(engine: "Engine") -> None:
     """Set what holds for the whole process: freed memory is kept; on a GPU, deterministic float32 without TF32."""
     if engine.keep_memory:
@@ -100,7 +121,7 @@ def _set_up(engine: "Engine") -> None:
 
 @dataclass(frozen=True)
 class Engine:
-    """Where and how nets are run. `Engine()` takes a GPU if there is one, and bfloat16 where hardware has it.
+    """Where and how nets are run. `Engine()` takes a GPU if there is one (CUDA, then MPS), and bfloat16 where it is fast.
 
     Four switches change the speed but not the result, except for rounding. fold: in eval mode, batch-norm is part of
     the convolution before it. batch_samples: several EOT samples go through a net in one pass, with the same draws.
@@ -121,19 +142,7 @@ class Engine:
     layout: torch.memory_format = field(default=torch.channels_last, repr=False)
 
     def __post_init__(self):
-        device = self.device
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        try:
-            kind = torch.device(device).type
-        except RuntimeError:
-            kind = None
-        if kind not in ("cpu", "cuda"):
-            raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got {device!r}")
-        if kind == "cuda" and not torch.cuda.is_available():
-            raise ValueError(f"device {device!r} asked for, but torch sees no CUDA GPU; write cpu or auto")
-        if kind == "cuda" and (torch.device(device).index or 0) >= (found := torch.cuda.device_count()):
-            raise ValueError(f"device {device!r} asked for, but torch sees cuda:0 to cuda:{found - 1} only")
+        device = _found_device(self.device)
         precision = self.precision
         if precision == "auto":
             precision = "bfloat16" if has_fast_bf16(torch.device(device)) else "float32"
@@ -141,6 +150,11 @@ class Engine:
             raise ValueError("compile needs fold: what is compiled is the folded net")
         if precision not in ("float32", "bfloat16", "float64"):
             raise ValueError(f"precision must be auto, float32, bfloat16 or float64, got {precision!r}")
+        if device == "mps":
+            if precision == "float64":
+                raise ValueError("float64 is not available on MPS: write float32, or device cpu")
+            # torch's batch-norm on MPS had wrong gradients in channels_last until 2026 (PyTorch issue 175189).
+            object.__setattr__(self, "layout", torch.contiguous_format)
         object.__setattr__(self, "device", device)
         object.__setattr__(self, "precision", precision)
 
