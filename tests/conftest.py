@@ -18,7 +18,7 @@ LONG = {"test_cluster", "test_resume", "test_protect"}  # 15 seconds and more
 NUMBERS = {  # what another processor computes with other rounding
     "augment", "augmix", "bullettrain", "corruptions", "craft_oracle", "defences", "engine", "factors", "latent",
     "learn", "measure", "mixing", "mixtures", "models", "noise", "objectives", "perturb", "picture",
-    "pixels", "pruning", "quality", "savings", "speed", "transform", "weights",
+    "pixels", "pruning", "quality", "savings", "speed", "transform", "twopixels", "weights",
 }  # fmt: skip
 WHOLE = {"test_browser", "test_cluster", "test_resume"}
 

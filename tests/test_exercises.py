@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from scipy.special import ndtr
 
 from semkit.images.pixels import LEVEL, box
-from semkit.lessons import defences, exercises, latent, mixtures, pruning, savings
+from semkit.lessons import defences, exercises, latent, mixtures, pruning, savings, twopixels
 from semkit.lessons.answers import checker
 from semkit.training.perturb import PGD, Clean, Uniform
 
@@ -319,6 +319,16 @@ BROKEN_FILTERED = {
 }
 
 
+BROKEN_NOISE = {
+    "it returns nothing": forgets,
+    "the shape": lambda y, w, radius: radius * np.sign(w),
+    "lowers every score": lambda y, w, radius: -twopixels.em_noise(y, w, radius),
+    "lowers some scores": lambda y, w, radius: twopixels.em_noise(np.abs(y), w, radius),
+    "moves a pixel by 15": lambda y, w, radius: radius * y[:, None] * w,
+    "pixel 1 moves by less": lambda y, w, radius: radius * y[:, None] * w / np.abs(w).max(),
+    "against its weight": lambda y, w, radius: twopixels.em_noise(y, np.abs(w), radius),
+}
+
 CASES = [
     (exercises.check_protected, right_protected, BROKEN_PROTECTED),
     (exercises.check_stability, right_stability, BROKEN_STABILITY),
@@ -331,6 +341,7 @@ CASES = [
     (defences.check_straight_through, right_straight_through, BROKEN_STRAIGHT_THROUGH),
     (pruning.check_masks, right_masks, BROKEN_MASKS),
     (mixtures.check_filtered, right_filtered, BROKEN_FILTERED),
+    (twopixels.check_noise, twopixels.em_noise, BROKEN_NOISE),
 ]
 CHECKERS = {case[0].__name__: case for case in CASES}
 WRONG = [(check, message, twin) for check, _, broken in CASES for message, twin in broken.items()]
