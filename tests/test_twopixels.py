@@ -124,7 +124,9 @@ def test_a_negative_radius_is_refused(asked):
 
 def test_at_window_half_em_and_sem_take_the_pit_and_rem_the_valley_and_at_one_sem_moves_too():
     places = {"pit": PIT[0], "valley": VALLEY[0]}
-    for window, wanted in {0: "pit pit pit", 0.5: "pit pit valley", 1: "pit valley valley"}.items():
+    first = {0: "pit pit pit", 0.3: "pit pit pit", 0.35: "pit pit valley", 0.5: "pit pit valley"}
+    then = {0.65: "pit pit valley", 0.7: "pit valley valley", 1: "pit valley valley", 1.5: "pit valley valley"}
+    for window, wanted in (first | then).items():
         assert list(chosen(window).values()) == pytest.approx([places[place] for place in wanted.split()], abs=0.05)
     assert landscape(np.array(PIT[0])) < landscape(np.array(VALLEY[0])) - 0.2
 
@@ -156,8 +158,9 @@ def test_figures_tell_in_words_what_they_show(rows):
 
 @pytest.mark.whole
 def test_the_lesson_takes_no_torch():
-    code = f"""import sys, nbformat; sys.modules["torch"] = None
+    code = f"""import sys, nbformat
 for cell in nbformat.read({str(ROOT / "notebooks" / "01_two_pixels.ipynb")!r}, 4).cells:
     if cell.cell_type == "code":
-        exec(cell.source)"""
+        exec(cell.source)
+sys.exit("torch" in sys.modules)"""
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

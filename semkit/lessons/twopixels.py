@@ -225,6 +225,8 @@ def draw_landscape(window: float, *more: float) -> tuple[Figure, str, str]:
             how = dict(color=colour, ls=line, marker=marker, markevery=[curve.argmin()], ms=8, label=TAKES[method])
             axes.plot(d, curve, lw=1.5, **how)
         axes.plot([-window / 2, window / 2], [1.06, 1.06], "|-", color="0.4", ms=8, lw=1, label="the window")
+        for name, (place, *_) in (("pit", PIT), ("valley", VALLEY)):
+            axes.text(place, 0.02, name, color="0.4", fontsize="small", ha="center")
         axes.set(xlabel="noise d", ylim=(0, 1.12))
         axes.set_title(f"window {window:g}", fontsize="medium")
         axes.grid(alpha=0.3)
