@@ -32,7 +32,7 @@ def in_place(images, delta):
 
 
 BROKEN_PROTECTED = {
-    "returns NoneType, not a tensor": forgets,
+    "returns nothing": forgets,
     "changes the images": in_place,
     "returns torch.float32": lambda images, delta: (images + 255 * delta).round().clamp(0, 255),
     "returns the shape": lambda images, delta: right_protected(images, delta)[:1],
@@ -83,7 +83,7 @@ def swapped_sides(recipe):
 
 
 BROKEN_STEP_PASSES = {
-    "2 passes, not None": forgets,
+    "returns nothing": forgets,
     "one to train the surrogate": lambda recipe: right_step_passes(recipe) - 1,
     "with `samples` passes": lambda recipe: right_step_passes(replace(recipe, samples=1)),
     "on top, once": swapped_sides,
@@ -163,7 +163,7 @@ BROKEN_SEM_STEP = {
     "leave the 4 levels": sem_step_with(draw=lambda z, recipe: Uniform(recipe.radius)(None, z, None)),
     "nothing random": sem_step_with(draw=lambda z, recipe: z),
     "fresh": one_draw,
-    "returns NoneType": sem_step_with(end=lambda delta, radius: None),
+    "returns nothing": sem_step_with(end=lambda delta, radius: None),
     "climbs": sem_step_with(unit=-LEVEL),
     "left the radius": sem_step_with(end=lambda delta, radius: delta),
     "the first draw": sem_step_with(direction=lambda slopes: slopes[0].sign()),
@@ -304,7 +304,8 @@ def filtered_in_place(image, kernel):
 
 right_filtered = filtered_with()
 BROKEN_FILTERED = {
-    "not a tensor": forgets,
+    "returns nothing": forgets,
+    "not a tensor": lambda image, kernel: image.numpy(),
     "changes the image": filtered_in_place,
     "returns the shape": lambda image, kernel: right_filtered(image, kernel)[None],
     "returns torch.float64": filtered_with(end=lambda y: y.round()),

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 from semkit.images.files import one_line
 
 COLOURS = {"right": "#009E73", "not yet": "#D55E00", "your code raised": "#CC79A7"}  # of the bar beside a reply
-
 DOES_NOTHING = {"RESUME", "NOP", "LOAD_CONST", "RETURN_CONST", "RETURN_VALUE"}  # instructions of an empty function
 
 
@@ -82,13 +81,15 @@ def _is_starter(answer: object) -> bool:
 
 
 def _guarded(answer: object) -> object:
-    """The answer; a function raises _Raised from whatever error it has."""
+    """The answer; if it is a function, it raises _Raised from its errors, and must return something."""
 
     def asked(*args, **kwargs):
         try:
-            return answer(*args, **kwargs)
+            found = answer(*args, **kwargs)
         except Exception as error:
             raise _Raised from error
+        assert found is not None, "it returns nothing: end with return"
+        return found
 
     return asked if callable(answer) else answer
 

@@ -1,7 +1,7 @@
-"""Fifteen common corruptions at five severities, for images of about 32 pixels, drawn by formulas of our own.
+"""Fifteen common corruptions at five severities, for images of about 32 x 32 pixels, by formulas of this kit.
 
-The kinds, and wherever a number means something their sizes, are those of Hendrycks and Dietterich, ICLR 2019; frost,
-snow, fog and glass are generated, so numbers compare with each other but not with those on the published files.
+Kinds and strengths follow Hendrycks and Dietterich, ICLR 2019. Frost, snow, fog and glass are generated here, so
+accuracies compare with each other, but not with those on the published files.
 """
 
 import math
@@ -19,21 +19,21 @@ from semkit.images.pixels import check_count, drawn_seed, to_float
 from semkit.images.storage import zeros
 
 BATCH = 256
-Draws = Sequence[Generator]  # a generator for every image of a batch
+Draws = Sequence[Generator]  # one generator for each image of a batch
 
 
 def _normal(generators: Draws, *shape: int) -> Tensor:
-    """[N,*shape] of N(0, 1), every row from a generator of its own."""
+    """[N,*shape] of N(0, 1), row n from generator n."""
     return torch.stack([torch.randn(shape, generator=generator) for generator in generators])
 
 
 def _uniform(generators: Draws, *shape: int) -> Tensor:
-    """[N,*shape] of U(0, 1), every row from a generator of its own."""
+    """[N,*shape] of U(0, 1), row n from generator n."""
     return torch.stack([torch.rand(shape, generator=generator) for generator in generators])
 
 
 def _blur(x: Tensor, kernel: Tensor) -> Tensor:
-    """Every channel of x [N,C,H,W] filtered with kernel [k,k], made to sum to 1; edges repeat."""
+    """Filter every channel of x [N,C,H,W] with kernel [k,k], scaled to sum 1; edges repeat."""
     n, c, h, w = x.shape
     pad = len(kernel) // 2
     padded = F.pad(x.reshape(n * c, 1, h, w), [pad] * 4, mode="replicate")
@@ -50,7 +50,7 @@ def _gaussian(x: Tensor, sigma: float) -> Tensor:
 
 
 def _moved(x: Tensor, right: Tensor, down: Tensor) -> Tensor:
-    """x read at its pixels moved by right and down, in pixels, [N,H,W] or [N,1,1]; bilinear, edges repeat."""
+    """Sample x at positions moved by (right, down), in pixels, [N,H,W] or [N,1,1]; bilinear, edges repeat."""
     h, w = x.shape[2:]
     i, j = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
     across, along = (2 * (j + right) + 1) / w - 1, (2 * (i + down) + 1) / h - 1
@@ -59,14 +59,14 @@ def _moved(x: Tensor, right: Tensor, down: Tensor) -> Tensor:
 
 
 def _streaked(x: Tensor, length: float, angle: Tensor) -> Tensor:
-    """The mean of x over a line of `length` pixels in the direction of each image's angle [N]."""
+    """Motion blur: the mean of x along a line of `length` pixels at each image's angle [N]."""
     places = torch.linspace(-length / 2, length / 2, 2 * math.ceil(length) + 1)
     right, down = angle.cos()[:, None, None], angle.sin()[:, None, None]
     return sum(_moved(x, t * right, t * down) for t in places) / len(places)
 
 
 def _clouds(x: Tensor, decay: float, generators: Draws) -> Tensor:
-    """[N,1,H,W] in [0,1]: random clouds, octaves of smooth noise that weaken by `decay` as they become finer."""
+    """Random clouds [N,1,H,W] in [0,1]: octaves of smooth noise, each finer one weaker by the factor `decay`."""
     h, w = x.shape[2:]
     total = torch.zeros(len(x), 1, h, w)
     for octave in range(1, max(2, int(math.log2(min(h, w))) + 1)):
@@ -88,7 +88,7 @@ def shot_noise(x: Tensor, photons: float, generators: Draws) -> Tensor:
 
 
 def impulse_noise(x: Tensor, share: float, generators: Draws) -> Tensor:
-    """A share of the values black or white, evenly."""
+    """A share of the values is set to black or to white, each equally often."""
     u = _uniform(generators, *x.shape[1:])
     return torch.where(u < share / 2, 0.0, torch.where(u > 1 - share / 2, 1.0, x))
 
@@ -99,7 +99,7 @@ def defocus_blur(x: Tensor, radius: float, generators: Draws) -> Tensor:
 
 
 def glass_blur(x: Tensor, how: tuple[float, float], generators: Draws) -> Tensor:
-    """A blur of sigma, every pixel read from up to `reach` pixels away, a blur again."""
+    """Gaussian blur, each pixel taken from up to `reach` pixels away, Gaussian blur again."""
     sigma, reach = how
     right, down = reach * (2 * _uniform(generators, 2, *x.shape[2:]).transpose(0, 1) - 1)
     return _gaussian(_moved(_gaussian(x, sigma), right, down), sigma)
@@ -119,7 +119,7 @@ def zoom_blur(x: Tensor, most: float, generators: Draws) -> Tensor:
 
 
 def snow(x: Tensor, how: tuple[float, float], generators: Draws) -> Tensor:
-    """A paler image under flakes: a share of the pixels, streaked by the wind."""
+    """A paler image with flakes: a share of the pixels turns white, blurred along the wind."""
     share, pale = how
     flakes = (_uniform(generators, 1, *x.shape[2:]) < share).to(x)
     flakes = _streaked(flakes, 3, math.pi * (0.25 + 0.5 * _uniform(generators)))
@@ -128,34 +128,34 @@ def snow(x: Tensor, how: tuple[float, float], generators: Draws) -> Tensor:
 
 
 def frost(x: Tensor, how: tuple[float, float], generators: Draws) -> Tensor:
-    """A darker image behind bright, bluish needles: the ridges of clouds."""
+    """A darker image plus bluish needles, which are the ridges of random clouds."""
     keep, ice = how
     ridges = (1 - (2 * _clouds(x, 1.4, generators) - 1).abs()) ** 3
     return keep * x + ice * ridges * torch.tensor([0.85, 0.95, 1.0])[:, None, None]
 
 
 def fog(x: Tensor, how: tuple[float, float], generators: Draws) -> Tensor:
-    """Clouds added, and the whole drawn back to its range: (x + thick * clouds) * max / (max + thick)."""
+    """Random clouds added, then rescaled: (x + thick * clouds) * max / (max + thick)."""
     thick, decay = how
     brightest = x.amax((1, 2, 3), keepdim=True)
     return (x + thick * _clouds(x, decay, generators)) * brightest / (brightest + thick)
 
 
 def brightness(x: Tensor, more: float, generators: Draws) -> Tensor:
-    """The largest channel of every pixel raised by `more`, hue and saturation kept."""
+    """The largest channel of each pixel raised by `more`; hue and saturation stay."""
     value = x.amax(1, keepdim=True)
     raised = (value + more).clamp(max=1)
     return torch.where(value > 0, x * raised / value.clamp(min=1e-6), raised)
 
 
 def contrast(x: Tensor, keep: float, generators: Draws) -> Tensor:
-    """Every channel drawn towards its mean over the image: mean + keep * (x - mean)."""
+    """Less contrast about each channel's mean: mean + keep * (x - mean)."""
     mean = x.mean((2, 3), keepdim=True)
     return mean + keep * (x - mean)
 
 
 def elastic_transform(x: Tensor, how: tuple[float, float], generators: Draws) -> Tensor:
-    """Every pixel moved by a smooth random field: of about `far` pixels, smooth over `sigma` pixels."""
+    """Every pixel moved by a random field, about `far` pixels long and smooth over `sigma` pixels."""
     far, sigma = how
     field = _gaussian(_normal(generators, 2, *x.shape[2:]), sigma)
     field = far * field / field.std((2, 3), keepdim=True).clamp(min=1e-6)
@@ -163,14 +163,14 @@ def elastic_transform(x: Tensor, how: tuple[float, float], generators: Draws) ->
 
 
 def pixelate(x: Tensor, share: float, generators: Draws) -> Tensor:
-    """Area means on a grid of `share` of the side, shown as blocks."""
+    """Shrunk to `share` of the side by area means, and enlarged again to blocks."""
     h, w = x.shape[2:]
     small = F.interpolate(x, (max(1, int(h * share)), max(1, int(w * share))), mode="area")
     return F.interpolate(small, (h, w), mode="nearest")
 
 
 def jpeg_compression(x: Tensor, quality: int, generators: Draws) -> Tensor:
-    """The image written as a JPEG file of this quality and read back."""
+    """Encoded as JPEG at this quality and decoded again."""
     levels = (255 * x).round().byte().permute(0, 2, 3, 1).numpy()
     done = np.stack([through_jpeg(image, quality) for image in levels])
     return to_float(torch.from_numpy(done).permute(0, 3, 1, 2))
@@ -197,11 +197,10 @@ KINDS = {function.__name__: function for function in SEVERITIES}
 
 
 def corrupted(images: ImageSet, kind: str, severity: int, *, seed: int = 0) -> ImageSet:
-    """The set with every image corrupted: severity 0 (as they are) to 5 (worst); the same seed, the same bytes.
+    """The set with every image corrupted, at severity 0 (unchanged) to 5 (worst); the same seed gives the same bytes.
 
-    An image's draws depend on the seed, the kind and its place in the set, not on the severity or the other images.
-    Raises ValueError for
-    an unknown kind or severity.
+    An image's draws depend on the seed, the kind and its index in the set, not on the severity or the other images.
+    Raises ValueError for an unknown kind or severity.
     """
     if kind not in KINDS:
         raise ValueError(f"unknown corruption {kind!r}; known are {', '.join(KINDS)}")

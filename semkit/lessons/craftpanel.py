@@ -1,6 +1,6 @@
-"""The panel that crafts: knobs, Run and Stop over a run of `crafting`, what it costs and what it makes.
+"""The craft panel: knobs, cost, Run and Stop, and what the run makes.
 
-JupyterLab calls back on two threads: work runs in a thread of its own, and nothing dear happens on a slider's tick.
+JupyterLab delivers callbacks on two threads, so the run has a thread of its own; a slider never starts work.
 """
 
 import html
@@ -28,10 +28,10 @@ AGAINST = {"sem": "random perturbation", "rem": "adversarial perturbation", "em"
 
 
 class CraftPanel:
-    """Knobs of crafting, its cost, Run and Stop, and what the run makes: see craft_panel.
+    """The widgets of the craft panel and its run: see craft_panel.
 
     Attributes: the knobs data, method, radius, perturbation_radius, surrogate_steps, noise_steps, samples, learners and
-    folder; the buttons run, stop, keep; progress; the lines cost, status, stale; the pictures strip, losses, table;
+    folder; the buttons run, stop, keep; progress; the lines cost, status, stale; the HTML of strip, losses, table;
     made: what the last run has made so far, or None.
     """
 
@@ -84,7 +84,7 @@ class CraftPanel:
         self.view.add_class("semkit-craft")
 
     def settings(self) -> Settings:
-        """The knobs as they are now."""
+        """The Settings that the knobs say."""
         size = self._splits[self.data.value].train.images.shape[-1]
         knobs = {name: knob.value for name, knob in self._knobs.items()}
         return crafting.settings(self.method.value, self._preset, size=size, **knobs)
@@ -97,7 +97,7 @@ class CraftPanel:
         self.perturbation_radius.disabled = self.method.value == "em"
 
     def _tick(self) -> None:
-        """What a change of a knob does: the cost anew, and the result marked if it is not that of these knobs."""
+        """Show the cost of the knobs' settings, and mark the result below as stale if it was made with others."""
         now, split, engine = self.settings(), self._splits[self.data.value], self._how[1].engine
         passes, seconds = now.passes(len(split.train)), crafting.seconds(now, split, engine)
         took = "time not measured yet" if seconds is None else f"about {crafting.duration(seconds)}"
@@ -112,22 +112,22 @@ class CraftPanel:
         self._tick()
 
     def start(self) -> bool:
-        """Runs with the knobs as they are now, in a thread; False if a run is going on."""
+        """Start a run with the current knobs in its thread; False, and nothing is done, if one is running."""
         frozen = self.settings(), self.data.value
         return self._job.start(partial(self._work, *frozen), partial(self._begin, *frozen), self._end)
 
     def cancel(self) -> None:
-        """Stops the run at its next step; the same settings go on from there at the next Run."""
+        """Stop the run at its next step; Run with the same settings resumes it."""
         self.stop.disabled = True
         self._job.cancel()
 
     def wait(self, timeout: float | None = None) -> Made | None:
-        """What the run made, once it is over; None if it was stopped or there was none. Raises its error."""
+        """Wait for the run and return what it made; None if it was stopped or never started. Raises the run's error."""
         return self._job.wait(timeout)
 
     def _begin(self, now: Settings, data: str) -> None:
         self.run.disabled, self.stop.disabled, self.keep.disabled = True, False, True
-        if self._made_of != (data, now.recipe):  # else it goes on, and so do its curves
+        if self._made_of != (data, now.recipe):  # a run that is resumed keeps its curves
             self._progress = Progress()
         self.made, self._made_of, self._began, self._at = None, (data, now.recipe), time.monotonic(), None
         self.strip.value = self.losses.value = self.table.value = self.stale.value = ""
@@ -135,7 +135,7 @@ class CraftPanel:
         self.progress.value, self.progress.max = 0, now.passes(len(self._splits[data].train))
 
     def _work(self, now: Settings, data: str, cancelled: Callable[[], bool]) -> Made:
-        self.measuring.wait()  # else they would slow each other down
+        self.measuring.wait()  # because the two would slow each other down
         split, next_text, next_picture = self._splits[data], 0.0, time.monotonic() + 0.5
 
         def on_step(job: str, step: int, total: int, metrics: dict) -> bool:
@@ -148,7 +148,7 @@ class CraftPanel:
                 self._progress.losses[step] = metrics["loss"]
                 if (began := time.monotonic()) > next_picture:
                     self._draw_unfinished(now, split, step, total, metrics)
-                    # At most a tenth of the time goes into pictures.
+                    # at most a tenth of the time goes into pictures
                     next_picture = time.monotonic() + max(2, 10 * (time.monotonic() - began))
             return cancelled()
 
@@ -191,7 +191,7 @@ class CraftPanel:
             self.progress.value, self.progress.bar_style = self.progress.max, "success"
 
     def save(self) -> Path:
-        """Writes the noise to folder/noise.safetensors, and says where; shows and raises what goes wrong."""
+        """Write the noise to folder/noise.safetensors and return the path; an error is shown and raised."""
         try:
             if self.made is None:
                 raise ValueError("there is no noise to save yet: press Run")
@@ -216,10 +216,10 @@ def craft_panel(
     seed: int = 0,
     name: str = "craft",
 ) -> CraftPanel:
-    """The panel that crafts noise for a split, or for one of several by name, and trains learners on it.
+    """A panel that crafts noise for a split, or for one of several by name, and trains learners on the result.
 
-    Runs are kept in lab.cache, in runs_folder() where no lab is given: a stopped run goes on, a finished one is
-    instant. A new panel stops the run of the one before with the same `name`.
+    Runs are kept in lab.cache, by default in runs_folder(): a stopped run is resumed, a finished one is instant. A new
+    panel stops the run of an older one of the same `name`.
     """
     splits = split if isinstance(split, Mapping) else {split.train.name: split}
     return CraftPanel(splits, lab=lab or Lab(cache=runs_folder()), preset=preset, seed=seed, name=name)

@@ -1,6 +1,6 @@
-"""The run behind the craft panel, without its widgets: its settings, what it will cost, the run, what it shows."""
+"""What the craft panel runs, without widgets: settings, cost, the run itself, and its pictures and table as HTML."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from itertools import product
 
@@ -29,7 +29,7 @@ TRAINING_RADII = (0, 4)  # of the learners: ERM and AT
 
 @dataclass(frozen=True)
 class Settings:
-    """What a run does: noise by `recipe`, and `learners`, if any, by training radius."""
+    """What a run does: it crafts noise by `recipe`, then trains `learners`, by training radius, if there are any."""
 
     method: str
     recipe: CraftRecipe
@@ -45,11 +45,11 @@ class Settings:
 
     @property
     def recipes(self) -> list[CraftRecipe | LearnRecipe]:
-        """All that is run: learners see clean and protected images."""
+        """All recipes of the run; each learner is trained twice, on clean and on protected images."""
         return [self.recipe, *2 * list(self.learners.values())]
 
     def passes(self, n: int) -> int:
-        """The passes of the whole run for n images."""
+        """Passes of the whole run for n images."""
         return passes_of(self.recipes, n).total
 
 
@@ -65,7 +65,7 @@ def settings(
     learners: bool = False,
     size: int = 32,
 ) -> Settings:
-    """The Settings of a method at a preset, with another budget where one is given.
+    """The Settings of a method at a preset; steps and samples that are given replace those of the preset.
 
     At perturbation_radius 0 both sides are Clean(), whatever the method. Milestones move with the surrogate steps.
     """
@@ -82,7 +82,7 @@ def settings(
 
 
 def seconds(run: Settings, split: Split, engine: Engine, *, measure: bool = False) -> float | None:
-    """The seconds that the run will take at most; None where a net's speed is not known yet and not to be measured."""
+    """Seconds that the run takes at most; None if a net has not been timed yet and measure is False."""
     train = split.train
     what = len(train), len(train.classes), train.images.shape[-1]
     return seconds_of(run.recipes, *what, engine, may_probe=measure)
@@ -94,7 +94,7 @@ def _trained_on(method: str) -> str:
 
 @dataclass(frozen=True)
 class Made:
-    """What a run has made so far: its noise, and the learners' rows on clean and on protected images."""
+    """What a run has made so far: the noise, and the learners' rows on clean and on protected images."""
 
     settings: Settings
     noise: Noise
@@ -109,10 +109,10 @@ def run(
     lab: Lab | None = None,
     on_made: Callable[[Made], object] = lambda made: None,
 ) -> Made:
-    """All that `what` says; on_made is told after the noise and after every learner.
+    """Craft the noise and train the learners of `what`; on_made(made) is called after the noise and after each learner.
 
-    lab.on_step has in its metrics "done", the passes of the whole run so far. A run that was stopped goes on from there
-    with the same call, if there is a cache.
+    The metrics of lab.on_step include "done", the passes of the whole run so far. With lab.cache a stopped run goes on
+    where it was when it is called again.
     """
     lab = lab or Lab()
     n, done = len(split.train), 0
@@ -137,26 +137,26 @@ def run(
 
 
 def duration(seconds: float) -> str:
-    """The seconds as people read them: "12 s", "3.4 min"."""
+    """Seconds for people: "12 s", "3.4 min"."""
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.1f} min"
 
 
 def numbers(metrics: dict, passes: int, seconds: float) -> str:
-    """How far a run of `passes` is after `seconds`, by the metrics that it told."""
+    """One line on a run of `passes` after `seconds`: loss, accuracy if known, passes done."""
     accuracy = metrics.get("accuracy")
     reached = "" if accuracy is None else f", accuracy {100 * accuracy:.1f} %"
     return f"loss {metrics['loss']:.2f}{reached}; {metrics['done']:,} of {passes:,} passes after {duration(seconds)}"
 
 
 def accuracies(rows: Rows) -> str:
-    """Rows of a grid as a sentence, means over seeds: the alternative text of their figure."""
+    """Rows of a grid in one sentence, means over seeds: the alternative text of their figure."""
     means = pd.DataFrame(rows).groupby(["method", "training_radius"], sort=False)["last"].mean()
     found = [f"{label_of(method)} {learner(r)} {100 * mean:.0f} %" for (method, r), mean in means.items()]
     return f"Accuracy on clean test images: {', '.join(found)}"
 
 
 def strip_html(images: ImageSet, noise: torch.Tensor, what: Settings, caption: str) -> str:
-    """The first image of up to 8 classes, protected and not, and the noise int8 [N,3,H,W] between them."""
+    """The first image of up to 8 classes, the same image protected, and its noise int8 [N,3,H,W]."""
     labels = images.labels.tolist()
     place = [labels.index(label) for label in dict.fromkeys(labels)][:8]
     radius, name = what.recipe.radius, label_of(what.method)
@@ -167,26 +167,26 @@ def strip_html(images: ImageSet, noise: torch.Tensor, what: Settings, caption: s
 
 @dataclass
 class Progress:
-    """What is seen of a crafting under way, by step: the surrogate's loss, and now and then what it labels rightly.
+    """Curves of an unfinished crafting: the surrogate's loss by step, and now and then its accuracy.
 
-    That is two shares of 1, of training images with their noise and of the same images without. The surrogate is
-    trained on protected images only, so the difference is what it has from the noise: a hint at protection, for nearly
-    nothing. Protection itself is what fresh learners lose.
+    right: step -> (accuracy on training images with their noise, accuracy on the same images without). The surrogate is
+    trained on protected images only, so the difference comes from the noise: a hint at protection that costs next to
+    nothing. Protection itself is measured on fresh learners.
     """
 
     losses: dict[int, float] = field(default_factory=dict)
     right: dict[int, tuple[float, float]] = field(default_factory=dict)
 
     def look(self, step: int, surrogate: nn.Module, images: ImageSet, noise: torch.Tensor) -> None:
-        """Tests the surrogate on some 200 of the images, with their noise int8 [N,C,H,W] and without."""
+        """Measure the surrogate on about 200 of the images, with their noise int8 [N,C,H,W] and without."""
         index = stratified_limit(images.labels, max(200, len(images.classes)))
         clean = images.take(index)
-        with count_passes():  # a look is no part of the run
+        with count_passes():  # a counter of its own, because a look is no part of the run
             sets = clean.with_noise(noise[index].cpu()), clean
             self.right[step] = tuple(accuracy(surrogate, one) for one in sets)
 
     def html(self, total: int) -> str:
-        """Both as curves over the `total` steps."""
+        """The curves over `total` steps, as HTML."""
         step, loss = list(self.losses.items())[-1]
         alt, caption = f"The surrogate's loss, {loss:.2f} at step {step} of {total}", ""
         if self.right:
@@ -197,20 +197,15 @@ class Progress:
 
 
 def table_html(made: Made) -> str:
-    """What learners reach and the protection, clean less protected accuracy, as far as they are there."""
-    found = {(row["method"], row["training_radius"]): 100 * row["last"] for row in made.rows}
-    radii, method = made.settings.learners, made.settings.method
-
-    def line(head: str, values: Sequence[float | None]) -> str:
-        cells = "".join(f"<td>{'…' if value is None else f'{value:.1f}'}</td>" for value in values)
-        return f'<tr align="right"><th scope="row" align="left">{head}</th>{cells}</tr>'
-
-    clean, mine = ([found.get((of, r)) for r in radii] for of in ("clean", method))
-    lost = [None if None in pair else pair[0] - pair[1] for pair in zip(clean, mine, strict=True)]
-    heads = "".join(f'<th scope="col">{learner(r)}</th>' for r in radii)
-    return (
-        '<table cellpadding="4" style="line-height:1.3"><caption style="white-space:nowrap">'
-        "accuracy on clean test images (%), one seed</caption>"
-        f'<tr><th scope="col" align="left">trained on</th>{heads}</tr>{line(_trained_on("clean"), clean)}'
-        f"{line(_trained_on(method), mine)}{line('protection (points)', lost)}</table>"
+    """What learners reach, and the protection, clean less protected accuracy, as far as they are known."""
+    radii, method = list(made.settings.learners), made.settings.method
+    rows = pd.DataFrame(made.rows, columns=["method", "training_radius", "last"]).astype({"last": float})
+    table = 100 * rows.pivot(index="method", columns="training_radius", values="last")
+    table = table.reindex(index=["clean", method], columns=radii)
+    table.loc["protection (points)"] = table.loc["clean"] - table.loc[method]
+    table = table.rename(index={of: _trained_on(of) for of in ("clean", method)}, columns=learner)
+    page = table.rename_axis(index=None, columns="trained on").to_html(
+        float_format="{:.1f}".format, na_rep="…", border=0
     )
+    caption = '<caption style="white-space:nowrap">accuracy on clean test images (%), one seed</caption>'
+    return page.replace("<thead>", f"{caption}<thead>", 1)

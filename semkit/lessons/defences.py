@@ -1,4 +1,4 @@
-"""A classifier behind an input transform, attacked as if the transform were not there, and as if it were known."""
+"""How robust a classifier behind an input transform is: naive and adaptive attacks, rows, table and figure."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -24,25 +24,25 @@ if TYPE_CHECKING:
     from semkit.analysis.canvas import Figure  # matplotlib takes a second that the command need not pay
 
 BATCH = 100
-STEPS, DRAWS = 10, 4  # of an attack, and of one step of EOT
-ATTACKS = {  # of transform_attacks, in the order of what they know -> how the figure names them
+STEPS, DRAWS = 10, 4  # of an attack; of one step of EOT
+ATTACKS = {  # attack, from the one that knows least on -> its name in the figure
     "none": "no attack", "naive": "naive:\nPGD on $f$", "external": "PGD on the\nexternal net", "BPDA": "BPDA",
     "BPDA+EOT": "BPDA + EOT", "worst of these": "worst of\nthese",
 }  # fmt: skip
-Attacks = Mapping[str, tuple[nn.Module, Perturbation]]  # name -> (the net whose gradient is climbed, by what)
+Attacks = Mapping[str, tuple[nn.Module, Perturbation]]  # name -> (net whose loss is climbed, perturbation)
 
 
 def plain_attacks(classifier: nn.Module, radius: float) -> Attacks:
-    """No attack, and PGD on a classifier without a transform."""
+    """No attack, and PGD, for a classifier without a transform."""
     return {"none": (classifier, Clean()), "naive": (classifier, PGD(radius, STEPS))}
 
 
 def transform_attacks(classifier: nn.Module, transform: Transform, radius: float, seed: int = 0) -> Attacks:
-    """No attack and four on f(g(.)), from the one that knows least on.
+    """No attack and four attacks on f(g(.)), from the one that knows least on.
 
-    naive: PGD on f alone, the paper's weak threat. external: PGD on the external net, whose answer g writes into the
-    image. BPDA: PGD through g forwards, with g as the identity backwards. BPDA+EOT: the same over the mean of DRAWS
-    gradients, g with a random start: a deterministic g jumps from x to x, its random twin is smooth on average.
+    naive: PGD on f alone, the paper's weak threat model. external: PGD on the external net, whose answer g writes into
+    the image. BPDA: PGD on f(g(.)) with the gradient of g replaced by the identity. BPDA+EOT: the same on the mean of
+    DRAWS gradients with a random start in g, because a deterministic g jumps and its random twin is smooth on average.
     """
     pgd, twin = PGD(radius, STEPS), replace(transform, random_start=True)
     return {
@@ -54,7 +54,7 @@ def transform_attacks(classifier: nn.Module, transform: Transform, radius: float
 
 
 def survived(judge: nn.Module, attack: tuple[nn.Module, Perturbation], images: ImageSet, *, seed: int = 0) -> Tensor:
-    """[N] bool: which images the judge still labels rightly after the attack on the net that it names."""
+    """[N] bool: which images the judge still classifies correctly after an attack, (net, perturbation)."""
     (net, perturbation), engine = attack, judge.engine
     images, right = images.to(engine.device), []
     generator = engine.generator(seed, "attack, injected noise")
@@ -68,9 +68,9 @@ def survived(judge: nn.Module, attack: tuple[nn.Module, Perturbation], images: I
 
 
 def attacked_rows(judge: nn.Module, attacks: Attacks, images: ImageSet, *, seed: int = 0) -> pd.DataFrame:
-    """Rows of the judge's accuracy under each attack, and under the worst of them for every image.
+    """Rows of the judge's accuracy under each attack, and under the worst of them for each image.
 
-    attack_passes: input gradients an image, the transform's own among them.
+    attack_passes: input gradients per image, those inside the transform included.
     """
     rows, left = [], torch.ones(len(images), dtype=torch.bool)
     for name, attack in attacks.items():
@@ -92,10 +92,10 @@ def defence_rows(
     seeds: Sequence[int] = (0,),
     lab: Lab | None = None,
 ) -> pd.DataFrame:
-    """Rows of defences x attacks x seeds: learners by their training radius, 0 (ERM) also behind the transform.
+    """Rows of defences x attacks x seeds: learners by their training radius, and learner 0 (ERM) behind the transform.
 
-    Behind the transform ERM is trained on g(x) of the training images. The first `attacked` test images, every class in
-    its share, are attacked at `radius`; clean_accuracy is over all. training_passes: the transform's among them.
+    Behind the transform ERM is trained on g(x) of the training images. A stratified subset of `attacked` test images is
+    attacked at `radius`; clean_accuracy is over all of them. training_passes includes those of the transform.
     """
     lab, rows = lab or Lab(), []
     parts = (split.train, split.test)
@@ -119,9 +119,9 @@ def defence_rows(
 
 
 def defences_table(rows: Rows) -> str:
-    """Rows of defence_rows in Markdown: a line a defence, a column an attack, accuracy in %.
+    """Rows of defence_rows in Markdown: a line per defence, a column per attack, accuracy in %.
 
-    ± half the 95 % interval over seeds; - where an attack is none of the defence's.
+    ± half the 95 % interval over seeds; - where an attack does not apply to the defence.
     """
     rows = pd.DataFrame(rows)
     cells = rows.groupby(["defence", "attack"])["accuracy"].agg(cell).unstack()
@@ -131,9 +131,9 @@ def defences_table(rows: Rows) -> str:
 
 
 def defences_figure(rows: Rows, *, chance: float | None = None, title: str) -> "Figure":
-    """Accuracy under each of ATTACKS, points a defence with 95 % intervals over seeds.
+    """Accuracy under each of ATTACKS, points by defence with 95 % intervals over seeds.
 
-    Where an attack needs a transform and a defence has none, its name stands under "not applicable".
+    Attacks that need a transform list the defences without one as "not applicable".
     """
     from semkit.analysis import canvas
 

@@ -30,7 +30,6 @@ def check_moved(moved: Callable) -> str:
         (down, 7, "a value may fall as well as rise; and uint8 wraps, 3 - 10 is 249, so subtract in a wider type"),
     ):
         mine = moved(before.clone(), after)
-        assert mine is not None, "it returns nothing: end with return"
         assert torch.as_tensor(mine).numel() == 1, "it returns many numbers: take the largest of all"
         assert float(mine) == wanted, f"here it is {wanted}, not {float(mine):g}: {why}"
     return "this is what `semkit check` compares with the radius"
@@ -117,7 +116,6 @@ def check_stability(stability: Callable) -> str:
     assert moved.max() > radius / 2, f"u is at most {moved.max():.3g} levels, and the radius is {radius}"
     assert moved.std((1, 2, 3, 4)).min() > radius / 4, "u is the same number for every pixel: draw one for each"
     assert not torch.equal(found[0], found[1]), "all draws are alike: every draw needs a fresh u"
-    assert mine is not None, "it returns nothing: end with return"
     wanted = -(draws + 1) / 2
     assert abs(float(mine) - wanted) < 1e-6, f"minus the mean of the losses is {wanted}, not {float(mine):g}"
     return "as defined here, with a fresh draw each time"
@@ -140,7 +138,6 @@ def check_partial(partial: Callable) -> str:
     (_, xy, xz), (_, _, yz), _ = np.corrcoef((x, y, z))
     wanted = (xy - xz * yz) / ((1 - xz**2) * (1 - yz**2)) ** 0.5
     mine = partial(x.copy(), y.copy(), z.copy())
-    assert mine is not None, "it returns nothing: end with return"
     assert np.ndim(mine) == 0, "it returns a table: corrcoef(a, b)[0, 1] is one number"
     assert abs(mine - xy) > 1e-6, f"this is the plain correlation, {xy:.2f}: take z out of x and of y first"
     out_of_one = (xy - xz * yz) / (1 - np.array([xz, yz]) ** 2) ** 0.5

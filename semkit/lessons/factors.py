@@ -1,6 +1,6 @@
-"""What `latent` says of real images: of how many dimensions they are, and what a linear rule reaches on two classes.
+"""The theory of `latent` on real images: how many dimensions they have, and what linear rules reach on two classes.
 
-Images are arrays of floats [N,...], of any shape and unit; lengths such as epsilon are l2 in that unit.
+Images are arrays of floats [N,...] of any shape and unit; lengths such as epsilon are l2 norms in that unit.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ Labelled = tuple[np.ndarray, np.ndarray]  # images [N,...] and labels [N]
 
 
 def _principal(images: np.ndarray, labels: Sequence[int] | None):
-    """scikit-learn's PCA of the images [N,...] about their mean, or about those of their classes."""
+    """scikit-learn's PCA of the images [N,...] about their mean, or, with labels, about their class means."""
     from sklearn.decomposition import PCA  # half a second that importing semkit need not pay
 
     x = np.array(images, float).reshape(len(images), -1)  # a copy, to be centred
@@ -32,13 +32,12 @@ def _principal(images: np.ndarray, labels: Sequence[int] | None):
 def dimensions(
     images: np.ndarray, labels: Sequence[int] | None = None, *, shares: Sequence[float] = (0.9, 0.95, 0.99)
 ) -> dict:
-    """A row: n, d, how many principal components hold each share of the images' variance, and their participation.
+    """A row: n, d, the number of principal components that hold each share of the variance, and the participation.
 
-        participation = (sum_i v_i)^2 / sum_i v_i^2 of the components' variances v: d if all are alike, 1 if one is all
+        participation = (sum_i v_i)^2 / sum_i v_i^2 of the components' variances v: d if all are equal, 1 if one is all
 
-    images: an array [N,...]. With labels the variance is that within classes, as a mixture's latent z has it. The n
-    images hold n - 1 components at most.
-    Raises ValueError for fewer than 2 images, for labels that do not fit them, and where nothing varies.
+    images [N,...]. With labels it is the variance within classes, as of the latent z of a mixture. n images have at
+    most n - 1 components. Raises ValueError for fewer than 2 images, labels that do not fit, or no variance.
     """
     principal = _principal(images, labels)
     v = principal.explained_variance_
@@ -48,15 +47,14 @@ def dimensions(
 
 
 def fitted(images: np.ndarray, y: Sequence[int], k: int) -> tuple[Latent, np.ndarray]:
-    """(model, centre [d]): the mixture x = image - centre with the images' class means and k main components.
+    """(model, centre [d]): the mixture x = image - centre with the class means and the k main components of images.
 
         W = components * sqrt(variances) within classes, centre = (m_+ + m_-) / 2, W mu = the part of (m_+ - m_-) / 2
         that lies in the components
 
-    images [N,...], y of +1 and -1. What best(model) promises holds as far as images are such a mixture and N is large
-    against k: hold its rule against images that were not fitted, see `withstood`. The first j columns of W and values
-    of mu are the model of j components.
-    Raises ValueError unless both classes are there and 1 <= k <= the components that vary.
+    images [N,...], y of +1 and -1. What best(model) promises is true if images are such a mixture and N is much larger
+    than k; test its rule on other images with `withstood`. The first j columns of W and values of mu are the model of j
+    components. Raises ValueError unless both classes occur and 1 <= k <= the components that vary.
     """
     y = np.asarray(y)
     if set(np.unique(y)) != {-1, 1}:
@@ -73,9 +71,9 @@ def fitted(images: np.ndarray, y: Sequence[int], k: int) -> tuple[Latent, np.nda
 
 
 def withstood(theta: np.ndarray, centre: np.ndarray, images: np.ndarray, y: np.ndarray, epsilon: float) -> np.ndarray:
-    """Whether sign(theta'(image - centre)) is y however the image is moved by a length of epsilon, [N] of bool.
+    """Whether sign(theta'(image - centre)) stays y under every move of the image of length epsilon, [N] bool.
 
-    Moves may leave the box of images, so that this is the least a rule reaches. theta = 0 answers +1.
+    Moves may leave the box [0, 1], so this is a lower bound. theta = 0 answers +1.
     """
     if not theta.any():
         return y > 0
@@ -101,12 +99,11 @@ def pair_rows(
 ) -> pd.DataFrame:
     """Rows, one for each k and epsilon: pair, d, k, epsilon, n and n_test images, and of the two best linear rules
 
-        standard, robust:            accuracy that the mixture fitted to `train` promises, gap: the one less the other
-        standard_held, robust_held:  share of `test` that is right, or that withstands epsilon, gap_held
+        standard, robust:            accuracy that the mixture fitted to `train` promises; gap: their difference
+        standard_held, robust_held:  share of `test` that is right, or that withstands epsilon; gap_held
         standard_error ...:          the standard errors of those shares
 
-    size: images [N,C,H,W] are first averaged down to size x size. Raises ValueError as `fitted` does for the largest k,
-    and as `pooled` does.
+    size: images [N,C,H,W] are averaged down to size x size first. Raises ValueError as `fitted` and `pooled` do.
     """
     (x, y), (new, truth) = _two(train, pair), _two(test, pair)
     x, new = (x, new) if size is None else (pooled(x, size), pooled(new, size))
@@ -129,7 +126,7 @@ def pair_rows(
 
 
 def class_rows(images: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> pd.DataFrame:
-    """A row of `dimensions` for each class, with its name."""
+    """The row of `dimensions` of each class, with its name."""
     return pd.DataFrame({"class": name, **dimensions(images[labels == k])} for k, name in enumerate(names))
 
 
@@ -139,7 +136,7 @@ def values(image_set) -> Labelled:
 
 
 def pooled(images: np.ndarray, size: int) -> np.ndarray:
-    """Images [N,C,H,W] averaged down to size x size; raises ValueError where H or W is no multiple of it."""
+    """Images [N,C,H,W] averaged down to size x size. Raises ValueError unless size divides H and W."""
     check_count(size, "size", 1)
     n, c, h, w = images.shape
     if h % size or w % size:

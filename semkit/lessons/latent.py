@@ -1,7 +1,7 @@
-"""When robustness costs accuracy: labels made in a latent space of k dimensions, images in d >= k, linear rules.
+"""When robustness costs accuracy: labels come from k latent factors, images have d >= k pixels, rules are linear.
 
 The gap between the best standard and the best robust accuracy closes as k / d falls: Javanmard and Mehrabi, Adversarial
-robustness for latent models, 2021 (arXiv:2110.11950). The statement rests on how W grows; see `latent`.
+robustness for latent models, 2021 (arXiv:2110.11950). It depends on how W grows; see `latent_model`.
 """
 
 import math
@@ -20,17 +20,17 @@ from semkit.lessons.answers import checker
 LABELS = ("mixture", "probit")
 CONTRASTS = ("pixel", "factor")
 RATIOS = (1, 1 / 4, 1 / 16, 1 / 64)
-DECADES, GRID = 6, 241  # of the ridges that are tried, to both sides of the singular values
+DECADES, GRID = 6, 241  # ridges tried: so far beyond the singular values on both sides, and so many
 
 
 @dataclass(frozen=True, eq=False)
 class Latent:
-    """x = W z in R^d of latent z in R^k, W [d,k] of full rank, and a label y = +1 or -1 that mu [k] makes:
+    """Images x = W z in R^d of latent factors z in R^k, W [d,k] of full rank, with labels y = +1 or -1 by mu [k]:
 
         "mixture": y = +1 or -1 equally often, z ~ N(y mu, I)
         "probit":  z ~ N(0, I), P(y = +1 | z) = Phi(mu'z), a generalised linear model
 
-    Raises ValueError where shapes do not fit, for k = 0 or k > d, mu = 0, another kind of label, or a W of lower rank.
+    Raises ValueError for shapes that do not fit, k = 0, k > d, mu = 0, unknown labels, or a W of lower rank.
     """
 
     W: np.ndarray
@@ -42,20 +42,20 @@ class Latent:
             shapes = f"{list(self.W.shape)} and {list(self.mu.shape)}"
             raise ValueError(f"W must be [d,k] and mu [k] with 1 <= k <= d, got {shapes}")
         if not self.mu.any():
-            raise ValueError("mu must not be 0, else there is nothing to tell the classes by")
+            raise ValueError("mu must not be 0, because then nothing tells the classes apart")
         if self.labels not in LABELS:
             raise ValueError(f"labels must be one of {', '.join(LABELS)}, got {self.labels!r}")
 
     @cached_property
     def basis(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(U [d,k], s [k], mu in the basis V [k]) of the singular value decomposition W = U diag(s) V'."""
+        """(U [d,k], s [k], V'mu [k]) of the singular value decomposition W = U diag(s) V'."""
         u, s, vt = np.linalg.svd(self.W, full_matrices=False)
         if not s[-1] > 1e-12 * s[0]:
             raise ValueError("W must have full rank")
         return u, s, vt @ self.mu
 
     def draw(self, n: int, seed: int | np.random.Generator = 0) -> tuple[np.ndarray, np.ndarray]:
-        """x [n,d] and y [n]."""
+        """Draw n images x [n,d] and their labels y [n]."""
         rng = np.random.default_rng(seed)
         z = rng.standard_normal((n, len(self.mu)))
         if self.labels == "mixture":
@@ -69,18 +69,17 @@ class Latent:
 def latent_model(
     d: int, k: int, *, norm: float = 2.0, labels: str = "mixture", contrast: str = "pixel", seed: int = 0
 ) -> Latent:
-    """A Latent with entries of W drawn N(0, 1/k) (contrast "pixel") or N(0, 1/d) ("factor"), and |mu| = norm.
+    """A Latent with entries of W from N(0, 1/k) (contrast "pixel") or N(0, 1/d) ("factor"), and |mu| = norm.
 
-    What is held fixed while k / d varies decides what its fall means.
-    "pixel": every pixel varies by 1 about its class's mean whatever k, as contrast is a property of images and not of
-    the number of factors behind them; then singular values of W are about sqrt(d/k) (1 +- sqrt(k/d)). With d, the
-    attack's length epsilon, and |mu|, hence the best standard accuracy, fixed as well, fewer factors share the same
-    contrast, so each is longer than epsilon by more: the gap falls to 0 as about epsilon sqrt(k/d).
-    "factor", the control: every factor has length 1 in pixels whatever k, singular values are 1 +- sqrt(k/d), and the
-    gap comes to about Phi(norm) - Phi(norm - epsilon) and stays: it is the growth of W that closes it.
-    Where d grows and k does not, "pixel" closes it with epsilon fixed; with epsilon ~ sqrt(d), the same change of every
-    pixel, the gap depends on k alone.
-    Raises ValueError unless 1 <= k <= d and norm > 0.
+    The contrast is what stays fixed while k / d varies, and decides what happens to the gap.
+    "pixel": every pixel has standard deviation 1 about its class mean for every k, because contrast belongs to images
+    and not to the number of factors behind them. The singular values of W are about sqrt(d/k) (1 +- sqrt(k/d)). At
+    fixed d, epsilon and |mu|, and so at fixed standard accuracy, fewer factors share the same contrast, each is longer
+    in relation to epsilon, and the gap falls to 0 as about epsilon sqrt(k/d).
+    "factor", the control: every factor has length 1 in pixels for every k, the singular values are 1 +- sqrt(k/d), and
+    the gap stays at about Phi(norm) - Phi(norm - epsilon). So it is the growth of W that closes the gap.
+    If d grows and k does not, "pixel" closes the gap at fixed epsilon; with epsilon ~ sqrt(d), the same change of every
+    pixel, it depends on k alone. Raises ValueError unless 1 <= k <= d and norm > 0.
     """
     k, d = check_count(k, "the latent dimension k", 1), check_count(d, "the dimension d", 1)
     if not 0 < norm < math.inf:
@@ -92,13 +91,13 @@ def latent_model(
 
 
 def accuracy(model: Latent, theta: np.ndarray, epsilon: float = 0.0) -> float:
-    """Accuracy of the rule sign(theta'x) when every x may be moved by a length of epsilon against its label.
+    """Accuracy of the rule sign(theta'x) under attacks that move x by a length of epsilon.
 
         a = theta'W mu / |W'theta|,   r = epsilon |theta| / |W'theta|
         mixture: Phi(a - r)
         probit:  Phi(-r) + 2 T(r, a / sqrt(1 + |mu|^2 - a^2)),   T Owen's function
 
-    epsilon in the unit of x, l2. theta = 0 is the constant answer, 1/2. Raises ValueError where only W'theta is 0.
+    epsilon: l2, in the unit of x. theta = 0 is a constant answer, 1/2. Raises ValueError if W'theta = 0 only.
     Source of T: Owen, Annals of Mathematical Statistics 1956.
     """
     if not theta.any():
@@ -117,10 +116,10 @@ def _accuracy(model: Latent, a: np.ndarray, r: np.ndarray) -> np.ndarray:
 
 
 def rule(model: Latent, ridge: float) -> np.ndarray:
-    """theta [d] = (W W' + ridge I)^-1 W mu, of length 1: the best rules for every epsilon are among these.
+    """theta [d] ~ (W W' + ridge I)^-1 W mu, of length 1; for every epsilon the best rule is one of these.
 
-    Accuracy grows with a and falls with r (see `accuracy`). Of all theta with |W'theta| <= 1 and |theta| <= t, a convex
-    set, the largest a has theta of this form by Lagrange. ridge = 0 is best without attack, W'theta ~ mu.
+    Because accuracy grows with a and falls with r (see `accuracy`), and on the convex set of theta with |W'theta| <= 1
+    and |theta| <= t the largest a is at a theta of this form, by Lagrange. ridge = 0 is best without attack.
     """
     u, s, mu = model.basis
     theta = u @ (mu * s / (s * s + ridge))
@@ -128,14 +127,14 @@ def rule(model: Latent, ridge: float) -> np.ndarray:
 
 
 def _ridges(model: Latent, n: int) -> np.ndarray:
-    """0 and n - 1 ridges, evenly spaced in their logarithm, from where 0 is left to where they no longer matter."""
+    """0 and n - 1 ridges, evenly spaced in their logarithm, over all sizes that make a difference."""
     s = model.basis[1]
     least, most = (2 * np.log10(v) for v in (s[-1], s[0]))
     return np.r_[0, np.logspace(max(least, most - 2 * DECADES) - DECADES, most + DECADES, n - 1)]
 
 
 def _along(model: Latent, epsilon: float, ridges: np.ndarray) -> np.ndarray:
-    """accuracy(model, rule(model, ridge), epsilon) of every ridge, without a product with W."""
+    """accuracy(model, rule(model, ridge), epsilon) of every ridge, in the basis of the singular vectors."""
     _, s, mu = model.basis
     thetas = mu * s / (s * s + ridges[:, None])  # and phis, below, in the bases U and V
     phis = thetas * s
@@ -144,10 +143,10 @@ def _along(model: Latent, epsilon: float, ridges: np.ndarray) -> np.ndarray:
 
 
 def best(model: Latent, epsilon: float = 0.0) -> tuple[np.ndarray, float]:
-    """(theta, accuracy) of the linear rule with the best accuracy against attacks of length epsilon (0: standard).
+    """(theta, accuracy) of the linear rule with the best accuracy under attacks of length epsilon (0: standard).
 
-    Where no rule stands the attack better than a constant answer, accuracy 1/2, theta is 0: in the mixture, exactly
-    where epsilon >= |W mu|. Raises ValueError for a negative epsilon.
+    Where no rule is better than a constant answer, accuracy 1/2, theta is 0: for the mixture, where epsilon >= |W mu|.
+    Raises ValueError for a negative epsilon.
     """
     if not 0 <= epsilon < math.inf:
         raise ValueError(f"epsilon must be a finite number >= 0, got {epsilon:g}")
@@ -164,10 +163,9 @@ def best(model: Latent, epsilon: float = 0.0) -> tuple[np.ndarray, float]:
 
 
 def trade_off(model: Latent, epsilon: float, points: int = 61) -> pd.DataFrame:
-    """Rows of the rules from the best standard one to the most cautious one: ridge, and accuracies standard and robust.
+    """Rows of rules from the best standard to the most cautious one: ridge, and accuracies standard and robust.
 
-    Up to the best robust one, no linear rule is better in one accuracy and as good in the other; those beyond it lose
-    in both.
+    Up to the best robust rule this is the Pareto front of linear rules; rules beyond it are worse in both.
     """
     ridge = _ridges(model, points)
     accuracies = {"standard": _along(model, 0, ridge), "robust": _along(model, epsilon, ridge)}
@@ -175,7 +173,7 @@ def trade_off(model: Latent, epsilon: float, points: int = 61) -> pd.DataFrame:
 
 
 def share_of(hits: int, n: int) -> tuple[float, float]:
-    """(hits / n, its standard error), the error of a share to which a hit and a miss are added: it is never 0."""
+    """(hits / n, its standard error); a hit and a miss are added for the error, so that it is never 0."""
     share = (hits + 1) / (n + 2)
     return hits / n, math.sqrt(share * (1 - share) / n)
 
@@ -183,7 +181,7 @@ def share_of(hits: int, n: int) -> tuple[float, float]:
 def sampled(
     model: Latent, theta: np.ndarray, epsilon: float = 0.0, *, samples: int = 20_000, seed: int | Sequence[int] = 0
 ) -> tuple[float, float]:
-    """(accuracy, its standard error) of sign(theta'x) by Monte-Carlo on images moved by -y epsilon theta / |theta|.
+    """Monte Carlo (accuracy, standard error) of sign(theta'x) on images moved by -y epsilon theta / |theta|.
 
     theta = 0 answers +1.
     """
@@ -208,12 +206,12 @@ def gap(
     samples: int = 0,
     seed: int = 0,
 ) -> dict:
-    """A row: labels, contrast, d, k, ratio k/d, epsilon, norm, seed, and the accuracies of the best rules of `latent`
+    """A row: labels, contrast, d, k, ratio k/d, epsilon, norm, seed, and the accuracies of the best rules
 
-        standard: of the best one without attack        robust: of the best one under attack, attacked
-        cautious: of that one without attack            gap: standard - robust
+        standard: the best rule without attack        robust: the best rule under attack, attacked
+        cautious: the latter without attack           gap: standard - robust
 
-    With samples > 0 also Monte-Carlo estimates and standard errors, as standard_sampled, standard_error, and so on.
+    With samples > 0 also Monte Carlo estimates and standard errors: standard_sampled, standard_error, and so on.
     """
     model = latent_model(d, k, norm=norm, labels=labels, contrast=contrast, seed=seed)
     d, k = model.W.shape
@@ -235,9 +233,9 @@ def gap(
 def gaps(
     d: int, epsilon: float, *, ratios: Sequence[float] = RATIOS, seeds: Sequence[int] = (0,), **how
 ) -> pd.DataFrame:
-    """Rows gap(d, ratio * d, epsilon, seed=seed, **how) of every ratio k / d and seed; a seed draws W anew.
+    """Rows gap(d, ratio * d, epsilon, seed=seed, **how) of every ratio k / d and seed; each seed draws its own W.
 
-    Raises ValueError where ratio * d is not a whole number from 1 to d.
+    Raises ValueError unless ratio * d is a whole number from 1 to d.
     """
     return pd.DataFrame([gap(d, ratio * d, epsilon, seed=seed, **how) for ratio in ratios for seed in seeds])
 
@@ -258,7 +256,6 @@ def check_robust_accuracy(robust_accuracy: Callable) -> str:
     W, mu, theta = made.W, made.mu, 3 * rule(made, 5.0)
     mine = {epsilon: robust_accuracy(theta.copy(), W.copy(), mu.copy(), epsilon) for epsilon in (0, 0.8, 9)}
     wanted = {epsilon: accuracy(made, theta, epsilon) for epsilon in mine}
-    assert all(value is not None for value in mine.values()), "it returns nothing: end with return"
     assert all(np.ndim(value) == 0 for value in mine.values()), "it returns an array: the accuracy is one number"
     noise, length = np.linalg.norm(W.T @ theta), np.linalg.norm(theta)
     score = theta @ W @ mu

@@ -1,6 +1,6 @@
-"""Why class-wise convolution protects: two Gaussians, a filter each, the Bayes rule between them, accuracy and figures.
+"""Why class-wise convolution protects: two Gaussian classes with a filter each, and the Bayes rule between them.
 
-Source: Sadasivan et al., CUDA, CVPR 2023. The accuracies are computed here, not bounded.
+Source: Sadasivan et al., CUDA, CVPR 2023. The accuracies are computed exactly here; the paper bounds them.
 """
 
 import math
@@ -18,12 +18,13 @@ from semkit.analysis.pictures import gallery_figure
 from semkit.images.pixels import check_count
 from semkit.images.shapes import embedded
 from semkit.lessons.answers import check_tensor, checker, drawn
+from semkit.lessons.latent import share_of
 from semkit.protections.cuda import blur, class_filters
 
-TILT = 0.15  # of the line of integration, in radians
-REACH, STEP = 26, 0.01  # its points: log r from -REACH to REACH
+TILT = 0.15  # angle of the line of integration to the imaginary axis, in radians
+REACH, STEP = 26, 0.01  # points on it: log r from -REACH to REACH
 DIMENSIONS = (1, 2, 3, 5, 8, 13, 20, 32, 50)
-LINES = {  # column of accuracies -> its label, colour, marker and line
+LINES = {  # column of `accuracies` -> label, colour, marker, line style
     "on_protected": ("protected data's rule\non protected data", "#009E73", "^", "-."),
     "clean": ("clean data's rule\non clean data", "#000000", "o", "-"),
     "on_clean": ("protected data's rule\non clean data", "#D55E00", "D", "-"),
@@ -37,7 +38,7 @@ def eigenvalues(d: int, a: float) -> np.ndarray:
 
 
 def eigenvectors(d: int) -> np.ndarray:
-    """[d,d]: sqrt(2 / (d + 1)) sin(i j pi / (d + 1)): symmetric, its own inverse, the same for every a."""
+    """[d,d]: sqrt(2 / (d + 1)) sin(i j pi / (d + 1)); symmetric, its own inverse, the same for every a."""
     i = np.arange(1, d + 1)
     return math.sqrt(2 / (d + 1)) * np.sin(np.outer(i, i) * np.pi / (d + 1))
 
@@ -48,8 +49,8 @@ class Mixture:
 
         mu = norm / sqrt(d) (1, ..., 1),   A_y x = x convolved with (a_y, 1, a_y), zeros beyond its ends
 
-    A_y is tridiagonal Toeplitz: a_y = a_plus of class +1, a_minus of class -1, both in [0, 0.5], where A_y is positive.
-    Raises ValueError for any other a, for d < 1 and for a negative norm.
+    A_y is tridiagonal Toeplitz; a_y is a_plus for class +1 and a_minus for class -1, both in [0, 0.5], where A_y is
+    positive. Raises ValueError for another a, d < 1 or a negative norm.
     """
 
     d: int
@@ -70,20 +71,20 @@ class Mixture:
         return np.full(self.d, self.norm / math.sqrt(self.d))
 
     def draw(self, n: int, seed: int | np.random.Generator = 0) -> tuple[np.ndarray, np.ndarray]:
-        """Clean x [n,d] and y [n]."""
+        """Draw n clean points x [n,d] and their classes y [n]."""
         rng = np.random.default_rng(seed)
         y = rng.choice((-1, 1), n)
         return y[:, None] * self.mu + rng.standard_normal((n, self.d)), y
 
     def protect(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        """[n,d]: every clean x[n] filtered as its class is."""
+        """Filter each clean x [n,d] with the filter of its class y [n]."""
         padded = np.pad(x, ((0, 0), (1, 1)))
         a = np.where(y > 0, self.a_plus, self.a_minus)[:, None]
         return x + a * (padded[:, :-2] + padded[:, 2:])
 
 
 def bayes_rule(mixture: Mixture) -> tuple[np.ndarray, np.ndarray, float]:
-    """(A [d,d], b [d], c): on protected data y = +1 is the likelier class where x'Ax + b'x + c > 0.
+    """(A [d,d], b [d], c): on protected data class +1 is more likely where x'Ax + b'x + c > 0.
 
         A = A_-^-2 - A_+^-2,   b = 2 (A_-^-1 + A_+^-1) mu,   c = 2 (ln det A_- - ln det A_+)
 
@@ -95,26 +96,26 @@ def bayes_rule(mixture: Mixture) -> tuple[np.ndarray, np.ndarray, float]:
 
 
 def _diagonal_rule(mixture: Mixture) -> tuple[np.ndarray, np.ndarray, float]:
-    """The Bayes rule's A (its diagonal), b and c in the basis of the eigenvectors."""
+    """The Bayes rule in the basis of the eigenvectors: the diagonal of A, b and c."""
     minus, plus = (eigenvalues(mixture.d, a) for a in (mixture.a_minus, mixture.a_plus))
     nu = eigenvectors(mixture.d) @ mixture.mu
     return minus**-2 - plus**-2, 2 * (1 / minus + 1 / plus) * nu, 2 * float(np.log(minus / plus).sum())
 
 
 def decide(rule: tuple[np.ndarray, np.ndarray, float], x: np.ndarray) -> np.ndarray:
-    """The class [n], +1 or -1, that a rule (A, b, c) gives to each x [n,d]."""
+    """The class [n], +1 or -1, of each x [n,d] by a rule (A, b, c)."""
     a, b, c = rule
     return np.where(((x @ a) * x).sum(1) + x @ b + c > 0, 1, -1)
 
 
 def probability_positive(quadratic: np.ndarray, linear: np.ndarray, constant: float) -> float:
-    """P(S > 0) to about 1e-9 for S = sum_i (quadratic_i z_i^2 + linear_i z_i) + constant, z ~ N(0, I); at S = 0 a half.
+    """P(S > 0) to about 1e-9 for S = sum_i (quadratic_i z_i^2 + linear_i z_i) + constant, z ~ N(0, I); 1/2 if S = 0.
 
         P = phi / pi + 1/pi integral over r > 0 of Im M(r e^(i phi)) / r,   M(s) = E e^(sS)
         M(s) = e^(s constant) prod_i (1 - 2 s quadratic_i)^(-1/2) exp(s^2 linear_i^2 / (2 (1 - 2 s quadratic_i)))
 
-    phi = pi / 2 is the inversion of Gil-Pelaez (Biometrika 1951), with which Imhof (Biometrika 1961) treats such forms.
-    Tilted a little to the side where M dies exponentially, sums over evenly spaced log r converge exponentially too.
+    phi = pi / 2 is the inversion of Gil-Pelaez (Biometrika 1951), which Imhof (Biometrika 1961) uses for such forms.
+    Tilted a little to the side where M decays exponentially, sums over evenly spaced log r converge exponentially.
     """
     mean, scale = constant + quadratic.sum(), math.sqrt(2 * quadratic @ quadratic + linear @ linear)
     if abs(mean) >= 40 * scale:  # no scale at all, or a probability below 1e-10
@@ -133,43 +134,41 @@ def probability_positive(quadratic: np.ndarray, linear: np.ndarray, constant: fl
 def accuracy(mixture: Mixture, *, protected: bool) -> float:
     """Accuracy of the Bayes rule of protected data, on protected or on clean data.
 
-    In the eigenvectors' basis the rule is a sum over independent coordinates: see probability_positive.
+    In the basis of the eigenvectors the rule is a sum over independent coordinates: see probability_positive.
     """
     a, b, c = _diagonal_rule(mixture)
     nu, right = eigenvectors(mixture.d) @ mixture.mu, []
     for y, strength in ((1, mixture.a_plus), (-1, mixture.a_minus)):
         scale = eigenvalues(mixture.d, strength) if protected else np.ones(mixture.d)
-        m = y * scale * nu  # the class's mean; its coordinates are m + scale z
+        m = y * scale * nu  # the mean of the class; its coordinates are m + scale z
         right.append(probability_positive(y * a * scale**2, y * (2 * a * m + b) * scale, y * (c + (a * m + b) @ m)))
     return sum(right) / 2
 
 
 def sampled(mixture: Mixture, samples: int = 200_000, seed: int = 0) -> dict[str, tuple[float, float]]:
-    """{"clean", "on_clean", "on_protected"}: the accuracies of `accuracies` by Monte-Carlo, each with standard error.
+    """{"clean", "on_clean", "on_protected"}: Monte Carlo estimates of `accuracies`, each with its standard error.
 
-    Points are drawn and filtered, and the rules applied to them, as they stand. The error is that of a share to which
-    one hit and one miss are added, so that it is never 0.
+    Points are drawn and filtered, and the rules applied to them, without the closed form. One hit and one miss are
+    added for the error, so that it is never 0.
     """
     check_count(samples, "samples", 1)
-    rng, rule, hits = np.random.default_rng(seed), bayes_rule(mixture), np.zeros(3)
+    rng, rule, hits = np.random.default_rng(seed), bayes_rule(mixture), [0, 0, 0]
     clean_rule = np.zeros((mixture.d, mixture.d)), mixture.mu, 0.0
     batch = max(1, 2**21 // mixture.d)
     for start in range(0, samples, batch):
         x, y = mixture.draw(min(batch, samples - start), rng)
         given = decide(clean_rule, x), decide(rule, x), decide(rule, mixture.protect(x, y))
-        hits += [(classes == y).sum() for classes in given]
-    share = (hits + 1) / (samples + 2)
-    values = zip(hits / samples, np.sqrt(share * (1 - share) / samples), strict=True)
-    return dict(zip(("clean", "on_clean", "on_protected"), ((float(p), float(e)) for p, e in values), strict=True))
+        hits = [n + int((classes == y).sum()) for n, classes in zip(hits, given, strict=True)]
+    return {name: share_of(n, samples) for name, n in zip(("clean", "on_clean", "on_protected"), hits, strict=True)}
 
 
 def accuracies(d: int, norm: float, a_minus: float, a_plus: float, *, samples: int = 0, seed: int = 0) -> dict:
     """A row: d, norm, a_minus, a_plus, and the accuracies
 
-        clean: of the clean data's rule sign(mu'x) on clean data, Phi(norm)
-        on_clean, on_protected: of the protected data's Bayes rule on either
+        clean: the clean data's rule sign(mu'x) on clean data, Phi(norm)
+        on_clean, on_protected: the protected data's Bayes rule on clean and on protected data
 
-    With samples > 0 also each one's Monte-Carlo estimate and standard error, as clean_sampled, clean_error, and so on.
+    With samples > 0 also Monte Carlo estimates and standard errors: clean_sampled, clean_error, and so on.
     Raises ValueError as Mixture does.
     """
     mixture = Mixture(d, norm, a_minus, a_plus)
@@ -182,13 +181,11 @@ def accuracies(d: int, norm: float, a_minus: float, a_plus: float, *, samples: i
     return row
 
 
-@lru_cache(maxsize=1024)
-def _closed_form(d: int, norm: float, a_minus: float, a_plus: float) -> dict:
-    return accuracies(d, norm, a_minus, a_plus)
+_closed_form = lru_cache(maxsize=1024)(accuracies)  # the panel asks for the same dimensions again and again
 
 
 def _draw_plane(axes, mixture: Mixture, points: int = 300) -> None:
-    """Clean points in two dimensions, ellipses of two standard deviations of the filtered ones, and both rules."""
+    """Draw clean points in the plane, the filtered classes as ellipses of two standard deviations, and both rules."""
     x, y = mixture.draw(points)
     reach = max(3.5, mixture.norm + 2.5)
     side, turn = np.linspace(-reach, reach, 161), np.linspace(0, 2 * np.pi, 100)
@@ -209,7 +206,7 @@ def _draw_plane(axes, mixture: Mixture, points: int = 300) -> None:
 
 
 def _draw_dimensions(axes, rows: Sequence[dict], at: int) -> None:
-    """Accuracies over the dimension, rows as of accuracies; `at`: a dimension to point out."""
+    """Draw rows of `accuracies` over the dimension; at: a dimension to mark."""
     for column, (label, colour, marker, ls) in LINES.items():
         values = [100 * row[column] for row in rows]
         axes.plot([row["d"] for row in rows], values, color=colour, marker=marker, ls=ls, ms=5, label=label)
@@ -222,7 +219,7 @@ def _draw_dimensions(axes, rows: Sequence[dict], at: int) -> None:
 
 
 def mixture_figure(d: int, norm: float, a_minus: float, a_plus: float) -> Figure:
-    """What class-wise filters do to two Gaussians: left in two dimensions, right the accuracies over the dimension."""
+    """Two Gaussian classes with class-wise filters: left in two dimensions, right the accuracies over the dimension."""
     figure = new_figure(10, 4.6)
     panels = figure.subplots(1, 2, width_ratios=(1, 1.25))
     _draw_plane(panels[0], Mixture(2, norm, a_minus, a_plus))
@@ -232,7 +229,7 @@ def mixture_figure(d: int, norm: float, a_minus: float, a_plus: float) -> Figure
 
 
 def filters_figure(filters: torch.Tensor, classes: Sequence[str], *, title: str) -> Figure:
-    """The filter [K,k,k] of every class, 0 black and 1 white."""
+    """The filter of every class, [K,k,k], from 0 as black to 1 as white."""
     levels = (255 * filters).round().to(torch.uint8)[:, None]
     return gallery_figure(dict(zip(classes, levels, strict=True)), columns=len(classes), title=title)
 

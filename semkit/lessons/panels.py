@@ -28,12 +28,12 @@ def slider(start: float, low: float, high: float, text: str, step: float = 1) ->
 
 
 def choice(kind: type, text: str, **how):
-    """A widget of the kind that is as wide as its description and its choices."""
+    """A widget of this kind, as wide as its description and its options need."""
     return kind(description=text, style={"description_width": "initial"}, layout={"width": "max-content"}, **how)
 
 
 def line(of: str) -> widgets.HTML:
-    """A line of HTML that a page finds as .semkit-OF."""
+    """A line of HTML with the CSS class semkit-OF."""
     line = widgets.HTML()
     line.add_class(f"semkit-{of}")
     return line
@@ -50,7 +50,7 @@ def display(view: widgets.Widget, plain: str = "a panel: run this cell to use it
 
 
 class FigurePanel:
-    """Knobs over a drawing that is quick enough to be made anew at every change.
+    """Knobs over a figure, which is drawn again whenever one of them changes.
 
     knobs: widgets by name. Attributes: knobs, view. An error is shown in the panel and raised.
     """
@@ -64,7 +64,7 @@ class FigurePanel:
         self.redraw()
 
     def redraw(self) -> None:
-        """Draws with the knobs as they are now."""
+        """Draw the figure with the current values of the knobs."""
         with self._drawing:  # the values are read inside, so that the last drawing is that of the last values
             try:
                 drawn = self._draw(**{name: knob.value for name, knob in self.knobs.items()})
@@ -78,10 +78,10 @@ class FigurePanel:
 
 
 def figure_panel(draw: Callable, **knobs) -> FigurePanel:
-    """A panel that shows draw(**values) -> (Figure, alternative text[, caption]), anew whenever a knob changes.
+    """A panel that shows draw(**values) -> (Figure, alternative text[, caption]), drawn again whenever a knob changes.
 
     knobs: ipywidgets, or (low, high, start) for a slider named after the knob, in levels where it is a radius.
-    For drawings below 0.3 s. Raises what the first drawing raises.
+    For figures that take less than 0.3 s. Raises what the first drawing raises.
     """
 
     def knob(name: str, given):

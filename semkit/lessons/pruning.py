@@ -1,4 +1,4 @@
-"""What is left of a net when most of its weights are gone: robust learners, pruned to several sparsities and judged."""
+"""Robust sparse regularisation: robust learners, pruned to several sparsities, tuned and evaluated."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -29,9 +29,9 @@ BASELINE, OURS = "PGD training", "RSR"  # as figures and tables name them
 
 @dataclass(frozen=True)
 class Cut:
-    """How a trained net is made sparse and judged.
+    """How a trained net is pruned and evaluated.
 
-    tune: the steps after pruning, on the net's own objective with the masks kept; the published schedule is not known,
+    tune: the schedule after pruning, on the net's own objective with the masks fixed; the published one is not known,
     this one is a tenth of the training at a fifth of its rate. attack: for robust accuracy, on `attacked` test images.
     """
 
@@ -43,17 +43,17 @@ class Cut:
 def robust_learners(
     model: str = "tiny", radius: float = 8, lam: float = Rsr.lam, sgd: SGD = SGD(steps=600, batch=64)
 ) -> dict[str, LearnRecipe]:
-    """{BASELINE: PGD training, OURS: RSR}: the same loss by halves and the same attack, PGD of 3 steps in a ball of
-    `radius` levels; RSR has the lasso and the injected noise on top.
+    """{BASELINE: PGD training, OURS: RSR}, which is PGD training plus the lasso `lam` and injected noise.
 
-    As published it is 7 steps of 2.55 levels and 160 epochs: this is the budget of a lesson.
+    Both halve the loss between clean and attacked images, by PGD of 3 steps within `radius` levels. Published are 7
+    steps of 2.55 levels and 160 epochs; this is the budget of a lesson.
     """
     pgd = LearnRecipe(PGD(radius, 3, 0.4 * radius), model, sgd, evaluations=2, objective=Rsr(0))
     return {BASELINE: pgd, OURS: replace(pgd, model=model + INJECTED, objective=Rsr(lam))}
 
 
 def judged(net: nn.Module, split: Split, cut: Cut, *, seed: int = 0) -> dict:
-    """{"robust": accuracy under the attack, "naive": the same with one draw a step}; equal for nets without noise."""
+    """{"robust": accuracy under the attack, "naive": the same with one draw a step}; equal without injected noise."""
     some, attack = split.test.limit(cut.attacked), cut.attack
     single = replace(attack, draws=1)
     naive = accuracy(net, some, single, seed=seed)
@@ -87,11 +87,11 @@ def pruned_rows(
     seeds: Sequence[int] = (0,),
     lab: Lab | None = None,
 ) -> pd.DataFrame:
-    """Rows of learner x seed x sparsity: a trained net, pruned, tuned with its masks and judged at each sparsity.
+    """Rows of learner x seed x sparsity: a trained net, pruned to each sparsity, tuned with fixed masks and evaluated.
 
-    untuned, clean: accuracy on all test images before and after tuning. robust, naive: see judged. zeros: the share of
-    weights that are masked. alpha: mean strength of the injected noise, nan without. Kept in lab.cache by learner and
-    seed. Raises ValueError for a sparsity outside [0, 1).
+    untuned, clean: accuracy on all test images before and after tuning. robust, naive: see judged. zeros: share of
+    masked weights. alpha: mean strength of the injected noise, nan without. Kept in lab.cache by learner and seed.
+    Raises ValueError for a sparsity outside [0, 1).
     """
     lab, rows = lab or Lab(), []
     shares = [check_sparsity(share) for share in sparsities]
@@ -106,7 +106,7 @@ def pruned_rows(
 def pruning_figure(rows: Rows, *, title: str) -> Figure:
     """Rows of pruned_rows: accuracy over sparsity on clean images, before and after tuning, and on attacked ones.
 
-    A line a learner, 95 % bands over seeds.
+    A line per learner with its 95 % band over seeds.
     """
     columns = {"untuned": "clean images, pruned only", "clean": "clean images, tuned", "robust": "attacked, tuned"}
     rows = pd.DataFrame(rows)
@@ -122,9 +122,9 @@ def pruning_figure(rows: Rows, *, title: str) -> Figure:
 
 
 def _draw_weights(axes, sizes: np.ndarray, share: float) -> float:
-    """How many of the weights are of which size |W|, those that pruning by `share` takes apart; returns the threshold.
+    """Draw a histogram of the sizes |W|, split into pruned and kept weights at the threshold, which is returned.
 
-    Twenty bins to a power of ten, from 1e-5 up; an edge is at the threshold.
+    Twenty bins per power of ten, from 1e-5 on, with an edge at the threshold.
     """
     count = round(share * len(sizes))
     threshold = float(np.sort(sizes)[count]) if count else 0.0
@@ -141,7 +141,7 @@ def _draw_weights(axes, sizes: np.ndarray, share: float) -> float:
 
 
 def weights_figure(weights: Mapping[str, Tensor], share: float, *, title: str) -> Figure:
-    """The sizes of each net's weights, a panel a net, and which of them go when a `share` is pruned."""
+    """Histograms of each net's weights by size, a panel per net, and which of them go when a `share` is pruned."""
     figure, names = new_figure(9, 3), []
     panels = figure.subplots(1, len(weights), sharey=True, squeeze=False)[0]
     for axes, (name, values) in zip(panels, weights.items(), strict=True):
@@ -165,7 +165,7 @@ def check_masks(masks: Callable) -> str:
     """
     generator = torch.Generator().manual_seed(0)
     weights = [scale * torch.randn(shape, generator=generator) for shape, scale in (((4, 3, 3, 3), 1), ((10, 6), 0.2))]
-    weights[1][:, :2] = 0.25  # many of one size: a threshold alone takes all of them or none
+    weights[1][:, :2] = 0.25  # many of one size, because a threshold alone prunes all of them or none
     total = sum(w.numel() for w in weights)
     for share in (0.0, 0.5, 0.85):
         mine = masks([w.clone() for w in weights], share)
@@ -179,7 +179,7 @@ def check_masks(masks: Callable) -> str:
 
 
 def _check_pruned(weights: list, kept: list, share: float, total: int) -> None:
-    """Raises AssertionError unless `kept` are all but the smallest weights, exactly as many as the share says."""
+    """Raises AssertionError unless `kept` masks all but the smallest weights, exactly as many as the share says."""
     gone, wanted = sum(int((~k).sum()) for k in kept), round(share * total)
     assert gone != total - wanted or 2 * wanted == total, "0 and 1 are exchanged: 1 is for weights that stay"
     each = [round(share * w.numel()) for w in weights]

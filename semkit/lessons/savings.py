@@ -1,4 +1,4 @@
-"""What BulletTrain spares and what that costs: plain and BulletTrain forms of TRADES, MART and AugMix side by side."""
+"""What BulletTrain saves and what it costs in accuracy: TRADES, MART and AugMix, plain and with BulletTrain."""
 
 import itertools
 import time
@@ -33,15 +33,15 @@ from semkit.training.schedule import SGD
 ATTACK = PGD(8, 10, 2)
 SGD_OF_ROWS = SGD(steps=232, batch=256, lr=0.2)
 TESTED, CORRUPTED = 1000, 300  # test images: clean and attacked; of each corruption at each severity
-# Forward alone counts as half a pass: an input gradient is about one forward and one backward of equal cost.
-FORWARD = 0.5
+FORWARD = 0.5  # of a pass, because an input gradient is a forward and a backward pass of about equal cost
 ONE_STEP = PGD(8, 1, 10)
 
 
 def recipes(sgd: SGD, model: str = "tiny") -> dict[tuple[str, str], LearnRecipe]:
-    """(objective, form) -> how it is trained, alike in all else. "plain": PGD-10 of radius 8, or two mixtures of every
-    image; "bullettrain": as published; "one step": one of 10 levels for outliers and robust images alike, in place of
-    none and of two (the fast adversarial training of Wong et al., ICLR 2020).
+    """(objective, form) -> LearnRecipe; all else is equal.
+
+    "plain": PGD-10 of radius 8, or two mixtures of every image. "bullettrain": as published. "one step": a step of 10
+    levels for outliers and robust images, in place of none and of two (fast AT, Wong et al., ICLR 2020).
     """
     base = LearnRecipe(model=model, sgd=sgd, evaluations=1)
     made, one_step = {}, BulletTrain(robust=ONE_STEP, outlier=ONE_STEP)
@@ -56,7 +56,7 @@ def recipes(sgd: SGD, model: str = "tiny") -> dict[tuple[str, str], LearnRecipe]
 
 
 def every_corruption(images: ImageSet, *, seed: int = 0) -> list[ImageSet]:
-    """The images fifteen times at severities 1 to 5."""
+    """The images with each of fifteen corruptions at severities 1 to 5."""
     return [corrupted(images, kind, severity, seed=seed) for kind, severity in itertools.product(KINDS, range(1, 6))]
 
 
@@ -72,7 +72,7 @@ def _row(done: Learned, recipe: LearnRecipe, test: ImageSet, worse: list[ImageSe
 
 
 def _trained(split: Split, recipe: LearnRecipe, seed: int, lab: Lab) -> tuple[dict, nn.Module]:
-    """(a row without its names, the trained net), both kept in lab.cache."""
+    """(row without objective, form and seed; trained net), both kept in lab.cache."""
 
     def make(_) -> tuple[dict, nn.Module]:
         test = split.test.limit(TESTED)
@@ -90,11 +90,11 @@ def training_rows(
     sgd: SGD = SGD_OF_ROWS,
     lab: Lab | None = None,
 ) -> pd.DataFrame:
-    """Rows of every objective x form x seed, each kept with its net in lab.cache.
+    """Rows of objective x form x seed, each kept with its net in lab.cache.
 
-    clean, attacked: accuracy on test images, after ATTACK; corrupted: mean over corruptions (without PGD in training).
-    passes: forward and backward; forward: forward alone, the final test not among them; outlier, boundary, robust:
-    shares of all images over the training. nan where a form has no such number.
+    clean, attacked: accuracy on test images without and with ATTACK. corrupted: mean accuracy over corruptions, for
+    learners without PGD. passes: forward and backward. forward: forward only, without the final test. outlier,
+    boundary, robust: shares of all images over the training. nan where a form has no such number.
     """
     lab, rows = lab or Lab(), []
     for ((objective, form), recipe), seed in itertools.product(recipes(sgd).items(), seeds):
@@ -104,12 +104,12 @@ def training_rows(
 
 
 def _seconds(train: ImageSet, recipe: LearnRecipe, state: dict, average: float, steps: int, engine: Engine) -> float:
-    """Wall seconds of a step: the mean of `steps` steps of the recipe on a net with these weights."""
+    """Wall-clock seconds per step: the mean of `steps` steps of the recipe on a net with these weights."""
     net = models.build(recipe.model, len(train.classes))
     net.load_state_dict(state)
     net = engine.prepare(net)
     optimizer = recipe.sgd.optimizer(net)
-    recipe.sgd.set_rate(optimizer, recipe.sgd.steps - 1)  # the net is to stay what it is
+    recipe.sgd.set_rate(optimizer, recipe.sgd.steps - 1)  # the last and lowest rate, so that the net hardly changes
     batches = itertools.islice(recipe.sgd.batches(len(train), 0, engine), steps)
     with mining(Mined(average)):
         began = time.perf_counter()
@@ -129,10 +129,10 @@ def seconds_rows(
     steps: int = 3,
     lab: Lab | None = None,
 ) -> pd.DataFrame:
-    """Rows of wall seconds a step: the forms of an objective in turn, `rounds` times, after one round that warms up.
+    """Rows of wall-clock seconds per step: the forms of an objective in turn, `rounds` times, after a warm-up round.
 
-    All forms go on from the net that "bullettrain" ended with in training_rows, of seed 0: at the end of a training the
-    fewest images are outliers and the most are worth steps, so nothing is flattered. Without a kept net it is trained.
+    All forms continue from the final "bullettrain" net of training_rows with seed 0, because at the end of training the
+    fewest images are outliers and the most need steps, so savings are not exaggerated. It is trained if not kept.
     """
     lab, rows, every = lab or Lab(), [], recipes(sgd)
     for objective in objectives:
@@ -149,42 +149,42 @@ def seconds_rows(
 
 
 def cost(rows: pd.DataFrame) -> pd.Series:
-    """The passes of each row, a forward alone counted as FORWARD."""
+    """The passes of each row; a forward pass alone counts as FORWARD."""
     return rows["passes"] + FORWARD * rows["forward"]
 
 
 def _both(rows: pd.DataFrame, values: pd.Series, form: str, by: str) -> tuple[pd.Series, pd.Series]:
-    """(values of the plain form, values of this form) by seed or round, where both are there."""
+    """(values of the plain form, values of this form) by seed or round, where both exist."""
     found = rows.assign(value=values).pivot(index=by, columns="form", values="value")
     found = found.reindex(columns=["plain", form]).dropna()
     return found["plain"], found[form]
 
 
 def fewer(rows: Rows, objective: str, form: str = "bullettrain") -> pd.Series:
-    """By seed, how many times as many passes the plain form took."""
+    """By seed: passes of the plain form / passes of this form."""
     rows = pd.DataFrame(rows).query("objective == @objective")
     plain, mine = _both(rows, cost(rows), form, "seed")
     return plain / mine
 
 
 def lost(rows: Rows, objective: str, column: str, form: str = "bullettrain") -> pd.Series:
-    """By seed, the accuracy of the plain form less that of the form, in points; column: which accuracy."""
+    """By seed: accuracy (`column`) of the plain form less that of this form, in points."""
     rows = pd.DataFrame(rows).query("objective == @objective")
     plain, mine = _both(rows, rows[column], form, "seed")
     return 100 * (plain - mine)
 
 
 def faster(rows: Rows, objective: str, form: str = "bullettrain", *, threads: int = 1) -> pd.Series:
-    """By round, how many times as fast a form's step was as the plain one's of the same round."""
+    """By round: seconds of a step of the plain form / seconds of a step of this form."""
     rows = pd.DataFrame(rows).query("objective == @objective and threads == @threads")
     plain, mine = _both(rows, rows["seconds"], form, "round")
     return plain / mine
 
 
 def spreads_figure(v: torch.Tensor, limit: float, *, title: str) -> Figure:
-    """A histogram of the signed spreads v [N] of a net's answers by kind: outlier, boundary, robust (above the limit).
+    """Histogram of the signed spreads v [N] of a net's answers by kind: outlier, boundary, robust (above the limit).
 
-    The bins have an edge at 0 and at the limit, where the kind changes.
+    Bins have edges at 0 and at the limit, where the kind changes.
     """
     figure = new_figure(8, 3.4)
     axes = figure.subplots()
@@ -207,7 +207,7 @@ def spreads_figure(v: torch.Tensor, limit: float, *, title: str) -> Figure:
     "Nested torch.where: 0 where v < 0, else 2 where v > limit, else 1.",
 )
 def check_kinds(kinds: Callable) -> str:
-    """Whether kinds(p, y, average) sorts as BulletTrain does: 0 outlier, 1 boundary, 2 robust, for each image.
+    """Whether kinds(p, y, average) is BulletTrain's kind of each image: 0 outlier, 1 boundary, 2 robust.
 
         v = std of p over the classes, negative where the likeliest class is not y
         0 where v < 0, 2 where v > max(0, quantile of v at 1 - average), 1 elsewhere
@@ -222,9 +222,7 @@ def check_kinds(kinds: Callable) -> str:
         wanted = torch.empty(200, dtype=torch.int64)
         for kind, index in enumerate(groups(v, threshold(v, average))):
             wanted[index] = kind
-        mine = kinds(p.clone(), y.clone(), average)
-        assert mine is not None, "it returns nothing: end with return"
-        mine = torch.as_tensor(mine)
+        mine = torch.as_tensor(kinds(p.clone(), y.clone(), average))
         assert mine.shape == y.shape, f"asked for is one kind for each of the {len(y)} images, not {list(mine.shape)}"
         assert set(mine.tolist()) <= {0, 1, 2}, "there are other kinds than 0 (outlier), 1 (boundary) and 2 (robust)"
         assert (mine[v < 0] == 0).all(), "an image whose likeliest class is not its label is an outlier, however sure"
