@@ -141,7 +141,7 @@ def test_every_pass_of_a_step_is_counted_and_foretold(objective, perturbation):
 
 def test_a_step_on_plain_is_a_train_step_bit_for_bit():
     weights = []
-    for step in (train_step, lambda m, o, x, y: step_down(m, o, lambda: Plain()(m, x, y, Clean()))):
+    for step in (train_step, lambda m, o, x, y: step_down(o, lambda: Plain()(m, x, y, Clean()))):
         model, x, y = setting()
         loss = step(model, torch.optim.SGD(model.parameters(), 0.1), x, y)
         weights.append((loss, *(value.numpy().tobytes() for value in model.state_dict().values())))
@@ -161,7 +161,7 @@ def test_a_step_goes_down_and_leaves_the_perturbation_in_eval_mode(objective):
     before = {name: value.clone() for name, value in model.state_dict().items() if "running" in name}
     with count_passes():
         losses = [
-            step_down(model, torch.optim.SGD(model.parameters(), 0.01), lambda: objective(model, x, y, Watch(4), None))
+            step_down(torch.optim.SGD(model.parameters(), 0.01), lambda: objective(model, x, y, Watch(4), None))
             for _ in range(12)
         ]
     assert losses[-1] < losses[0] and len(modes) == 12

@@ -116,7 +116,7 @@ def _seconds(train: ImageSet, recipe: LearnRecipe, state: dict, average: float, 
         for step, index in batches:
             x, y, generator = engine.images(train.images[index]), train.labels[index], engine.generator(0, step)
             x = recipe.augment.apply(x, recipe.augment.draw(len(x), x.shape[2:], generator))
-            step_down(net, optimizer, partial(recipe.objective, net, x, y, recipe.perturbation, generator))
+            step_down(optimizer, partial(recipe.objective, net, x, y, recipe.perturbation, generator))
         return (time.perf_counter() - began) / steps
 
 

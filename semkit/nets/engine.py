@@ -121,7 +121,7 @@ def _set_up(engine: "Engine") -> None:
 
 @dataclass(frozen=True)
 class Engine:
-    """Where and how nets are run. `Engine()` takes a GPU if there is one (CUDA, then MPS), and bfloat16 where it is fast.
+    """Where and how nets are run. `Engine()` takes a GPU if there is one (CUDA, then MPS), and bfloat16 where fast.
 
     Four switches change the speed but not the result, except for rounding. fold: in eval mode, batch-norm is part of
     the convolution before it. batch_samples: several EOT samples go through a net in one pass, with the same draws.
@@ -301,25 +301,20 @@ def input_gradient(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.
         return torch.autograd.grad(F.cross_entropy(logits(model, x), y, reduction="sum"), x)[0]
 
 
-def _train_mode(model: nn.Module) -> nn.Module:
-    """Train mode, except for modules whose own weights are all frozen: they stay in eval mode."""
-    for module in model.train().modules():
-        own = list(module.parameters(recurse=False))
-        module.training = not own or any(weight.requires_grad for weight in own)
-    return model
-
-
 def training_logits(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
     """Train-mode logits [N,classes] with their graph on the weights, for one backward pass.
 
-    Batch-norm uses the batch's statistics and updates its running ones; frozen batch-norm stays in eval mode. Counts
-    one training pass per image.
+    Batch-norm uses the batch's statistics and updates its running ones. Modules whose own weights are all frozen stay
+    in eval mode. Counts one training pass per image.
     """
     _count("training", len(x))
-    return logits(_train_mode(model), x)
+    for module in model.train().modules():
+        own = list(module.parameters(recurse=False))
+        module.training = not own or any(weight.requires_grad for weight in own)
+    return logits(model, x)
 
 
-def step_down(model: nn.Module, optimizer: torch.optim.Optimizer, loss_of: Callable[[], torch.Tensor]) -> float:
+def step_down(optimizer: torch.optim.Optimizer, loss_of: Callable[[], torch.Tensor]) -> float:
     """One step of `optimizer` on the scalar loss_of(); returns the loss before the step."""
     optimizer.zero_grad(set_to_none=True)
     loss = loss_of()
@@ -330,4 +325,4 @@ def step_down(model: nn.Module, optimizer: torch.optim.Optimizer, loss_of: Calla
 
 def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, x: torch.Tensor, y: torch.Tensor) -> float:
     """One step of `optimizer` on the mean train-mode cross-entropy; returns the loss before the step."""
-    return step_down(model, optimizer, lambda: F.cross_entropy(training_logits(model, x), y))
+    return step_down(optimizer, lambda: F.cross_entropy(training_logits(model, x), y))

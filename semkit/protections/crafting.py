@@ -226,7 +226,7 @@ def _train(images: ImageSet, recipe: CraftRecipe, seed: int, engine: Engine, sta
         z = box(augment.apply(x + (delta if rows is None else delta[rows]), drawn))
         recipe.sgd.set_rate(state.optimizer, step)
         loss = partial(Plain(), state.model, z, y, now.surrogate_side, generator)
-        state.losses.append(step_down(state.model, state.optimizer, loss))
+        state.losses.append(step_down(state.optimizer, loss))
         yield
 
 

@@ -216,7 +216,7 @@ def fit(
             x, y = _batch(train, index, recipe.augment, engine, generator)
             sgd.set_rate(optimizer, step)
             loss = partial(recipe.objective, model, x, y, recipe.perturbation.at(step / sgd.steps), generator)
-            losses.append(step_down(model, optimizer, loss))
+            losses.append(step_down(optimizer, loss))
             if (step + 1) % every == 0 or step + 1 == recipe.sgd.steps:
                 curve.append((step + 1, accuracy(model, test)))
             metrics = {"loss": losses[-1], "accuracy": curve[-1][1] if curve else None, "passes": passes.total}

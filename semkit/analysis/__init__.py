@@ -1,1 +1,0 @@
-"""Analysis: measures, runs and grids with their cache, cost, figures."""

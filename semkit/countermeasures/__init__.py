@@ -1,1 +1,0 @@
-"""Countermeasures: what a trainer does about protected images."""

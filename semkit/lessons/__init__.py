@@ -1,1 +1,0 @@
-"""Lessons: the science, drawings, checkers and panels of each notebook."""

@@ -1,1 +1,0 @@
-"""Nets: models by name, the engine that runs them, batch-norm folding, noise in weights."""

@@ -1,1 +1,0 @@
-"""Protections: what an owner does to images before publishing them."""

@@ -1,1 +1,0 @@
-"""Training: perturbations, objectives, the training loop and its schedule."""
