@@ -12,15 +12,21 @@ import numpy as np
 import pytest
 import torch
 from hostile import make_corrupt
-from photos import contents, make_photos
+from matplotlib.text import Text
+from photos import contents, image_split, make_photos
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from semkit import __version__
+from semkit.analysis import cluster
 from semkit.analysis.report import read_rows
 from semkit.app.cli import COMMANDS, main
+from semkit.app.sweeps import Sweep
 from semkit.nets.engine import Engine
+from semkit.nets.lab import Lab
+from semkit.protections.recipes import craft_recipe
+from semkit.training.presets import learn_recipe
 
 QUICK = ["--preset", "quick", "--size", "8"]
 
@@ -426,6 +432,32 @@ def test_sweep_writes_rows_table_and_figure_and_a_second_call_finds_its_runs(her
     assert run(*sweep) == 0
     assert capsys.readouterr().out.startswith("| trained on")
     assert contents(here / "out/runs") == runs
+
+
+def test_a_sweep_draws_noise_at_its_own_radius(tmp_path):
+    split, made = image_split(20), {"clean": None, "em": craft_recipe("em", "quick", size=8, radius=2)}
+    sweep = Sweep(split, made, {0: learn_recipe("quick", size=8)}, (), [0], "quick")
+    lab = Lab(Engine("cpu", "float32"), tmp_path)
+    rows, _ = sweep.write(tmp_path / "out", lab)
+    assert any("±2 as" in text.get_text() for text in sweep.figure(rows, lab).findobj(Text))
+
+
+def test_what_a_killed_sweep_left_is_gone_after_the_next_one_begins(here):
+    sweep = ["sweep", "photos", "--out", "out", "--methods", "clean", "--radii", "0", "--seeds", "1", *QUICK]
+    assert run(*sweep) == 0
+    for name in ("out/.semkit-0.tmp", "out/runs/.semkit-1.tmp"):
+        (here / name).write_bytes(b"half of a result")
+        os.utime(here / name, (0, 0))
+    assert run(*sweep) == 0
+    assert not list((here / "out").rglob(".*"))
+
+
+def test_a_wrong_scheduler_is_refused_before_the_images_are_read(here, capsys, monkeypatch):
+    monkeypatch.setattr(cluster, "ANSWERS", 1)
+    (here / "photos/a/00.png").write_bytes(b"no image")
+    sweep = ["sweep", "photos", "--out", "out", *QUICK, "--scheduler", "tcp://127.0.0.1:9"]
+    assert "no Dask scheduler answers at tcp://127.0.0.1:9" in complaint(capsys, *sweep)
+    assert not (here / "out").exists()
 
 
 def test_a_sweep_of_shorter_learners_measures_its_noise(here):

@@ -605,8 +605,12 @@ def test_photos_named_like_noise_are_not_replaced(tmp_path):
     for i, size in enumerate([(40, 30), (30, 40)]):
         Image.new("RGB", size).save(photos / f"{i}.png")
     save(noise_of(EVERY_LEVEL), tmp_path / "noise.safetensors")
-    with pytest.raises(NoiseError, match="will not be replaced: the folder holds images of several sizes"):
-        convert(tmp_path / "noise.safetensors", photos, overwrite=True)
+    for _ in range(2):
+        with pytest.raises(NoiseError, match=r"will not be replaced: 0\.png was not written by semkit convert"):
+            convert(tmp_path / "noise.safetensors", photos, overwrite=True)
+        Image.new("RGB", (30, 40)).save(photos / "0.png")  # now both have one size, as noise has
+    shutil.rmtree(photos)
+    write(noise_of(EVERY_LEVEL), photos)
     (photos / "1.png").write_bytes(b"a photo of another kind")
     with pytest.raises(NoiseError, match=r"will not be replaced: 1\.png is damaged, or no PNG"):
         convert(tmp_path / "noise.safetensors", photos, overwrite=True)
@@ -614,7 +618,7 @@ def test_photos_named_like_noise_are_not_replaced(tmp_path):
     (photos / "1.png").symlink_to("0.png")
     with pytest.raises(NoiseError, match=r"will not be replaced: 1\.png is a link"):
         convert(tmp_path / "noise.safetensors", photos, overwrite=True)
-    assert len(os.listdir(photos)) == 2
+    assert len(os.listdir(photos)) == 4
 
 
 @pytest.mark.parametrize("name", ["pipe", "pipe.npy"])

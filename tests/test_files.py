@@ -1,6 +1,8 @@
 """The names of files that are found and written, and files that are written whole or not at all."""
 
 import os
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -152,20 +154,21 @@ def test_writers_that_mix_would_be_seen(tmp_path):
         check_writers(shared_name, tmp_path)
 
 
-def test_what_killed_writers_leave_is_removed_and_nothing_else(tmp_path):
-    def killed(file):
-        os.link(file.name, file.name.replace(".tmp", "0.tmp"))
+KILLED = "import os, sys; from semkit.images.files import *; atomic_write(sys.argv[1], lambda file: os._exit(9))"
 
-    for name in ("image.png", "below/image.png"):
-        files.atomic_write(tmp_path / name, killed)
-    (tmp_path / "below/.mine.tmp").touch()
-    files.atomic_write(tmp_path / "old", b"")
-    os.utime(tmp_path / "old", (0, 0))
+
+def test_what_killed_writers_leave_is_removed_and_nothing_else(tmp_path):
     names = lambda: sorted(path.name for path in tmp_path.rglob("*") if path.is_file())  # noqa: E731
-    before = names()
-    files.remove_leftovers(tmp_path, newer=tmp_path / "old")  # whose writers may be alive
-    assert names() == before
-    files.atomic_write(tmp_path / "new", b"")
-    os.utime(tmp_path / "new", (2**32, 2**32))
-    files.remove_leftovers(tmp_path, newer=tmp_path / "new")
-    assert names() == [".mine.tmp", "image.png", "image.png", "new", "old"]
+    for name in ("image.png", "below/image.png"):
+        assert subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / name)], check=False).returncode == 9
+    (tmp_path / "below/.mine.tmp").touch()
+    assert len(names()) == 3
+
+    def write(file):  # a writer that is alive
+        file.write(b"whole")
+        files.remove_leftovers(tmp_path, age=60)  # a file of this minute may be about to be locked
+        assert len(names()) == 4
+        files.remove_leftovers(tmp_path, age=0)
+
+    files.atomic_write(tmp_path / "new.png", write)
+    assert names() == [".mine.tmp", "new.png"] and (tmp_path / "new.png").read_bytes() == b"whole"

@@ -271,14 +271,17 @@ def test_a_second_run_into_a_folder_that_another_one_has_begun_is_refused(tmp_pa
     assert not check(str(photos), out)["problems"]
 
 
-@pytest.mark.parametrize("link", ["images", "images/a"])
-def test_images_are_not_written_through_a_link_to_the_originals(small, tmp_path, link):
+@pytest.mark.parametrize(
+    ("link", "to", "named"),
+    [("images", "", "images/a"), ("images/a", "a", "images/a"), ("unfinished", "", "unfinished")],
+)
+def test_nothing_is_written_through_a_link_to_the_originals(small, tmp_path, link, to, named):
     photos, out = small
-    shutil.rmtree(out / link)
+    shutil.rmtree(out / link, ignore_errors=True)
     (out / "report.json").unlink()
-    (out / link).symlink_to(photos / Path(link).relative_to("images"))
+    (out / link).symlink_to(photos / to)
     before = contents(photos)
-    with pytest.raises(OutputError, match="out/images/a is a link out of"):
+    with pytest.raises(OutputError, match=f"out/{named} is a link out of"):
         protect(str(photos), out, quick(), size=8, resume=True)
     assert contents(photos) == before
 

@@ -14,6 +14,7 @@ import torch
 from forked import finish, start
 from photos import contents, image_set, make_photos
 
+from semkit.app.cli import main
 from semkit.nets import models
 from semkit.nets.engine import Engine, Passes
 from semkit.nets.lab import Lab
@@ -111,8 +112,40 @@ def test_of_two_runs_that_start_together_in_one_folder_one_is_refused(undisturbe
         process.join(60)
     assert sorted(process.exitcode for process in runs) == [0, 2]
     told = "".join((tmp_path / f"log{r}").read_text() for r in (8, 60))
-    assert "was begun with other settings (recipe); name another folder" in told
+    assert "was begun with other settings (recipe); name another folder" in told or "another run is at work" in told
     assert finish(["check", str(photos), str(out)], tmp_path / "log") == 0
+
+
+def test_of_two_runs_that_resume_one_folder_the_second_waits_for_the_first(undisturbed, tmp_path):
+    photos, expected, _ = undisturbed
+    out, log = tmp_path / "out", tmp_path / "log"
+    first = start(command(photos, out, "--checkpoint-every", "0"), log)
+    while not list(out.glob("unfinished/*.state")):
+        assert first.is_alive(), log.read_text()
+        time.sleep(0.002)
+    os.kill(first.pid, signal.SIGSTOP)
+    try:
+        assert finish(command(photos, out, "--resume"), tmp_path / "second") == 2
+        [line] = (tmp_path / "second").read_text().splitlines()
+        assert line == f"semkit: another run is at work on the output {out}; wait until it is done"
+    finally:
+        os.kill(first.pid, signal.SIGCONT)
+    first.join(60)
+    assert first.exitcode == 0 and results(out) == expected
+
+
+def killed_by_a_full_disk(arguments):
+    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+    main(arguments)
+
+
+def test_a_kill_while_the_record_is_written_leaves_a_folder_that_can_be_used(undisturbed, tmp_path):
+    photos, expected, _ = undisturbed
+    out, log = tmp_path / "out", tmp_path / "log"
+    kill = partial(killed_by_a_full_disk, command(photos, out))
+    assert finish(kill, log, largest_file=10) == -signal.SIGXFSZ and out.exists()
+    assert finish(command(photos, out), log) == 0, log.read_text()
+    assert results(out) == expected
 
 
 RUNS = {
@@ -243,6 +276,7 @@ DAMAGE = {
     **{f"{name} is a text": put(name, "x") for name in FIELDS[1:]},
     **{f"{name} is a list": put(name, [1]) for name in FIELDS[3:]},
     "half a step": put("step", 1.5), "no losses yet": put("losses", []), "step below 0": put("step", -1),
+    "step beyond the last": put("step", 1000),
     "noise of one image": put("noise", lambda noise: noise[:1]),
     "noise of other size": put("noise", lambda noise: noise[..., :4]),
     "noise in floats": put("noise", lambda noise: noise.float()),

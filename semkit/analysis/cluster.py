@@ -8,10 +8,11 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from typing import BinaryIO
 
+from semkit.images.files import temporary_file
 from semkit.nets.engine import keep_freed
 from semkit.nets.lab import Interrupted, Lab
 
@@ -43,12 +44,16 @@ def spread(groups: Iterable[Group], lab: Lab) -> None:
     if lab.cache is None:
         raise ValueError("workers keep their runs in a folder: give the Lab a cache")
     Path(lab.cache).mkdir(parents=True, exist_ok=True)
-    with (
-        _connected(lab) as client,
-        TemporaryDirectory(prefix=".semkit-", dir=Path(lab.cache).resolve(), ignore_cleanup_errors=True) as folder,
-    ):
+    with _connected(lab) as client, temporary_file(Path(lab.cache).resolve()) as file:
         _check_workers(client)
-        _watch(client, list(_submitted(client, list(groups), Path(folder) / "calls")), lab)
+        _watch(client, list(_submitted(client, list(groups), file)), lab)
+
+
+def check_scheduler(lab: Lab) -> None:
+    """Raises ValueError, as `spread` does, unless the scheduler at lab.scheduler has workers; for None nothing."""
+    if lab.scheduler is not None:
+        with _connected(lab) as client:
+            _check_workers(client)
 
 
 @contextmanager
@@ -88,15 +93,17 @@ def _check_workers(client) -> None:
             raise ValueError(f"the Dask worker at {worker} cannot import semkit ({found}); install it there")
 
 
-def _submitted(client, groups: Sequence[Group], file: Path) -> Iterator:
+def _submitted(client, groups: Sequence[Group], file: BinaryIO) -> Iterator:
     """The futures of all calls. They are handed over in a file, because what Dask holds is lost with a worker."""
     from cloudpickle import dumps
 
-    file.write_bytes(dumps(groups))
+    file.write(dumps(groups))
+    file.flush()
+    submit = partial(client.submit, _make, Path(file.name), pure=False)
     for i, (first, others) in enumerate(groups):
-        needed = [client.submit(_make, file, i, None, pure=False)] if first else []
+        needed = [submit(i, None)] if first else []
         yield from needed
-        yield from (client.submit(_make, file, i, j, *needed, pure=False) for j in range(len(others)))
+        yield from (submit(i, j, *needed) for j in range(len(others)))
 
 
 @lru_cache(maxsize=1)

@@ -211,12 +211,15 @@ def noise_rows(
 def loss_rows(split: Split, crafts: Crafts, *, seeds: Sequence[int] = (0,), lab: Lab | None = None) -> pd.DataFrame:
     """Rows of losses along random and adversarial directions: every recipe x seed x direction x radius of ALONG.
 
-    losses_along of LOOKED_AT protected images, under the surrogate that made their noise.
+    losses_along of LOOKED_AT protected images, under the surrogate that made their noise. Raises ValueError if no
+    recipe has a surrogate.
     """
     found = {}
     for method, seed, _, noise, surrogate in _crafted(split, crafts, seeds, lab):
         protected = split.train.with_noise(noise).limit(LOOKED_AT)
         found[method, seed] = losses_along(surrogate, protected, ALONG)
+    if not found:
+        raise ValueError("none of these recipes adds noise that a surrogate made, so there are no losses to measure")
     return pd.concat(found, names=["method", "seed"]).droplevel(-1).reset_index()
 
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from semkit.analysis.cluster import check_scheduler
 from semkit.analysis.cost import seconds_of
 from semkit.analysis.designs import DESIGNS, LEARNERS, METHODS, reference_recipe
 from semkit.analysis.report import as_objects, write_report
@@ -216,6 +217,7 @@ def sweep(options) -> None:
     if options.measure_noise and not any(recipe and recipe.net for recipe in crafts.values()):
         raise ValueError("none of these methods adds noise that could be measured: leave --measure-noise out")
     learners = {r: lasting(recipe, steps) if steps else recipe for r, recipe in learners.items()}
+    check_scheduler(Lab(engine, scheduler=options.scheduler))  # before images are read, which may take long
     with bars() as on_step:
         split = _split(options, report, on_step)
         if design in LEARNERS:

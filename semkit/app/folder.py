@@ -2,9 +2,9 @@
 
 import hashlib
 import os
-import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -17,12 +17,14 @@ from PIL import Image
 from semkit import __version__
 from semkit.app.outputs import (
     OutputError,
-    begin,
     check_links,
     check_place,
+    check_request,
     finished,
+    only_run,
     output_folder,
-    reported,
+    tidied,
+    write_record,
 )
 from semkit.images.files import output_names, shown
 from semkit.images.imageset import ImageSet, check_fraction, stratified_share
@@ -200,28 +202,40 @@ def protect(
     chosen = stratified_share(found.images.labels, share, seed)
     _check_sizes(found, chosen.tolist(), recipe)
     subset = found.images.take(chosen)
-    kept = replace(lab, cache=out / "unfinished")
-    changed = partial(recipe.change, subset, seed=seed, lab=kept, every=checkpoint_every)
+    lab = replace(lab, cache=out / "unfinished")
+    changed = partial(recipe.change, subset, seed=seed, lab=lab, every=checkpoint_every)
     at_once = None if noisy else changed()  # may refuse, and takes no time
     written = [*[NOISE] * noisy, *(f"images/{name}" for name in found.outputs)]
-    _begin(out, request, resume, lambda: on_start and not finished(out, written) and on_start(subset))
+    check_request(out, request, resume)
     if at_once:
         _check_begun(found, chosen.tolist(), at_once, out)
-    make = lambda: _write(found, chosen, at_once or changed(), out, lab.on_step)  # noqa: E731
-    report = reported(out, request, written, make)
-    shutil.rmtree(out / "unfinished", ignore_errors=True)  # also where a kill came after the report
-    return report
+    if not finished(out, written):
+        with _begun(out, request, resume, lambda: on_start and on_start(subset)):
+            made = _write(found, chosen, at_once or changed(), out, lab.on_step)
+            write_record(out / "report.json", {**request, **made})
+    return tidied(out)
 
 
-def _begin(out: Path, request: dict, resume: bool, start: Callable[[], object]) -> None:
-    """begin(out, request, resume), then start(). Where that fails, OUT/run.json is not left behind."""
-    created = begin(out, request, resume)
-    try:
-        start()
-    except BaseException:
-        if created:  # nothing else was made: other settings may be tried, such as those that need less memory
-            (out / "run.json").unlink(missing_ok=True)
-        raise
+@contextmanager
+def _begun(out: Path, request: dict, resume: bool, start: Callable[[], object]) -> Iterator[None]:
+    """This run alone works on OUT inside the block, after OUT/run.json is written and start() has run.
+
+    Where start() fails, run.json is not left behind.
+    """
+    with only_run(out):
+        check_request(out, request, resume)  # again, because another run may have been here meanwhile
+        run = out / "run.json"
+        begun = run.exists()
+        if not begun:
+            write_record(run, request)
+        try:
+            start()
+        except BaseException:
+            if not begun:  # nothing else was made: other settings may be tried, such as those that need less memory
+                run.unlink(missing_ok=True)
+            raise
+        (out / "report.json").unlink(missing_ok=True)  # of a finished run of which files are missing
+        yield
 
 
 def _check_sizes(found: Originals, chosen: Sequence[int], recipe: Recipe) -> None:

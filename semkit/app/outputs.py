@@ -3,11 +3,13 @@
 import json
 import os
 import posixpath
-from collections.abc import Callable, Collection, Iterable, Mapping
+import shutil
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path
 
-from semkit.images.files import atomic_write, check_fields, one_line, read_json, remove_leftovers, shown
+from semkit.images.files import atomic_write, check_fields, lock, one_line, read_json, remove_leftovers, shown
 from semkit.images.loading import check_size, find_folder, set_name
 from semkit.images.pixels import check_count, check_name, check_radius, check_seed
 from semkit.protections.methods import PROTECTIONS
@@ -20,6 +22,7 @@ TOLD = {
 # What `check` needs of a report, and of one of images that no radius bounds.
 NEEDED = {"images": int, "radius": float | int | None, "size": int, "limit": int | None, "skip_unreadable": bool}
 UNBOUNDED = {"recipe": dict, "seed": int, "method": str}
+LOCK = ".semkit-lock"  # in OUT, locked while a run works there
 GROWING = ("methods", "radii", "countermeasures")  # a sweep may have more of them the next time
 
 
@@ -51,9 +54,10 @@ def _real_folders(source: str) -> set[Path]:
 
 
 def check_links(out: Path, outputs: Iterable[str]) -> None:
-    """Raises OutputError if a folder that images will be written to is a link out of `out`, perhaps to originals."""
+    """Raises OutputError if a folder that will be written to is a link out of `out`, perhaps to originals."""
     inside = Path(os.path.realpath(out))
-    for folder in sorted(out / "images" / below for below in set(map(posixpath.dirname, outputs))):
+    images = {out / "images" / posixpath.dirname(name) for name in outputs}
+    for folder in sorted({out / "unfinished", *images}):
         if inside not in Path(os.path.realpath(folder)).parents:
             raise OutputError(f"{shown(folder)} is a link out of {shown(out)}: remove it, or name another folder")
 
@@ -64,33 +68,26 @@ def check_folder(out: Path) -> None:
         raise OutputError(f"the output {shown(out)} is a {'file' if out.exists() else 'broken link'}; name a folder")
 
 
-def begin(out: Path, request: dict, resume: bool) -> bool:
-    """Whether OUT/run.json was created, with the request. Of several runs that start at one time only one can do so.
-
-    Raises OutputError unless `out` is free, or holds what this request began and `resume` is asked for.
-    """
-    _check_request(out, request, resume)
-    run = out / "run.json"
-    if run.exists():
-        return False
+@contextmanager
+def only_run(out: Path) -> Iterator[None]:
+    """No other process works on OUT inside the block. Raises OutputError if one does."""
     out.mkdir(parents=True, exist_ok=True)
-    try:
-        file = open(run, "xb")
-    except FileExistsError:
-        _check_request(out, request, resume)
-        return False
-    try:
-        with file:
-            file.write(_as_json(request))
-    except BaseException as error:
-        run.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            error.filename = os.fspath(run)
-        raise
-    return True
+    with open(out / LOCK, "ab") as file:
+        try:
+            lock(file)
+        except BlockingIOError:
+            raise OutputError(f"another run is at work on the output {shown(out)}; wait until it is done") from None
+        except OSError:  # a file system without locks
+            pass
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # on Windows it is open, and remove_leftovers removes it
+                os.unlink(file.name)
 
 
-def _check_request(out: Path, request: dict, resume: bool) -> None:
+def check_request(out: Path, request: dict, resume: bool) -> None:
+    """Raises OutputError unless `out` is free, or holds what this request began and `resume` is asked for."""
     if not (out / "run.json").exists():
         # Hidden files are no one's work: a kill may leave one of ours.
         if out.exists() and any(not path.name.startswith(".") for path in out.iterdir()):
@@ -108,12 +105,13 @@ def claim(out: Path, request: dict) -> None:
     countermeasures excepted, or of no known ones. Finished runs, in OUT/runs, are known by themselves.
     """
     check_folder(out)
-    request = json.loads(_as_json(request))
+    request = json.loads(json.dumps(request))
     if (out / "run.json").exists():
         _check_same(out, request, GROWING)
     elif not (out / "runs").is_dir() and (there := [name for name in RESULTS if (out / name).exists()]):
         raise OutputError(f"the output {shown(out)} has a {there[0]} that is no sweep's of semkit; name another folder")
-    atomic_write(out / "run.json", _as_json(request))
+    write_record(out / "run.json", request)
+    remove_leftovers(out)
 
 
 def _check_same(out: Path, request: dict, growing: Collection[str] = ()) -> None:
@@ -134,8 +132,9 @@ def _check_same(out: Path, request: dict, growing: Collection[str] = ()) -> None
         raise OutputError(f"the output {shown(out)} was begun with other settings ({what}); name another folder")
 
 
-def _as_json(values: dict) -> bytes:
-    return json.dumps(values, indent=1, allow_nan=False).encode()
+def write_record(path: Path, values: dict) -> None:
+    """Write OUT/run.json or OUT/report.json, whole or not at all."""
+    atomic_write(path, json.dumps(values, indent=1, allow_nan=False).encode())
 
 
 def finished(out: Path, names: Iterable[str]) -> bool:
@@ -167,16 +166,9 @@ def read_report(out: str | os.PathLike, also: Mapping | None = None) -> dict:
     return report
 
 
-def reported(out: Path, request: dict, names: Collection[str], make: Callable[[], dict]) -> dict:
-    """OUT/report.json: the request, and what make() says of the files of these names that it writes to `out`.
-
-    make() is called unless all of them are there.
-    """
-    if not finished(out, names):
-        (out / "report.json").unlink(missing_ok=True)
-        (out / "run.json").touch()  # what killed runs left is older
-        made = make()
-        remove_leftovers(out, newer=out / "run.json")
-        atomic_write(out / "report.json", _as_json({**request, **made}))
+def tidied(out: Path) -> dict:
+    """Remove what only an unfinished run needs, and return OUT/report.json; raises OutputError as read_report."""
+    shutil.rmtree(out / "unfinished", ignore_errors=True)  # a kill may have come after the report
+    remove_leftovers(out, age=0)
     report = read_report(out)
     return read_report(out, TOLD if report["radius"] is not None else {**TOLD, "bound": str, "largest_change": int})

@@ -60,7 +60,7 @@ class Sweep:
         counters, rises = dict(countermeasures=self.countermeasures), bool(reference) and not self.countermeasures
         rows = self._named(grid(*recipes, self.learners, keep_nets=rises, **counters, **how))
         text = table(rows)
-        write_report(out, rows, text, self._figure(rows, lab))
+        write_report(out, rows, text, self.figure(rows, lab))
         if reference:
             write_rows(self._named(noise_rows(*recipes, reference=reference, **how)), out / "noise.csv")
             write_rows(self._named(loss_rows(*recipes, **how)), out / "losses.csv")
@@ -72,7 +72,7 @@ class Sweep:
         rows.insert(0, "preset", self.preset)
         return rows
 
-    def _figure(self, rows: pd.DataFrame, lab: Lab):
+    def figure(self, rows: pd.DataFrame, lab: Lab):
         """The Figure of a sweep of countermeasures or of named methods that add noise; None for any other."""
         from semkit.analysis import figures  # matplotlib takes a second that the other commands need not pay
 
@@ -90,4 +90,5 @@ class Sweep:
             method: crafted_noise(train, recipe, seed=self.seeds[0], lab=lab)[0].levels[place]
             for method, recipe in self.crafts.items() if recipe
         }  # fmt: skip
-        return figures.protection_figure(rows, train.images[place], made, radius=8, **about)
+        radius = max((recipe.radius for recipe in self.crafts.values() if recipe), default=0)
+        return figures.protection_figure(rows, train.images[place], made, radius=radius, **about)

@@ -3,10 +3,11 @@
 import json
 import os
 import posixpath
+import time
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from secrets import token_hex
@@ -116,6 +117,45 @@ def _alike(name: str) -> str:
     return unicodedata.normalize("NFC", name.casefold())
 
 
+def lock(file: BinaryIO) -> None:
+    """Lock an open file until it is closed or its process ends.
+
+    Raises BlockingIOError if another process has locked it, and another OSError on a file system without locks.
+    """
+    if os.name == "nt":
+        import msvcrt
+
+        try:
+            os.lseek(file.fileno(), 1 << 30, os.SEEK_SET)  # behind the content, because nobody may read a locked byte
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        except PermissionError:
+            raise BlockingIOError from None
+        finally:
+            os.lseek(file.fileno(), 0, os.SEEK_SET)
+    else:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+@contextmanager
+def temporary_file(folder: str | os.PathLike) -> Iterator[BinaryIO]:
+    """A new file .semkit-*.tmp in `folder`, open for writing; removed at the end, unless it was renamed.
+
+    It is locked while it is open, so remove_leftovers knows that its process is alive.
+    """
+    # The name of the file to be written is not in it: with anything added, a long name would be too long.
+    path = Path(folder) / f".semkit-{token_hex(8)}.tmp"
+    try:
+        with open(path, "xb") as file:
+            with suppress(OSError):  # a file system without locks
+                lock(file)
+            yield file
+    finally:
+        with suppress(OSError):
+            path.unlink()
+
+
 def atomic_write(path: str | os.PathLike, content: bytes | Callable[[BinaryIO], object]) -> None:
     """Write `content`, or what content(file) writes, so that `path` holds all of it or what it held before.
 
@@ -124,15 +164,13 @@ def atomic_write(path: str | os.PathLike, content: bytes | Callable[[BinaryIO], 
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Every writer has its own. The path's name is not in it: with anything added, a long name would be too long.
-    temporary = path.with_name(f".semkit-{token_hex(8)}.tmp")
     try:
-        with open(temporary, "xb") as file:
+        with temporary_file(path.parent) as file:
             file.write(content) if isinstance(content, bytes) else content(file)
-        os.replace(temporary, path)
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno:
+            file.close()  # may tell of a full disk
+            os.replace(file.name, path)
+    except OSError as error:
+        if error.errno:
             error.filename = os.fspath(path)  # the name that a user knows
         raise
 
@@ -171,10 +209,15 @@ def _is_of(value: object, kind: type | UnionType | GenericAlias) -> bool:
     return isinstance(value, kind) and (not isinstance(value, int | float) or abs(value) < 2**63)  # neither inf nor nan
 
 
-def remove_leftovers(folder: str | os.PathLike, newer: str | os.PathLike) -> None:
-    """Remove the unfinished files that killed writers left below `folder`, if they are older than the file `newer`."""
-    began = os.stat(newer).st_mtime_ns
-    for path in Path(folder).rglob(".semkit-*.tmp"):
-        with suppress(FileNotFoundError):  # its writer was alive, and is done
-            if path.stat().st_mtime_ns < began:
+def remove_leftovers(folder: str | os.PathLike, age: float = 1) -> None:
+    """Remove the .semkit-* files below `folder` that processes left which were killed.
+
+    A file stays while its process is alive, and if it was written to in the last `age` seconds: for a moment after it
+    is made, and before it is renamed, it is not locked.
+    """
+    for path in Path(folder).rglob(".semkit-*"):
+        with suppress(OSError):  # locked, or renamed meanwhile
+            if path.stat().st_mtime <= time.time() - age:
+                with open(path, "r+b") as file:
+                    lock(file)
                 path.unlink()

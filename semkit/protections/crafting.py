@@ -282,9 +282,9 @@ def craft(
     images = images.to(lab.engine.device)
     state = _fresh(images, recipe, seed, lab.engine)
     file = None if checkpoint is None else Path(checkpoint)
-    if file and file.exists():
-        state.load(file, made_by)
     total = recipe.sgd.steps + (0 if recipe.class_wise else math.ceil(len(images) / recipe.sgd.batch))
+    if file and file.exists():
+        state.load(file, made_by, total)
     began, saved, pause = time.monotonic() - state.seconds, time.monotonic(), every
     with count_passes(state.passes), mining(state.mined):
         for _ in _phases(images, recipe, seed, lab.engine, state):

@@ -14,10 +14,12 @@ from typing import BinaryIO, ClassVar
 import numpy as np
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from semkit.images.files import shown
 from semkit.protections.noise import NoiseError
 
+COMMENT = "semkit noise: levels + 128"  # in every PNG that is written
 # The names under which numpy 1 and 2 pickle an array: protocol 5 uses _frombuffer, 0 to 2 carry the bytes as text.
 ALLOWED = {
     "numpy.core.multiarray._reconstruct": "reconstruct",
@@ -186,19 +188,30 @@ def read_pngs(folder: Path) -> np.ndarray:
 
 
 def check_pngs(folder: Path) -> None:
-    """Raise NoiseError unless the folder is empty or holds noise alone: no other files, hidden ones or links."""
-    names = sorted(os.listdir(folder))
-    if hidden := [name for name in names if name.startswith(".")]:
-        raise NoiseError(f"the folder holds {shown(hidden[0])}, not just noise as 0.png to n.png")
-    if links := [name for name in _png_names(folder) if (folder / name).is_symlink()]:
-        raise NoiseError(f"{links[0]} is a link")
-    if names:
-        read_pngs(folder)
+    """Raise NoiseError unless the folder is empty or holds nothing but PNGs that write_pngs wrote.
+
+    Only those may be replaced: photos may have the same names and sizes.
+    """
+    for name in sorted(os.listdir(folder)):
+        path = folder / name
+        if not re.fullmatch(r"[0-9]{1,12}\.png", name) or not path.is_file():
+            raise NoiseError(f"the folder holds {shown(name)}, not just noise as 0.png to n.png")
+        if path.is_symlink():
+            raise NoiseError(f"{name} is a link")
+        try:
+            with Image.open(path, formats=["PNG"]) as image:
+                ours = image.info.get("Comment") == COMMENT
+        except Exception:  # on broken files Pillow's parsers raise errors of any kind
+            raise NoiseError(f"{name} is damaged, or no PNG") from None
+        if not ours:
+            raise NoiseError(f"{name} was not written by semkit convert; remove the folder yourself, or name another")
 
 
 def write_pngs(levels: torch.Tensor, folder: Path) -> None:
-    """Write levels + 128 as the 8-bit PNGs 0.png to n.png, zeros in front."""
-    digits = len(str(len(levels) - 1))
+    """Write levels + 128 as the 8-bit PNGs 0.png to n.png, zeros in front, with a comment that says so."""
+    digits, about = len(str(len(levels) - 1)), PngInfo()
+    about.add_text("Comment", COMMENT)
     for i, one in enumerate(levels):
         pixels = np.moveaxis((one.to(torch.int16) + 128).to(torch.uint8).numpy(), 0, 2)
-        Image.fromarray(pixels[..., 0] if len(one) == 1 else pixels).save(folder / f"{i:0{digits}}.png")
+        image = Image.fromarray(pixels[..., 0] if len(one) == 1 else pixels)
+        image.save(folder / f"{i:0{digits}}.png", pnginfo=about)

@@ -93,21 +93,21 @@ class State:
         atomic_write(path, lambda file: _save(state, file))
         return time.monotonic() - began
 
-    def load(self, path: Path, made_by: str) -> None:
-        """Goes on from the state at `path`.
+    def load(self, path: Path, made_by: str, total: int) -> None:
+        """Goes on from the state at `path`, of a run of `total` steps.
 
         Raises ValueError as read_state does, and for a state that is not of this model, optimizer and noise.
         """
         state = read_state(path, made_by)
         try:
-            self._check(state)
+            self._check(state, total)
             self._take(state)
         except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
             if out_of_memory(error):
                 raise
             raise ValueError(f"{shown(path)} is damaged ({one_line(error)}); delete it to start afresh") from error
 
-    def _check(self, state: dict) -> None:
+    def _check(self, state: dict, total: int) -> None:
         """Raises ValueError for what load_state_dict and copy_ would take, and no step could go on from."""
         check_fields(state, FIELDS)
         check_fields(state["passes"], {name: int for name in vars(self.passes)})
@@ -116,6 +116,8 @@ class State:
         counts = [*state["mined"]["last"], *state["mined"]["all"]]
         if not all(isinstance(loss, float) for loss in losses) or not 0 < len(losses) <= step:
             raise ValueError(f"{len(losses)} losses of {step} steps")
+        if step > total:
+            raise ValueError(f"step {step} of {total}")
         if len(counts) != 2 * len(KINDS) or not all(isinstance(count, int) for count in counts):
             raise ValueError("the counts of mined images")
         if noise.dtype != self.noise.dtype or noise.shape != self.noise.shape:
