@@ -148,6 +148,8 @@ def test_loss_rows_are_the_losses_of_every_noise_under_its_own_surrogate(tmp_pat
 def test_losses_without_noise_that_a_surrogate_made_are_one_line():
     with pytest.raises(ValueError, match="none of these recipes adds noise that a surrogate made"):
         loss_rows(image_split(20), {"clean": None})
+
+
 def loss_at(net, images, u=0):
     return float(cross_entropy(predict(net, ENGINE.images(images.images) + u), images.labels))
 
