@@ -119,20 +119,21 @@ def checker(*hints: str) -> Callable[[Callable], Callable[[object], Reply]]:
     """
 
     def made(check: Callable[[object], str]) -> Callable[[object], Reply]:
-        name = check.__name__
+        name = f"sk.{check.__module__.split('.')[-1]}.{check.__name__}"
 
         @wraps(check)
         def told(answer: object) -> Reply:
-            untouched = f"write {name.removeprefix('check_')} and run the cell again; {name}.hint(1) is a first hint"
+            task = check.__name__.removeprefix("check_")
+            untouched = Reply("not attempted", f"not attempted: write {task}; {name}.hint(1) is a first hint")
             if _is_starter(answer):
-                return Reply("not attempted", f"not attempted: {untouched}")
+                return untouched
             try:
                 return Reply("right", f"right: {check(_guarded(answer))}")
             except AssertionError as wrong:
                 return Reply("not yet", f"not yet, because {wrong}", getattr(wrong, "pictures", {}))
             except _Raised as raised:
                 if isinstance(raised.__cause__, NotImplementedError):
-                    return Reply("not attempted", f"not attempted: {untouched}")
+                    return untouched
                 return Reply("your code raised", _raised(raised.__cause__, answer))
             except Exception as error:  # the answer is of a kind that the assertions did not foresee
                 why = f"what it gives cannot be used: {type(error).__name__}: {one_line(error)}"

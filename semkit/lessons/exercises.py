@@ -106,16 +106,7 @@ def check_stability(stability: Callable) -> str:
         return float(len(seen))  # 1, 2, ... draws
 
     mine = stability(loss, x.clone(), radius, draws)
-    assert len(seen) == draws, f"it asks for the loss {len(seen)} times: once a draw are {draws} times"
-    found = torch.stack(seen)
-    assert found.shape[1:] == x.shape, f"the loss was given {list(found.shape[1:])}, not images {list(x.shape)}"
-    moved = (found - x) / LEVEL
-    assert 0 <= found.min() and found.max() <= 1, "perturbed images leave [0, 1]: clip them to the box"
-    assert moved.abs().max() <= radius + 1e-3, f"u reaches {moved.abs().max():.3g} levels: one level is 1/255"
-    assert moved.min() < -radius / 2, "u is never far below zero: it must be uniform on both sides"
-    assert moved.max() > radius / 2, f"u is at most {moved.max():.3g} levels, and the radius is {radius}"
-    assert moved.std((1, 2, 3, 4)).min() > radius / 4, "u is the same number for every pixel: draw one for each"
-    assert not torch.equal(found[0], found[1]), "all draws are alike: every draw needs a fresh u"
+    _check_draws("loss", seen, x, radius, draws)
     wanted = -(draws + 1) / 2
     assert abs(float(mine) - wanted) < 1e-6, f"minus the mean of the losses is {wanted}, not {float(mine):g}"
     return "as defined here, with a fresh draw each time"
@@ -170,7 +161,9 @@ def check_sem_step(sem_step: Callable) -> str:
         return slopes[(len(seen) - 1) % recipe.samples]
 
     mine = sem_step(gradient, x.clone(), delta.clone(), recipe)
-    _check_draws(seen, x, delta, recipe)
+    near_x = [a.shape == x.shape and (a - x).abs().max() <= 1.05 * recipe.noise_side.radius * LEVEL for a in seen]
+    assert not near_x or not all(near_x), "the gradient is taken around x: take it around x + delta"
+    _check_draws("gradient", seen, (x + delta).clamp(0, 1), recipe.noise_side.radius, recipe.samples)
     check_tensor(mine, delta)
     radius, step = recipe.radius * LEVEL, recipe.step_size * LEVEL
 
@@ -191,16 +184,16 @@ def check_sem_step(sem_step: Callable) -> str:
     return "with PGD in place of the uniform draw this is a noise step of REM, with no draw one of EM"
 
 
-def _check_draws(seen: list[torch.Tensor], x: torch.Tensor, delta: torch.Tensor, recipe: CraftRecipe) -> None:
-    """Raises AssertionError unless what was seen is `samples` fresh draws of the noise side at box(x + delta)."""
-    n = len(seen)
-    assert n == recipe.samples, f"it asks for the gradient {n} times: once a draw are {recipe.samples} times"
+def _check_draws(what: str, seen: list[torch.Tensor], z: torch.Tensor, radius: float, draws: int) -> None:
+    """Raises AssertionError unless `seen` are `draws` images box(z + u), each u fresh and uniform within the radius."""
+    assert len(seen) == draws, f"it asks for the {what} {len(seen)} times: once a draw are {draws} times"
     found = torch.stack(seen)
-    assert found.shape[1:] == x.shape, f"the gradient was asked at {list(found.shape[1:])}, not at {list(x.shape)}"
-    assert 0 <= found.min() and found.max() <= 1, "images leave [0, 1]: clip x + delta, and what is drawn around it"
-    z, most = (x + delta).clamp(0, 1), recipe.noise_side.radius * LEVEL
-    assert (found - x).abs().max() > 1.05 * most, "the gradient is taken around x: take it around x + delta"
-    away = found - z
-    assert away.abs().max() <= most + 1e-6, f"draws leave the {recipe.noise_side.radius:g} levels around box(x + delta)"
-    assert away.abs().max() > most / 2, "nothing random is added: call recipe.noise_side"
-    assert not torch.equal(found[0], found[1]), "all draws are alike: every draw needs a fresh perturbation"
+    assert found.shape[1:] == z.shape, f"the {what} was asked at {list(found.shape[1:])}, not at {list(z.shape)}"
+    assert 0 <= found.min() and found.max() <= 1, "perturbed images leave [0, 1]: clip them to the box"
+    u = (found - z) / LEVEL
+    most = float(u.abs().max())
+    assert most > radius / 2, f"u reaches {most:.3g} levels only, and the radius is {radius:g}"
+    assert most <= radius + 1e-3, f"u reaches {most:.3g} levels of 1/255, and the radius is {radius:g}"
+    assert u.min() < -radius / 2 and u.max() > radius / 2, "u has one sign only: it must be uniform on both sides"
+    assert u.flatten(1).std(1).min() > radius / 4, "u is the same number for every pixel: draw one for each"
+    assert not torch.equal(found[0], found[1]), "all draws are alike: every draw needs a fresh u"

@@ -1,6 +1,7 @@
 """What BulletTrain saves and what it costs in accuracy: TRADES, MART and AugMix, plain and with BulletTrain."""
 
 import itertools
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -184,17 +185,14 @@ def faster(rows: Rows, objective: str, form: str = "bullettrain", *, threads: in
 def spreads_figure(v: torch.Tensor, limit: float, *, title: str) -> Figure:
     """Histogram of the signed spreads v [N] of a net's answers by kind: outlier, boundary, robust (above the limit).
 
-    Bins have edges at 0 and at the limit, where the kind changes.
+    Bins are 0.015 wide, with an edge at 0; kinds that share the bin of the limit are stacked.
     """
     figure = new_figure(8, 3.4)
-    axes = figure.subplots()
-    low, high = min(-0.3, float(v.min())), max(0.3, float(v.max()))
-    bounds = sorted({low, 0.0, min(max(limit, low), high), high})
-    counts = [max(1, round(40 * (b - a) / (high - low))) for a, b in itertools.pairwise(bounds)]
-    parts = [np.linspace(a, b, n, endpoint=False) for (a, b), n in zip(itertools.pairwise(bounds), counts, strict=True)]
-    for kind, index in zip(SORTED, groups(v, limit), strict=True):
-        color, label = styles([kind])[kind]["color"], f"{kind}: {len(index) / len(v):.0%}"
-        axes.hist(v[index].tolist(), [*np.concatenate(parts), high], color=color, label=label)
+    axes, looks, found = figure.subplots(), styles(SORTED), groups(v, limit)
+    places = np.arange(math.floor(min(-0.3, v.min()) / 0.015), math.ceil(max(0.3, v.max()) / 0.015) + 1)
+    named = [f"{kind}: {len(index) / len(v):.0%}" for kind, index in zip(SORTED, found, strict=True)]
+    colours = [look["color"] for look in looks.values()]
+    axes.hist([v[index].tolist() for index in found], 0.015 * places, stacked=True, color=colours, label=named)
     reference(axes.axvline, limit, "limit")
     axes.set(xlabel="signed spread of the answers (right > 0 > wrong)", ylabel="images")
     legend(axes)
