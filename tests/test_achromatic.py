@@ -15,8 +15,7 @@ from semkit.nets.cache import as_dict
 from semkit.nets.engine import Engine
 from semkit.nets.lab import Lab
 from semkit.protections.crafting import CraftRecipe, craft, noise_step
-from semkit.protections.methods import PROTECTIONS
-from semkit.protections.recipes import RandomGrey, craft_recipe
+from semkit.protections.methods import PROTECTIONS, RandomGrey, craft_recipe
 from semkit.training.perturb import Clean
 from semkit.training.schedule import SGD
 

@@ -13,7 +13,7 @@ from PIL import Image
 from semkit.analysis import canvas
 from semkit.analysis.canvas import noise_side, styles
 from semkit.analysis.designs import noise_sides, pairs
-from semkit.protections.recipes import SIDES
+from semkit.protections.methods import SIDES
 
 
 def drawn():

@@ -10,7 +10,7 @@ from pages import fresh_pages
 from semkit.analysis.cost import passes_of, peak_memory, probe, seconds_of
 from semkit.images.augment import Cutout, FlipCrop, Identity, ResizedCrop
 from semkit.nets.engine import Engine, count_passes
-from semkit.protections.recipes import craft_recipe
+from semkit.protections.methods import craft_recipe
 from semkit.training.presets import learn_recipe
 
 ENGINE = Engine("cpu", "float32")

@@ -41,7 +41,7 @@ from semkit.images.augment import FlipCrop
 from semkit.nets.engine import Engine, predict
 from semkit.nets.lab import Lab
 from semkit.protections.crafting import craft
-from semkit.protections.recipes import craft_recipe
+from semkit.protections.methods import craft_recipe
 from semkit.training.learning import fit
 from semkit.training.perturb import PGD, Clean, Uniform
 from semkit.training.presets import lasting, learn_recipe

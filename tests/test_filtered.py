@@ -24,7 +24,7 @@ from semkit.images.loading import load
 from semkit.images.picture import read_image
 from semkit.nets.lab import Interrupted, Lab
 from semkit.protections.cuda import ClassFilters, class_filters, convolve_set
-from semkit.protections.recipes import craft_recipe
+from semkit.protections.methods import craft_recipe
 
 KEY = "s3cret xylo7 phr4ze"
 

@@ -25,8 +25,8 @@ from semkit.nets.engine import Engine
 from semkit.nets.lab import Lab
 from semkit.nets.models import build
 from semkit.protections.crafting import Interrupted
+from semkit.protections.methods import craft_recipe
 from semkit.protections.noise import load as load_noise
-from semkit.protections.recipes import craft_recipe
 from semkit.training.learning import accuracy
 from semkit.training.perturb import Clean
 from semkit.training.presets import lasting, learn_recipe

@@ -7,8 +7,7 @@ import torch
 
 from semkit.images.augment import FlipCrop, ResizedCrop
 from semkit.protections.crafting import CraftRecipe
-from semkit.protections.methods import sweep_recipes
-from semkit.protections.recipes import craft_recipe
+from semkit.protections.methods import craft_recipe, sweep_recipes
 from semkit.training.learning import LearnRecipe
 from semkit.training.perturb import PGD, Clean, Uniform
 from semkit.training.presets import PRESETS, learn_recipe

@@ -22,9 +22,9 @@ from semkit.images.files import is_image_name
 from semkit.images.loading import DataError, load
 from semkit.images.picture import read_image
 from semkit.nets.lab import Interrupted, Lab
+from semkit.protections.methods import craft_recipe
 from semkit.protections.noise import NoiseError
 from semkit.protections.noise import load as load_noise
-from semkit.protections.recipes import craft_recipe
 from semkit.training.schedule import SGD
 
 QUICK = ["--preset", "quick", "--precision", "float32"]

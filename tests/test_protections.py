@@ -16,8 +16,7 @@ from semkit.nets.engine import Engine
 from semkit.nets.lab import Lab
 from semkit.protections.base import Change, Crafted, NoiseRecipe, Protection, Recipe
 from semkit.protections.cuda import CleanPart
-from semkit.protections.methods import METHODS, PROTECTIONS, label_of, sweep_recipes
-from semkit.protections.recipes import RADIUS
+from semkit.protections.methods import METHODS, PROTECTIONS, RADIUS, label_of, sweep_recipes
 
 LAB = Lab(Engine("cpu", "float32"))
 

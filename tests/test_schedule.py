@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from semkit.nets.engine import Engine
-from semkit.protections.recipes import craft_recipe
+from semkit.protections.methods import craft_recipe
 from semkit.training.presets import PRESETS, learn_recipe
 from semkit.training.schedule import SGD
 

@@ -48,8 +48,7 @@ def titled(figure: Figure, title: str, panels: Sequence = (), names: Sequence[st
 
 def _methods():
     """(METHODS, SIDES, label_of); imported late because they take torch, which a figure without methods need not."""
-    from semkit.protections.methods import METHODS, label_of
-    from semkit.protections.recipes import SIDES
+    from semkit.protections.methods import METHODS, SIDES, label_of
 
     return METHODS, SIDES, label_of
 

@@ -36,7 +36,7 @@ def _with_pretraining(recipes: Iterable[Work], n: int) -> Iterator[tuple[Work, i
 def passes_of(recipes: Iterable[Work], n: int) -> Passes:
     """The image passes of all recipes together, each for n images.
 
-    >>> from semkit.protections.recipes import craft_recipe
+    >>> from semkit.protections.methods import craft_recipe
     >>> passes_of([craft_recipe("em", "quick")], 20).total
     1840
     """

@@ -17,8 +17,7 @@ from semkit.nets.lab import Lab
 from semkit.protections.base import Crafted, NoiseRecipe, Recipe
 from semkit.protections.crafting import CraftRecipe, noise_of_batch
 from semkit.protections.cuda import ClassFilters, CleanPart
-from semkit.protections.methods import PROTECTIONS
-from semkit.protections.recipes import craft_recipe
+from semkit.protections.methods import PROTECTIONS, craft_recipe
 from semkit.training.learning import LearnRecipe
 from semkit.training.perturb import PGD, Clean, Perturbation, Uniform
 from semkit.training.presets import lasting, learn_recipe

@@ -25,8 +25,7 @@ from semkit.analysis.pictures import (  # noqa: F401, for notebooks
 )
 from semkit.analysis.statistics import Correlation, Rows, interval, learner, protection
 from semkit.countermeasures import registry
-from semkit.protections.methods import DEFAULT, METHODS, label_of
-from semkit.protections.recipes import PUBLISHED, SIDES
+from semkit.protections.methods import DEFAULT, METHODS, PUBLISHED, SIDES, label_of
 
 PAIR = "noise side/surrogate side"
 ACCURACY = "accuracy on clean test images (%)"

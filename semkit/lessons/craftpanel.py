@@ -20,9 +20,8 @@ from semkit.lessons.craftrun import Made, Progress, Settings
 from semkit.lessons.panels import UNIT, WIDE, choice, display, failure, line, slider
 from semkit.nets.cache import runs_folder
 from semkit.nets.lab import Lab
-from semkit.protections.methods import label_of
+from semkit.protections.methods import craft_recipe, label_of
 from semkit.protections.noise import save as save_noise
-from semkit.protections.recipes import craft_recipe
 
 AGAINST = {"sem": "random perturbation", "rem": "adversarial perturbation", "em": "no perturbation"}
 

@@ -17,9 +17,8 @@ from semkit.images.imageset import ImageSet, Split, stratified_limit
 from semkit.nets.engine import Engine, count_passes
 from semkit.nets.lab import Lab
 from semkit.protections.crafting import CraftRecipe
-from semkit.protections.methods import label_of
+from semkit.protections.methods import craft_recipe, label_of
 from semkit.protections.noise import Noise
-from semkit.protections.recipes import craft_recipe
 from semkit.training.learning import LearnRecipe, accuracy
 from semkit.training.perturb import Clean
 from semkit.training.presets import lasting, learn_recipe
