@@ -25,7 +25,7 @@ from semkit.app.cli import COMMANDS, main
 from semkit.app.sweeps import Sweep
 from semkit.nets.engine import Engine
 from semkit.nets.lab import Lab
-from semkit.protections.recipes import craft_recipe
+from semkit.protections.methods import craft_recipe
 from semkit.training.presets import learn_recipe
 
 QUICK = ["--preset", "quick", "--size", "8"]
