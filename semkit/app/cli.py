@@ -29,6 +29,7 @@ COMMANDS = {  # name -> (its help, how to go on after it was stopped)
     "convert": ("Noise files from one kind to another: safetensors, int8 pickle, .pt, .npy, .npz, a PNG folder.", ""),
     "bench": ("How fast this machine is: the engine against a plain reference, memory, cost of an image.", ""),
     "lab": ("JupyterLab at a notebook.", ""),
+    "page": ("One HTML file with sliders over closed forms and committed results, for a browser without a kernel.", ""),
 }
 
 

@@ -17,11 +17,12 @@ from semkit.app.progress import FAILED, Report, announce, bars, duration
 from semkit.app.sweeps import Sweep, cost_in_words
 from semkit.countermeasures.registry import counter
 from semkit.countermeasures.transform import Transform
-from semkit.images.files import shown
+from semkit.images.files import atomic_write, shown
 from semkit.images.imageset import ImageSet, Split, limit_test, not_among
 from semkit.images.loading import load
 from semkit.images.storage import Storage
 from semkit.lessons.defences import defence_rows, defences_figure, defences_table
+from semkit.lessons.page import SIGNATURE, html
 from semkit.nets.engine import FAST_PATHS, Engine
 from semkit.nets.lab import Lab, OnStep
 from semkit.protections import conversion
@@ -303,6 +304,16 @@ def lab(options) -> None:
     from jupyterlab.labapp import LabApp  # takes a second that the other commands need not pay
 
     LabApp.launch_instance([str(notebook), f"--ServerApp.root_dir={here}"])
+
+
+def page(options) -> None:
+    """semkit page: one HTML file, written whole; a file that is no page of this command is left alone."""
+    out = Path(options.out)
+    if out.exists() and not (out.is_file() and SIGNATURE in out.read_text(errors="replace")):
+        raise ValueError(f"{shown(out)} is there and is no page of semkit; name another file")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(out, html(Path(options.results)).encode())
+    announce(f"{shown(out)}, {out.stat().st_size / 1000:.0f} kB: open it in a browser")
 
 
 def _check_account() -> None:

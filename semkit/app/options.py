@@ -251,9 +251,14 @@ def _lab(parser) -> None:
     parser.add_argument("notebook", nargs="?", type=_name, default="notebooks/00_index.ipynb", metavar="NOTEBOOK")
 
 
+def _page(parser):
+    parser.add_argument("out", metavar="OUT", help="the HTML file to write")
+    parser.add_argument("--results", metavar="DIR", default="results", help="folder of committed results (results)")
+
+
 OPTIONS = {
     "demo": _demo, "sweep": _sweep, "protect": _protect, "transform": _transform, "check": _check, "learn": _learn,
-    "convert": _convert, "bench": _bench, "lab": _lab,
+    "convert": _convert, "bench": _bench, "lab": _lab, "page": _page,
 }  # fmt: skip
 
 
