@@ -95,6 +95,15 @@ def probe(
     return noise / (batch * at_once), training / batch
 
 
+def gradient_flops(net: str, n: int) -> float:
+    """Floating-point operations of the input gradient of n images of 32 px: twice those of the forward pass."""
+    from torch.utils.flop_counter import FlopCounterMode  # loads much of torch that other costs need not
+
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        models.build(net, 10).eval()(torch.zeros(1, 3, 32, 32))
+    return 2.0 * n * counter.get_total_flops()
+
+
 def clock(device: str) -> float:
     """The time in seconds at which everything that was asked of the device is done."""
     if torch.device(device).type != "cpu":

@@ -1,8 +1,9 @@
-"""Rows as files and as tables: CSV, which keeps every digit, and Markdown, which people read."""
+"""Rows as files and as tables: CSV, which keeps every digit, and Markdown, which people read; the report of a bench."""
 
 import json
 import os
 from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -103,3 +104,77 @@ def as_objects(rows: pd.DataFrame) -> list[dict]:
     [{'seed': 0, 'on_own': 0.5}, {'seed': 1, 'on_own': None}]
     """
     return rows.astype(object).where(rows.notna(), None).to_dict("records")
+
+
+def _of(result: dict, kind: str) -> pd.DataFrame:
+    return pd.DataFrame([row for row in result["rows"] if row["kind"] == kind])
+
+
+def _conditions(result: dict) -> str:
+    """The hardware with its versions in a line, and the plan in a line."""
+    where, plan = result["hardware"], result["plan"]
+    device = where["gpu"] or f"{where['processor']}, {where['threads']} of {where['cores']} cores"
+    return (
+        f"{device}, torch {where['torch']}, {where['precision']}\n"
+        f"batch {plan['batch']} of 32 px, samples a noise step: {plan['samples']}, ascent steps in REM and AT: "
+        f"{plan['attack_steps']}; medians of {plan['rounds']} rounds (sets: {plan['set_rounds']})"
+    )
+
+
+def _text(row: dict, name: str) -> str:
+    if f"{name}_low" in row:
+        return "{:.3g} ({:.3g} to {:.3g})".format(*(row[name + end] for end in ("", "_low", "_high")))
+    return f"{row[name]:,}" if isinstance(row[name], int) else str(row[name] or "not known, its process failed")
+
+
+def bench_tables(result: dict) -> str:
+    """A table in Markdown for every kind of row, of medians (smallest to largest).
+
+    seconds: of a call, or for an image of a set; ratio: to the engine's seconds, or to those of the smallest set;
+    bytes: peak memory above torch's own.
+    """
+    tables = []
+    for kind in dict.fromkeys(row["kind"] for row in result["rows"]):
+        rows = [row for row in result["rows"] if row["kind"] == kind]
+        columns = [name for name in rows[0] if name != "kind" and not name.endswith(("_low", "_high"))]
+        tables.append(markdown(pd.DataFrame({name: [_text(row, name) for row in rows] for name in columns})))
+    return "\n\n".join([f"{_conditions(result)} (smallest to largest).", *tables])
+
+
+def _draw_ratios(axes, rows: pd.DataFrame, names: Sequence[str]) -> None:
+    """How many times faster the engine is, a bar a row and a colour a net."""
+    colours = dict(zip(rows["net"].unique(), cycle(("#0072B2", "#D55E00", "#009E73"))))
+    ends = rows["ratio"] - rows["ratio_low"], rows["ratio_high"] - rows["ratio"]
+    bars = axes.barh(range(len(rows)), rows["ratio"], xerr=ends, capsize=3, color=rows["net"].map(colours))
+    axes.bar_label(bars, fmt="%.1f", padding=5)
+    axes.axvline(1, color="0.4", lw=1, ls=":")
+    axes.set(yticks=range(len(rows)), yticklabels=rows["net"] + ": " + names, xlabel="engine is faster, times")
+    axes.set_xlim(0, 1.15 * max(rows["ratio_high"], default=1))
+    axes.invert_yaxis()
+
+
+def bench_figure(result: dict) -> "Figure":
+    """Three axes: the engine against plain PyTorch, against itself less one thing, the cost of an image by set size."""
+    from semkit.analysis.canvas import new_figure, titled  # matplotlib takes a second that commands need not pay
+
+    times, sets = _of(result, "time"), _of(result, "set")
+    plain, off = times[times["path"] == "plain"], times[~times["path"].isin(["plain", "engine"])]
+    figure = new_figure(14, 1.6 + 0.3 * max(len(plain), len(off)))
+    left, middle, right = figure.subplots(1, 3)
+    _draw_ratios(left, plain, plain["work"])
+    _draw_ratios(middle, off, off["path"].str.removeprefix("engine").str.lstrip(", "))
+    cost, low, high = (1000 * sets[name] for name in ("seconds", "seconds_low", "seconds_high"))
+    right.errorbar(sets["images"].map("{:,}".format), cost, (cost - low, high - cost), marker="o", ls=":", capsize=3)
+    right.set(ylim=(0, 1.2 * max(high)), xlabel="images in the set", ylabel="milliseconds an image")
+    right.grid(axis="y", alpha=0.3)
+    names = "engine against plain PyTorch", "engine less one thing against itself", "cost of crafting an image"
+    return titled(figure, f"{_conditions(result)}, bars: smallest to largest", figure.axes, names)
+
+
+def write_bench(result: dict, out: Path) -> None:
+    """Writes what `semkit bench` measured to the folder `out`, as bench.json, table.md and figure.png."""
+    from semkit.analysis.canvas import save
+
+    atomic_write(out / "bench.json", json.dumps(result, indent=1, allow_nan=False).encode())
+    atomic_write(out / "table.md", (bench_tables(result) + "\n").encode())
+    save(bench_figure(result), out / "figure.png")

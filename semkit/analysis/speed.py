@@ -1,107 +1,43 @@
-"""How fast the engine is: against the same steps in plain PyTorch, and against itself with one fast path switched off.
+"""The speed of the engine: against plain PyTorch, and against itself with one fast path switched off.
 
-The plain reference is also an oracle: with the same random draws it gives the engine's results (tests/test_speed.py).
-It runs in a second process, and so does an engine without `memory`, because an engine makes its whole process keep the
-memory that is freed (engine.keep_freed). That would make plain PyTorch faster too.
+Plain PyTorch runs in a second process, and so does an engine without `memory`: an engine makes its process keep freed
+memory (engine.keep_freed), which would make the others faster too.
 """
 
 import multiprocessing
+import os
+import platform
+import re
 import signal
 import timeit
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
+from pathlib import Path
 
+import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Generator, Tensor, nn
 
-from semkit.analysis.cost import clock, peak_memory
-from semkit.analysis.speedreport import GRADIENT, PRODUCT, hardware, rows_of_net, rows_of_sets
+from semkit import __version__
+from semkit.analysis.cost import clock, gradient_flops, peak_memory
+from semkit.analysis.plain import plain_noise_step, plain_train_step, plain_views
 from semkit.images.augment import FlipCrop
 from semkit.images.imageset import ImageSet
-from semkit.images.pixels import LEVEL, box, check_count, uniform
+from semkit.images.pixels import check_count
 from semkit.nets import models
 from semkit.nets.engine import FAST_PATHS, Engine, input_gradient, keep_freed, train_step
 from semkit.nets.lab import Interrupted, Lab
 from semkit.protections.crafting import CraftRecipe, craft, noise_step
-from semkit.training.perturb import PGD, Clean, Perturbation, Uniform
+from semkit.training.perturb import PGD, Clean, Uniform
 from semkit.training.schedule import SGD
 
-SHORTEST = 0.2  # seconds that a timing of short calls lasts
 NET = "tiny"  # for the cost of whole sets, where the net matters little
 STEPS = "EM noise step", "SEM noise step", "REM noise step", "AT training step"
+GRADIENT, PRODUCT = "input gradient", "matrix product"
 KILLED = "the plain reference's process was killed, for want of memory perhaps; a smaller --batch needs less"
-
-
-# -- the plain reference -----------------------------------------------------------------------------------------------
-
-
-def plain_views(x: Tensor, drawn: tuple, pad: int) -> Tensor:
-    """FlipCrop(pad).apply(x, drawn), one image after another: [N,C,H,W] -> [N,C,H,W]."""
-    views = []
-    for image, flip, top, left in zip(x, *(numbers.tolist() for numbers in drawn), strict=True):
-        padded = F.pad(image.flip(2) if flip else image, (pad,) * 4)
-        views.append(padded[:, top : top + x.shape[2], left : left + x.shape[3]])
-    return torch.stack(views)
-
-
-def plain_perturbed(model: nn.Module, x: Tensor, y: Tensor, side: Perturbation, generator: Generator) -> Tensor:
-    """Clean: x; Uniform: a random point of the max-norm ball and box; PGD: the end of its ascent from such a point.
-
-    x [N,C,H,W] in [0,1], y [N] -> the same shape. The model stays in its mode. Source: Madry et al., ICLR 2018.
-    """
-    if isinstance(side, Clean):
-        return x
-    radius = side.radius * LEVEL
-    x_adv = box(x + uniform(x, radius, generator))
-    for _ in range(side.passes):
-        x_adv.requires_grad_()
-        slope = torch.autograd.grad(F.cross_entropy(model(x_adv), y), x_adv)[0]
-        x_adv = x_adv.detach() + side.step_size * LEVEL * slope.sign()
-        x_adv = box(torch.minimum(torch.maximum(x_adv, x - radius), x + radius))
-    return x_adv
-
-
-def plain_noise_step(
-    model: nn.Module, x: Tensor, y: Tensor, delta: Tensor, recipe: CraftRecipe, generator: Generator
-) -> Tensor:
-    """crafting.noise_step, one sample after another: x [N,C,H,W] in [0,1], y [N], delta [N,C,H,W] -> the next delta.
-
-    Leaves the model in eval mode. Source: Liu et al., AAAI 2024.
-    """
-    model.eval()
-    delta = delta.detach().requires_grad_()
-    total = torch.zeros_like(delta)
-    for _ in range(recipe.samples):
-        drawn = recipe.augment.draw(len(x), x.shape[2:], generator)
-        z = box(plain_views(x + delta, drawn, recipe.augment.pad))
-        a = plain_perturbed(model, z.detach(), y, recipe.noise_side, generator)
-        straight_through = z + (a - z).detach()
-        total += torch.autograd.grad(F.cross_entropy(model(straight_through), y), delta)[0]
-    radius = recipe.radius * LEVEL
-    return (delta.detach() - recipe.step_size * LEVEL * total.sign()).clamp(-radius, radius)
-
-
-def plain_train_step(
-    model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor, side: Perturbation, generator: Generator
-) -> float:
-    """One step of adversarial training on x [N,C,H,W] in [0,1], y [N]; returns the loss before it.
-
-    The perturbation is made in eval mode, the step in train mode. Source: Madry et al., ICLR 2018.
-    """
-    x_adv = plain_perturbed(model.eval(), x, y, side, generator)
-    optimizer.zero_grad()
-    loss = F.cross_entropy(model.train()(x_adv), y)
-    loss.backward()
-    optimizer.step()
-    return loss.item()
-
-
-# -- what is timed -----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -138,7 +74,7 @@ def _random_images(n: int, size: int) -> ImageSet:
 
 @cache  # a net is made once in each process
 def works(plan: Plan, net: str, engine: Engine, plain: bool) -> dict[str, Callable[[], object]]:
-    """What is timed by name, each as a call: STEPS on the engine or in plain PyTorch; on the engine GRADIENT too."""
+    """The timed calls by name: STEPS, on the engine or in plain PyTorch, and on the engine GRADIENT."""
     data, generator, t = _random_images(plan.batch, 32), engine.generator(0), FlipCrop()
     model, y, attack = models.build(net, 10), data.labels.to(engine.device), PGD(4, plan.attack_steps)
     if plain:
@@ -170,16 +106,10 @@ def switched_off(engine: Engine) -> dict[str, Engine]:
     return {name: other for name, other in others.items() if other != engine}
 
 
-# -- timing ------------------------------------------------------------------------------------------------------------
-
-
 def seconds_of_call(run: Callable[[], object], device: str) -> float:
-    """Seconds that a call takes: the first one if it takes more than a second, else the mean of some after it."""
-    timer = timeit.Timer(run, timer=partial(clock, device))
-    if (first := timer.timeit(1)) > 1:
-        return first
-    calls = 1 + int(SHORTEST / max(first, 1e-5))
-    return timer.timeit(calls) / calls
+    """Seconds that a call takes: the mean of as many as last 0.2 seconds together."""
+    calls, seconds = timeit.Timer(run, timer=partial(clock, device)).autorange()
+    return seconds / calls
 
 
 def _seconds_of_work(work: str, plan: Plan, net: str, engine: Engine, plain: bool) -> float:
@@ -236,11 +166,6 @@ def _craft(n: int, size: int, batch: int, steps: int, lab: Lab) -> float:
     return craft(_random_images(n, size), recipe, lab=lab).seconds
 
 
-def seconds_per_image(n: int, batch: int, engine: Engine) -> float:
-    """The cost of an image in a set of n images of 32 px: a noise step, and for one in eight a surrogate step too."""
-    return _craft(n, 32, batch, max(1, n // (8 * batch)), Lab(engine)) / n
-
-
 def _memory_here(n: int, size: int, batch: int, engine: Engine) -> int:
     # Two surrogate steps and two of the final pass hold all that is ever held.
     peaks, a_little = [], Lab(engine, on_step=lambda what, step, *_: step == 4)
@@ -260,16 +185,7 @@ def memory_of_crafting(n: int, size: int, batch: int, engine: Engine) -> int | N
         return process.submit(_memory_here, n, size, batch, engine).result()
 
 
-def expected_seconds(plan: Plan, runs: dict[str, dict[tuple[str, str], Callable]]) -> float:
-    """About how long `measure` takes, from a noise step of each net on both paths and the number of all passes."""
-    total, passes = 8 * len(plan.memory), 3 * plan.samples + (plan.samples + 1) * plan.attack_steps + 3
-    for timings in runs.values():
-        both = [min(timings["EM noise step", path]() for _ in range(2)) for path in ("plain", "engine")]
-        total += (plan.rounds + 1) * (passes * sum(both) / plan.samples + 2 * SHORTEST * len(timings))
-    return total
-
-
-def measure(plan: Plan, lab: Lab, say: Callable[[str], object] = print) -> dict:
+def measure(plan: Plan, lab: Lab) -> dict:
     """{"hardware", "plan", "rows"}: every row a dict of numbers, its "kind" time, rate, set or memory.
 
     lab.on_step is told of every timing. Raises Interrupted when it asks to stop, ChildProcessError if the second
@@ -277,14 +193,61 @@ def measure(plan: Plan, lab: Lab, say: Callable[[str], object] = print) -> dict:
     """
     rows, engine = [], lab.engine
     with second_process() as process:
-        runs = {net: runs_of_net(plan, net, engine, process) for net in plan.nets}
-        how = f"{' and '.join(plan.nets)} on {engine.device} in {engine.precision}, rounds: {plan.rounds}"
-        say(f"{how}; about {expected_seconds(plan, runs) / 60:.1f} min")
         for net in plan.nets:
-            rows += rows_of_net(net, plan.batch, engine.precision, in_turn(runs[net], plan.rounds, lab.doing(net)))
-    crafting = {b * plan.batch: partial(seconds_per_image, b * plan.batch, plan.batch, engine) for b in plan.sets}
+            seconds = in_turn(runs_of_net(plan, net, engine, process), plan.rounds, lab.doing(net))
+            rows += rows_of_net(net, plan.batch, engine.precision, seconds)
+    # A noise step for every image of a set, and for one in eight a surrogate step too.
+    crafting = {
+        n * plan.batch: partial(_craft, n * plan.batch, 32, plan.batch, max(1, n // 8), Lab(engine)) for n in plan.sets
+    }
     rows += rows_of_sets(NET, in_turn(crafting, plan.set_rounds, lab.doing("sets")))
     for n, size, batch in plan.memory:
         used = memory_of_crafting(n, size, batch, engine)
         rows.append({"kind": "memory", "net": NET, "images": n, "size": size, "batch": batch, "bytes": used})
     return {"hardware": hardware(engine), "plan": asdict(plan), "rows": rows}
+
+
+def hardware(engine: Engine) -> dict:
+    """Processor, cores, threads, GPU, precision and versions."""
+    info = Path("/proc/cpuinfo")
+    named = re.search(r"model name\s*: (.+)", info.read_text()) if info.exists() else None
+    gpu = torch.cuda.get_device_name(engine.device) if engine.device.startswith("cuda") else None
+    return {
+        "processor": named[1] if named else platform.processor() or platform.machine(), "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(), "gpu": gpu, "precision": engine.precision, "system": platform.system(),
+        "python": platform.python_version(), "torch": torch.__version__, "semkit": __version__,
+    }  # fmt: skip
+
+
+def _spread(**rounds: Sequence[float]) -> dict:
+    """The median of each, its smallest and its largest value."""
+    ends = {"": np.median, "_low": np.min, "_high": np.max}
+    return {name + end: float(of(values)) for name, values in rounds.items() for end, of in ends.items()}
+
+
+def rows_of_net(net: str, batch: int, precision: str, seconds: dict[tuple[str, str], list[float]]) -> list[dict]:
+    """A "time" row for each (work, path) -> seconds by round, and a "rate" row.
+
+    ratio: to the engine's seconds of the same round. The rate is the input gradient's operations per second; share: of
+    the fastest matrix product of the same round.
+    """
+    rounds = {name: np.array(values) for name, values in seconds.items()}
+    fastest = np.max([2 * int(side) ** 3 / s for (work, side), s in rounds.items() if work == PRODUCT], axis=0)
+    gradient = gradient_flops(net, batch) / rounds[GRADIENT, "engine"]
+    rates = _spread(matmul_flops=fastest, gradient_flops=gradient, share=gradient / fastest)
+    times = [
+        {"kind": "time", "net": net, "work": work, "path": path, **_spread(seconds=s, ratio=s / rounds[work, "engine"])}
+        for (work, path), s in rounds.items()
+        if work != PRODUCT
+    ]
+    return [*times, {"kind": "rate", "net": net, "precision": precision, **rates}]
+
+
+def rows_of_sets(net: str, seconds: dict[int, list[float]]) -> list[dict]:
+    """A "set" row for each number of images -> seconds of all by round.
+
+    seconds: per image; ratio: to those of the smallest set.
+    """
+    each = {n: np.array(values) / n for n, values in seconds.items()}
+    base = each[min(each)]
+    return [{"kind": "set", "net": net, "images": n, **_spread(seconds=s, ratio=s / base)} for n, s in each.items()]

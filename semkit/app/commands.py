@@ -8,7 +8,7 @@ from pathlib import Path
 from semkit.analysis.cluster import check_scheduler
 from semkit.analysis.cost import seconds_of
 from semkit.analysis.designs import DESIGNS, LEARNERS, METHODS, reference_recipe
-from semkit.analysis.report import as_objects, write_report
+from semkit.analysis.report import as_objects, bench_tables, write_bench, write_report
 from semkit.analysis.statistics import interval
 from semkit.analysis.study import learned_net, learned_row
 from semkit.app import checking, folder
@@ -277,8 +277,7 @@ def convert(options) -> None:
 
 def bench(options) -> None:
     """semkit bench: the engine against plain PyTorch; reports the table."""
-    from semkit.analysis.speed import QUICK, Plan, measure  # with it torch loads what counts operations
-    from semkit.analysis.speedreport import markdown, write_bench
+    from semkit.analysis.speed import QUICK, Plan, measure
 
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)  # fails before minutes of work, not after
@@ -286,9 +285,11 @@ def bench(options) -> None:
     given = {name: value for name in names if (value := getattr(options, name)) is not None}
     report, plan = Report(options.json), replace(QUICK if options.quick else Plan(), **given)
     with bars() as on_step:
-        result = measure(plan, Lab(_engine(options), on_step=on_step), announce)
+        engine = _engine(options)
+        announce(f"{' and '.join(plan.nets)} on {engine.device} in {engine.precision}, rounds: {plan.rounds}")
+        result = measure(plan, Lab(engine, on_step=on_step))
     report.values(result)
-    report.line(markdown(result))
+    report.line(bench_tables(result))
     if options.out:
         write_bench(result, options.out)
 
