@@ -11,9 +11,8 @@ from semkit.images.augment import FlipCrop, Identity
 from semkit.images.imageset import ImageSet
 from semkit.images.loading import load
 from semkit.nets import models
-from semkit.nets.cache import as_dict
 from semkit.nets.engine import Engine
-from semkit.nets.lab import Lab
+from semkit.nets.lab import Lab, as_dict
 from semkit.protections.crafting import CraftRecipe, craft, noise_step
 from semkit.protections.methods import PROTECTIONS, RandomGrey, craft_recipe
 from semkit.training.perturb import Clean

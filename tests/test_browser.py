@@ -22,7 +22,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from semkit.nets.cache import runs_folder
+from semkit.nets.lab import runs_folder
 
 pytestmark = pytest.mark.browser
 api = pytest.importorskip("playwright.sync_api", reason="playwright is missing: pip install 'semkit[browser]'")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import semkit
-from semkit.nets.cache import imported
+from semkit.nets.lab import imported
 from semkit.protections.methods import PROTECTIONS
 
 PACKAGE = Path(__file__).parents[1] / "semkit"

@@ -9,9 +9,8 @@ from nets import batch, net
 from photos import image_split
 from scipy.special import softmax
 
-from semkit.nets.cache import key
 from semkit.nets.engine import Engine, count_passes, evaluating, input_gradient, logits, predict, step_down, train_step
-from semkit.nets.lab import Lab
+from semkit.nets.lab import Lab, key
 from semkit.training.learning import LearnRecipe, fit
 from semkit.training.objectives import Mart, Plain, Rsr, Trades, divergence
 from semkit.training.perturb import PGD, Clean, Uniform

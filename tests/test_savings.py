@@ -60,7 +60,7 @@ def test_a_kept_net_that_is_lost_is_made_again_and_is_the_same(tmp_path):
         return savings.training_rows(image_split(classes=3), seeds=[4], sgd=FEW, lab=Lab(ENGINE, tmp_path))
 
     first = rows()
-    lost = min(tmp_path.glob("*.safetensors"))
+    lost = min(tmp_path.glob("*.weights"))
     before = load_file(lost)
     lost.unlink()
     assert rows().equals(first) and all(torch.equal(value, before[name]) for name, value in load_file(lost).items())

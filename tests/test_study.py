@@ -20,9 +20,8 @@ from semkit.analysis.report import as_objects
 from semkit.analysis.study import crafted_noise, crafted_surrogate, grid, grid_recipes, learned_row, training_set
 from semkit.countermeasures.trainers import Gaussian, Smoothed
 from semkit.images.augment import Identity
-from semkit.nets.cache import key
 from semkit.nets.engine import Engine, predict
-from semkit.nets.lab import Lab
+from semkit.nets.lab import Lab, key
 from semkit.protections.crafting import CraftRecipe, Interrupted, craft
 from semkit.protections.cuda import ClassFilters, CleanPart, class_filters, convolve_set
 from semkit.protections.methods import sweep_recipes
@@ -125,7 +124,7 @@ RUNS = {  # what is made -> the module that makes it, and its recipe
 def test_changed_code_makes_new_runs_of_what_runs_it_and_finds_the_other_ones(tmp_path):
     shutil.copytree(Path(semkit.__file__).parent, tmp_path / "semkit", ignore=shutil.ignore_patterns("__pycache__"))
     keys = ", ".join(f"key({of})" for of in RUNS.values())
-    text = f"import semkit as sk; from semkit.nets.cache import key; STUDY = {STUDY!r}; print([{keys}])"
+    text = f"import semkit as sk; from semkit.nets.lab import key; STUDY = {STUDY!r}; print([{keys}])"
 
     def names(*changed: str) -> dict[str, str]:
         for path in changed:

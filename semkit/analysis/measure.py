@@ -19,9 +19,8 @@ from semkit.analysis.study import crafted_surrogate, learned_net
 from semkit.images.augment import Augment, FlipCrop, Identity
 from semkit.images.imageset import ImageSet, Split
 from semkit.images.pixels import check_count
-from semkit.nets.cache import as_dict
 from semkit.nets.engine import engine_of, predict
-from semkit.nets.lab import Lab
+from semkit.nets.lab import Lab, as_dict
 from semkit.nets.weights import drawing
 from semkit.protections.base import NoiseRecipe, Recipe
 from semkit.training.learning import LearnRecipe

@@ -14,10 +14,8 @@ from semkit.analysis.statistics import learner
 from semkit.countermeasures.registry import counter, learner_after
 from semkit.images.imageset import ImageSet, Split
 from semkit.images.pixels import check_count
-from semkit.nets.cache import Store, as_json, kept
-from semkit.nets.engine import Engine, how_run
-from semkit.nets.lab import Lab
-from semkit.nets.models import load_net, save_net
+from semkit.nets.engine import how_run
+from semkit.nets.lab import Lab, as_json, as_net, kept
 from semkit.protections.base import NoiseRecipe, Recipe
 from semkit.protections.noise import Noise
 from semkit.training.bullettrain import KINDS
@@ -48,9 +46,9 @@ def crafted_noise(
 def crafted_surrogate(
     images: ImageSet, recipe: NoiseRecipe, *, seed: int = 0, lab: Lab | None = None
 ) -> tuple[Noise, nn.Module]:
-    """The noise of `recipe` and the net that made it, in eval mode; both kept with lab.cache."""
+    """The noise of `recipe` and the net that made it, in eval mode and frozen; both kept with lab.cache."""
     noise, _, surrogate = recipe.crafted(images, seed=seed, lab=lab)
-    return noise, surrogate.eval()
+    return noise, surrogate.eval().requires_grad_(False)
 
 
 def training_set(
@@ -129,16 +127,6 @@ def _kept(
     stores = (as_json(ROW), *([as_net(recipe, train, lab.engine)] if keep_net else []))
     made = partial(_learned, train, test, recipe, also, seed, lab)
     return kept(lab, "learner", parts, lambda _: made()[: len(stores)], *stores)
-
-
-def as_net(recipe: LearnRecipe, train: ImageSet, engine: Engine) -> Store:
-    """A Store of the nets that `recipe` trains on `train`."""
-    seen = recipe.augment.output_size(train.images.shape[-1])
-
-    def write(model: nn.Module, path: Path) -> None:
-        save_net(model, path, net=recipe.model, classes=train.classes, size=seen)
-
-    return Store(".safetensors", write, lambda path: load_net(path, engine))
 
 
 def learned_net(

@@ -33,8 +33,7 @@ from semkit.images.picture import BYTES_PER_PIXEL, read_image, stored_size, writ
 from semkit.images.pixels import check_seed
 from semkit.images.quality import Quality
 from semkit.images.storage import AUTO, Storage, blocks, free_memory, zeros
-from semkit.nets.cache import as_dict, code
-from semkit.nets.lab import Interrupted, Lab, OnStep
+from semkit.nets.lab import Interrupted, Lab, OnStep, as_dict, code
 from semkit.nets.models import check_model
 from semkit.protections.base import Change, Recipe
 from semkit.protections.noise import Noise, save

@@ -18,8 +18,7 @@ from semkit.images.imageset import Split
 from semkit.lessons import craftrun as crafting
 from semkit.lessons.craftrun import Made, Progress, Settings
 from semkit.lessons.panels import UNIT, WIDE, choice, display, failure, line, slider
-from semkit.nets.cache import runs_folder
-from semkit.nets.lab import Lab
+from semkit.nets.lab import Lab, runs_folder
 from semkit.protections.methods import craft_recipe, label_of
 from semkit.protections.noise import save as save_noise
 

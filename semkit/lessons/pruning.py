@@ -14,8 +14,7 @@ from semkit.analysis.canvas import Figure, draw_lines, legend, new_figure, title
 from semkit.analysis.statistics import Rows
 from semkit.images.imageset import Split
 from semkit.lessons.answers import checker
-from semkit.nets.cache import as_json, kept
-from semkit.nets.lab import Lab
+from semkit.nets.lab import Lab, as_json, kept
 from semkit.nets.models import INJECTED
 from semkit.nets.weights import alphas, check_sparsity, pruned, sparsity
 from semkit.training.learning import LearnRecipe, accuracy, fit

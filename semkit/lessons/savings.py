@@ -15,14 +15,12 @@ from torch import nn
 
 from semkit.analysis.canvas import Figure, legend, new_figure, reference, styles, titled
 from semkit.analysis.statistics import Rows
-from semkit.analysis.study import as_net
 from semkit.images.imageset import ImageSet, Split
 from semkit.lessons.answers import checker
 from semkit.lessons.corruptions import KINDS, corrupted
 from semkit.nets import models
-from semkit.nets.cache import as_json, kept
 from semkit.nets.engine import Engine, step_down
-from semkit.nets.lab import Lab
+from semkit.nets.lab import Lab, as_json, as_net, kept
 from semkit.training.bullettrain import KINDS as SORTED
 from semkit.training.bullettrain import BulletTrain, Mined, Mining, groups, mining, spread, threshold
 from semkit.training.learning import Learned, LearnRecipe, accuracy, fit

@@ -30,6 +30,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from semkit.images.files import atomic_write, one_line, shown
+from semkit.images.imageset import ImageSet
 from semkit.images.pixels import check_count, seeded
 from semkit.nets.engine import Engine
 from semkit.nets.weights import with_noise_injection
@@ -272,6 +273,16 @@ def build(name: str, classes: int, seed: int = 0, size: int = 32) -> nn.Module:
     with seeded(seed):
         model = make(classes, size)
     return with_noise_injection(model, seed) if name.endswith(INJECTED) else model
+
+
+def size_seen(recipe, images: ImageSet) -> int:
+    """The side in pixels of what recipe.net gets: of the images after recipe.augment."""
+    return recipe.augment.output_size(images.images.shape[-1])
+
+
+def fresh(recipe, images: ImageSet, seed: int = 0) -> nn.Module:
+    """A fresh recipe.net for these images: their number of classes, their size after recipe.augment."""
+    return build(recipe.net, len(images.classes), seed, size_seen(recipe, images))
 
 
 def save_net(model: nn.Module, path: str | Path, *, net: str, classes: Sequence[str], size: int) -> None:

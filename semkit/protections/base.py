@@ -11,10 +11,8 @@ from torch import nn
 from semkit.images.augment import Augment, FlipCrop
 from semkit.images.imageset import ImageSet
 from semkit.images.picture import apply_noise
-from semkit.nets import models
-from semkit.nets.cache import Store, as_dict, as_json, as_weights, kept
 from semkit.nets.engine import Passes, how_run
-from semkit.nets.lab import Lab
+from semkit.nets.lab import Lab, Store, as_dict, as_json, as_net, kept
 from semkit.protections.noise import Noise, clipped_fraction, load, mean_effective, save
 
 COST = {"passes": int, "seconds": float | int, "engine": str}  # field -> its type
@@ -156,12 +154,8 @@ class NoiseRecipe(Recipe):
             cost = {"passes": done.passes.total, "seconds": round(done.seconds, 1), "engine": engine}
             return (noise, cost, done.surrogate)[: len(stores)]
 
-        def net() -> nn.Module:
-            seen = self.augment.output_size(images.images.shape[-1])
-            return lab.engine.prepare(models.build(self.net, len(images.classes), seed, size=seen))
-
         stores = [Store(".safetensors", save, lambda path: self._own(load(path, images=images))), as_json(COST)]
-        stores += [as_weights(net)] if self.net else []
+        stores += [as_net(self, images, lab.engine)] if self.net else []
         noise, cost, *nets = kept(lab, "noise", (images.fingerprint, self, seed), make, *stores)
         return noise, cost, nets[0] if nets else None
 

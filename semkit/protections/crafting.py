@@ -14,9 +14,9 @@ from semkit.images import storage
 from semkit.images.augment import Augment, FlipCrop, as_one, views
 from semkit.images.imageset import ImageSet
 from semkit.images.pixels import LEVEL, box, check_count, check_share, check_step_size, to_levels, uniform
-from semkit.nets import models
 from semkit.nets.engine import Engine, Passes, count_passes, input_gradient, step_down, together
 from semkit.nets.lab import Interrupted, Lab
+from semkit.nets.models import fresh
 from semkit.protections.base import Crafted, NoiseRecipe
 from semkit.protections.noise import check_noise_radius
 from semkit.protections.state import State
@@ -252,8 +252,7 @@ def _phases(images: ImageSet, recipe: CraftRecipe, seed: int, engine: Engine, st
 
 def _fresh(images: ImageSet, recipe: CraftRecipe, seed: int, engine: Engine) -> State:
     """The state before the first step: fresh weights, no noise."""
-    seen = recipe.augment.output_size(images.images.shape[-1])
-    model = engine.prepare(models.build(recipe.surrogate, len(images.classes), seed, size=seen))
+    model = engine.prepare(fresh(recipe, images, seed))
     shape = (len(images.classes) if recipe.class_wise else len(images), *images.images.shape[1:])
     noise = storage.zeros(shape, torch.int8, images.scratch, images.images.device)
     return State(model, recipe.sgd.optimizer(model), noise, [], Passes())

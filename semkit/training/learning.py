@@ -14,9 +14,8 @@ from semkit.images.imageset import ImageSet
 from semkit.images.loading import resized
 from semkit.images.pixels import check_count
 from semkit.nets import models
-from semkit.nets.cache import as_weights, kept
 from semkit.nets.engine import Engine, Passes, count_passes, engine_of, predict, step_down
-from semkit.nets.lab import Lab
+from semkit.nets.lab import Lab, as_net, kept
 from semkit.nets.weights import drawing
 from semkit.training.bullettrain import Mined, mining
 from semkit.training.objectives import Objective, Plain
@@ -93,17 +92,13 @@ class Pretrained:
         """The state dict of the pretrained net of this seed."""
         images, recipe, lab = self.images, self.recipe, replace(lab, what=f"pretraining, seed {seed}")
         nets, which = _pretrained.setdefault(images, {}), (images.fingerprint, recipe, seed, lab.engine)
-        seen = recipe.augment.output_size(images.images.shape[-1])
-
-        def build() -> nn.Module:
-            return lab.engine.prepare(models.build(recipe.model, len(images.classes), size=seen))
 
         def make(state: Path | None) -> tuple[nn.Module]:
             tested = images.limit(len(images.labels.unique()))
             return (fit(images, tested, recipe, seed=seed, lab=lab).model,)
 
         if which not in nets:
-            (model,) = kept(lab, "pretrained", which[:3], make, as_weights(build))
+            (model,) = kept(lab, "pretrained", which[:3], make, as_net(recipe, images, lab.engine))
             nets[which] = model.state_dict()
         return nets[which]
 
@@ -160,8 +155,7 @@ def accuracy(
 
 def _fresh(train: ImageSet, recipe: LearnRecipe, seed: int, own: int, lab: Lab) -> nn.Module:
     """The net before its first step: fresh weights of the seed `own`, or the pretrained ones of `seed`."""
-    seen = recipe.augment.output_size(train.images.shape[-1])
-    model = models.build(recipe.model, len(train.classes), own, size=seen)
+    model = models.fresh(recipe, train, own)
     if recipe.pretrained:
         model.to(lab.engine.dtype).load_state_dict(recipe.pretrained.weights(seed, lab))
         if recipe.pretrained.last_layer:
