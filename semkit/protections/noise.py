@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -87,24 +88,47 @@ def _check_levels(levels: torch.Tensor) -> None:
         raise NoiseError(f"noise must be N x C x H x W with C 1 or 3 and nothing empty, got {tuple(levels.shape)}")
 
 
-def save(noise: Noise, path: str | Path) -> None:
-    """Write noise as safetensors: key "noise", everything else as JSON in the metadata "semkit".
-
-    The same noise gives the same bytes. An existing file is replaced whole or not at all. Raises OSError.
-    """
-    record = json.dumps({name: getattr(noise, name) for name in ("radius", *KINDS)}, sort_keys=True)
-    levels = noise.levels.detach().cpu().contiguous()
+def write_tensors(path: str | Path, tensors: Mapping[str, torch.Tensor], record: dict) -> None:
+    """Write tensors as safetensors, whole or not at all; record: JSON in the metadata "semkit". Raises OSError."""
+    tensors = {name: values.detach().cpu().contiguous() for name, values in tensors.items()}
+    metadata = {"semkit": json.dumps(record, sort_keys=True)}
 
     def content(file):
         mode = os.stat(file.name).st_mode  # safetensors replaces the file by one that only its owner may read
-        try:  # by name, because safetensors then writes from the tensor's own memory, without a copy
-            save_file({"noise": levels}, file.name, metadata={"semkit": record})
+        try:  # by name, because safetensors then writes from the tensors' own memory, without a copy
+            save_file(tensors, file.name, metadata=metadata)
             os.chmod(file.name, mode)
         except SafetensorError as error:
             code = os.name == "posix" and re.search(r"os error (\d+)", str(error))
             raise (OSError(int(code[1]), os.strerror(int(code[1]))) if code else OSError(one_line(error))) from error
 
     atomic_write(path, content)
+
+
+def read_tensors(path: str | Path, fields: Iterable[str]) -> tuple[dict[str, torch.Tensor], dict]:
+    """(tensors, mapped from the file, and these fields of the record) that write_tensors wrote; raises NoiseError."""
+    try:
+        open(path, "rb").close()  # of a file without permission, safetensors says that it is missing
+        with safe_open(path, framework="pt") as file:
+            tensors, record = {name: file.get_tensor(name) for name in file.keys()}, (file.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        reason = getattr(error, "strerror", None) or one_line(error)
+        raise NoiseError(f"not a readable safetensors file: {reason}") from error
+    if "semkit" not in record:
+        raise NoiseError("no semkit metadata in it: this file was not written by semkit")
+    try:
+        record = json.loads(record["semkit"])
+        return tensors, {name: record[name] for name in fields}
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise NoiseError(f"its semkit metadata is damaged: {type(error).__name__} {one_line(error)}") from error
+
+
+def save(noise: Noise, path: str | Path) -> None:
+    """Write noise as safetensors: key "noise", everything else as JSON in the metadata "semkit".
+
+    The same noise gives the same bytes. An existing file is replaced whole or not at all. Raises OSError.
+    """
+    write_tensors(path, {"noise": noise.levels}, {name: getattr(noise, name) for name in ("radius", *KINDS)})
 
 
 def load(path: str | Path, *, images=None) -> Noise:
@@ -114,32 +138,15 @@ def load(path: str | Path, *, images=None) -> Noise:
     Raises NoiseError that says which check failed.
     """
     try:
-        return _load(path, images)
+        tensors, record = read_tensors(path, ("radius", *KINDS))
+        if "noise" not in tensors:
+            raise NoiseError("no tensor named noise in it")
+        noise = Noise(tensors["noise"], **record)
+        if images is not None:
+            check_fits(noise, images)
+        return noise
     except NoiseError as error:
         raise NoiseError(f"{shown(path)}: {error}") from None
-
-
-def _load(path: str | Path, images) -> Noise:
-    try:
-        open(path, "rb").close()  # of a file without permission, safetensors says that it is missing
-        with safe_open(path, framework="pt") as file:
-            if "noise" not in file.keys():
-                raise NoiseError("no tensor named noise in it")
-            levels, record = file.get_tensor("noise"), (file.metadata() or {}).get("semkit")
-    except (SafetensorError, OSError) as error:
-        reason = getattr(error, "strerror", None) or one_line(error)
-        raise NoiseError(f"not a readable safetensors file: {reason}") from error
-    if record is None:
-        raise NoiseError("no semkit metadata in it, so its radius is unknown: this file was not written by semkit")
-    try:
-        record = json.loads(record)
-        record = {name: record[name] for name in ("radius", *KINDS)}
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise NoiseError(f"its semkit metadata is damaged: {type(error).__name__} {one_line(error)}") from error
-    noise = Noise(levels, **record)
-    if images is not None:
-        check_fits(noise, images)
-    return noise
 
 
 def check_fits(noise: Noise, images) -> None:
