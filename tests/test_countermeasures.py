@@ -19,7 +19,6 @@ from semkit.countermeasures.pixelwise import (
     gaussian,
     jpeg,
     linear_softmax,
-    noise_left,
     projection,
 )
 from semkit.countermeasures.registry import (
@@ -224,19 +223,6 @@ def test_denoising_makes_noisy_images_better():
     noise = torch.randint(-8, 9, smooth.shape, generator=torch.Generator().manual_seed(0))
     images, apart = (smooth + noise).round().to(torch.uint8), lambda a: (a.double() - smooth).square().mean()
     assert apart(denoiser(images, None, 10)(images)) < 0.6 * apart(images)
-
-
-def test_what_is_left_of_a_noise():
-    noise = torch.randint(-8, 9, IMAGES.shape, dtype=torch.int8, generator=torch.Generator().manual_seed(0))
-    middle = IMAGES.clamp(10, 240)
-    assert noise_left(middle, noise, torch.clone) == 1
-    assert noise_left(middle, noise, lambda images: torch.full_like(images, 7)) == 0
-    assert noise_left(middle, noise, lambda images: images // 2) == pytest.approx(0.5, abs=0.02)
-    alike = noise[:, :1].expand_as(noise)
-    assert noise_left(middle[:, :1].expand_as(noise), alike, BY_IMAGE["grayscale"]) == pytest.approx(1, abs=0.02)
-    assert noise_left(middle, noise, BY_IMAGE["mean"]) == pytest.approx(1 / 9, abs=0.04)  # independent values
-    with pytest.raises(ValueError, match="there is no noise"):
-        noise_left(IMAGES, torch.zeros_like(noise), torch.clone)
 
 
 def test_several_are_applied_in_the_order_given():

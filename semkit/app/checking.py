@@ -5,14 +5,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from semkit.analysis import survival
 from semkit.app.folder import Originals, job, load_originals, named_outputs
 from semkit.app.outputs import OutputError, read_report
 from semkit.images.files import is_image_name, output_names, shown
-from semkit.images.imageset import stratified_share
+from semkit.images.imageset import ImageSet, stratified_limit, stratified_share
 from semkit.images.loading import Split, find_folder, set_name
 from semkit.images.picture import UnreadableImage, read_image, working_image
 from semkit.images.pixels import check_radius
@@ -166,6 +168,11 @@ def protected_split(split: Split, source: str, out: str | os.PathLike) -> Split:
         outputs = named_outputs(train)
     else:
         raise OutputError(f"{shown(out)} protects {report['images']} images, these are {len(train)}: use one --limit")
+    return replace(split, train=_protected(train, outputs, out, report))
+
+
+def _protected(train: ImageSet, outputs: Sequence[str], out: str | os.PathLike, report: dict) -> ImageSet:
+    """The set with each image replaced by its protected file, of the name in `outputs`. Raises OutputError."""
     images = zeros(train.images.shape, torch.uint8, train.scratch)
     for i, name in enumerate(outputs):
         try:
@@ -180,4 +187,29 @@ def protected_split(split: Split, source: str, out: str | os.PathLike) -> Split:
             raise OutputError(f"{shown(out)} protects other images: {shown(name)} is {apart} levels from its original")
     if report["radius"] is None and (like := likeness(images, train.images)) < ALIKE:
         raise OutputError(f"{shown(out)} protects other images: the correlation with the originals is {like:.2f}")
-    return replace(split, train=replace(train, images=images, name=f"{train.name} protected"))
+    return replace(train, images=images, name=f"{train.name} protected")
+
+
+def inspected(
+    source: str,
+    out: str | os.PathLike,
+    names: Sequence[str],
+    *,
+    root: str | None = None,
+    on_step: OnStep | None = None,
+) -> tuple[dict, pd.DataFrame]:
+    """(noise_numbers of OUT, and images, looked_at and radius; survival_rows of it after these countermeasures).
+
+    Where there are many images, of survival.looked_at of them, every class in its share.
+    Raises DataError and OutputError for what cannot be read, and ValueError for countermeasures without survival.
+    """
+    report = read_report(out)
+    how = {name: report[name] for name in ("size", "limit", "skip_unreadable")}
+    found = load_originals(source, **how, root=root, storage=Storage(folder=out), on_step=on_step)
+    n, radius = max(survival.looked_at(report["size"]), len(found.images.classes)), report["radius"]
+    chosen = stratified_limit(found.images.labels, n)
+    clean = found.images.take(chosen)
+    protected = _protected(clean, [found.outputs[i] for i in chosen.tolist()], out, report)
+    numbers = survival.noise_numbers(clean, protected, radius)
+    told = {"images": len(found.outputs), "looked_at": len(clean), "radius": radius, **numbers}
+    return told, survival.survival_rows(clean, protected, names)

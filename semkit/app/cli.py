@@ -22,6 +22,10 @@ COMMANDS = {  # name -> (its help, how to go on after it was stopped)
     ),
     "transform": ("A classifier behind an adversarial-example transform, attacked in four ways, and AT.", AGAIN),
     "check": ("Every file against its original: size, mode, values within the radius or as filtered.", ""),
+    "inspect": (
+        "What countermeasures leave of a protected folder's noise, and what kind of noise it is: no training.",
+        "",
+    ),
     "learn": (
         "Fresh learners on images, or on protected ones: their accuracy on clean test images.",
         "with --cache, learners that were finished are kept",

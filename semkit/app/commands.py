@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from semkit.analysis import survival
 from semkit.analysis.cluster import check_scheduler
 from semkit.analysis.cost import seconds_of
 from semkit.analysis.designs import DESIGNS, LEARNERS, METHODS, reference_recipe
@@ -158,6 +159,17 @@ def check(options) -> int | None:
     return FAILED if problems else None
 
 
+def inspect(options) -> None:
+    """semkit inspect: what each countermeasure leaves of a folder's noise, and what kind of noise it is."""
+    report, names = Report(options.json), options.countermeasures or survival.SEEN
+    with bars() as on_step:
+        told, rows = checking.inspected(options.images, options.out, names, root=options.data, on_step=on_step)
+    if options.figure:
+        survival.survival_figure(rows, told, title=f"Noise in {shown(options.out)}", file=options.figure)
+    report.values({**told, "survival": as_objects(rows)})
+    report.line(survival.in_words(told, rows))
+
+
 def learn(options) -> None:
     """semkit learn: fresh learners on images, protected or not; reports their accuracy on clean test images."""
     report, engine, radius = Report(options.json), _engine(options), options.perturbation_radius
@@ -166,8 +178,6 @@ def learn(options) -> None:
     )
     if options.save and options.seeds > 1:
         raise ValueError("one net can be saved: --seeds 1")
-    if options.save and options.save.exists():
-        raise ValueError(f"{shown(options.save)} exists already")
     rows = []
     with bars() as on_step:
         split = _split(options, report, on_step)

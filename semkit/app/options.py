@@ -55,6 +55,15 @@ def _filled(text: str) -> str:
 _name = _checked(_filled)
 _path = _checked(lambda text: Path(_filled(text)))
 
+
+def _free(text: str) -> Path:
+    if (path := Path(_filled(text))).exists():
+        raise ValueError(f"{shown(path)} exists already")
+    return path
+
+
+_new_file = _checked(_free)
+
 _radius = _checked(check_radius)
 _countermeasure = _checked(check_countermeasure)
 _known_countermeasures = ", ".join(name + each.spelling for name, each in COUNTERMEASURES.items())
@@ -201,6 +210,17 @@ def _check(parser) -> None:
     _add_json(parser)
 
 
+def _inspect(parser) -> None:
+    add = parser.add_argument
+    add("images", metavar="IMAGES", type=_name, help="what was protected")
+    add("out", metavar="OUT", type=_path, help="what semkit protect wrote")
+    help_ = f"of the countermeasures that change images, all by default: {_known_countermeasures}"
+    add("--countermeasures", nargs="+", type=_countermeasure, metavar="NAME", help=help_)
+    add("--figure", type=_new_file, metavar="FILE", help="a figure of it; the suffix says the format (.png .pdf .svg)")
+    add("--data", metavar="DIR", type=_name, help="where torchvision's sets are")
+    _add_json(parser)
+
+
 def _learn(parser) -> None:
     _add_images(parser)
     _add_run(parser)
@@ -217,7 +237,7 @@ def _learn(parser) -> None:
     add("--test-limit", type=_count(2), metavar="N", help="N test images only; finetune and lastlayer use the others")
     add("--seeds", type=_count(1, MOST_SEEDS), default=1, metavar="N", help="how many learners (1)")
     add("--without", type=_count(1), metavar="N", help="leave out the images that --limit N would take")
-    add("--save", type=_path, metavar="FILE", help="the trained net as a file, for --countermeasure purifier=FILE")
+    add("--save", type=_new_file, metavar="FILE", help="the trained net as a file, for --countermeasure purifier=FILE")
     add("--split-seed", type=_count(0), default=0, help="of the division of a folder without test/ (0)")
     add("--cache", type=_path, metavar="DIR", help="keeps finished learners, so that a second call is instant")
 
@@ -257,8 +277,8 @@ def _page(parser):
 
 
 OPTIONS = {
-    "demo": _demo, "sweep": _sweep, "protect": _protect, "transform": _transform, "check": _check, "learn": _learn,
-    "convert": _convert, "bench": _bench, "lab": _lab, "page": _page,
+    "demo": _demo, "sweep": _sweep, "protect": _protect, "transform": _transform, "check": _check, "inspect": _inspect,
+    "learn": _learn, "convert": _convert, "bench": _bench, "lab": _lab, "page": _page,
 }  # fmt: skip
 
 

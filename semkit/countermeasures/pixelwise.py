@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from semkit.images.picture import through_jpeg
-from semkit.images.pixels import add_noise, check_count, to_float
+from semkit.images.pixels import check_count, to_float
 
 BATCH = 1000  # images that are floats at one time
 
@@ -208,22 +208,3 @@ def denoiser(images: Tensor, labels: Tensor, sigma: int = 43) -> Callable[[Tenso
         return done
 
     return change
-
-
-def noise_left(images: Tensor, noise: Tensor, change: Callable[[Tensor], Tensor]) -> float:
-    """The share of a noise [N,3,H,W] that is left after a countermeasure on the images.
-
-        <noise, change(images + noise) - change(images)> / <noise, noise>
-
-    1: all of it. 0: nothing along the noise. images uint8, noise int8 in levels. Raises ValueError for zero noise.
-
-    >>> images = torch.full((1, 3, 2, 2), 100, dtype=torch.uint8)
-    >>> noise_left(images, torch.full((1, 3, 2, 2), 4, dtype=torch.int8), lambda x: x // 2)
-    0.5
-    """
-    protected = add_noise(images, noise)
-    noise = protected.double() - images.double()  # what the box leaves of it
-    if not noise.any():
-        raise ValueError("there is no noise of which something could be left")
-    left = change(protected).double() - change(images).double()
-    return float((noise * left).sum() / (noise * noise).sum())
