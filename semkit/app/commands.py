@@ -1,7 +1,6 @@
 """The commands, one function each: options become recipes and plain arguments of the library, results a report."""
 
 import os
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from semkit.analysis.report import as_objects, bench_tables, write_bench, write_
 from semkit.analysis.statistics import interval
 from semkit.analysis.study import learned_net, learned_row
 from semkit.app import checking, folder
+from semkit.app.options import own_values
 from semkit.app.outputs import check_place, claim, read_report
 from semkit.app.progress import FAILED, Report, announce, bars, duration
 from semkit.app.sweeps import Sweep, cost_in_words
@@ -27,7 +27,7 @@ from semkit.lessons.page import SIGNATURE, html
 from semkit.nets.engine import FAST_PATHS, Engine
 from semkit.nets.lab import Lab, OnStep
 from semkit.protections import conversion
-from semkit.protections.methods import PROTECTIONS, options_of, sweep_recipes
+from semkit.protections.methods import PROTECTIONS, sweep_recipes
 from semkit.training.learning import LearnRecipe
 from semkit.training.presets import lasting, learn_recipe
 
@@ -70,31 +70,11 @@ def _split(options, report: Report, on_step: OnStep) -> Split:
     return limit_test(replace(split, train=split.train.take(kept)), options.test_limit)
 
 
-def _own(method: str, given: Mapping[str, object]) -> dict:
-    """The values of the method's own options: as given, else a private one from the environment, else their defaults.
-
-    Raises ValueError for options of other methods that were given, and for a private one that is nowhere.
-    """
-    protection, every = PROTECTIONS[method], options_of(PROTECTIONS)
-    own = {option.name: option for option in protection.options}
-    given = {name: value for name, value in given.items() if name in every and value is not None}
-    if wrong := [every[name][0].flag for name in every if name in given.keys() - own]:
-        because = f" ({protection.bound})" if protection.bound else ""
-        raise ValueError(f"{', '.join(wrong)}: not for --method {method}{because}")
-    for name, option in own.items():
-        if option.private and name not in given:
-            if (value := os.environ.get(option.variable)) is None:
-                place = f"put it into the environment variable {option.variable}"
-                raise ValueError(f"--method {method} needs a private {name}: {place}")
-            given[name] = value
-    return {name: option.default for name, option in own.items()} | given
-
-
 def protect(options) -> None:
     """semkit protect: protected copies of images; reports what was written."""
     report, engine = Report(options.json), _engine(options)
     recipe = PROTECTIONS[options.method].recipe(
-        options.preset, size=options.size, **_own(options.method, vars(options))
+        options.preset, size=options.size, **own_values(options.method, vars(options))
     )
 
     def say_cost(images: ImageSet) -> None:

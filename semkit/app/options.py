@@ -1,6 +1,7 @@
 """The words of the command line: the options of every command, and what may stand in them."""
 
 import argparse
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -152,6 +153,26 @@ def _add_own(parser, private: bool = False) -> None:
                 parser.add_argument(option.flag, action="store_true", default=None, help=help_)
             else:
                 parser.add_argument(option.flag, type=_checked(option.parse), metavar=option.metavar, help=help_)
+
+
+def own_values(method: str, given: Mapping[str, object]) -> dict:
+    """The values of the method's own options: as given, else a private one from the environment, else their defaults.
+
+    Raises ValueError for options of other methods that were given, and for a private one that is nowhere.
+    """
+    protection, every = PROTECTIONS[method], options_of(PROTECTIONS)
+    own = {option.name: option for option in protection.options}
+    given = {name: value for name, value in given.items() if name in every and value is not None}
+    if wrong := [every[name][0].flag for name in every if name in given.keys() - own]:
+        because = f" ({protection.bound})" if protection.bound else ""
+        raise ValueError(f"{', '.join(wrong)}: not for --method {method}{because}")
+    for name, option in own.items():
+        if option.private and name not in given:
+            if (value := os.environ.get(option.variable)) is None:
+                place = f"put it into the environment variable {option.variable}"
+                raise ValueError(f"--method {method} needs a private {name}: {place}")
+            given[name] = value
+    return {name: option.default for name, option in own.items()} | given
 
 
 def _sweep(parser) -> None:
