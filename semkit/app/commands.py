@@ -23,7 +23,6 @@ from semkit.images.imageset import ImageSet, Split, limit_test, not_among
 from semkit.images.loading import load
 from semkit.images.storage import Storage
 from semkit.lessons.defences import defence_rows, defences_figure, defences_table
-from semkit.lessons.page import SIGNATURE, html
 from semkit.nets.engine import FAST_PATHS, Engine
 from semkit.nets.lab import Lab, OnStep
 from semkit.protections import conversion
@@ -299,6 +298,8 @@ def lab(options) -> None:
 
 def page(options) -> None:
     """semkit page: one HTML file, written whole; a file that is no page of this command is left alone."""
+    from semkit.lessons.page import SIGNATURE, html  # with it comes matplotlib, which other commands need not load
+
     out = Path(options.out)
     if out.exists() and not (out.is_file() and SIGNATURE in out.read_text(errors="replace")):
         raise ValueError(f"{shown(out)} is there and is no page of semkit; name another file")
