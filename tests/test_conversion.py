@@ -27,8 +27,8 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from semkit.app.cli import main
-from semkit.protections.conversion import FORMATS, convert, from_array, read, write
-from semkit.protections.noise import Noise, NoiseError, load, save
+from semkit.protections.conversion import FORMATS, convert, read, write
+from semkit.protections.noise import Noise, NoiseError, from_array, load, save
 
 SHAPES = st.tuples(st.integers(1, 4), st.sampled_from([1, 3]), st.integers(1, 5), st.integers(1, 5))
 QUICK = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # the machine may be busy
@@ -583,7 +583,7 @@ def test_a_folder_of_anything_else_is_never_replaced(tmp_path):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "me.jpg").touch()
     save(noise_of(EVERY_LEVEL), tmp_path / "noise.safetensors")
-    with pytest.raises(NoiseError, match=r"will not be replaced: the folder holds me\.jpg"):
+    with pytest.raises(NoiseError, match=r"will not be replaced: it holds me\.jpg, which semkit"):
         convert(tmp_path / "noise.safetensors", tmp_path / "photos", overwrite=True)
     assert os.listdir(tmp_path / "photos") == ["me.jpg"]
 
@@ -594,7 +594,7 @@ def test_hidden_files_and_folders_named_like_noise_are_not_deleted(tmp_path, nam
     kept.parent.mkdir(parents=True)
     kept.touch()
     save(noise_of(EVERY_LEVEL), tmp_path / "noise.safetensors")
-    with pytest.raises(NoiseError, match=r"will not be replaced: the folder holds (\.git|\.env|0\.png), not"):
+    with pytest.raises(NoiseError, match=r"will not be replaced: it holds (\.git|\.env|0\.png), which semkit"):
         convert(tmp_path / "noise.safetensors", tmp_path / "folder", overwrite=True)
     assert kept.exists()
 
@@ -606,17 +606,17 @@ def test_photos_named_like_noise_are_not_replaced(tmp_path):
         Image.new("RGB", size).save(photos / f"{i}.png")
     save(noise_of(EVERY_LEVEL), tmp_path / "noise.safetensors")
     for _ in range(2):
-        with pytest.raises(NoiseError, match=r"will not be replaced: 0\.png was not written by semkit convert"):
+        with pytest.raises(NoiseError, match=r"will not be replaced: it holds 0\.png, which semkit convert did not"):
             convert(tmp_path / "noise.safetensors", photos, overwrite=True)
         Image.new("RGB", (30, 40)).save(photos / "0.png")  # now both have one size, as noise has
     shutil.rmtree(photos)
     write(noise_of(EVERY_LEVEL), photos)
     (photos / "1.png").write_bytes(b"a photo of another kind")
-    with pytest.raises(NoiseError, match=r"will not be replaced: 1\.png is damaged, or no PNG"):
+    with pytest.raises(NoiseError, match=r"will not be replaced: it holds 1\.png, which"):
         convert(tmp_path / "noise.safetensors", photos, overwrite=True)
     (photos / "1.png").unlink()
     (photos / "1.png").symlink_to("0.png")
-    with pytest.raises(NoiseError, match=r"will not be replaced: 1\.png is a link"):
+    with pytest.raises(NoiseError, match=r"will not be replaced: it holds 1\.png, which"):
         convert(tmp_path / "noise.safetensors", photos, overwrite=True)
     assert len(os.listdir(photos)) == 4
 

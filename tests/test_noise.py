@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from semkit.protections.noise import Noise, NoiseError, check_fits, clipped_fraction, effective, expand, load, save
+from semkit.protections.noise import Noise, NoiseError, check_fits, clipped_fraction, effective, load, save
 
 FINGERPRINT = "ab12" * 16
 
@@ -219,31 +219,6 @@ def test_effective_noise_needs_images_of_its_shape(images):
             measure(make(), images)
 
 
-def test_class_wise_noise_is_expanded_by_labels():
-    by_class = make(3, class_wise=True, classes=("a", "b", "c"), recipe={"method": "em"})
-    labels = torch.tensor([2, 0, 0, 1])
-    by_image = expand(by_class, labels)
-    assert not by_image.class_wise and by_image.recipe == by_class.recipe and by_image.radius == by_class.radius
-    for row, label in zip(by_image.levels, labels.tolist(), strict=True):
-        assert torch.equal(row, by_class.levels[label])
-    assert torch.equal(expand(by_class, labels.to(torch.uint8)).levels, by_image.levels)
-    with pytest.raises(NoiseError, match="expand class-wise noise"):
-        effective(by_class, torch.zeros(4, 3, 4, 6, dtype=torch.uint8))
-
-
-def test_sample_wise_noise_is_not_indexed_by_labels():
-    # As many images as classes: without the flag the mistake would go unseen.
-    noise = make(3, classes=("a", "b", "c"))
-    with pytest.raises(NoiseError, match="sample-wise"):
-        expand(noise, torch.tensor([2, 0, 0, 1]))
-    with pytest.raises(NoiseError, match="sample-wise"):
-        expand(expand(replace(noise, class_wise=True), torch.tensor([2, 0, 1])), torch.tensor([0]))
-
-
-@pytest.mark.parametrize(
-    "labels",
-    [torch.tensor([0, 3]), torch.tensor([-1, 0]), torch.tensor([0.0]), torch.tensor([True]), torch.zeros(2, 1).long()],
-)
-def test_labels_are_checked(labels):
-    with pytest.raises(NoiseError, match="labels"):
-        expand(make(3, class_wise=True), labels)
+def test_class_wise_noise_is_not_taken_for_that_of_images():
+    with pytest.raises(NoiseError, match=r"class-wise noise is noise\.levels\[labels\]"):
+        effective(make(3, class_wise=True), torch.zeros(4, 3, 4, 6, dtype=torch.uint8))

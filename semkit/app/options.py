@@ -15,8 +15,8 @@ from semkit.images.pixels import NORMS, check_name, check_radius, parse_count
 from semkit.images.storage import HOLDS
 from semkit.nets.engine import FAST_PATHS
 from semkit.nets.models import LARGE, MODELS, check_model, check_net
-from semkit.protections.conversion import UNITS
 from semkit.protections.methods import DEFAULT, METHODS, PROTECTIONS, options_of
+from semkit.protections.noise import UNITS
 from semkit.training.presets import PRESETS
 
 MOST_SEEDS = 9999

@@ -4,10 +4,11 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -17,6 +18,8 @@ from semkit.images.files import atomic_write, check_fields, one_line, shown
 from semkit.images.pixels import check_radius
 from semkit.images.storage import blocks
 
+UNITS = ("auto", "levels", "fraction")
+LARGEST = 128.5 / 255  # the largest fraction of 1 that rounds to a level of int8
 # What check_fields asks of the record beside the radius.
 KINDS = {"recipe": dict, "fingerprint": str | None, "classes": list[str], "version": str, "class_wise": bool}
 
@@ -86,6 +89,52 @@ def _check_levels(levels: torch.Tensor) -> None:
         raise NoiseError(f"noise must be an int8 tensor of pixel levels, got {kind}: round it with to_levels")
     if levels.dim() != 4 or levels.shape[1] not in (1, 3) or not levels.numel():
         raise NoiseError(f"noise must be N x C x H x W with C 1 or 3 and nothing empty, got {tuple(levels.shape)}")
+
+
+def _unit(array: np.ndarray, unit: str) -> str:
+    """ "levels" or "fraction": what an array holds, by its dtype and largest |value|; raises NoiseError if unclear."""
+    if unit not in UNITS:
+        raise NoiseError(f"unit must be one of {', '.join(UNITS)}, got {unit!r}")
+    low, high = float(array.min()), float(array.max())
+    if not np.isfinite([low, high]).all():
+        raise NoiseError("the file holds values that are not finite")
+    if array.dtype.kind == "i" or unit != "auto":
+        return "levels" if array.dtype.kind == "i" else unit
+    largest = max(-low, high)
+    if LARGEST < largest <= 1:
+        raise NoiseError(f"floats up to {largest:g} may be levels or fractions of 1: say unit levels or fraction")
+    # Levels that small would all be about zero; so these are fractions.
+    return "fraction" if largest <= LARGEST else "levels"
+
+
+def from_array(array: np.ndarray, *, unit: str = "auto", class_wise: bool = False, source: str = "array") -> Noise:
+    """Noise from an array [N,C,H,W] or [N,H,W,3], with the largest |level| as its radius.
+
+        levels = round(array) for integers or unit "levels", round(255 * array) for unit "fraction"
+
+    unit "auto": floats up to .5 are fractions of 1, beyond 1 levels. [N,H,W,3] is told by its last axis, if the second
+    is neither 1 nor 3. The recipe says what was found. Raises NoiseError for other dtypes, shapes and ranges.
+
+    >>> from_array(np.full((1, 3, 2, 2), 8 / 255)).radius
+    8.0
+    """
+    if array.dtype.kind not in "if":
+        raise NoiseError(f"{array.dtype} values are no noise, which has a sign: these may be images")
+    if array.ndim != 4 or not array.size:
+        raise NoiseError(f"an array of shape {array.shape} is not noise N x C x H x W")
+    unit = _unit(array, unit)
+    layout = "NHWC" if array.shape[3] == 3 and array.shape[1] not in (1, 3) else "NCHW"
+    array = array.transpose(0, 3, 1, 2) if layout == "NHWC" else array
+    levels = np.empty(array.shape, np.int8)
+    for part in blocks(array):
+        block = array[part].astype(np.float64) * (255 if unit == "fraction" else 1)
+        block = np.rint(block)  # to the nearest level: a cast alone would pull every value towards 0
+        if block.min() < -128 or block.max() > 127:
+            raise NoiseError(f"values from {block.min():g} to {block.max():g} levels go beyond -128 to 127")
+        levels[part] = block
+    radius = max(-int(levels.min()), int(levels.max()))
+    recipe = {"imported": {"file": source, "layout": layout, "unit": unit}}
+    return Noise(torch.from_numpy(levels), radius, recipe, class_wise=class_wise)
 
 
 def write_tensors(path: str | Path, tensors: Mapping[str, torch.Tensor], record: dict) -> None:
@@ -167,7 +216,7 @@ def _clipped(noise: Noise, images: torch.Tensor):
     if images.dtype != torch.uint8 or images.shape != noise.levels.shape:
         raise NoiseError(
             f"noise {tuple(noise.levels.shape)} needs uint8 images of that shape, got {images.dtype} "
-            f"{tuple(images.shape)}" + (": expand class-wise noise by the labels first" if noise.class_wise else "")
+            f"{tuple(images.shape)}" + (": class-wise noise is noise.levels[labels]" if noise.class_wise else "")
         )
     for part in blocks(images):
         x = images[part].to(torch.int16)  # so that differences do not wrap around
@@ -198,20 +247,3 @@ def mean_effective(noise: Noise, images: torch.Tensor) -> float:
     images uint8 [N,C,H,W]. Raises NoiseError for other shapes.
     """
     return sum(int(left.abs().sum()) for _, left in _clipped(noise, images)) / noise.levels.numel()
-
-
-def expand(class_noise: Noise, labels: torch.Tensor) -> Noise:
-    """Sample-wise noise from class-wise noise: levels [K,C,H,W], labels [N] in 0..K-1 -> levels[labels] [N,C,H,W].
-
-    Raises NoiseError for noise that is sample-wise already, and for other labels.
-    """
-    if not class_noise.class_wise:
-        raise NoiseError("this noise is sample-wise: row i belongs to image i and must not be indexed by labels")
-    labels = torch.as_tensor(labels)
-    if labels.dim() != 1 or labels.is_floating_point() or labels.dtype == torch.bool or not len(labels):
-        raise NoiseError(f"labels must be whole numbers [N], got {labels.dtype} {tuple(labels.shape)}")
-    low, high = (int(extreme) for extreme in labels.aminmax())
-    if low < 0 or high >= len(class_noise.levels):
-        raise NoiseError(f"labels run from {low} to {high}, the noise has classes 0 to {len(class_noise.levels) - 1}")
-    levels = class_noise.levels[labels.long().to(class_noise.levels.device)]
-    return replace(class_noise, levels=levels, class_wise=False)
