@@ -16,9 +16,11 @@ __version__ = "0.6.0"
 PUBLIC = {  # module -> its public names
     "analysis.canvas": "show",
     "analysis.figures": (
-        "accuracy_figure class_means_figure countermeasures_figure curves_figure embedding_figure gallery_figure "
-        "grid_figure images_figure lines_figure losses_figure reached_figure scatter_figure spectrum_figure "
-        "strip_figure"
+        "accuracy_figure countermeasures_figure curves_figure grid_figure lines_figure losses_figure reached_figure "
+        "rises_figure scatter_figure"
+    ),
+    "analysis.pictures": (
+        "class_means_figure embedding_figure gallery_figure images_figure spectrum_figure strip_figure"
     ),
     "analysis.report": "read_rows",
     "analysis.statistics": "blocked_difference correlation decide interval paired protection verdict",

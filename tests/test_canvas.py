@@ -98,6 +98,12 @@ def test_a_pair_has_the_colour_of_its_surrogate_side_and_the_marker_of_its_noise
     assert all(look[f"{n}/{s}"]["marker"] == look[f"{n}/none"]["marker"] for n in SIDES for s in SIDES)
 
 
+def test_pairs_of_one_surrogate_side_have_the_colours_of_their_noise_sides():
+    look = styles([f"{noise}/adversarial" for noise in SIDES])
+    published = styles(SIDES.values())
+    assert [one["color"] for one in look.values()] == [one["color"] for one in published.values()]
+
+
 @pytest.mark.parametrize(
     ("method", "side"),
     [("sem", "random"), ("none/random", "none"), ("adversarial 4 x2", "adversarial"), ("random", "random"),

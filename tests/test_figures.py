@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 import torch
 from drawn import bands, collisions, drawn_texts, error_bars, texts
+from matplotlib.colors import to_hex
 from photos import image_set
 
 from semkit.analysis import figures
@@ -53,6 +54,16 @@ COUNTERED = [
 ]
 
 
+PERTURBED = ["random", "generation-time", "another surrogate's", "evaluation-time"]
+RISES = [
+    {"method": m, "learner": w, "seed": s, "perturbation": p, "rise": 0.1 * i + 0.3 * j + 0.05 * s + 0.2 * k}
+    for i, m in enumerate(list(pairs("demo", 32))[3::3])
+    for k, w in enumerate(("AT 4/255, 100 steps", "AT 4/255, 600 steps"))
+    for s in range(3)
+    for j, p in enumerate(PERTURBED)
+]
+
+
 def scatter():
     labels = {"xlabel": "noise robustness (negative loss)", "ylabel": "protection (points)"}
     return figures.scatter_figure(POINTS, x="x", y="y", correlation=FOUND, title="Scatter", **labels)
@@ -88,6 +99,7 @@ FIGURES = {
     "protection": protection,
     "reached": reached,
     "countermeasures": lambda: figures.countermeasures_figure(COUNTERED, chance=0.1, title="Countermeasures"),
+    "rises": lambda: figures.rises_figure(RISES, title="Rises"),
     "progress": lambda: figures.progress_figure({0: 2.0, 50: 0.5}, {0: (0.1, 0.1), 50: (0.9, 0.2)}, 100),
 }
 
@@ -165,40 +177,44 @@ def test_a_pair_without_rows_is_an_empty_cell_and_a_radius_without_clean_rows_is
         figures.grid_figure(lacking, title="t")
 
 
-def test_the_scatter_has_a_point_a_row_and_a_mean_a_method_and_says_the_correlation():
+def test_a_scatter_shows_which_points_are_of_a_seed_and_which_of_a_method_and_says_the_correlation():
     (axes,) = scatter().axes
-    assert [text for text in texts(axes) if text in SIDES] == list(SIDES)
-    assert {"noise side", "seed", "0", "1", "2", "mean of a method"} <= set(texts(axes))
-    points, means = axes.collections[0].get_offsets(), axes.collections[1].get_offsets()
-    assert np.array(points) == pytest.approx(np.array([(row["x"], row["y"]) for row in POINTS]))
-    first = [(row["x"], row["y"]) for row in POINTS if row["method"] == "none 0"]
-    assert means[0].tolist() == pytest.approx(np.mean(first, axis=0))
+    methods = list(dict.fromkeys(row["method"] for row in POINTS))
+    assert texts(axes) == ["seed", "0", "1", "2", "method", *methods]
+    points = axes.collections[0]
+    assert np.array(points.get_offsets()) == pytest.approx(np.array([(row["x"], row["y"]) for row in POINTS]))
+    colours = {tuple(colour) for colour in points.get_facecolors()[::3]}
+    assert len(colours) == 1 and len(np.unique(points.get_facecolors(), axis=0)) == 3  # one a seed
     given = Correlation((-0.5, -0.75, -0.25), (0.125, -0.1, 0.5), 27)
     (axes,) = figures.scatter_figure(POINTS, x="x", y="y", xlabel="a", ylabel="b", correlation=given, title="t").axes
     said = axes.texts[-1].get_text()
     assert said == "Pearson −0.50\n[−0.75, −0.25]\nSpearman 0.12\n[−0.10, 0.50]\nn = 27"
 
 
-def test_a_scatter_of_published_methods_names_them_in_legend_and_axes():
+def test_a_scatter_has_a_line_a_seed_and_a_mean_a_method_with_both_intervals():
+    (axes,) = scatter().axes
+    lines = [line.get_xydata() for line in axes.lines if line.get_lw() == 0.8]
+    for seed, found in enumerate(lines):
+        mine = [(row["x"], row["y"]) for row in POINTS if row["seed"] == seed]
+        slope, start = np.polyfit(*np.transpose(mine), 1)
+        assert found[:, 1] == pytest.approx(start + slope * found[:, 0])
+    assert len(lines) == 3 and len(axes.containers) == len(POINTS) // 3
+    first = [(row["x"], row["y"]) for row in POINTS if row["method"] == "none 0"]
+    (mean, low_x, high_x), (middle, low, high) = (interval(values) for values in zip(*first, strict=True))
+    point, _, (across, up) = axes.containers[0]
+    assert point.get_xydata()[0] == pytest.approx((mean, middle))
+    assert across.get_segments()[0][:, 0] == pytest.approx((low_x, high_x))
+    assert up.get_segments()[0][:, 1] == pytest.approx((low, high))
+
+
+def test_a_scatter_of_rows_without_seeds_has_the_methods_own_colours():
     rows = [{"method": m, "x": i, "y": i} for i, m in enumerate(("em", "rem", "sem"))]
     (axes,) = figures.scatter_figure(rows, x="x", y="y", xlabel="a", ylabel="b", title="t").axes
-    assert {"EM", "REM", "SEM"} <= set(texts(axes))
-    assert {text.get_text() for text in axes.texts} == {"EM", "REM", "SEM"}
-
-
-def test_names_in_the_scatter_stand_beside_a_point_of_theirs_and_on_none():
-    figure = scatter()
-    figure.canvas.draw()
-    (axes,) = figure.axes
-    points = axes.transData.transform([(row["x"], row["y"]) for row in POINTS])
-    names = [text for text in axes.texts if not text.get_text().startswith("Pearson")]
-    assert len(names) >= 4
-    for text in names:
-        box = text.get_window_extent()
-        assert not any(box.contains(*point) for point in points)
-        own = [(row["x"], row["y"]) for row in POINTS if row["method"] == text.get_text()]
-        near = axes.transData.transform([np.mean(own, axis=0)])
-        assert min(max(box.x0 - x, x - box.x1, abs(y - (box.y0 + box.y1) / 2)) for x, y in near) < 20
+    assert texts(axes) == ["EM", "REM", "SEM"]
+    assert not axes.containers and not any(len(line.get_xdata()) for line in axes.lines)
+    assert [to_hex(colour).upper() for colour in axes.collections[0].get_facecolors()] == [
+        "#0072B2", "#009E73", "#D55E00",
+    ]  # fmt: skip
 
 
 def test_losses_are_solid_in_the_worst_case_and_dashed_along_random_directions():
@@ -254,3 +270,13 @@ def test_every_countermeasure_has_its_line_and_every_method_its_point_there():
     mean, low, high = interval(found)
     assert round(means[1, 1]) == 1 and means[1, 0] == pytest.approx(100 * mean)
     assert ends[1] == pytest.approx([100 * low, 100 * high])
+
+
+def test_rises_are_means_with_intervals_a_panel_a_learner_and_a_line_a_perturbation():
+    young, old = figures.rises_figure(RISES, title="Rises").axes
+    assert [axes.get_title() for axes in (young, old)] == ["AT 4/255, 100 steps", "AT 4/255, 600 steps"]
+    assert [label.get_text() for label in young.get_yticklabels()] == PERTURBED
+    assert texts(old) == ["none/adversarial", "random/adversarial", "adversarial/adversarial", "no rise"]
+    means, ends = error_bars(old, 3, values=0)[1]
+    mean, low, high = interval([0.1 + 0.9 + 0.2 + 0.05 * seed for seed in range(3)])
+    assert means[3, 0] == pytest.approx(mean) and ends[3] == pytest.approx([low, high])

@@ -14,12 +14,12 @@ from nbclient.exceptions import CellExecutionError
 from photos import image_split
 
 from semkit.analysis import figures
-from semkit.analysis.jobs import Job
 from semkit.analysis.study import crafted_noise
 from semkit.images.imageset import Split
 from semkit.images.loading import load
 from semkit.lessons import craftrun as crafting
 from semkit.lessons.craftpanel import craft_panel
+from semkit.lessons.jobs import Job
 from semkit.lessons.panels import figure_panel, guess, quiz, sweep_panel
 from semkit.nets.engine import Engine
 from semkit.nets.lab import Lab

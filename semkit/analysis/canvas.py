@@ -64,19 +64,21 @@ def noise_side(method: str) -> str:
 def styles(methods: Iterable[str]) -> dict[str, dict]:
     """Method -> its color, marker and ls. A pair "noise side/surrogate side": marker and line by its noise side.
 
-    A pair's colour tells its surrogate side; any other method's its noise side, where the name tells one.
+    A pair's colour tells its surrogate side, or where all have the same one, its noise side; any other method's colour
+    tells its noise side, if the name does.
 
-    >>> styles(["sem", "adversarial/random"])["adversarial/random"]
+    >>> styles(["none/none", "adversarial/random"])["adversarial/random"]
     {'color': '#D55E00', 'marker': '^', 'ls': '-.'}
     """
     METHODS, SIDES, _ = _methods()
-    known = {name: method.style for name, method in METHODS.items()} | KINDS
+    known, methods = {name: method.style for name, method in METHODS.items()} | KINDS, list(methods)
+    alike = len({method.partition("/")[2] for method in methods if "/" in method}) == 1
     colours, markers = cycle(SPARE), cycle("os^DvPX*<>")
 
     def style(method: str) -> tuple[str, str, str]:
         first, _, second = method.partition("/")
         if first in SIDES and second in SIDES:
-            return known[SIDES[second]][0], *known[SIDES[first]][1:]
+            return known[SIDES[first if alike else second]][0], *known[SIDES[first]][1:]
         if method in known or method in SIDES:
             return known[SIDES.get(method, method)]
         side = noise_side(method)

@@ -1,7 +1,4 @@
-"""Figures, one function each: rows in (a DataFrame or a list of dicts), a matplotlib Figure out.
-
-Those of images and noise are in `pictures`, and what shows and saves a figure in `canvas`; all can be had from here.
-"""
+"""Figures of rows, one function each: rows in (a DataFrame or a list of dicts), a matplotlib Figure out."""
 
 from collections.abc import Mapping, Sequence
 from itertools import product
@@ -12,20 +9,11 @@ import seaborn as sns
 import torch
 
 from semkit.analysis import canvas
-from semkit.analysis.canvas import Figure, new_figure, save, show, styles, titled  # noqa: F401
-from semkit.analysis.pictures import (  # noqa: F401, for notebooks
-    class_means_figure,
-    draw_rows,
-    embedding_figure,
-    gallery_figure,
-    images_figure,
-    spectrum_figure,
-    strip_figure,
-    strip_rows,
-)
+from semkit.analysis.canvas import Figure, new_figure, styles, titled
+from semkit.analysis.pictures import draw_rows, strip_rows
 from semkit.analysis.statistics import Correlation, Rows, interval, learner, protection
 from semkit.countermeasures import registry
-from semkit.protections.methods import DEFAULT, METHODS, PUBLISHED, SIDES, label_of
+from semkit.protections.methods import DEFAULT, PUBLISHED, SIDES
 
 PAIR = "noise side/surrogate side"
 ACCURACY = "accuracy on clean test images (%)"
@@ -134,42 +122,48 @@ def grid_figure(rows: Rows, *, title: str) -> Figure:
     return titled(figure, title, panels, names)
 
 
+def _points_by_place(rows: pd.DataFrame, value: str, place: str, names: Sequence[str], *, by: str) -> tuple:
+    """(figure, panels, their values of column `by`): a line a name in column `place`, a point a method at its value."""
+    groups = list(rows.groupby(by, sort=False))
+    figure = new_figure(2.5 + min(11, 5.5 * len(groups)), 1.6 + 0.42 * len(names))
+    panels = figure.subplots(1, len(groups), sharex=True, sharey=True, squeeze=False)[0]
+    for axes, (_, mine) in zip(panels, groups, strict=True):
+        canvas.draw_points(axes, mine, value, place, order=names)
+        axes.set(ylabel=None)
+        axes.grid(axis="x", alpha=0.3)
+        axes.get_legend().remove()
+    return figure, panels, [name for name, _ in groups]
+
+
 def countermeasures_figure(rows: Rows, *, chance: float | None = None, title: str) -> Figure:
     """Clean test accuracy after each countermeasure, points with 95 % intervals, a panel a training radius.
 
     The countermeasures stand in the order of their registry.
     """
-    rows = _percent(rows, "last")
+    rows = _percent(rows, "last").sort_values("training_radius", kind="stable")
     names = sorted(rows["countermeasure"].unique(), key=registry.place_of)
-    radii = sorted(rows["training_radius"].unique())
-    figure = new_figure(2.5 + 5.5 * len(radii), 1.6 + 0.42 * len(names))
-    panels = figure.subplots(1, len(radii), sharey=True, squeeze=False)[0]
-    for axes, radius in zip(panels, radii, strict=True):
-        canvas.draw_points(axes, rows[rows["training_radius"] == radius], "last", "countermeasure", order=names)
+    figure, panels, radii = _points_by_place(rows, "last", "countermeasure", names, by="training_radius")
+    for axes in panels:
         canvas.chance_line(axes.axvline, chance)
-        axes.set(xlim=(0, 100), xlabel=ACCURACY, ylabel=None)
-        axes.grid(axis="x", alpha=0.3)
-        axes.get_legend().remove()
+        axes.set(xlim=(0, 100), xlabel=ACCURACY)
     panels[0].set_yticks(range(len(names)), map(registry.label_of, names))
     canvas.legend(panels[-1])
     return titled(figure, title, panels, [learner(radius) for radius in radii])
 
 
-def _name_points(axes, places: pd.DataFrame, means: pd.DataFrame) -> None:
-    """The names of the means [K,2] beside them, where they touch none of the places [N,2] and no other name."""
-    axes.get_xlim()  # settles the limits
-    taken, own = (axes.transLimits.transform(points) for points in (places, means))  # in units of the axes
-    for method, mean in zip(means.index, own, strict=True):
-        name = label_of(method)
-        for side in (1, -1):
-            near = mean + np.array((0.02 * side, 0))
-            ends = sorted((near[0], near[0] + 0.015 * len(name) * side))
-            box = np.array([(ends[0] - 0.012, near[1] - 0.035), (ends[1] + 0.012, near[1] + 0.035)])
-            if not ((taken > box[0]) & (taken < box[1])).all(1).any() and box.min() > 0 and box.max() < 1:
-                where = dict(xycoords="axes fraction", ha="left" if side > 0 else "right", va="center")
-                axes.annotate(name, near, color="0.3", fontsize="small", **where)
-                taken = np.vstack([taken, np.linspace(*ends, 20)[:, None] * (1, 0) + (0, near[1])])
-                break
+def rises_figure(rows: Rows, *, title: str) -> Figure:
+    """How much each perturbation raises the loss on protected images, points with 95 % intervals, a panel a learner.
+
+    Rows as of measure.rise_rows.
+    """
+    rows = pd.DataFrame(rows)
+    names = list(rows["perturbation"].unique())
+    figure, panels, learners = _points_by_place(rows, "rise", "perturbation", names, by="learner")
+    for axes in panels:
+        canvas.reference(axes.axvline, 0, "no rise")
+        axes.set_xlabel("rise of the learner's loss (nats)")
+    canvas.legend(panels[-1])
+    return titled(figure, title, panels, learners)
 
 
 def correlation_text(found: Correlation) -> str:
@@ -189,29 +183,27 @@ def scatter_figure(
     correlation: Correlation | None = None,
     title: str,
 ) -> Figure:
-    """A point a row at its columns x and y, and a cross with its name at the mean of every method.
+    """A point a row at its columns x and y: a marker a method, and in rows with seeds a colour a seed.
 
-    Colour: the method where all are published ones, else its noise side. Marker: the seed, where rows have one. The
-    correlation with its intervals stands beside the axes.
+    Seeds have a thin least-squares line each. The mean of a method over its rows is black, with the 95 % intervals of
+    both columns. The correlation with its intervals stands beside the axes.
     """
-    rows = pd.DataFrame(rows)
-    published = bool(rows["method"].isin(METHODS).all())
-    hue = "method" if published else "noise side"
-    rows["noise side"] = rows["method"].map(canvas.noise_side)
-    look = styles(rows[hue].unique())
-    marks = {"style": "seed", "markers": list("os^DvPX*<>")[: rows["seed"].nunique()]} if "seed" in rows else {}
-    figure = new_figure(8, 4.4)
-    axes = figure.subplots()
-    colours = {name: style["color"] for name, style in look.items()}
-    sns.scatterplot(rows, x=x, y=y, hue=hue, palette=colours, s=40, alpha=0.7, linewidth=0, ax=axes, **marks)
-    means = rows.groupby("method", sort=False)[[x, y]].mean()
-    if len(means) < len(rows):
-        axes.scatter(means[x], means[y], marker="+", s=150, color="0.2", label="mean of a method", zorder=3)
+    rows, figure = pd.DataFrame(rows), new_figure(8, 4.6)
+    axes, look = figure.subplots(), styles(rows["method"].unique())
+    marks = dict(zip(look, "os^DvPX*<>" * len(look), strict=False))
+    seeds = dict(zip(rows["seed"].unique() if "seed" in rows else (), canvas.SPARE, strict=False))
+    colours = seeds or {method: style["color"] for method, style in look.items()}
+    how = dict(hue="seed" if seeds else "method", palette=colours, style="method", markers=marks)
+    sns.scatterplot(rows, x=x, y=y, s=35, alpha=0.7, linewidth=0, ax=axes, **how)
+    for seed, colour in seeds.items():
+        mine = rows[rows["seed"] == seed].sort_values(x)
+        if mine[x].nunique() > 1:
+            axes.plot(mine[x], np.polyval(np.polyfit(mine[x], mine[y], 1), mine[x]), color=colour, lw=0.8, alpha=0.6)
+    for method, mine in rows.groupby("method", sort=False) if seeds else ():
+        _draw_mean(axes, mine[[x, y]], fmt=marks[method], color="0.2", ms=5, alpha=0.7)
     axes.set(xlabel=xlabel, ylabel=ylabel)
-    axes.margins(0.08)
     axes.grid(alpha=0.3)
     canvas.legend(axes)
-    _name_points(axes, pd.concat([rows[[x, y]], means]), means)
     if correlation:
         axes.text(1.02, 0, correlation_text(correlation), transform=axes.transAxes, va="bottom", fontsize="small")
     return titled(figure, title)
@@ -232,6 +224,13 @@ def losses_figure(rows: Rows, *, log: bool = False, title: str) -> Figure:
     axes.set(xlabel="radius of the perturbation (levels of 255)", ylabel="cross-entropy loss (nats)")
     canvas.legend(axes, "noise, perturbation")
     return titled(figure, title)
+
+
+def _draw_mean(axes, points: pd.DataFrame, **how) -> None:
+    """The mean of points [N,2], with the 95 % intervals of both columns."""
+    found = np.array([interval(values) for _, values in points.items()])
+    across, up = np.abs(found[:, 1:] - found[:, :1])[:, :, None]
+    axes.errorbar(*found[:, 0], up, across, capsize=3, lw=1, **how)
 
 
 def _log_axis(axes, ticks: Sequence[float], labels: Sequence[str]) -> None:
@@ -292,9 +291,7 @@ def reached_figure(
     panels = figure.subplots(1, len(columns), sharey=sharey, squeeze=False)[0]
     for axes, (column, label) in zip(panels, columns.items(), strict=True):
         for method, mine in rows.groupby("method", sort=False):
-            found = np.array([interval(mine[name]) for name in (x, column)])
-            bars = np.abs(found[:, 1:] - found[:, :1])[:, :, None]
-            axes.errorbar(*found[:, 0], bars[1], bars[0], capsize=3, ms=7, label=method, **look[method] | {"ls": ""})
+            _draw_mean(axes, mine[[x, column]], ms=7, label=method, **look[method] | {"ls": ""})
         axes.set(xlim=(None if log else 0, None), ylabel=label)
         axes.grid(alpha=0.3)
         if log:

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import ipywidgets as widgets
 
-from semkit.analysis.jobs import Job
 from semkit.images.files import shown
 from semkit.images.imageset import Split
 from semkit.lessons import craftrun as crafting
 from semkit.lessons.craftrun import Made, Progress, Settings
+from semkit.lessons.jobs import Job
 from semkit.lessons.panels import UNIT, WIDE, choice, display, failure, line, slider
 from semkit.nets.lab import Lab, runs_folder
 from semkit.protections.methods import craft_recipe, label_of

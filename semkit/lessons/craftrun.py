@@ -8,7 +8,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from semkit.analysis import figures
+from semkit.analysis import figures, pictures
 from semkit.analysis.canvas import as_html
 from semkit.analysis.cost import passes_of, seconds_of
 from semkit.analysis.statistics import Rows, learner
@@ -159,7 +159,7 @@ def strip_html(images: ImageSet, noise: torch.Tensor, what: Settings, caption: s
     labels = images.labels.tolist()
     place = [labels.index(label) for label in dict.fromkeys(labels)][:8]
     radius, name = what.recipe.radius, label_of(what.method)
-    figure = figures.strip_figure(images.images[place].cpu(), {what.method: noise[place].cpu()}, radius=radius)
+    figure = pictures.strip_figure(images.images[place].cpu(), {what.method: noise[place].cpu()}, radius=radius)
     alt = f"{len(place)} images, the same with {name} noise, and the noise: ±{radius:g} levels as black and white"
     return as_html(figure, alt, caption)
 

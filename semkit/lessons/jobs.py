@@ -1,4 +1,4 @@
-"""Work in a background thread: one worker per name; a new job of a name stops the old one."""
+"""Work in a background thread: one worker per name, and a new job of a name stops the old one."""
 
 import threading
 from collections.abc import Callable
@@ -6,13 +6,13 @@ from collections.abc import Callable
 from semkit.nets.lab import Interrupted
 
 _lock = threading.RLock()
-_jobs: dict[str, "Job"] = {}  # the live one of every name
+_jobs: dict[str, "Job"] = {}  # the current one of every name
 
 
 class Job:
-    """One worker thread per name. A new Job of the same name stops the worker of the old one and starts after it.
+    """A worker thread, one per name: a new Job of the same name stops the old one's worker and starts after it.
 
-    running: whether the worker is at work; result, error: what it returned or raised, else None.
+    running: whether the worker is at work. result, error: what it returned or raised, else None.
     """
 
     def __init__(self, name: str):
@@ -21,7 +21,7 @@ class Job:
         self._succeed()
 
     def _succeed(self) -> None:
-        """Make this the live job of its name, and ask the one before to stop."""
+        """Make this the current job of its name and ask the one before to stop."""
         with _lock:
             before = _jobs.get(self.name)
             _jobs[self.name] = self
@@ -30,9 +30,9 @@ class Job:
                 self._before = before._thread
 
     def start(self, work: Callable, begin: Callable = lambda: None, end: Callable = lambda: None) -> bool:
-        """Call begin(), then run work(cancelled) and end() in a thread. False, and nothing is done, if one is running.
+        """Call begin(), then run work(cancelled) and end() in a thread; False, and nothing is done, if one is running.
 
-        cancelled() is True as soon as the work should stop, which it does by returning or by raising Interrupted.
+        cancelled() is True once the work should stop; it stops by returning or by raising Interrupted.
         """
         with _lock:
             if self.running:
@@ -52,7 +52,7 @@ class Job:
                 self._before.join()
             self.result = work(self._cancel.is_set)
         except Interrupted:
-            pass  # as asked: neither an error nor a result
+            pass  # stopped as asked: neither error nor result
         except BaseException as error:
             self.error = error
         with _lock:
@@ -64,7 +64,7 @@ class Job:
         self._cancel.set()
 
     def wait(self, timeout: float | None = None):
-        """Wait for the worker, and return what it returned; None if it was stopped or never started.
+        """Wait for the worker and return its result; None if it was stopped or never started.
 
         Raises the worker's own error, and TimeoutError after `timeout` seconds. Ctrl-C stops the worker too.
         """
