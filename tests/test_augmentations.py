@@ -72,9 +72,9 @@ def test_rsk_without_sharpening_and_filter_changes_nothing_and_with_them_is_scip
     from scipy import fft
 
     x = to_float(IMAGES)
-    nothing = Sharpened(1, 0, 1, Identity())
+    nothing = Sharpened(Identity(), 1, 0, 1)
     assert torch.allclose(nothing.apply(x, nothing.draw(12, (16, 16), torch.Generator())), x, atol=1e-5)
-    how = Sharpened(then=Identity())
+    how = Sharpened(Identity())
     drawn = how.draw(12, (16, 16), torch.Generator().manual_seed(0))
     kernel = how.kernels(drawn[1])[3].numpy()
     assert kernel[1, 1] == pytest.approx(2.5, abs=0.4) and kernel.sum() == pytest.approx(1, abs=0.8)

@@ -14,6 +14,7 @@ from semkit.analysis.statistics import (
     correlation,
     decide,
     detectable,
+    early_stopped,
     interval,
     paired,
     power,
@@ -252,3 +253,13 @@ def test_correlation_agrees_with_scipy_and_its_interval_with_fishers():
 def test_a_correlation_of_too_little_is_refused(x, y):
     with pytest.raises(ValueError, match="a correlation needs"):
         correlation(x, y)
+
+
+def test_a_learner_stopped_early_has_its_best_accuracy_and_is_called_an_oracle():
+    rows = read_rows(Path(__file__).parents[1] / "results" / "countermeasures" / "rows.csv")
+    none = rows[rows["countermeasure"] == "none"]
+    stopped = early_stopped(none)
+    assert list(stopped["last"]) == [max(accuracy for _, accuracy in curve) for curve in none["curve"]]
+    assert (stopped["last"] >= none["last"]).all() and set(stopped["countermeasure"]) == {"early stopping (oracle)"}
+    means = 100 * stopped.groupby("method")["last"].mean()
+    assert means.to_dict() == pytest.approx({"clean": 60.2, "em": 22.15, "sem": 24.0, "cuda": 42.2}, abs=0.06)

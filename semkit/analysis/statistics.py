@@ -251,6 +251,18 @@ def protection(rows: Rows, method: str, training_radius: float) -> pd.Series:
     return (last["clean"] - last[method]).rename("protection")
 
 
+def early_stopped(rows: Rows) -> pd.DataFrame:
+    """Rows of learners as if each had been stopped at its best evaluation: `last` is its `best`.
+
+    An oracle, because `best` is chosen on the test images: the most that clean validation images could keep. In figures
+    and tables its countermeasure is "early stopping (oracle)".
+
+        rows = pd.concat([rows, early_stopped(rows[rows["countermeasure"] == "none"])])
+    """
+    rows = pd.DataFrame(rows)
+    return rows.assign(last=rows["best"], countermeasure="early stopping (oracle)")
+
+
 def paired(noise_rows: Rows, learner_rows: Rows, training_radius: float) -> pd.DataFrame:
     """The noise rows, each with the `protection` of its method and seed at this training radius.
 

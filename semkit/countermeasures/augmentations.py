@@ -1,13 +1,12 @@
-"""Countermeasures at every load: augmentations that first apply another one, `first`, the learner's crop and flip."""
+"""Countermeasures at every load: augmentations around another one, `first`, the learner's crop and flip."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from semkit.countermeasures.pixelwise import dct_matrix, jpeg
+from semkit.countermeasures.pixelwise import dct_matrix
 from semkit.images.augment import Augment, FlipCrop
 from semkit.images.pixels import check_share, seeded, to_float
 from semkit.protections.cuda import blur
@@ -15,17 +14,11 @@ from semkit.protections.cuda import blur
 PLUS = ((0.0, 1.0, 0.0), (1.0, 0.0, 1.0), (0.0, 1.0, 0.0))  # the four neighbours of a pixel
 
 
-def _by_levels(x: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
-    """x [N,C,H,W] in [0,1] after `change` on its 8-bit levels on the CPU; no gradient passes."""
-    levels = (255 * x).round().clamp(0, 255).to("cpu", torch.uint8)
-    return torch.empty_like(x).copy_(to_float(change(levels)))
-
-
 @dataclass(frozen=True)
-class After:
-    """Base of augmentations that change the images after another augmentation.
+class Around:
+    """Base of augmentations that change the images before or after another augmentation, `first`.
 
-    apply(x, drawn) = change(first.apply(x, drawn[0]), drawn[1])
+    apply(x, (drawn, own)) = after(first.apply(before(x, own), drawn), own)
     """
 
     first: Augment = FlipCrop()
@@ -39,31 +32,23 @@ class After:
         return drawn, self.own(n, tuple(map(self.output_size, size)), generator)
 
     def apply(self, x: Tensor, drawn: tuple) -> Tensor:
-        return self.change(self.first.apply(x, drawn[0]), drawn[1])
+        return self.after(self.first.apply(self.before(x, drawn[1]), drawn[0]), drawn[1])
 
     def own(self, n: int, size: tuple[int, int], generator: Generator):
-        """The random numbers that `change` needs for n images of this size, an entry an image; by default none."""
-
-    def change(self, x: Tensor, own) -> Tensor:
-        """The changed images, of x [N,C,H,W] in [0,1] and the own draws."""
+        """The random numbers for n images that `first` makes of this size, an entry an image."""
         raise NotImplementedError
 
+    def before(self, x: Tensor, own) -> Tensor:
+        """x [N,C,H,W] in [0,1] as `first` gets it."""
+        return x
 
-@dataclass(frozen=True)
-class LoadedJPEG(After):
-    """JPEG at every load, after crop and flip: its 8 x 8 blocks lie elsewhere in the image every time.
-
-    Where published numbers differ, the order may be the reason: jpeg compresses the stored image, before the crop.
-    """
-
-    quality: int = 10
-
-    def change(self, x: Tensor, own) -> Tensor:
-        return _by_levels(x, lambda levels: jpeg(levels, self.quality))
+    def after(self, x: Tensor, own) -> Tensor:
+        """The result, of what `first` made of it."""
+        return x
 
 
 @dataclass(frozen=True)
-class TrivialAugment(After):
+class TrivialAugment(Around):
     """A random operation of random strength for each image, by torchvision in 8-bit levels on the CPU.
 
     Source: Müller & Hutter, ICCV 2021 (the wide space).
@@ -73,19 +58,14 @@ class TrivialAugment(After):
         """A seed for each image."""
         return torch.randint(2**62, (n,), generator=generator, device=generator.device)
 
-    def change(self, x: Tensor, own: Tensor) -> Tensor:
+    def after(self, x: Tensor, own: Tensor) -> Tensor:
         from torchvision.transforms import v2  # takes two seconds to import
 
-        trivial = v2.TrivialAugmentWide()
-
-        def each(levels: Tensor) -> Tensor:
-            done = torch.empty_like(levels)
-            for i, seed in enumerate(own.tolist()):
-                with seeded(seed):
-                    done[i] = trivial(levels[i])
-            return done
-
-        return _by_levels(x, each)
+        trivial, levels = v2.TrivialAugmentWide(), (255 * x).round().clamp(0, 255).to("cpu", torch.uint8)
+        for i, seed in enumerate(own.tolist()):
+            with seeded(seed):
+                levels[i] = trivial(levels[i])
+        return torch.empty_like(x).copy_(to_float(levels))
 
 
 def plasma(u: Tensor, roughness: Tensor) -> Tensor:
@@ -111,7 +91,7 @@ def plasma(u: Tensor, roughness: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Plasma(After):
+class Plasma(Around):
     """UEraser's colour changes: plasma brightness, plasma contrast and a shuffle of the channels, each with chance 1/2.
 
         x <- box(x + i (2 F - 1)),  i ~ U(.5, 1);   x <- box(1/2 + 4 F' (x - 1/2));   x <- x[:, permuted]
@@ -125,7 +105,7 @@ class Plasma(After):
         grids, numbers = torch.rand(n, 2, 3, side, side, **how), torch.rand(n, 3, **how)
         return grids, numbers, torch.rand(n, 3, **how) < 0.5, torch.rand(n, 3, **how).argsort(1)
 
-    def change(self, x: Tensor, own: tuple) -> Tensor:
+    def after(self, x: Tensor, own: tuple) -> Tensor:
         grids, numbers, made, order = own
         height, width = x.shape[2:]
         bright, contrast = (
@@ -139,12 +119,12 @@ class Plasma(After):
 
 
 @dataclass(frozen=True)
-class Coin(After):
+class Coin(Around):
     """COIN: move each pixel by a random offset of up to `reach` pixels, the same for all channels.
 
         x[i, j] <- x at (i + u, j + v), bilinear, wrapped at the border;   u, v ~ U(-reach, reach) for every pixel
 
-    reach 2 is the published severity 4. Source: Wang et al., COIN, 2025 (code wxldragon/COIN).
+    reach 2 is the published severity 4. Source: Li et al., AAAI 2025.
     """
 
     reach: float = 2.0
@@ -153,7 +133,7 @@ class Coin(After):
         """The offsets down and to the right, [N,2,H,W]."""
         return self.reach * (2 * torch.rand(n, 2, *size, generator=generator, device=generator.device) - 1)
 
-    def change(self, x: Tensor, own: Tensor) -> Tensor:
+    def after(self, x: Tensor, own: Tensor) -> Tensor:
         (height, width), flat = x.shape[2:], x.flatten(2)
         places = (torch.arange(height, device=x.device)[:, None], torch.arange(width, device=x.device))
         i, j = (offset.to(x.dtype) + place for offset, place in zip(own.unbind(1), places, strict=True))
@@ -169,31 +149,26 @@ class Coin(After):
 
 
 @dataclass(frozen=True)
-class Sharpened:
-    """RSK with a low-pass: sharpen each image by a random kernel, keep the lowest frequencies, then augment.
+class Sharpened(Around):
+    """RSK with a low-pass: sharpen each image by a random kernel and keep its lowest frequencies, then crop and flip.
 
         kernel: centre c ~ N(centre, spread), its four neighbours -N((c - 1) / 4, spread), the corners 0
-        x <- box(kernel * x);   x <- box(the lowest `kept` of the rows and of the columns of DCT(x));   x <- then(x)
+        x <- box(kernel * x);   x <- box(the lowest `kept` of the rows and of the columns of DCT(x));   x <- first(x)
 
     The image is mirrored at its border, so that its size stays: the released code loses a pixel on every side.
-    Source: Kim et al., random sharpening kernels and frequency filtering against CUDA, 2024 (code aseriesof-tubes/RSK).
+    Source: Kim & Sandoval-Segura, Learning from Convolution-based Unlearnable Datasets, 2024.
     """
 
     centre: float = 2.5
     spread: float = 0.1
     kept: float = 0.3
-    then: Augment = FlipCrop()
 
     def __post_init__(self):
         object.__setattr__(self, "kept", check_share(self.kept, "kept"))
 
-    def output_size(self, size: int) -> int:
-        return self.then.output_size(size)
-
-    def draw(self, n: int, size: tuple[int, int], generator: Generator) -> tuple:
-        """(then's draws, five normal numbers an image)."""
-        drawn = self.then.draw(n, size, generator)
-        return drawn, torch.randn(n, 5, generator=generator, device=generator.device)
+    def own(self, n: int, size: tuple[int, int], generator: Generator) -> Tensor:
+        """Five normal numbers an image."""
+        return torch.randn(n, 5, generator=generator, device=generator.device)
 
     def kernels(self, normal: Tensor) -> Tensor:
         """The kernels [N,3,3] of normal numbers [N,5]."""
@@ -203,8 +178,7 @@ class Sharpened:
         kernels[:, 1, 1], kernels[:, (0, 1, 1, 2), (1, 0, 2, 1)] = centre, -around
         return kernels
 
-    def apply(self, x: Tensor, drawn: tuple) -> Tensor:
-        sharp = blur(F.pad(x, [1] * 4, mode="reflect"), self.kernels(drawn[1]))[..., 1:-1, 1:-1].clamp(0, 1)
+    def before(self, x: Tensor, own: Tensor) -> Tensor:
+        sharp = blur(F.pad(x, [1] * 4, mode="reflect"), self.kernels(own))[..., 1:-1, 1:-1].clamp(0, 1)
         down, across = (dct_matrix(side).to(x)[: int(self.kept * side)] for side in x.shape[2:])
-        low = (down.T @ (down @ sharp @ across.T) @ across).clamp(0, 1)
-        return self.then.apply(low, drawn[0])
+        return (down.T @ (down @ sharp @ across.T) @ across).clamp(0, 1)

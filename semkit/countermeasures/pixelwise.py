@@ -2,7 +2,7 @@
 
 import io
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -102,31 +102,27 @@ def median(images: Tensor) -> Tensor:
     return torch.from_numpy(done).to(images.device)
 
 
-def _neighbours(x: Tensor, radius: int) -> Iterator[tuple[int, Tensor]]:
-    """(squared distance, the shifted images) for all offsets within a circle; mirrored at the border."""
-    (height, width), padded = x.shape[2:], F.pad(x, [radius] * 4, mode="reflect")
-    for down in range(-radius, radius + 1):
-        reach = math.isqrt(radius**2 - down**2)
-        for right in range(-reach, reach + 1):
-            top, left = radius + down, radius + right
-            yield down**2 + right**2, padded[..., top : top + height, left : left + width]
-
-
 def bilateral(images: Tensor, diameter: int = 9, sigma_colour: float = 75, sigma_space: float = 75) -> Tensor:
     """Blur with the mean of the pixels in a circle, weighted by similarity: edges stay. As in REM's and SEM's code.
 
         weight = exp(-distance^2 / 2 sigma_space^2 - (|R - R'| + |G - G'| + |B - B'|)^2 / 2 sigma_colour^2)
 
-    Distances in pixels, colours in levels. Source: Tomasi & Manduchi, ICCV 1998.
+    Distances in pixels, colours in levels; mirrored at the border. Source: Tomasi & Manduchi, ICCV 1998.
     """
+    (height, width), radius = images.shape[2:], diameter // 2
 
     def blurred(part: Tensor) -> Tensor:
-        x = part.float()
+        x, padded = part.float(), F.pad(part.float(), [radius] * 4, mode="reflect")
         total, weights = torch.zeros_like(x), torch.zeros_like(x[:, :1])
-        for squared, there in _neighbours(x, diameter // 2):
-            apart = (there - x).abs().sum(1, keepdim=True)
-            weight = (-squared / (2 * sigma_space**2) - apart**2 / (2 * sigma_colour**2)).exp()
-            total, weights = total + weight * there, weights + weight
+        for down in range(-radius, radius + 1):
+            reach = math.isqrt(radius**2 - down**2)
+            for right in range(-reach, reach + 1):
+                top, left = radius + down, radius + right
+                there = padded[..., top : top + height, left : left + width]
+                apart = (there - x).abs().sum(1, keepdim=True)
+                squared = down**2 + right**2
+                weight = (-squared / (2 * sigma_space**2) - apart**2 / (2 * sigma_colour**2)).exp()
+                total, weights = total + weight * there, weights + weight
         return (total / weights).round().to(torch.uint8)
 
     return torch.cat([blurred(part) for part in images.split(BATCH)])

@@ -1,9 +1,8 @@
 """Countermeasures by name: everything that a trainer does about protected images. Test images are never changed.
 
 To add one, write a function and add a line to COUNTERMEASURES; it then works on the command line, in grids and figures.
-Not listed, because they need no run of their own: adversarial training at any radius is a learner with PGD(radius), and
-early stopping is a row's `best` in place of its `last`. `best` is chosen on the test images, so it is an oracle: the
-most that a trainer with clean validation images could keep.
+Two need no entry: adversarial training at any radius is a learner with PGD(radius), and early stopping is a row's
+`best` in place of its `last` (statistics.early_stopped), an oracle, because `best` is chosen on the test images.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,9 +12,9 @@ from functools import partial
 from torch import Tensor
 
 from semkit.countermeasures import pixelwise, trainers
-from semkit.countermeasures.augmentations import Coin, LoadedJPEG, Plasma, Sharpened, TrivialAugment
+from semkit.countermeasures.augmentations import Coin, Plasma, Sharpened, TrivialAugment
 from semkit.countermeasures.transform import Transform, transformed
-from semkit.images.augment import ColorJitter, Cutout, Identity
+from semkit.images.augment import JPEG, ColorJitter, Cutout, Identity, OneOf
 from semkit.images.imageset import ImageSet
 from semkit.images.pixels import check_name
 from semkit.nets.engine import Engine
@@ -157,21 +156,16 @@ class BySpare(Countermeasure):
         return self.trained_on(train, self._clean(train, spare)) if self.trained_on else train
 
 
-def purified(images: Tensor, engine: Engine, file: str) -> Tensor:
-    """Move each image as Transform(file) does: away from the class that the external net sees in it."""
-    return transformed(images, Transform(file), engine)
-
-
 def _alone(train: ImageSet, spare: ImageSet) -> ImageSet:
     return spare
 
 
 UERASER = TrivialAugment(Plasma(Identity()))
 
-COUNTERMEASURES: dict[str, Countermeasure] = {
+COUNTERMEASURES: dict[str, Countermeasure] = {  # jpeg: of the stored image; jpegload: after crop and flip, every time
     "none": Countermeasure("none"),
     "jpeg": ByImage("JPEG {}", pixelwise.jpeg, 10, QUALITIES),
-    "jpegload": ByAugment("JPEG {} at every load", LoadedJPEG, 10, QUALITIES),
+    "jpegload": ByAugment("JPEG {} at load", lambda first, quality: OneOf((JPEG(quality),), first), 10, QUALITIES),
     "grayscale": ByImage("grey-scale", pixelwise.grayscale),
     "grayjpeg": ByImage("grey-scale, JPEG {}", pixelwise.grayjpeg, 10, QUALITIES),
     "webp": ByImage("WebP {}", pixelwise.webp, 10, PERCENT),
@@ -183,12 +177,12 @@ COUNTERMEASURES: dict[str, Countermeasure] = {
     "bilateral": ByImage("bilateral", pixelwise.bilateral),
     "projection": BySet("projection", pixelwise.projection),
     "denoise": BySet("denoised at {}", pixelwise.denoiser, 43, range(129)),
-    "purifier": ByNet("purifier", purified),
+    "purifier": ByNet("purifier", lambda images, engine, file: transformed(images, Transform(file), engine)),
     "cutout": ByAugment("cutout", lambda first: Cutout(first=first)),
     "colorjitter": ByAugment("colour jitter", lambda first: ColorJitter(first=first)),
     "trivialaugment": ByAugment("TrivialAugment", TrivialAugment),
     "coin": ByAugment("COIN", Coin),
-    "rsk": ByAugment("RSK, low-pass", lambda first: Sharpened(then=first)),
+    "rsk": ByAugment("RSK, low-pass", Sharpened),
     "ueraser-lite": ByAugment("UEraser lite", lambda first: TrivialAugment(Plasma(first))),
     "ueraser": ByPerturbation("UEraser", partial(trainers.Worst, UERASER, until=0.3)),
     "ueraser-max": ByPerturbation("UEraser max", partial(trainers.Worst, UERASER)),
