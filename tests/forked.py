@@ -9,7 +9,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
 from pathlib import Path
 
-from semkit.app.cli import main
+from semkit.__main__ import main
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["semkit.app.commands", "torch._dynamo"])

@@ -9,6 +9,7 @@ import shutil
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hostile import make_corrupt
@@ -19,14 +20,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from semkit import __version__
+from semkit.__main__ import main
 from semkit.analysis import cluster
 from semkit.analysis.report import read_rows
-from semkit.app.cli import COMMANDS, main
-from semkit.app.sweeps import Sweep
+from semkit.app.cli import COMMANDS
+from semkit.app.experiments import sweep_figure
 from semkit.nets.engine import Engine
 from semkit.nets.lab import Lab
 from semkit.protections.methods import craft_recipe
-from semkit.training.presets import learn_recipe
 
 QUICK = ["--preset", "quick", "--size", "8"]
 
@@ -434,12 +435,11 @@ def test_sweep_writes_rows_table_and_figure_and_a_second_call_finds_its_runs(her
     assert contents(here / "out/runs") == runs
 
 
-def test_a_sweep_draws_noise_at_its_own_radius(tmp_path):
-    split, made = image_split(20), {"clean": None, "em": craft_recipe("em", "quick", size=8, radius=2)}
-    sweep = Sweep(split, made, {0: learn_recipe("quick", size=8)}, (), [0], "quick")
-    lab = Lab(Engine("cpu", "float32"), tmp_path)
-    rows, _ = sweep.write(tmp_path / "out", lab)
-    assert any("±2 as" in text.get_text() for text in sweep.figure(rows, lab).findobj(Text))
+def test_a_sweep_draws_noise_at_its_own_radius():
+    split, made = image_split(20), {"em": craft_recipe("em", "quick", size=8, radius=2)}
+    rows = pd.DataFrame([{"method": "em", "training_radius": 0, "seed": 0, "last": 0.5, "preset": "quick"}])
+    figure = sweep_figure(rows, split.train, made, Lab(Engine("cpu", "float32")))
+    assert any("±2 as" in text.get_text() for text in figure.findobj(Text))
 
 
 def test_what_a_killed_sweep_left_is_gone_after_the_next_one_begins(here):

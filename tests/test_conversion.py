@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
-from semkit.app.cli import main
+from semkit.__main__ import main
 from semkit.protections.conversion import FORMATS, convert, read, write
 from semkit.protections.noise import Noise, NoiseError, from_array, load, save
 

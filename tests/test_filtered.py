@@ -14,9 +14,9 @@ from hostile import kinds
 from photos import contents, make_photos
 from PIL import Image
 
+from semkit.__main__ import main
 from semkit.analysis.report import read_rows
 from semkit.app.checking import check, likeness, protected_split
-from semkit.app.cli import main
 from semkit.app.folder import load_originals, protect
 from semkit.app.outputs import OutputError
 from semkit.images.imageset import ImageSet

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from semkit.app.cli import main
+from semkit.__main__ import main
 from semkit.lessons import page, twopixels
 
 RESULTS = Path(__file__).parents[1] / "results"

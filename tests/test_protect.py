@@ -14,8 +14,8 @@ from photos import contents, make_photos
 from PIL import Image
 from safetensors.numpy import load_file
 
+from semkit.__main__ import main
 from semkit.app.checking import check, protected_split
-from semkit.app.cli import main
 from semkit.app.folder import load_originals, protect
 from semkit.app.outputs import OutputError
 from semkit.images.files import is_image_name

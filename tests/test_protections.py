@@ -9,8 +9,8 @@ import torch
 from photos import image_set, make_photos
 from PIL import Image
 
+from semkit.__main__ import main
 from semkit.analysis.report import read_rows
-from semkit.app.cli import main
 from semkit.app.folder import protect
 from semkit.nets.engine import Engine
 from semkit.nets.lab import Lab

@@ -17,7 +17,7 @@ from photos import contents, image_set, make_photos
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from semkit.app.cli import main
+from semkit.__main__ import main
 from semkit.nets import models
 from semkit.nets.engine import Engine, Passes
 from semkit.nets.lab import Lab

@@ -16,11 +16,11 @@ import pytest
 import torch
 from torch import nn
 
+from semkit.__main__ import main
 from semkit.analysis import speed
 from semkit.analysis.cost import gradient_flops
 from semkit.analysis.plain import plain_noise_step, plain_train_step, plain_views
 from semkit.analysis.report import bench_figure, bench_tables
-from semkit.app.cli import main
 from semkit.images.augment import FlipCrop
 from semkit.images.pixels import LEVEL, uniform
 from semkit.nets import models

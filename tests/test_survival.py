@@ -12,6 +12,7 @@ from drawn import collisions
 from photos import by_pillow, contents, each_image, image_set, make_photos
 from PIL import Image
 
+from semkit.__main__ import main
 from semkit.analysis.report import as_objects
 from semkit.analysis.survival import (
     SEEN,
@@ -25,7 +26,6 @@ from semkit.analysis.survival import (
     survival_figure,
     survival_rows,
 )
-from semkit.app.cli import main
 from semkit.countermeasures.registry import COUNTERMEASURES
 from semkit.images.imageset import ImageSet
 from semkit.images.quality import ssim

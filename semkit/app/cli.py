@@ -1,58 +1,55 @@
-"""The command line: its commands, and every error as one line and an exit code.
+"""The command line: its commands, what is said where, progress bars, and every error as one line and an exit code.
 
 torch is imported once a command is named: semkit --help and --version need none.
 """
 
 import argparse
+import contextlib
+import io
+import json
+import os
+import signal
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from tqdm import tqdm
 
 from semkit import __version__
-from semkit.app.progress import FINE, STOPPED, announce, complain, streams
 from semkit.images.files import one_line, shown
 
-AGAIN = "the same command goes on from there"
-COMMANDS = {  # name -> (its help, how to go on after it was stopped)
-    "demo": ("The main job on the embedded images: noise, learners, a table and a figure.", AGAIN),
-    "sweep": ("Learners over methods, training radii and seeds: rows, a table and a figure.", AGAIN),
+FINE, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 130
+FEW = 3  # names in a line
+AGAIN = "; the same command goes on from there"
+# Name -> (its help, how to go on after it was stopped). Its options are in app/options.py, its work in app/commands.py.
+COMMANDS = {
+    "demo": ("Protect the embedded images and train learners on them: a table and a figure, in minutes.", AGAIN),
+    "sweep": ("Train learners over methods, training radii and seeds: rows, a table and a figure.", AGAIN),
     "protect": (
-        "Protected copies of images: OUT/images, OUT/report.json and (noise) OUT/noise.safetensors.",
-        "the same command with --resume goes on from there",
+        "Write protected copies of images: OUT/images, OUT/report.json and, for noise, OUT/noise.safetensors.",
+        "; the same command with --resume goes on from there",
     ),
-    "transform": ("A classifier behind an adversarial-example transform, attacked in four ways, and AT.", AGAIN),
-    "check": ("Every file against its original: size, mode, values within the radius or as filtered.", ""),
-    "inspect": (
-        "What countermeasures leave of a protected folder's noise, and what kind of noise it is: no training.",
-        "",
-    ),
+    "transform": ("Attack a classifier behind an input transform in four ways, beside ERM and AT.", AGAIN),
+    "check": ("Compare every protected file with its original: size, mode, values within the radius.", ""),
+    "inspect": ("Measure without training what countermeasures leave of a protected folder's noise.", ""),
     "learn": (
-        "Fresh learners on images, or on protected ones: their accuracy on clean test images.",
-        "with --cache, learners that were finished are kept",
+        "Train fresh learners on images, protected or not: their accuracy on clean test images.",
+        "; with --cache, learners that were finished are kept",
     ),
-    "convert": ("Noise files from one kind to another: safetensors, int8 pickle, .pt, .npy, .npz, a PNG folder.", ""),
-    "bench": ("How fast this machine is: the engine against a plain reference, memory, cost of an image.", ""),
-    "lab": ("JupyterLab at a notebook.", ""),
-    "page": ("One HTML file with sliders over closed forms and committed results, for a browser without a kernel.", ""),
+    "convert": ("Convert noise files: .safetensors, pickled arrays, .pt, .npy, .npz and folders of PNGs.", ""),
+    "bench": ("Measure how fast this machine is: the engine beside plain PyTorch, memory, cost per image.", ""),
+    "lab": ("Open JupyterLab at a notebook.", ""),
+    "page": ("Write one HTML file with sliders over closed forms and committed results, for any browser.", ""),
 }
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run a command; 0: fine, 1: a check failed, 2: bad input, 130: stopped by Ctrl-C or SIGTERM."""
-    shown_before, warnings.showwarning = warnings.showwarning, _once()
-    try:
-        with streams():
-            options = parse(sys.argv[1:] if arguments is None else arguments)
-            again = COMMANDS[options.command][1]
-            return _told(lambda: _run(options), f"; {again}" if again else "")
-    finally:
-        warnings.showwarning = shown_before
-
-
-def _run(options: argparse.Namespace) -> int | None:
-    from semkit.app import commands
-
-    return getattr(commands, options.command)(options)
+def run(arguments: list[str], commands: Mapping[str, Callable]) -> int:
+    """The exit code of the command that the arguments name: commands[name](options)."""
+    with warnings.catch_warnings(), streams():
+        warnings.showwarning = _once()
+        options = parse(arguments)
+        return _told(lambda: commands[options.command](options), COMMANDS[options.command][1])
 
 
 class _Parser(argparse.ArgumentParser):
@@ -85,20 +82,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     return options
 
 
-def _once() -> Callable:
-    """A warnings.showwarning of one line, without the code that it is from, told once."""
-    told = set()
-
-    def show(message, *_):
-        line = " ".join(str(message).split())
-        if line not in told:
-            told.add(line)
-            announce(f"semkit: {line}")
-
-    return show
-
-
-def _told(work: Callable[[], int | None], hint: str = "") -> int:
+def _told(work: Callable[[], int | None], hint: str) -> int:
     """The exit code of work(), FINE for None; its errors as one line, with `hint` how to go on."""
     from semkit.images.storage import out_of_memory
     from semkit.nets.lab import Interrupted
@@ -120,3 +104,146 @@ def _told(work: Callable[[], int | None], hint: str = "") -> int:
         name = f"{shown(error.filename)}: " if error.filename else ""
         denied = isinstance(error, PermissionError | FileNotFoundError | NotADirectoryError | IsADirectoryError)
         return complain(f"{name}{error.strerror or error}{'' if denied else hint}")
+
+
+def _once() -> Callable:
+    """A warnings.showwarning that says every warning once, in one line without its place in the code."""
+    told = set()
+
+    def show(message, *_):
+        line = " ".join(str(message).split())
+        if line not in told:
+            told.add(line)
+            announce(f"semkit: {line}")
+
+    return show
+
+
+@contextlib.contextmanager
+def streams() -> Iterator[None]:
+    """Inside the block stdout and stderr can be written to, even if they are closed, and whatever a name holds.
+
+    What cannot be written at the end is dropped, because Python would end with an exit code of its own for it.
+    """
+    with contextlib.ExitStack() as stack:
+        for name in ("stdout", "stderr"):
+            stream = getattr(sys, name)
+            if stream is None:  # closed by the caller: >&-
+                stack.callback(setattr, sys, name, None)
+                setattr(sys, name, stack.enter_context(open(os.devnull, "w")))
+            elif isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
+            stack.callback(_flush, getattr(sys, name))
+        yield
+
+
+def _flush(stream) -> None:
+    try:
+        stream.flush()
+    except OSError:
+        _drop(stream)
+
+
+def _drop(stream) -> None:
+    """From now on write to the stream nothing, nor what it still holds."""
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), stream.fileno())
+
+
+def _say(text: str, stream) -> None:
+    """A line. That nobody reads it (| head), or that stderr takes none, is no error: the work counts."""
+    try:
+        tqdm.write(text, file=stream)
+        stream.flush()
+    except OSError as error:
+        if stream is not sys.stderr and not isinstance(error, BrokenPipeError):
+            raise
+        _drop(stream)
+
+
+def complain(message: object) -> int:
+    """Say on one line of stderr what is wrong with the input; returns the exit code for it."""
+    _say(f"semkit: {' '.join(str(message).split())}", sys.stderr)
+    return BAD_INPUT
+
+
+def announce(text: str) -> None:
+    """Say on stderr what is about to be done; stdout is for the report."""
+    _say(text, sys.stderr)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a command found: lines on stdout; with --json values on stdout, and the lines on stderr."""
+
+    json: bool
+
+    def line(self, text: str) -> None:
+        """Write a line of the report."""
+        _say(text, sys.stderr if self.json else sys.stdout)
+
+    def skipped(self, names: Sequence[str], why: str = "skipped, unreadable") -> None:
+        """Write a line for every file that could not be read."""
+        for name in names:
+            self.line(f"{why}: {shown(name)}")
+
+    def left_out(self, names: Sequence[str], where: str) -> None:
+        """Write a line with the first files that are no images of a class, and where all of them are listed."""
+        if names:
+            first, more = ", ".join(map(shown, names[:FEW])), len(names) - FEW
+            rest = f" and {more} more, all in {where}" if more > 0 else ""
+            self.line(f"left out, not taken for images of a class: {first}{rest}")
+
+    def values(self, values: dict | list) -> None:
+        """Write the whole report as JSON, if that is asked for."""
+        if self.json:
+            _say(json.dumps(values, indent=1, allow_nan=False), sys.stdout)
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words.
+
+    >>> duration(42), duration(210)
+    ('42 s', '3.5 min')
+    """
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.1f} min"
+
+
+@contextlib.contextmanager
+def bars() -> Iterator:
+    """An on_step(what, step, total, metrics) that draws a bar for each job and returns True after Ctrl-C.
+
+    The first Ctrl-C, or SIGTERM, lets the step finish, so that the saved state is whole; the second one ends at once.
+    Bars are drawn on a terminal only.
+    """
+    drawn, stop = {}, []
+
+    def interrupt(*_):
+        if stop:
+            raise KeyboardInterrupt
+        stop.append(True)
+
+    def close():
+        for bar in drawn.values():
+            bar.close()
+        drawn.clear()
+
+    def on_step(what, step, total, metrics):
+        if what not in drawn:
+            close()
+            drawn[what] = tqdm(total=total, desc=what, file=sys.stderr, leave=False, disable=None)
+        bar = drawn[what]
+        numbers = {k: f"{v:.3f}" for k, v in metrics.items() if isinstance(v, float)}
+        numbers |= {k: f"{v:,}" for k, v in metrics.items() if k == "passes"}
+        if numbers:
+            bar.set_postfix(numbers, refresh=False)
+        bar.update(step - bar.n)
+        return bool(stop)
+
+    before = {which: signal.signal(which, interrupt) for which in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield on_step
+    finally:
+        for which, handler in before.items():
+            signal.signal(which, handler)
+        close()
