@@ -39,8 +39,8 @@ def test_paper_crafts_by_the_released_recipe(size, fields, attack):
     ({"steps": -1}, "steps must be a whole number >= 0, got -1"),
     ({"samples": 0}, "samples must be a whole number >= 1, got 0"),
     ({"start": "cold"}, "start must be one of random, zero, warm, got 'cold'"),
-    ({"fade_in": 1.5}, "fade_in is a share of the steps, 0 to 1, got 1.5"),
-    ({"ramp": -0.1}, "ramp is a share of the steps, 0 to 1, got -0.1"),
+    ({"fade_in": 1.5}, "fade_in is a share, 0 to 1, got 1.5"),
+    ({"ramp": -0.1}, "ramp is a share, 0 to 1, got -0.1"),
     ({"class_wise": True}, "class-wise noise is carried from batch to batch: write start='warm'"),
     ({"radius": 128}, "radius must be at most 127 levels"),
 ])  # fmt: skip

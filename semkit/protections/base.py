@@ -1,4 +1,4 @@
-"""What a protection is: an entry of PROTECTIONS, and the frozen recipe that it builds."""
+"""What a protection is: its entry in PROTECTIONS, and the recipe that the entry builds."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,17 +17,17 @@ from semkit.protections.noise import Noise, clipped_fraction, load, mean_effecti
 
 COST = {"passes": int, "seconds": float | int, "engine": str}  # field -> its type
 NOISE_SIZE = (
-    "The noise was crafted at {size} x {size} pixels and resized to the size of each image, within the radius there; "
-    "what a trainer who resizes the images still meets is measured by semkit learn IMAGES --protected OUT."
+    "The noise was crafted at {size} x {size} pixels and resized to each image, within the radius. Resizing by a "
+    "trainer weakens it: semkit learn IMAGES --protected OUT measures how much."
 )
 
 
 @dataclass(frozen=True)
 class Option:
-    """An option of a protection's recipe, on the command line --name with its value.
+    """An option of a protection, on the command line --name VALUE.
 
-    parse: text -> value, ValueError for what cannot be; None for a switch that needs no value. private: never shown or
-    written; it may come from the environment `variable`, and must come from somewhere.
+    parse: text -> value, or ValueError; None for a switch without a value. private: never shown or written; required,
+    from the command line or the environment `variable`.
     """
 
     name: str
@@ -48,10 +48,10 @@ class Option:
 
 @dataclass(frozen=True)
 class Protection:
-    """One protection: how it is named and drawn, its options, and what builds its recipe.
+    """A protection: its label, its style in figures, its options, and the function that builds its recipe.
 
-    recipe(preset, *, size, **own) -> a Recipe, or None for no protection; own: values of `options`, by name.
-    style: color, marker and line of its figures. bound: what bounds it in place of a radius, in words.
+    recipe(preset, *, size, **own) -> a Recipe, or None for no protection; own: values of `options` by name.
+    style: colour, marker and line. bound: if no radius bounds it, a sentence about that.
     """
 
     label: str
@@ -62,16 +62,16 @@ class Protection:
 
     @property
     def radius(self) -> float | None:
-        """Its budget unless another is asked for: the largest change of a value in levels; None: no radius."""
+        """Its default budget, the largest change of a value in levels; None without one."""
         return next((option.default for option in self.options if option.name == "radius"), None)
 
 
 @dataclass(frozen=True)
 class Change:
-    """How a recipe changes the pictures of a set.
+    """How a recipe changes the pictures of a folder.
 
-    picture(i, original) -> the protected picture i of the set, at its own size. told: what a report says of it.
-    noise: what is added, if it is noise.
+    picture(i, original) -> the protected picture i, at its own size. told: entries of the report. noise: the noise that
+    is added, if it is noise.
     """
 
     picture: Callable[[int, Image.Image], Image.Image]
@@ -80,11 +80,11 @@ class Change:
 
 
 class Recipe:
-    """Base of the frozen dataclasses that say how an owner changes images.
+    """Base of the recipes of protections, which are frozen dataclasses.
 
-    radius: the largest change of a value in levels, None if no radius bounds it. net: the net that it needs, None for
-    none; nothing then depends on the engine. fraction: the share of every class that is changed. method: the name in
-    PROTECTIONS, which reports of recipes without a radius need.
+    radius: the largest change of a value in levels, None if no radius bounds it. net: the name of its surrogate, None
+    without one; then the result does not depend on the engine. fraction: the share of every class that is changed.
+    method: the name in PROTECTIONS, needed without a radius, because `semkit check` then applies the recipe again.
     """
 
     radius: float | None = None
@@ -93,28 +93,28 @@ class Recipe:
     method: str | None = None
 
     def cost(self, n: int) -> Passes:
-        """The passes that protecting n images takes."""
+        """The passes of protecting n images."""
         return Passes()
 
     def apply(self, images: ImageSet, *, seed: int = 0, lab: Lab | None = None) -> tuple[ImageSet, dict]:
-        """(the protected images, the cost of their noise: {} where there is none)."""
+        """(the protected images, the cost of their noise or {})."""
         raise NotImplementedError
 
     def change(self, images: ImageSet, *, seed: int = 0, lab: Lab | None = None, every: float = 20) -> Change:
-        """How the pictures behind `images`, which are at the size that nets see, are changed at their own size."""
+        """How the pictures of a folder are changed at their own size; `images` are the same ones at the nets' size."""
         raise ValueError(f"{self} is made for measurements, not for folders of pictures")
 
     def tests(self, images: ImageSet, *, seed: int = 0) -> dict[str, ImageSet]:
-        """Further test sets on which learners are tested, by name."""
+        """Test sets besides the clean one, by name."""
         return {}
 
     def check_size(self, width: int, height: int) -> None:
-        """Raises ValueError for a picture of a size that the recipe cannot change."""
+        """Raise ValueError for a size of pictures that the recipe cannot change."""
 
 
 @dataclass
 class Crafted:
-    """Noise int8 [N,C,H,W] in levels, the net that made it, if one did, its losses by step, and what it cost."""
+    """Noise int8 [N,C,H,W] in levels, the surrogate or None, its loss at every step, and the cost."""
 
     noise: torch.Tensor
     surrogate: nn.Module | None = None
@@ -124,23 +124,23 @@ class Crafted:
 
 
 class NoiseRecipe(Recipe):
-    """Base of recipes that add noise of at most `radius` levels, made for a whole set. `craft` says how.
+    """Base of recipes that make noise of at most `radius` levels for a whole set, by their method `craft`.
 
-    A recipe with a net also has its augment and its sgd, whose batches the net sees, and says how many samples of an
-    image it takes at once in a noise step: 0 for plain input gradients.
+    A recipe with a net also has augment and sgd, and at_once: the most EOT samples in a batch of its noise step, 0 if
+    it takes plain input gradients.
     """
 
     augment: Augment = FlipCrop()
     at_once: int = 0
 
     def craft(self, images: ImageSet, *, seed: int, lab: Lab, checkpoint: Path | None, every: float) -> Crafted:
-        """The noise. A long run saves its state at `checkpoint` every `every` seconds, and goes on from there."""
+        """Make the noise. A long run saves its state in `checkpoint` every `every` seconds, and goes on from there."""
         raise NotImplementedError
 
     def crafted(
         self, images: ImageSet, *, seed: int = 0, lab: Lab | None = None, every: float = 20
     ) -> tuple[Noise, dict, nn.Module | None]:
-        """(noise, its cost {"passes", "seconds", "engine"}, the net that made it or None), kept in lab.cache.
+        """(noise, its cost {"passes", "seconds", "engine"}, the surrogate or None), kept in lab.cache.
 
         Raises ValueError for a damaged file in the cache.
         """
@@ -160,7 +160,7 @@ class NoiseRecipe(Recipe):
         return noise, cost, nets[0] if nets else None
 
     def _own(self, noise: Noise) -> Noise:
-        """`noise`, if its metadata says that this recipe made it; raises ValueError otherwise."""
+        """`noise` if its metadata is of this recipe; raises ValueError otherwise."""
         other = [name for name, value in as_dict(self).items() if noise.recipe.get(name) != value]
         if other or noise.class_wise or noise.radius != self.radius:
             raise ValueError(f"noise of another recipe: {', '.join(other) or 'its radius or rows'}")

@@ -1,7 +1,7 @@
-"""Noise files of other formats, told apart by suffix: numpy pickles, .pt, .npy, .npz and folders of PNGs.
+"""Noise files of other formats, named by their suffix: numpy pickles, .pt, .npy, .npz and folders of PNGs.
 
-They hold the bare values; only .safetensors keeps recipe, fingerprint and class names. Levels survive every way there
-and back, bit by bit. Files of strangers are read without trusting them: nothing that a file names is run.
+They hold the values alone; only .safetensors keeps recipe, fingerprint and class names. Converting there and back gives
+the same levels. Files are not trusted: no code that a file names is run.
 """
 
 import difflib
@@ -29,7 +29,7 @@ ALLOWED = r"numpy\.(_?core\.(multiarray\._reconstruct|numeric\._frombuffer)|ndar
 
 
 class _Noted:
-    """What a pickle asks to call or make, with arguments and state: recorded, never carried out."""
+    """A call that a pickle asks for, with its arguments and state: recorded, never made."""
 
     def __init__(self, name: str, args: tuple = ()):
         self.name, self.args, self.state = name, args, ()
@@ -203,7 +203,7 @@ FORMATS = (".safetensors", *FOREIGN, "")  # a folder of PNGs has no suffix
 
 
 def _read_foreign(path: Path, suffix: str, unit: str, class_wise: bool) -> Noise:
-    """The Noise in a foreign file, with one NoiseError line for whatever goes wrong."""
+    """The Noise in a file of another format; every error is a NoiseError of one line."""
     try:
         with warnings.catch_warnings(action="ignore"):
             array = FOREIGN[suffix][0](path) if suffix else _read_pngs(path)
@@ -293,7 +293,9 @@ def convert(
     class_wise: bool = False,
     overwrite: bool = False,
 ) -> Noise:
-    """Convert a noise file: read `src` (see read), write it to `dst` (see write); returns the Noise.
+    """Convert a noise file: read `src` (see read), write `dst` (see write); returns the Noise.
+
+        sk.convert("noise.npy", "noise.safetensors", unit="levels")
 
     Raises NoiseError for a bad source or destination, OSError for a full disk; nothing is left half-written.
     """

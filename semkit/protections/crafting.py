@@ -34,15 +34,19 @@ class CraftRecipe(NoiseRecipe):
 
     noise_side, surrogate_side: the perturbation inside each objective. EM: Clean, Clean; REM: PGD, PGD;
     SEM: Uniform, PGD.
-    start: where a batch's noise starts on a visit: "random" (the released recipe), "zero", or "warm" (where it was).
+    start: the noise that a batch starts from: "random" (the released recipe), "zero", or "warm" (its last noise).
     class_wise: one noise per class, carried from batch to batch.
-    fade_in: share of the steps over which the images' contrast rises from 0 to all; ramp: share of the steps over which
-    both sides' radii do. Both are this kit's (0 in the published recipes): noise that is learned before the content is
-    keeps a short training from exaggerating the content instead.
-    colour: the noise of a pixel differs between R, G and B by at most 2 * colour * radius levels (before rounding): 1
-    sets no limit, 0 is achromatic noise, the same in all three. What is left after grey-scale or JPEG is mostly that.
-    surrogate_augment: the augmentation of the surrogate step, None for `augment`.
-    Raises ValueError for settings that cannot be. Source: Liu et al., AAAI 2024.
+    fade_in: share of the steps over which the images' contrast rises from 0 to 1; ramp: share of the steps over which
+    the radii of both sides rise. Both are this kit's and 0 in the published recipes. They help short runs, because the
+    surrogate then learns the noise before it learns the content.
+    colour: R, G and B of a pixel's noise differ by at most 2 * colour * radius levels, before rounding. 1: no limit.
+    0: achromatic noise, equal in all three, because grey-scale removes all colour, and JPEG most of it.
+    surrogate_augment: augmentation of the surrogate step, by default `augment`.
+    Raises ValueError for settings out of range. Source: Liu et al., AAAI 2024.
+
+    >>> em = sk.CraftRecipe(noise_side=sk.Clean(), surrogate_side=sk.Clean(), samples=1)
+    >>> em.cost(50_000).input_gradient
+    6900000
     """
 
     noise_side: Perturbation = Uniform(4)
@@ -66,10 +70,8 @@ class CraftRecipe(NoiseRecipe):
         object.__setattr__(self, "step_size", check_step_size(self.step_size))
         object.__setattr__(self, "steps", check_count(self.steps, "steps"))
         object.__setattr__(self, "samples", check_count(self.samples, "samples", 1))
-        for name in ("fade_in", "ramp"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is a share of the steps, 0 to 1, got {getattr(self, name)}")
-        object.__setattr__(self, "colour", check_share(self.colour, "colour"))
+        for name in ("fade_in", "ramp", "colour"):
+            object.__setattr__(self, name, check_share(getattr(self, name), name))
         if self.start not in STARTS:
             raise ValueError(f"start must be one of {', '.join(STARTS)}, got {self.start!r}")
         if self.class_wise and self.start != "warm":
@@ -81,7 +83,7 @@ class CraftRecipe(NoiseRecipe):
 
     @property
     def at_once(self) -> int:
-        """How many samples a net may get in one pass."""
+        """The most EOT samples that go through the net as one batch."""
         return 1 if self.noise_side.whole_batch else self.samples
 
     def craft(self, images: ImageSet, **how) -> Crafted:
@@ -89,7 +91,7 @@ class CraftRecipe(NoiseRecipe):
         return craft(images, self, **how)
 
     def at(self, step: int) -> "CraftRecipe":
-        """The recipe in force at a step: with the radii that the ramp has reached."""
+        """The recipe at a step, with the radii that the ramp has reached."""
         share = (step / self.sgd.steps) / self.ramp if self.ramp else 1.0
         if share >= 1:
             return self
@@ -97,11 +99,11 @@ class CraftRecipe(NoiseRecipe):
         return replace(self, **sides)
 
     def contrast(self, step: int) -> float:
-        """The share of the images' contrast that is there at a step."""
+        """The contrast of the images at a step, 0 to 1."""
         return min(1.0, (step / self.sgd.steps) / self.fade_in) if self.fade_in else 1.0
 
     def cost(self, n: int) -> Passes:
-        """The passes that crafting noise for n images takes."""
+        """The passes of crafting noise for n images."""
         batch = min(self.sgd.batch, n)
         passes = Passes(training=self.sgd.steps * batch)
         for step in range(self.sgd.steps):
@@ -122,16 +124,16 @@ def noise_step(
     generator: torch.Generator,
     rows: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """delta after one step of descent on the surrogate's loss over `samples` draws of t and of the noise side.
+    """One step of descent on the surrogate's loss, over `samples` draws of t and of the noise side (EOT).
 
         z = box(t(x + delta));  a = noise_side(z)
         g = sum over samples of d<z, grad_a L(f(a), y)> / d delta
         delta <- clip(delta - step_size * sign(g), radius)
 
-    Straight-through: the gradient is taken at the perturbed image a and carried to delta at the unperturbed z.
-    With colour 0 the sign is that of g's sum over R, G and B: one step for all three.
-    x [N,C,H,W] in [0,1], y [N], delta [N,C,H,W] with |delta| <= radius/255 -> the same. Class-wise: delta [M,C,H,W]
-    and rows [N], the delta of each image. Source: Liu et al., AAAI 2024; EM: Huang et al., ICLR 2021.
+    Straight-through: the gradient is taken at the perturbed image a, and passed on as if it were taken at z.
+    With colour 0, sign(g) is the sign of the sum of g over R, G and B.
+    x [N,C,H,W] in [0,1], y [N], delta [N,C,H,W] with |delta| <= radius/255 -> the new delta. Class-wise noise: delta
+    [M,C,H,W], and rows [N], which delta each image has. Source: Liu et al., AAAI 2024; EM: Huang et al., ICLR 2021.
     """
     protected = x + (delta if rows is None else delta[rows])
     seen = x.new_empty(*x.shape[:2], *map(recipe.augment.output_size, x.shape[2:]))  # for its shape only
@@ -145,7 +147,7 @@ def noise_step(
 
 
 def _direction(slope: torch.Tensor, colour: float) -> torch.Tensor:
-    """The sign of the gradient; the smaller the colour budget, the more the sign of its sum over the channels."""
+    """The sign of the gradient, mixed with the sign of its sum over the channels: colour 1 is all of the first."""
     if colour == 1:
         return slope.sign_()
     grey = slope.sum(1, keepdim=True).sign_()
@@ -153,7 +155,7 @@ def _direction(slope: torch.Tensor, colour: float) -> torch.Tensor:
 
 
 def _within(delta: torch.Tensor, recipe: CraftRecipe) -> torch.Tensor:
-    """delta moved into the radius and the colour budget, in place where it can be."""
+    """Clip delta to the radius and the colour budget; delta is overwritten."""
     radius = recipe.radius * LEVEL
     if recipe.colour < 1:
         low, high = delta.aminmax(dim=1, keepdim=True)
@@ -163,9 +165,9 @@ def _within(delta: torch.Tensor, recipe: CraftRecipe) -> torch.Tensor:
 
 
 def _straight_through(model, protected, seen, y, recipe: CraftRecipe, generator, samples: int) -> torch.Tensor:
-    """The gradient of noise_step at x + delta for some of the samples, which the net sees as one batch of samples * N.
+    """The g of noise_step over some of the samples, as one batch of samples * N images.
 
-    Their draws are those of one sample after the other; `seen` is shaped as a view of the batch.
+    The random numbers are drawn sample by sample; `seen` has the shape of t(x).
     """
     leaf, draws, drawn = protected.detach().requires_grad_(), [], []
     for _ in range(samples):
@@ -187,7 +189,7 @@ def noise_of_batch(
     generator: torch.Generator,
     rows: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """The batch's noise after `steps` noise steps from the recipe's start; `stored` is where a warm start begins."""
+    """The noise of a batch after `steps` noise steps; `stored` is its last noise, where a warm start begins."""
     delta = stored
     if recipe.start == "random":
         delta = _within(uniform(stored, recipe.radius * LEVEL, generator), recipe)
@@ -204,13 +206,13 @@ def _rounded(delta: torch.Tensor, recipe: CraftRecipe) -> torch.Tensor:
 
 
 def _faded(x: torch.Tensor, contrast: float) -> torch.Tensor:
-    """Images drawn towards their own mean colour: mean + contrast * (x - mean)."""
+    """Images of lower contrast: mean + contrast * (x - mean), with each image's own mean colour."""
     mean = x.mean((2, 3), keepdim=True)
     return x if contrast == 1 else mean + contrast * (x - mean)
 
 
 def _train(images: ImageSet, recipe: CraftRecipe, seed: int, engine: Engine, state: State):
-    """The alternation: noise for a batch, then one step of the surrogate on it. Yields after every step."""
+    """Alternate noise steps on a batch and a step of the surrogate on its noisy images; yields after each batch."""
     for step, index in recipe.sgd.batches(len(images), seed, engine, start=state.step):
         generator = engine.generator(seed, "step", step)
         x, y = images.batch(index)
@@ -231,7 +233,7 @@ def _train(images: ImageSet, recipe: CraftRecipe, seed: int, engine: Engine, sta
 
 
 def _remake(images: ImageSet, recipe: CraftRecipe, seed: int, engine: Engine, state: State):
-    """One pass that makes every image's noise anew with the final surrogate, the last ragged batch too."""
+    """Make all noise once more with the final surrogate, batch by batch, the ragged last one too."""
     first = state.step - recipe.sgd.steps
     for part in range(first, math.ceil(len(images) / recipe.sgd.batch)):
         index = slice(part * recipe.sgd.batch, (part + 1) * recipe.sgd.batch)
@@ -267,12 +269,15 @@ def craft(
     checkpoint: str | os.PathLike | None = None,
     every: float = 20,
 ) -> Crafted:
-    """Craft noise for every image of the set: batches of noise steps and surrogate steps, then one pass over all.
+    """Craft noise for every image of a set: noise steps and surrogate steps in turn, then one pass over all images.
 
-    The same call gives the same noise on one machine. lab.on_step is told of every step, in metrics of the "loss", the
-    "passes" so far, and the "noise" and "surrogate" to look at. With `checkpoint`, a path, the state is saved there
-    every `every` seconds (times the seconds that a save takes, if more than one) and when stopped; a state found there
-    is continued, to the same noise as without an interruption.
+        crafted = sk.craft(split.train, sk.craft_recipe("sem", "demo"))
+        protected = split.train.with_noise(crafted.noise)
+
+    The same call gives the same noise on one machine. lab.on_step gets the metrics "loss", "passes", "noise" and
+    "surrogate" after every step. checkpoint: a file where the state is saved every `every` seconds (less often if
+    saving takes more than a second) and when the run is stopped; a run that finds it there goes on from it, and gives
+    the same noise as without an interruption.
     Raises Interrupted when lab.on_step asks to stop, and ValueError if the state is damaged, or belongs to
     another recipe, seed, engine or image set.
     """

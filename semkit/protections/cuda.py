@@ -33,19 +33,18 @@ def _uniforms(key: str, label: int, size: int) -> np.ndarray:
     return (np.frombuffer(stream.digest(8 * (size * size + 1)), "<u8") >> 11) / 2.0**53
 
 
-def class_filters(
-    key: str, classes: int, *, size: int = 3, strength: float = 0.3, assignment: str = "own"
-) -> torch.Tensor:
+def class_filters(key: str, classes: int, *, size: int = 3, strength: float = 0.3) -> torch.Tensor:
     """[classes,size,size], float64: the filter of every class.
 
         entries ~ U(0, strength), one of them, at random, 1
 
-    They follow from the key, which is in nothing that comes back. They are as secret as the key: whoever has them, or
+    They follow from the key, which cannot be computed back. They are as secret as the key: whoever has them, or
     some originals beside their protected copies, can undo much of the protection. A class's filter does not depend on
     how many classes there are; another size or key gives other ones, another strength scales them.
-    assignment: "own"; as controls "one", class 0's filter for all, or "permuted", each class that of the next.
-    Raises ValueError for a key below 8 characters, a size outside 2 to 255, a strength outside (0, 1], an unknown
-    assignment, and "permuted" for a single class.
+    Raises ValueError for a key below 8 characters, a size outside 2 to 255, and a strength outside (0, 1].
+
+    >>> class_filters("a private key", 10).shape
+    torch.Size([10, 3, 3])
     """
     if not isinstance(key, str) or len(key.strip()) < KEY_LENGTH:
         raise ValueError(f"the key must have {KEY_LENGTH} characters at least")
@@ -53,15 +52,10 @@ def class_filters(
     check_count(size, "kernel", 2, LARGEST_KERNEL)
     if not 0 < strength <= 1:
         raise ValueError(f"strength must be above 0 and at most 1, got {strength:g}")
-    if assignment not in ASSIGNMENTS:
-        raise ValueError(f"assignment must be one of {', '.join(ASSIGNMENTS)}, got {assignment!r}")
-    if assignment == "permuted" and classes == 1:
-        raise ValueError("a single class has no other class's filter to take")
     u = np.stack([_uniforms(key, label, size) for label in range(classes)])
     filters = strength * u[:, :-1]
     filters[np.arange(classes), (u[:, -1] * size * size).astype(int)] = 1
-    whose = {"own": np.arange(classes), "one": np.zeros(classes, int), "permuted": np.roll(np.arange(classes), -1)}
-    return torch.from_numpy(filters.reshape(-1, size, size)[whose[assignment]])
+    return torch.from_numpy(filters.reshape(-1, size, size))
 
 
 def check_kernel(k: int, width: int, height: int) -> None:
@@ -127,12 +121,11 @@ def convolve_picture(image: Image.Image, kernel: torch.Tensor) -> Image.Image:
     What a k x k kernel does to a photograph is gone after a trainer's resize to far fewer pixels, unless k is larger
     than the ratio of the sizes. Raises ValueError for a kernel larger than the image.
     """
-    pixels = np.array(image)
-    colours = len(image.getbands()) - image.mode.endswith("A")
-    colour = pixels.reshape(*pixels.shape[:2], -1)[..., :colours]
-    planes = torch.from_numpy(np.ascontiguousarray(np.moveaxis(colour, -1, 0)))
-    colour[...] = np.moveaxis(_filtered(planes[None], kernel[None])[0].numpy(), 0, -1)
-    result = Image.fromarray(pixels)
+    bands = image.split()
+    colours = len(bands) - image.mode.endswith("A")
+    planes = torch.from_numpy(np.stack([np.asarray(band) for band in bands[:colours]]))
+    filtered = _filtered(planes[None], kernel[None])[0].numpy()
+    result = Image.merge(image.mode, [*map(Image.fromarray, filtered), *bands[colours:]])
     result.info = dict(image.info)
     return result
 
@@ -141,9 +134,10 @@ def convolve_picture(image: Image.Image, kernel: torch.Tensor) -> Image.Image:
 class ClassFilters(Recipe):
     """CUDA as a recipe: the filters of class_filters, for a share of every class.
 
+    assignment: "own"; as controls "one", class 0's filter for all classes, or "permuted", each class that of the next.
     key: private, in no repr, file or message. Pictures are changed with a key only; sets without one, for a
     measurement, with a key that anyone can make from the seed.
-    Raises ValueError as class_filters does, and for a fraction outside (0, 1].
+    Raises ValueError as class_filters does, and for an unknown assignment or a fraction outside (0, 1].
     """
 
     kernel: int = 3
@@ -155,14 +149,16 @@ class ClassFilters(Recipe):
     method = "cuda"
 
     def __post_init__(self):
+        if self.assignment not in ASSIGNMENTS:
+            raise ValueError(f"assignment must be one of {', '.join(ASSIGNMENTS)}, got {self.assignment!r}")
         self.filters(2)
         check_fraction(self.fraction)
 
     def filters(self, classes: int, seed: int = 0) -> torch.Tensor:
         """[classes,k,k]: the filter of every class."""
         key = f"semkit seed {seed}" if self.key is None else self.key
-        how = dict(size=self.kernel, strength=self.strength, assignment=self.assignment)
-        return class_filters(key, classes, **how)
+        own = class_filters(key, classes, size=self.kernel, strength=self.strength)
+        return {"own": own, "one": own[:1].expand_as(own), "permuted": own.roll(-1, 0)}[self.assignment]
 
     def apply(self, images: ImageSet, *, seed: int = 0, lab: Lab | None = None) -> tuple[ImageSet, dict]:
         """(the set with the chosen images filtered as convolve_set does, {})."""

@@ -16,66 +16,31 @@ from semkit.protections.crafting import CraftRecipe
 from semkit.protections.cuda import CUDA
 from semkit.protections.noise import check_noise_radius
 from semkit.training.learning import LearnRecipe
-from semkit.training.perturb import PGD, Clean, Perturbation, Uniform
+from semkit.training.perturb import PGD, Clean, Uniform
 from semkit.training.presets import PRESETS, STRIDE1, attack, learn_recipe
 from semkit.training.schedule import SGD
 
-ERROR_MINIMISING = ("sem", "rem", "em")
 SIDES = {"none": "em", "random": "sem", "adversarial": "rem"}  # noise side -> the published method that has it
 # "noise side/surrogate side" -> how it was published, or with what it differs from that.
 PUBLISHED = {"none/none": "EM+EOT", "random/adversarial": "SEM", "adversarial/adversarial": "REM"}
 
 
-def sides(method: str, perturbation_radius: float, pgd: PGD) -> dict[str, Perturbation]:
-    """The noise side and the surrogate side of a method, as fields of a CraftRecipe.
-
-    em: Clean, Clean (Huang et al., ICLR 2021). rem: PGD, PGD (Fu et al., ICLR 2022).
-    sem: Uniform, PGD (Liu et al., AAAI 2024). At radius 0 all are em.
-    """
-    noise_side, surrogate_side = {
-        "em": (Clean(), Clean()),
-        "rem": (pgd, pgd),
-        "sem": (Uniform(perturbation_radius), pgd),
-    }[check_name(method, ERROR_MINIMISING, "method")]
-    return dict(noise_side=noise_side, surrogate_side=surrogate_side)
-
-
-def _quick(method: str, radius: float, perturbation_radius: float) -> CraftRecipe:
-    return CraftRecipe(
-        radius=radius, step_size=radius / 2, steps=2, samples=1, start="zero", surrogate="tiny",
-        sgd=SGD(steps=30, batch=32),
-        **sides(method, perturbation_radius, attack(perturbation_radius, 1)),
-    )  # fmt: skip
-
-
-def _lesson(method: str, radius: float, perturbation_radius: float) -> CraftRecipe:
-    """Warm starts spread noise steps over many visits. EM: its own small steps, no curriculum."""
-    if method == "em":
-        budget = dict(steps=1, samples=1, step_size=radius / 10)
-    else:
-        budget = dict(steps=2, samples=2, step_size=3 / 8 * radius, fade_in=0.5, ramp=0.8)
-    return CraftRecipe(
-        radius=radius, start="warm", surrogate="tiny", sgd=SGD(steps=930, batch=64), **budget,
-        **sides(method, perturbation_radius, attack(perturbation_radius, 2)),
-    )  # fmt: skip
-
-
-def _demo(method: str, radius: float, perturbation_radius: float) -> CraftRecipe:
-    recipe = _lesson(method, radius, perturbation_radius)
-    return replace(recipe, steps=1, sgd=SGD(steps=400 if method == "em" else 600, batch=64))
-
-
-def _paper(method: str, radius: float, perturbation_radius: float) -> CraftRecipe:
-    both = sides(method, perturbation_radius, PGD(perturbation_radius))
-    return CraftRecipe(radius=radius, step_size=radius / 5, **both)
-
-
-def _paper_large(method: str, radius: float, perturbation_radius: float) -> CraftRecipe:
-    return CraftRecipe(
-        radius=radius, step_size=radius / 4, steps=7, samples=4, augment=ResizedCrop(224), surrogate=STRIDE1,
-        sgd=SGD(steps=3000, batch=128, milestones=(1200, 2400)),
-        **sides(method, perturbation_radius, PGD(perturbation_radius, 7, perturbation_radius / 4 or None)),
-    )  # fmt: skip
+def _fields(method: str, preset: str, radius: float) -> dict:
+    """The fields of a CraftRecipe at a preset, besides its two sides."""
+    if preset == "quick":
+        how = dict(steps=2, samples=1, start="zero", surrogate="tiny")
+        return dict(step_size=radius / 2, sgd=SGD(steps=30, batch=32), **how)
+    if preset == "paper":
+        return dict(step_size=radius / 5)
+    if preset == "paper, large":
+        how = dict(steps=7, samples=4, augment=ResizedCrop(224), surrogate=STRIDE1)
+        return dict(step_size=radius / 4, sgd=SGD(steps=3000, batch=128, milestones=(1200, 2400)), **how)
+    # Warm starts spread the noise steps over many visits.
+    demo, how = preset == "demo", dict(start="warm", surrogate="tiny")
+    if method == "em":  # its own small steps, no curriculum
+        return dict(steps=1, samples=1, step_size=radius / 10, sgd=SGD(steps=400 if demo else 930, batch=64), **how)
+    how |= dict(steps=1 if demo else 2, samples=2, fade_in=0.5, ramp=0.8)
+    return dict(step_size=3 / 8 * radius, sgd=SGD(steps=600 if demo else 930, batch=64), **how)
 
 
 def craft_recipe(
@@ -89,31 +54,43 @@ def craft_recipe(
     class_wise: bool = False,
     colour: float = 1,
 ) -> CraftRecipe:
-    """The CraftRecipe of a method at a preset, radii in pixel levels; size: side of the images.
+    """The CraftRecipe of em, rem or sem at a preset; radii in pixel levels, size: side of the images in pixels.
 
-    quick: seconds, for tests, protects little. demo: for the embedded images. lesson: minutes on two cores; its SEM is
-    the cheapest that was found to protect as the published noise step does (results/README.md, cifar10-budgets).
-    paper: the released recipe of SEM and REM for CIFAR-10 and CIFAR-100, and from 64 pixels on the one for the ImageNet
-    subset; its EM has their EOT samples, random starts and steps, not the warm starts and schedule of Huang et al.
-    Raises ValueError for unknown names, and for radii that are none.
+    The noise side and the surrogate side of em are Clean, Clean (Huang et al., ICLR 2021), of rem PGD, PGD (Fu et al.,
+    ICLR 2022), of sem Uniform, PGD (Liu et al., AAAI 2024); at perturbation_radius 0 all are em's.
+
+    quick: seconds, for tests; protects little. demo: for the embedded images. lesson: minutes on two cores; its SEM is
+    the cheapest that protects as the published noise step does (results/README.md, cifar10-budgets). paper: the
+    released recipe of SEM and REM for CIFAR-10 and CIFAR-100, and for the ImageNet subset from 64 pixels on. Its EM has
+    their EOT samples, random starts and steps, not the warm starts and the schedule of Huang et al.
+    Raises ValueError for unknown names and radii out of range.
+
+    >>> sk.craft_recipe("sem", "lesson").cost(4000).total
+    420736
     """
     check_name(preset, PRESETS, "preset")
-    radius, perturbation_radius = check_radius(radius), check_radius(perturbation_radius, "perturbation_radius")
-    made = {"quick": _quick, "demo": _demo, "lesson": _lesson}.get(preset, _paper_large if size >= LARGE else _paper)
-    recipe = made(method, radius, perturbation_radius)
+    radius, r = check_radius(radius), check_radius(perturbation_radius, "perturbation_radius")
+    preset = "paper, large" if preset == "paper" and size >= LARGE else preset
+    pgd = {
+        "quick": attack(r, 1), "demo": attack(r, 2), "lesson": attack(r, 2), "paper": PGD(r),
+        "paper, large": PGD(r, 7, r / 4 or None),
+    }[preset]  # fmt: skip
+    sides = {"sem": (Uniform(r), pgd), "rem": (pgd, pgd), "em": (Clean(), Clean())}
+    recipe = CraftRecipe(*sides[check_name(method, tuple(sides), "method")], radius, **_fields(method, preset, radius))
     start = "warm" if class_wise else recipe.start
     return replace(recipe, surrogate=surrogate or recipe.surrogate, class_wise=class_wise, start=start, colour=colour)
 
 
 def processed(augment: Augment) -> OneOf:
-    """`augment`, then what a trainer does to images in one line: nothing, grey-scale, a Gaussian blur or JPEG 10."""
+    """`augment`, then one of four cheap countermeasures: none, grey-scale, Gaussian blur, JPEG 10."""
     return OneOf((Identity(), Grey(), GaussianBlur(), JPEG(10)), augment)
 
 
 def jpeg_recipe(preset: str = "lesson", **own) -> CraftRecipe:
-    """Achromatic SEM whose views, on both sides, are `processed`, so that the noise is also learned after JPEG.
+    """Achromatic SEM with countermeasures (`processed`) among its augmentations t ~ T, on both sides.
 
-    This kit's own; options as of craft_recipe.
+    This kit's own: the surrogate and its noise then see what a trainer's JPEG, blur or grey-scale leaves of the noise.
+    own: the other arguments of craft_recipe.
     """
     recipe = craft_recipe("sem", preset, **{"colour": 0, **own})
     return replace(recipe, augment=processed(recipe.augment))
@@ -121,7 +98,7 @@ def jpeg_recipe(preset: str = "lesson", **own) -> CraftRecipe:
 
 @dataclass(frozen=True)
 class RandomGrey(NoiseRecipe):
-    """A control that no net crafts: each class has one pattern of grey squares, each lighter or darker at random.
+    """A control without a surrogate: every class has one random pattern of lighter and darker grey squares.
 
         noise of class k = radius * random signs, one for every `block` x `block` pixels and all three channels
 
@@ -153,7 +130,7 @@ def _levels(text: str) -> float:
 
 
 RADIUS = Option("radius", 8, "largest change of a value in levels of 255", _levels)
-PERTURBATION = Option("perturbation_radius", 4, "radius the noise is trained to stand, in levels", check_radius)
+PERTURBATION = Option("perturbation_radius", 4, "AT radius that the noise is made to resist, in levels", check_radius)
 SURROGATE = Option("surrogate", None, f"one of {', '.join(MODELS)}", check_model)
 CLASS_WISE = Option("class_wise", False, "one noise per class instead of one per image", None)
 COLOUR = Option(
@@ -183,12 +160,12 @@ METHODS = {"clean": CLEAN, **PROTECTIONS}  # what a sweep may train on
 
 
 def label_of(method: str) -> str:
-    """How a row's method is called where people read it."""
+    """The label of a method in tables and figures; an unknown name is its own label."""
     return METHODS[method].label if method in METHODS else method
 
 
 def options_of(protections: dict[str, Protection]) -> dict[str, tuple[Option, list[str]]]:
-    """Every option that these protections have of their own, by name, with the names of those that have it."""
+    """The options of these protections: name -> (option, the methods that have it)."""
     found: dict[str, tuple[Option, list[str]]] = {}
     for method, protection in protections.items():
         for option in protection.options:
@@ -199,6 +176,11 @@ def options_of(protections: dict[str, Protection]) -> dict[str, tuple[Option, li
 def sweep_recipes(
     methods: Iterable[str], radii: Iterable[float], preset: str = "lesson", *, size: int = 32
 ) -> tuple[dict[str, Recipe | None], dict[float, LearnRecipe]]:
-    """(crafts, learners) for study.grid: methods by name, "clean" for unprotected images, and training radii."""
+    """(crafts, learners) for study.grid: methods by name, with "clean" for unprotected images, and training radii.
+
+    >>> crafts, learners = sk.sweep_recipes(["clean", "sem"], [0, 4])
+    >>> list(crafts), list(learners)
+    (['clean', 'sem'], [0, 4])
+    """
     crafts = {name: METHODS[check_name(name, tuple(METHODS), "method")].recipe(preset, size=size) for name in methods}
     return crafts, {r: learn_recipe(preset, perturbation_radius=r, size=size) for r in radii}

@@ -1,4 +1,4 @@
-"""The noise of a whole set: int8 levels with their radius, recipe and data set, kept as one safetensors file."""
+"""The noise of a whole set: int8 levels with radius, recipe and data set, in one safetensors file."""
 
 import json
 import os
@@ -20,12 +20,12 @@ from semkit.images.storage import blocks
 
 UNITS = ("auto", "levels", "fraction")
 LARGEST = 128.5 / 255  # the largest fraction of 1 that rounds to a level of int8
-# What check_fields asks of the record beside the radius.
+# The fields of a noise file besides the radius, with their types.
 KINDS = {"recipe": dict, "fingerprint": str | None, "classes": list[str], "version": str, "class_wise": bool}
 
 
 class NoiseError(ValueError):
-    """Noise, or a file of it, that is not as it should be; the message is one line."""
+    """An invalid noise or noise file; the message is one line."""
 
 
 def check_noise_radius(radius: float) -> float:
@@ -40,11 +40,11 @@ def check_noise_radius(radius: float) -> float:
 
 @dataclass(frozen=True, eq=False)
 class Noise:
-    """Noise of a whole set: levels int8 [N,C,H,W] in pixel levels, C 1 or 3, |levels| <= radius.
+    """Noise of a whole set: int8 [N,C,H,W] in pixel levels, C 1 or 3, |levels| <= radius.
 
-    recipe: how it was made, a dict that JSON can hold. fingerprint: of the ImageSet it was made for, None if unknown
-    (imported noise). version: of the kit that made it. class_wise: row k belongs to class k, not to image k.
-    Raises NoiseError if these do not fit each other.
+    recipe: how it was made, a dict of JSON values. fingerprint: of the ImageSet it was made for, None for imported
+    noise. version: of the kit that made it. class_wise: row k belongs to class k; for images, use levels[labels].
+    Raises NoiseError for values that do not fit together.
 
     >>> Noise(torch.full((2, 3, 4, 4), -8, dtype=torch.int8), radius=8).radius
     8.0
@@ -92,7 +92,7 @@ def _check_levels(levels: torch.Tensor) -> None:
 
 
 def _unit(array: np.ndarray, unit: str) -> str:
-    """ "levels" or "fraction": what an array holds, by its dtype and largest |value|; raises NoiseError if unclear."""
+    """The unit of an array, "levels" or "fraction", by its dtype and largest |value|; raises NoiseError if unclear."""
     if unit not in UNITS:
         raise NoiseError(f"unit must be one of {', '.join(UNITS)}, got {unit!r}")
     low, high = float(array.min()), float(array.max())
@@ -112,8 +112,8 @@ def from_array(array: np.ndarray, *, unit: str = "auto", class_wise: bool = Fals
 
         levels = round(array) for integers or unit "levels", round(255 * array) for unit "fraction"
 
-    unit "auto": floats up to .5 are fractions of 1, beyond 1 levels. [N,H,W,3] is told by its last axis, if the second
-    is neither 1 nor 3. The recipe says what was found. Raises NoiseError for other dtypes, shapes and ranges.
+    unit "auto": floats up to .5 are fractions of 1, floats beyond 1 are levels. An array is [N,H,W,3] if its last axis
+    is 3 and its second neither 1 nor 3. The recipe says what was assumed. Raises NoiseError for other arrays.
 
     >>> from_array(np.full((1, 3, 2, 2), 8 / 255)).radius
     8.0
@@ -212,7 +212,7 @@ def check_fits(noise: Noise, images) -> None:
 
 
 def _clipped(noise: Noise, images: torch.Tensor):
-    """Blocks (levels, effective levels), int16, of noise on images uint8 of its shape; raises NoiseError for others."""
+    """Yield (levels, effective levels), int16, in blocks; raises NoiseError unless images are uint8 of its shape."""
     if images.dtype != torch.uint8 or images.shape != noise.levels.shape:
         raise NoiseError(
             f"noise {tuple(noise.levels.shape)} needs uint8 images of that shape, got {images.dtype} "
@@ -227,13 +227,13 @@ def _clipped(noise: Noise, images: torch.Tensor):
 def effective(noise: Noise, images: torch.Tensor) -> torch.Tensor:
     """The effective noise, after clipping to the box: clip(images + levels, 0, 255) - images, int8 [N,C,H,W].
 
-    This is what a learner sees and what is measured; images uint8 [N,C,H,W]. Raises NoiseError for other shapes.
+    This is what a learner sees. images uint8 [N,C,H,W]; raises NoiseError for other shapes.
     """
     return torch.cat([left.to(torch.int8) for _, left in _clipped(noise, images)])
 
 
 def clipped_fraction(noise: Noise, images: torch.Tensor) -> float:
-    """The share of values whose noise the box clips, 0 to 1: mean of (effective != levels).
+    """The share of the values of a noise that the box clips: mean(effective != levels), 0 to 1.
 
     images uint8 [N,C,H,W]. Raises NoiseError for other shapes.
     """
