@@ -6,7 +6,8 @@ import pytest
 import torch
 from photos import image_set
 
-from semkit.countermeasures.pixelwise import grayscale, jpeg, noise_left
+from semkit.analysis.survival import noise_left
+from semkit.countermeasures.pixelwise import grayscale, jpeg
 from semkit.images.augment import FlipCrop, Identity
 from semkit.images.imageset import ImageSet
 from semkit.images.loading import load
