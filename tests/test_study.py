@@ -152,7 +152,7 @@ def test_learners_tested_on_other_images_are_other_runs(tmp_path):
 CRAFT_CHANGES = {
     "noise_side": PGD(4), "surrogate_side": PGD(4, 2), "radius": 7, "step_size": 1.5, "steps": 2, "samples": 2,
     "start": "zero", "class_wise": True, "augment": Identity(), "surrogate": "small", "sgd": SGD(steps=5, batch=8),
-    "fade_in": 0.5, "ramp": 0.5,
+    "fade_in": 0.5, "ramp": 0.5, "colour": 0.5, "surrogate_augment": Identity(),
 }  # fmt: skip
 LEARN_CHANGES = {
     "perturbation": PGD(4, 1), "model": "small", "sgd": SGD(steps=4, batch=8, lr=0.2), "augment": Identity(),

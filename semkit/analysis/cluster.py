@@ -1,4 +1,4 @@
-"""Runs spread over processes: workers of this machine, or those of any Dask scheduler.
+"""Runs on worker processes: of this machine, or of any Dask scheduler.
 
 Plain Dask, because joblib's Dask backend waits forever for a run that killed its workers, its own backend ends all
 workers when one dies, and neither hears of Ctrl-C before a run is done.
@@ -33,10 +33,10 @@ ANSWERS, COMES = 10, 60  # seconds that a scheduler may take to answer, and a wo
 
 
 def spread(groups: Iterable[Group], lab: Lab) -> None:
-    """Make calls on workers: lab.workers processes of one thread each, or those of the scheduler at lab.scheduler.
+    """Run calls on workers: lab.workers processes of one thread each, or the workers of the scheduler at lab.scheduler.
 
-    Results are dropped: a call keeps what it makes in lab.cache, a folder that all workers see. A worker that dies
-    costs the call that it was making, which another worker makes again. lab.on_step is told of "runs on n workers".
+    A call keeps its result in lab.cache, a folder that all workers see; what it returns is dropped. If a worker dies,
+    another one runs its call again. lab.on_step is told of "runs on n workers".
 
     Raises what a call raises, Interrupted where on_step asks to stop, and ValueError without Dask or lab.cache, for a
     scheduler that is not there or has no workers, for workers without semkit, and for a call that kills them.

@@ -1,4 +1,4 @@
-"""What work costs: passes from the recipes and seconds from a short probe before it is done, peak memory after it."""
+"""The cost of runs: passes from the recipes, seconds from a short probe, peak memory, floating-point operations."""
 
 import re
 import sys
@@ -47,11 +47,11 @@ def passes_of(recipes: Iterable[Work], n: int) -> Passes:
 def seconds_of(
     recipes: Iterable[Work], n: int, classes: int, size: int, engine: Engine, *, may_probe: bool = True
 ) -> float | None:
-    """The seconds that all recipes take at most, each for n images of size x size pixels in `classes` classes.
+    """An upper estimate of the seconds that all recipes take, each for n images of size x size pixels.
 
-        sum over recipes of passes * seconds per image, the latter from `probe`
+        sum over recipes of passes * seconds per image, as `probe` measures them
 
-    A net is probed once in a process. With may_probe=False the answer is None if one of them has not been probed yet.
+    Each net is probed once per process. With may_probe=False the result is None if a net has not been probed yet.
     """
     total = 0.0
     for recipe, images in _with_pretraining(recipes, n):
@@ -72,10 +72,9 @@ def seconds_of(
 def probe(
     net: str, classes: int, size: int, batch: int, samples: int | None, augment: Augment, engine: Engine
 ) -> tuple[float, float]:
-    """Times one net: seconds per image of an input gradient and of a training step, at this batch and size.
+    """Time a net: seconds per image of an input gradient and of a training step, at this batch and size.
 
-    samples: the input gradient is that of a noise step with so many EOT samples; 0: a plain one; None: 0 seconds,
-    because none is needed.
+    samples: EOT samples of the noise step whose gradient is timed; 0: a plain input gradient; None: no gradient, 0 s.
     """
     model = engine.prepare(models.build(net, classes, size=augment.output_size(size)))
     optimizer, generator = torch.optim.SGD(model.parameters(), 0.0), engine.generator(0)
@@ -105,7 +104,7 @@ def gradient_flops(net: str, n: int) -> float:
 
 
 def clock(device: str) -> float:
-    """The time in seconds at which everything that was asked of the device is done."""
+    """The time in seconds once the device has done all its work."""
     if torch.device(device).type != "cpu":
         torch.accelerator.synchronize(device)
     return time.perf_counter()
@@ -117,7 +116,7 @@ def _fastest(run: Callable[[], object], device: str) -> float:
 
 
 def peak_memory(device: str = "cpu") -> int:
-    """The most bytes that this process has held so far, on its GPU if `device` is one."""
+    """The peak memory of this process in bytes, on its GPU if `device` is one."""
     if torch.device(device).type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status")

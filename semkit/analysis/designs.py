@@ -127,9 +127,9 @@ def stability(preset: str, size: int) -> Crafts:
 
 
 def sides_alone(preset: str, size: int) -> Crafts:
-    """EM and SEM as the preset has them, and between them EM's sides, none and none, in all else SEM's recipe.
+    """EM, SEM, and SEM's recipe with EM's sides, none and none.
 
-    So what SEM owes to its perturbations is told from what it owes to steps, samples and curriculum.
+    This separates the effect of SEM's perturbations from that of its steps, samples and curriculum.
     """
     em, sem = (craft_recipe(method, preset, size=size) for method in ("em", "sem"))
     like_sem = replace(sem, noise_side=Clean(), surrogate_side=Clean())
@@ -137,7 +137,7 @@ def sides_alone(preset: str, size: int) -> Crafts:
 
 
 def budgets(preset: str, size: int) -> Crafts:
-    """SEM at falling cost, named "noise steps x EOT samples".
+    """SEM at decreasing cost, named "noise steps x EOT samples".
 
     plain: the published noise step and ascent, from random starts and without a curriculum, 61 passes for every image
     that the surrogate trains on. The others are warm-started, with the preset's curriculum and shorter ascent.
@@ -238,5 +238,5 @@ LEARNERS: dict[str, Callable[..., dict[str, LearnRecipe]]] = {  # design -> its 
 
 
 def reference_recipe(preset: str, size: int) -> CraftRecipe:
-    """The recipe whose surrogate looks at all noises alike: SEM's."""
+    """The recipe of the surrogate that judges all noises alike: SEM's."""
     return craft_recipe("sem", preset, size=size)

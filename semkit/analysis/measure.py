@@ -42,8 +42,8 @@ def losses(
 ) -> torch.Tensor:
     """Cross-entropy L(f(a), y) in eval mode with a = perturbation(t(x)), [draws, N] for N images.
 
-    Every draw has its own t ~ augment and its own randomness of the perturbation.
-    The same seed gives the same losses, also of a net with injected noise, whose stream does not move on.
+    Every draw has its own t ~ augment and its own random numbers of the perturbation. The same seed gives the same
+    losses, also for a net with injected noise.
     """
     engine = engine_of(model)
     images = images.to(engine.device)
@@ -68,7 +68,7 @@ def robustness(model: nn.Module, images: ImageSet, radius: float = 4, *, steps: 
 
 
 def stability(model: nn.Module, images: ImageSet, radius: float = 4, *, draws: int = 8, **how) -> tuple[float, float]:
-    """(-E_t E_u L(f(t(x) + u), y), the variance of L over the draws averaged over images), u uniform within radius.
+    """(-E_t E_u L(f(t(x) + u), y), the mean over images of L's variance over the draws), u uniform within radius.
 
     Raises ValueError for draws < 2, which have no variance.
     """
@@ -78,7 +78,7 @@ def stability(model: nn.Module, images: ImageSet, radius: float = 4, *, draws: i
 
 
 def losses_along(model: nn.Module, images: ImageSet, radii: Sequence[float], *, steps: int = 10, **how) -> pd.DataFrame:
-    """Rows of direction ("random" or "adversarial"), radius and mean loss as the perturbation grows."""
+    """Rows of direction ("random" or "adversarial"), radius in levels and mean loss."""
     rows = []
     for radius in radii:
         for direction, perturbation in (("random", Uniform(radius)), ("adversarial", PGD(radius, steps))):
@@ -115,7 +115,7 @@ def radial_spectrum(noise) -> tuple[np.ndarray, np.ndarray]:
 
 
 def class_means(noise, labels) -> tuple[np.ndarray, np.ndarray]:
-    """(the K labels that occur, the mean noise of each [K,C,H,W]) of noise [N,C,H,W] and labels [N]."""
+    """(the K labels that occur, their mean noise [K,C,H,W]) of noise [N,C,H,W] and labels [N]."""
     noise, labels = np.asarray(noise), np.asarray(labels)
     present = np.unique(labels)
     return present, np.stack([noise[labels == label].mean(0, dtype=float) for label in present])

@@ -1,4 +1,4 @@
-"""Rows as files and as tables: CSV, which keeps every digit, and Markdown, which people read; the report of a bench."""
+"""Rows as CSV, which keeps every digit, and as tables in Markdown; the tables and the figure of the bench."""
 
 import json
 import os
@@ -21,7 +21,7 @@ LISTS = ("curve", "mined")  # columns of lists, in a CSV as JSON
 
 
 def cell(values: Sequence[float]) -> str:
-    """Accuracies of 1 in %: their mean ± half its 95 % interval, or the only one.
+    """The mean of accuracies in % ± half its 95 % interval, as text; of one value without the interval.
 
     >>> cell([0.5, 0.6])
     '55.0 ± 63.5'
@@ -71,9 +71,9 @@ def write_rows(rows: Rows, path: Path) -> None:
 
 
 def read_rows(path: str | os.PathLike) -> pd.DataFrame:
-    """The rows of a CSV that write_rows wrote: numbers, curves and texts; nan where one is missing.
+    """Read rows from a CSV file of write_rows: numbers, curves and texts; nan where one is missing.
 
-    Raises ValueError where there is no such file.
+    Raises ValueError if there is no such file.
 
         rows = sk.read_rows("results/cifar10-lesson/rows.csv")
         rows.groupby(["method", "training_radius"])["last"].mean()

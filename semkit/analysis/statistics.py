@@ -1,4 +1,4 @@
-"""Statistics of rows: intervals, decisions on claims, correlation, and protection paired by seed.
+"""Statistics of rows: intervals, decisions on claims, reliability and power, correlation, protection paired by seed.
 
 Rows are a DataFrame with a row for each run, as `study.grid` and `report.read_rows` give it; a list of dicts will do.
 """
@@ -28,6 +28,9 @@ def interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, 
     """(mean, low, high): the mean over seeds and its Student-t interval, mean -+ t * std / sqrt(n).
 
     With one value low and high are nan: one seed has no spread.
+
+    >>> [round(end, 2) for end in interval([1.0, 2.0, 3.0])]
+    [2.0, -0.48, 4.48]
     """
     values = np.asarray(values, float)
     n, mean = len(values), float(values.mean())
@@ -65,6 +68,9 @@ def blocked_difference(
     All columns together estimate one residual, so t has (S - 1) * (C - 1) degrees of freedom in place of
     the S - 1 of `interval`. This holds if the effect itself varies no more between seeds than the residual. With C = 2
     it is `interval` of the paired differences. Raises ValueError for fewer than 2 seeds or a column on both sides.
+
+    >>> [round(end, 2) for end in blocked_difference([[1, 3], [2, 5], [4, 6]], [1], [0])]
+    [2.33, 0.9, 3.77]
     """
     values, more, less = _blocks(values), list(more), list(less)
     if not more or not less or set(more) & set(less):
@@ -185,6 +191,9 @@ def verdict(values: Sequence[float], margin: str = "> 0") -> str:
     """What the 95 % interval of the mean decides: decide(low, high, margin) of interval(values).
 
     values: one a seed, for a comparison the differences paired by seed.
+
+    >>> verdict([5.6, 5.8, 5.7]), verdict([5.6, 5.8, -1.0])
+    ('supported', 'undecided')
     """
     return decide(*interval(values)[1:], margin)
 
@@ -199,9 +208,12 @@ class Correlation:
 
 
 def correlation(x: Sequence[float], y: Sequence[float], *, seed: int = 0, draws: int = 2000) -> Correlation:
-    """The Correlation of x and y over resampled pairs (percentile bootstrap).
+    """The Correlation of x and y, with percentile intervals over resampled pairs (bootstrap).
 
-    Raises ValueError for fewer than 4 pairs or where all of x or of y is one value.
+    Raises ValueError for fewer than 4 pairs, and if x or y is constant.
+
+    >>> correlation([1, 2, 3, 4, 5], [2, 1, 4, 3, 5]).spearman[0]
+    0.8
     """
     from scipy import stats  # half a second that importing semkit need not pay
 
@@ -229,7 +241,7 @@ def correlation(x: Sequence[float], y: Sequence[float], *, seed: int = 0, draws:
 
 
 def protection(rows: Rows, method: str, training_radius: float) -> pd.Series:
-    """By seed, the accuracy of 1 that a method takes: the learner's on clean images less the same one's on its images.
+    """What a method costs a learner, by seed: its accuracy of 1 trained on clean images less that on protected ones.
 
     Seeds that lack one of the two are left out. Raises ValueError for rows of several learners or countermeasures, and
     for several rows of one seed.
@@ -264,9 +276,11 @@ def early_stopped(rows: Rows) -> pd.DataFrame:
 
 
 def paired(noise_rows: Rows, learner_rows: Rows, training_radius: float) -> pd.DataFrame:
-    """The noise rows, each with the `protection` of its method and seed at this training radius.
+    """Join noises with protection: the noise rows, with the `protection` of their method and seed at a training radius.
 
-    Noises without it are left out. Rows as of designs.noise_rows and of study.grid. Raises what protection raises.
+    Noises without it are left out. Rows as of measure.noise_rows and of study.grid. Raises what protection raises.
+
+        sk.paired(sk.read_rows(f"{folder}/noise.csv"), sk.read_rows(f"{folder}/rows.csv"), 4)
     """
     noises = pd.DataFrame(noise_rows)
     found = {method: protection(learner_rows, method, training_radius) for method in noises["method"].unique()}
@@ -274,10 +288,10 @@ def paired(noise_rows: Rows, learner_rows: Rows, training_radius: float) -> pd.D
 
 
 def protection_for_passes(rows: Rows, images: int) -> pd.DataFrame:
-    """A row for each method and seed, what its noise cost and what it protects from.
+    """Cost and protection of noises, a row for each method and seed.
 
-        passes: of its crafting, for each of the `images`
-        ERM, AT 4/255, ...: the protection from a learner so trained, in points of accuracy; nan without rows of it
+        passes: of crafting, per image of `images`
+        ERM, AT 4/255, ...: protection from a learner so trained, in points of accuracy; nan without rows of it
 
     Rows as of study.grid. Raises what protection raises.
     """

@@ -1,7 +1,7 @@
 """Runs of crafting and learning, kept in lab.cache, and grids of them."""
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from semkit.nets.lab import Lab, as_json, as_net, kept
 from semkit.protections.base import NoiseRecipe, Recipe
 from semkit.protections.noise import Noise
 from semkit.training.bullettrain import KINDS
-from semkit.training.learning import Learned, LearnRecipe, accuracy, fit
+from semkit.training.learning import LearnRecipe, accuracy, fit
 
 NO_NOISE = {"passes": 0, "seconds": 0.0, "engine": None}
 ROW = {
@@ -32,10 +32,11 @@ SPARSE = {"pretrained_seed": "Int64"}  # whole numbers that only some rows of a 
 def crafted_noise(
     images: ImageSet, recipe: NoiseRecipe, *, seed: int = 0, lab: Lab | None = None, checkpoint_every: float = 20
 ) -> tuple[Noise, dict]:
-    """The noise of `recipe` for the images, and its cost {"passes": ..., "seconds": ..., "engine": how_run(surrogate)}.
+    """Craft the noise of `recipe`: (noise, its cost {"passes", "seconds", "engine": how_run(surrogate)}).
 
-    With lab.cache the noise is taken from there if it is there, resumed if it was interrupted, and kept; the state of
-    an unfinished run is saved every checkpoint_every seconds. Raises ValueError for a damaged file in the cache.
+    With lab.cache the noise is read from there if it was crafted before, and kept there otherwise. The state of an
+    unfinished run is saved every checkpoint_every seconds, and the run resumed. Raises ValueError for a damaged file in
+    the cache.
 
         noise, cost = sk.crafted_noise(split.train, sk.craft_recipe("sem", "demo"), lab=sk.Lab(cache=sk.runs_folder()))
     """
@@ -46,7 +47,10 @@ def crafted_noise(
 def crafted_surrogate(
     images: ImageSet, recipe: NoiseRecipe, *, seed: int = 0, lab: Lab | None = None
 ) -> tuple[Noise, nn.Module]:
-    """The noise of `recipe` and the net that made it, in eval mode and frozen; both kept with lab.cache."""
+    """Craft the noise of `recipe`: (noise, the surrogate, in eval mode and frozen); both kept with lab.cache.
+
+    noise, surrogate = sk.crafted_surrogate(split.train, sk.craft_recipe("sem", "demo"))
+    """
     noise, _, surrogate = recipe.crafted(images, seed=seed, lab=lab)
     return noise, surrogate.eval().requires_grad_(False)
 
@@ -54,20 +58,15 @@ def crafted_surrogate(
 def training_set(
     train: ImageSet, recipe: Recipe | None, *, seed: int = 0, lab: Lab | None = None
 ) -> tuple[ImageSet, dict]:
-    """The images that a learner is given, and the cost of their noise as of crafted_noise, {} where there is none.
+    """Apply a protection: (training images, cost of their noise as of crafted_noise, {} without noise).
 
     recipe: the protection; None leaves the images as they are.
     """
     return recipe.apply(train, seed=seed, lab=lab) if recipe else (train, {})
 
 
-def further_tests(test: ImageSet, recipe: Recipe | None, seed: int) -> dict[str, ImageSet]:
-    """Test sets besides the clean one, by name, for learners on images that `recipe` protects."""
-    return recipe.tests(test, seed=seed) if recipe else {}
-
-
 def _learned(train: ImageSet, test: ImageSet, recipe: LearnRecipe, also: Mapping, seed: int, lab: Lab) -> tuple:
-    """(row, trained net) of a learner that no countermeasure is left to apply to."""
+    """Train a learner: (its row, its net). Countermeasures have been applied."""
     mined = []
 
     def watch(what, step, total, metrics):
@@ -78,18 +77,14 @@ def _learned(train: ImageSet, test: ImageSet, recipe: LearnRecipe, also: Mapping
     if recipe.pretrained:
         recipe.pretrained.weights(seed, lab)  # trained here, its steps are not watched
     done = fit(train, test, recipe, seed=seed, lab=replace(lab, on_step=watch))
-    row = _learner_row(done)
+    row = {
+        "last": done.last, "best": done.best, "curve": [list(point) for point in done.curve],
+        "passes": done.passes.total, "learner_seconds": round(done.seconds, 1), "engine": how_run(done.model),
+    }  # fmt: skip
     row |= {f"on_{name}": accuracy(done.model, recipe.tested(images)) for name, images in also.items()}
     if mined:
         row |= {"average": done.mined.average, "mined": mined}
     return row | recipe.further(done.model, test, seed), done.model
-
-
-def _learner_row(done: Learned) -> dict:
-    return {
-        "last": done.last, "best": done.best, "curve": [list(point) for point in done.curve],
-        "passes": done.passes.total, "learner_seconds": round(done.seconds, 1), "engine": how_run(done.model),
-    }  # fmt: skip
 
 
 def learned_row(
@@ -104,14 +99,17 @@ def learned_row(
     seed: int = 0,
     lab: Lab | None = None,
 ) -> dict:
-    """A learner's row: last and best test accuracy, the curve [[step, accuracy]], passes, seconds, engine.how_run.
+    """Train a learner and return its row: last and best test accuracy, the curve [[step, accuracy]], passes, seconds,
+    engine.how_run.
 
-    countermeasures: names in COUNTERMEASURES, applied to `train` first, in this order. also: further test sets by name;
-    the final model's accuracy on each is in the row as on_NAME. spare: clean images for countermeasures that need some.
-    The row has what recipe.further says, such as `smoothed` and `pretrained_seed`. A row of BulletTrain has `average`,
-    which sets the threshold after the training, and `mined`, [[outlier, boundary, robust]]: the shares of every batch.
-    keep_net: the net is kept too, and learned_net finds it. With lab.cache the row is taken from there if it is there,
-    and kept. Raises ValueError for a damaged file there.
+    countermeasures: names in COUNTERMEASURES, applied to `train` first, in this order. also: further test sets by name,
+    whose accuracies are in the row as on_NAME. spare: clean images for countermeasures that need some.
+    The row also has the numbers of recipe.further, such as `smoothed` and `pretrained_seed`. A row of BulletTrain has
+    `average`, which sets the threshold after the training, and `mined`, [[outlier, boundary, robust]] of every batch.
+    With lab.cache the row is read from there, or kept; keep_net: the net too, for learned_net. Raises ValueError for a
+    damaged file there.
+
+        row = sk.learned_row(split.train, split.test, sk.learn_recipe("demo"), countermeasures=["jpeg"])
     """
     lab, also = lab or Lab(), also or {}
     train, recipe = counter(train, recipe, countermeasures, lab.engine, spare)
@@ -121,7 +119,7 @@ def learned_row(
 def _kept(
     train: ImageSet, test: ImageSet, recipe: LearnRecipe, also: Mapping, seed: int, lab: Lab, keep_net: bool
 ) -> tuple:
-    """(row,) or (row, trained net) of a learner that no countermeasure is left to apply to, kept with lab.cache."""
+    """What _learned returns, the net only with keep_net, kept with lab.cache."""
     others = [(name, images.fingerprint) for name, images in also.items()]
     parts = (train.fingerprint, test.fingerprint, recipe, seed, others)
     stores = (as_json(ROW), *([as_net(recipe, train, lab.engine)] if keep_net else []))
@@ -138,9 +136,11 @@ def learned_net(
     seed: int = 0,
     lab: Lab | None = None,
 ) -> tuple[dict, nn.Module]:
-    """(row, the trained net) of a learner, both kept with lab.cache; the net is in eval mode and frozen.
+    """Train a learner: (its row, the net in eval mode and frozen); both kept with lab.cache.
 
     file: where the net is saved as well, for `load_net`, `semkit learn --net` and the transform's external net.
+
+        row, net = sk.learned_net(split.train, split.test, sk.learn_recipe("demo"), file=Path("net.safetensors"))
     """
     lab = lab or Lab()
     row, model = _kept(train, test, recipe, {}, seed, lab, True)
@@ -155,7 +155,7 @@ def grid_recipes(
     learners: Mapping[float | str, LearnRecipe],
     countermeasures: Sequence[str] = (),
 ) -> list[Recipe | LearnRecipe]:
-    """What a grid runs for each seed, if nothing of it is in the cache. Raises ValueError for what it cannot run."""
+    """The recipes that a grid runs for each seed if the cache is empty. Raises ValueError for what it cannot run."""
     made = [recipe for recipe in crafts.values() if recipe]
     firsts = [(name,) for name in countermeasures] or [()]
     for _ in crafts:
@@ -174,23 +174,26 @@ def grid(
     seeds: Iterable[int] | int = (0,),
     lab: Lab | None = None,
 ) -> pd.DataFrame:
-    """Rows of learners: every way to make the images x learner x seed, the images of a seed made with that seed.
+    """Train learners on protected images, and return their rows: protection x countermeasure x learner x seed.
 
-    crafts: the name of a row's method -> what makes its images. learners: a row's training radius, or the name in its
-    column `learner`, -> its recipe. countermeasures: where given, every learner after each of them, which a row's
-    `countermeasure` names; split.spare is for those that need clean images. seeds: the seeds, or their number: 3 is 0,
-    1, 2. keep_nets: as keep_net of learned_row. A row has what learned_row says, accuracies on the recipe's own test
-    sets and the cost of its noise; what only other rows have is missing in it (nan). With lab.workers or lab.scheduler
-    the runs are made there, and read from lab.cache.
+    crafts: method -> its recipe, None for clean images; a seed's noise is crafted with that seed. learners: training
+    radius, or a name for the column `learner` -> recipe. countermeasures: each learner is trained after each of them,
+    named in the column `countermeasure`; split.spare is for those that need clean images. seeds: the seeds, or how
+    many: 3 is 0, 1, 2. keep_nets: as keep_net of learned_row.
+    A row is that of learned_row, with accuracies on the recipe's own test sets and the cost of its noise; what only
+    other rows have is nan. With lab.workers or lab.scheduler, workers make the runs and keep them in lab.cache.
+
+        rows = sk.grid(split, *sk.sweep_recipes(["clean", "sem"], [0, 4], "demo"), seeds=3)
     """
     grid_recipes(split, crafts, learners, countermeasures)  # raises before anything is made
     lab, rows = lab or Lab(), []
     seeds = range(check_count(seeds, "seeds", 1)) if isinstance(seeds, int) else tuple(seeds)
     if lab.workers or lab.scheduler:
-        spread(_runs(split, crafts, learners, countermeasures, keep_nets, seeds, lab), lab)
+        alone = partial(grid, split, keep_nets=keep_nets, lab=Lab(lab.engine, lab.cache and Path(lab.cache).resolve()))
+        spread(_runs(alone, crafts, learners, [(name,) for name in countermeasures] or [()], seeds), lab)
     for seed, (method, made_by) in itertools.product(seeds, crafts.items()):
         train, noise_cost = training_set(split.train, made_by, seed=seed, lab=lab.doing(f"{method} noise, seed {seed}"))
-        also = further_tests(split.test, made_by, seed)
+        also = made_by.tests(split.test, seed=seed) if made_by else {}
         firsts = [{"countermeasure": name} for name in countermeasures] or [{}]
         for first, (name, learn_by) in itertools.product(firsts, learners.items()):
             named = {"learner": name} if isinstance(name, str) else {}
@@ -207,18 +210,8 @@ def grid(
     return found.astype({name: kind for name, kind in SPARSE.items() if name in found})
 
 
-def _runs(
-    split: Split,
-    crafts: Mapping,
-    learners: Mapping,
-    countermeasures: Sequence[str],
-    keep_nets: bool,
-    seeds: Iterable[int],
-    lab: Lab,
-) -> Iterator[Group]:
+def _runs(alone: Callable, crafts: Mapping, learners: Mapping, firsts: Sequence, seeds: Iterable) -> Iterator[Group]:
     """The runs of a grid, each as a grid of its own: the noise of a method and seed, and the rows that wait for it."""
-    alone = partial(grid, split, keep_nets=keep_nets, lab=Lab(lab.engine, lab.cache and Path(lab.cache).resolve()))
-    firsts = [(name,) for name in countermeasures] or [()]
     for seed, (method, made_by) in itertools.product(seeds, crafts.items()):
         made = partial(alone, {method: made_by}, seeds=(seed,))
         rows = itertools.product(firsts, learners.items())
