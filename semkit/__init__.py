@@ -37,13 +37,11 @@ PUBLIC = {  # module -> its public names
     "protections.crafting": "CraftRecipe craft",
     "protections.noise": "Noise",
     "protections.methods": "PROTECTIONS craft_recipe sweep_recipes",
-    "training.mixing": "AugMix",
     "training.bullettrain": "BulletTrain",
-    "training.learning": "LearnRecipe accuracy fit",
-    "training.objectives": "Mart Plain Trades",
+    "training.learning": "accuracy fit",
+    "training.objectives": "AugMix Mart Plain Trades",
     "training.perturb": "Clean PGD Uniform",
-    "training.presets": "learn_recipe",
-    "training.schedule": "SGD",
+    "training.recipes": "LearnRecipe SGD learn_recipe",
 }
 HOMES = {name: f"semkit.{module}" for module, names in PUBLIC.items() for name in names.split()}
 MODULES = {path.stem: f"semkit.{path.parent.name}.{path.stem}" for path in Path(__file__).parent.glob("*/[!_]*.py")}

@@ -17,7 +17,7 @@ from semkit.nets.lab import Lab, as_dict
 from semkit.protections.crafting import CraftRecipe, craft, noise_step
 from semkit.protections.methods import PROTECTIONS, RandomGrey, craft_recipe
 from semkit.training.perturb import Clean
-from semkit.training.schedule import SGD
+from semkit.training.recipes import SGD
 
 LAB = Lab(Engine("cpu", "float32"))
 

@@ -17,8 +17,8 @@ from semkit.images.augment import Cutout, FlipCrop, Identity
 from semkit.images.pixels import to_float
 from semkit.nets.engine import Engine, predict
 from semkit.nets.lab import Lab
-from semkit.training.learning import LearnRecipe, fit
-from semkit.training.schedule import SGD
+from semkit.training.learning import fit
+from semkit.training.recipes import SGD, LearnRecipe
 
 ENGINE = Engine("cpu", "float32")
 LEARN = LearnRecipe(model="tiny", sgd=SGD(steps=3, batch=8), evaluations=1)

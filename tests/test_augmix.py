@@ -13,10 +13,10 @@ from scipy.special import softmax
 from semkit.nets.engine import Engine, count_passes, logits, predict
 from semkit.nets.lab import Lab
 from semkit.training.bullettrain import Mined, Mining, mining
-from semkit.training.learning import LearnRecipe, fit
-from semkit.training.mixing import AugMix, disagreement, mixed
+from semkit.training.learning import fit
+from semkit.training.objectives import AugMix, disagreement, mixed
 from semkit.training.perturb import Clean
-from semkit.training.schedule import SGD
+from semkit.training.recipes import SGD, LearnRecipe
 
 
 def generator(seed=5):

@@ -12,12 +12,13 @@ from photos import image_set, image_split
 from semkit.nets.engine import Engine, count_passes, predict, training_logits
 from semkit.nets.lab import Lab
 from semkit.protections.crafting import CraftRecipe, Interrupted, craft
+from semkit.protections.noise import read_tensors, write_tensors
+from semkit.protections.state import FIELDS
 from semkit.training.bullettrain import BulletTrain, Mined, Mining, mining, spread
-from semkit.training.learning import LearnRecipe, accuracy, fit
-from semkit.training.mixing import AugMix, mixed
-from semkit.training.objectives import Mart, Plain, Trades
+from semkit.training.learning import accuracy, fit
+from semkit.training.objectives import AugMix, Mart, Plain, Trades, mixed
 from semkit.training.perturb import PGD, Clean, Uniform, shrunk
-from semkit.training.schedule import SGD
+from semkit.training.recipes import SGD, LearnRecipe
 
 ENGINE = Engine("cpu", "float32")
 BULLET = BulletTrain(PGD(8, 3, 4), PGD(8, 1, 8))
@@ -222,11 +223,10 @@ def test_a_crafting_that_was_stopped_goes_on_to_the_same_bytes_and_its_average_m
 
     whole = craft(images, CRAFT, lab=Lab(ENGINE, on_step=lambda *how: shares.append(how[3].get("outlier")) and None))
     stopped(tmp_path / "state", 7)
-    state = torch.load(tmp_path / "state", weights_only=True)
-    assert state["mined"]["average"] > 0 and 0 <= shares[6] <= 1
-    assert state["mined"]["last"][0] / sum(state["mined"]["last"]) == shares[6]
+    tensors, record = read_tensors(tmp_path / "state", FIELDS)
+    assert record["mined"]["average"] > 0 and 0 <= shares[6] <= 1
+    assert record["mined"]["last"][0] / sum(record["mined"]["last"]) == shares[6]
     rest = craft(images, CRAFT, lab=Lab(ENGINE), checkpoint=tmp_path / "state")
     assert torch.equal(rest.noise, whole.noise) and rest.losses == whole.losses and rest.passes == whole.passes
-    stopped(tmp_path / "twin", 7)
-    torch.save({**state, "mined": vars(Mined(1.0))}, tmp_path / "twin")
+    write_tensors(tmp_path / "twin", tensors, {**record, "mined": vars(Mined(1.0))})
     assert craft(images, CRAFT, lab=Lab(ENGINE), checkpoint=tmp_path / "twin").losses != whole.losses

@@ -11,7 +11,7 @@ from semkit.analysis.cost import passes_of, peak_memory, probe, seconds_of
 from semkit.images.augment import Cutout, FlipCrop, Identity, ResizedCrop
 from semkit.nets.engine import Engine, count_passes
 from semkit.protections.methods import craft_recipe
-from semkit.training.presets import learn_recipe
+from semkit.training.recipes import learn_recipe
 
 ENGINE = Engine("cpu", "float32")
 SEM, ERM, AT = craft_recipe("sem", "quick"), learn_recipe("quick"), learn_recipe("quick", perturbation_radius=4)

@@ -34,11 +34,10 @@ from semkit.countermeasures.trainers import ClassBlur, Gaussian, RandomBlur, Wor
 from semkit.images.augment import ColorJitter, Cutout, FlipCrop
 from semkit.nets.engine import Engine
 from semkit.nets.lab import Lab
-from semkit.training.learning import LearnRecipe, fit
-from semkit.training.mixing import Mixed
-from semkit.training.objectives import Trades
+from semkit.training.learning import fit
+from semkit.training.objectives import Mixed, Trades
 from semkit.training.perturb import PGD
-from semkit.training.schedule import SGD
+from semkit.training.recipes import SGD, LearnRecipe
 
 ENGINE = Engine("cpu", "float32")
 LEARN = LearnRecipe(model="tiny", sgd=SGD(steps=3, batch=8), evaluations=1)

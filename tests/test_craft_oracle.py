@@ -23,7 +23,7 @@ from semkit.nets.lab import Lab
 from semkit.protections.crafting import CraftRecipe
 from semkit.training.bullettrain import BulletTrain, mining
 from semkit.training.perturb import PGD, Clean, Uniform
-from semkit.training.schedule import SGD
+from semkit.training.recipes import SGD
 
 crafting = import_module("semkit.protections.crafting")  # the package's own name `craft` is the function
 ENGINE = Engine("cpu", "float64")

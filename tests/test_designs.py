@@ -44,7 +44,7 @@ from semkit.protections.crafting import craft
 from semkit.protections.methods import craft_recipe
 from semkit.training.learning import fit
 from semkit.training.perturb import PGD, Clean, Uniform
-from semkit.training.presets import lasting, learn_recipe
+from semkit.training.recipes import lasting, learn_recipe
 
 ENGINE = Engine("cpu", "float32")
 ERM = learn_recipe("quick")

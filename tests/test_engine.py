@@ -19,7 +19,16 @@ from scipy import stats
 from torch import nn
 
 from semkit.nets import engine, models
-from semkit.nets.engine import THEIRS, Engine, count_passes, evaluating, input_gradient, logits, predict, train_step
+from semkit.nets.engine import (
+    THEIRS,
+    Engine,
+    count_passes,
+    evaluating,
+    input_gradient,
+    logits,
+    predict,
+    train_step,
+)
 from semkit.nets.folding import Folded
 from semkit.training.perturb import PGD
 
@@ -457,7 +466,6 @@ FAULTS = """
 import ctypes, pickle, resource
 import torch
 from semkit import Engine
-from semkit.nets.engine import keep_freed
 {first}
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]

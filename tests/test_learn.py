@@ -16,9 +16,9 @@ from semkit.nets.engine import Engine
 from semkit.nets.lab import Interrupted, Lab
 from semkit.nets.models import build, load_net
 from semkit.protections.crafting import CraftRecipe, craft
-from semkit.training.learning import LearnRecipe, Pretrained, accuracy, fit
+from semkit.training.learning import accuracy, fit, pretrained_weights
 from semkit.training.perturb import PGD, Clean, Uniform
-from semkit.training.schedule import SGD
+from semkit.training.recipes import SGD, LearnRecipe, Pretrained
 
 ENGINE = Engine("cpu", "float32")
 RECIPE = LearnRecipe(model="tiny", sgd=SGD(steps=12, batch=16), evaluations=4)
@@ -169,7 +169,7 @@ def tuned(last_layer, perturbation=Clean()):
     """(the weights a learner began with, where it ended, its cost): one pretrained on other images."""
     start = Pretrained(BEFORE, RECIPE, last_layer=last_layer)
     done = learn(replace(RECIPE, perturbation=perturbation, pretrained=start, sgd=SGD(steps=6, batch=8)))
-    return start.weights(0, Lab(ENGINE)), done.model.state_dict(), done.passes
+    return pretrained_weights(start, 0, Lab(ENGINE)), done.model.state_dict(), done.passes
 
 
 @pytest.mark.parametrize("perturbation", [Clean(), PGD(4, 2)], ids=repr)
@@ -186,7 +186,7 @@ def test_a_last_layer_learner_is_a_linear_classifier_of_the_features_it_was_give
     start = Pretrained(image_set(40, classes=3, seed=7), RECIPE, last_layer=True)
     done = learn(replace(RECIPE, pretrained=start, sgd=sgd, augment=Identity()), split, seed=2)
     features = ENGINE.prepare(build("tiny", 3))
-    features.load_state_dict(start.weights(2, Lab(ENGINE)))
+    features.load_state_dict(pretrained_weights(start, 2, Lab(ENGINE)))
     head, features[-1] = features[-1], torch.nn.Identity()
     optimizer = sgd.optimizer(head)
     for step, index in sgd.batches(len(split.train), ENGINE.generator(2, "learner").initial_seed(), ENGINE):

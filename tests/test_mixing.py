@@ -15,10 +15,10 @@ from semkit.nets.engine import Engine, logits
 from semkit.nets.lab import Lab
 from semkit.protections.crafting import Interrupted
 from semkit.training.bullettrain import BulletTrain
-from semkit.training.learning import LearnRecipe, fit
-from semkit.training.mixing import MIXTURES, Mixed
+from semkit.training.learning import fit
+from semkit.training.objectives import MIXTURES, Mixed
 from semkit.training.perturb import PGD, Clean, Uniform
-from semkit.training.schedule import SGD
+from semkit.training.recipes import SGD, LearnRecipe
 
 ENGINE = Engine("cpu", "float32")
 BOTH = pytest.mark.parametrize("by", MIXTURES)

@@ -11,10 +11,10 @@ from scipy.special import softmax
 
 from semkit.nets.engine import Engine, count_passes, evaluating, input_gradient, logits, predict, step_down, train_step
 from semkit.nets.lab import Lab, key
-from semkit.training.learning import LearnRecipe, fit
+from semkit.training.learning import fit
 from semkit.training.objectives import Mart, Plain, Rsr, Trades, divergence
 from semkit.training.perturb import PGD, Clean, Uniform
-from semkit.training.schedule import SGD
+from semkit.training.recipes import SGD, LearnRecipe
 
 EXACT = Engine("cpu", "float64")
 ENGINE = Engine("cpu", "float32")
@@ -179,5 +179,5 @@ def test_a_recipe_names_its_objective():
 @pytest.mark.parametrize("make", [Trades, Mart, Rsr])
 @pytest.mark.parametrize("bad", [-1, float("inf"), float("nan")])
 def test_a_weight_that_cannot_be_is_refused(make, bad):
-    with pytest.raises(ValueError, match=r"(beta|lam) must be a finite number from 0 on"):
+    with pytest.raises(ValueError, match=r"(beta|lam) must be a finite number >= 0"):
         make(bad)

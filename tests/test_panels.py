@@ -29,7 +29,7 @@ from semkit.protections.methods import craft_recipe
 from semkit.protections.noise import load as load_noise
 from semkit.training.learning import accuracy
 from semkit.training.perturb import Clean
-from semkit.training.presets import lasting, learn_recipe
+from semkit.training.recipes import lasting, learn_recipe
 
 ENGINE = Engine("cpu", "float64")
 SPLIT = image_split(20)
@@ -528,7 +528,6 @@ import semkit as sk
 sk.load("nowhere")
 ---
 import torch
-from semkit.lessons.craftpanel import craft_panel
 images = sk.ImageSet(torch.arange(20 * 192).reshape(20, 3, 8, 8).byte(), torch.arange(20) % 2, ("a", "b"))
 split, how = sk.Split(images, images), dict(preset="quick")
 panel = craft_panel(split, lab=sk.Lab(sk.Engine("cpu", "float32"), "runs"), **how)

@@ -8,10 +8,8 @@ import torch
 from semkit.images.augment import FlipCrop, ResizedCrop
 from semkit.protections.crafting import CraftRecipe
 from semkit.protections.methods import craft_recipe, sweep_recipes
-from semkit.training.learning import LearnRecipe
 from semkit.training.perturb import PGD, Clean, Uniform
-from semkit.training.presets import PRESETS, learn_recipe
-from semkit.training.schedule import SGD
+from semkit.training.recipes import PRESETS, SGD, LearnRecipe, learn_recipe
 
 ATTACK, LARGE_ATTACK = PGD(4, 10, 0.8), PGD(4, 7, 1)
 SMALL = dict(

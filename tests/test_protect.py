@@ -25,7 +25,7 @@ from semkit.nets.lab import Interrupted, Lab
 from semkit.protections.methods import craft_recipe
 from semkit.protections.noise import NoiseError
 from semkit.protections.noise import load as load_noise
-from semkit.training.schedule import SGD
+from semkit.training.recipes import SGD
 
 QUICK = ["--preset", "quick", "--precision", "float32"]
 

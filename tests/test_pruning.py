@@ -25,7 +25,7 @@ from semkit.nets.weights import alphas, layer_weights, pruned
 from semkit.training.learning import accuracy, fit
 from semkit.training.objectives import Rsr
 from semkit.training.perturb import EOT
-from semkit.training.schedule import SGD
+from semkit.training.recipes import SGD
 
 ENGINE = Engine("cpu", "float32")
 QUICK = Cut(SGD(steps=2, batch=16, lr=0.02), EOT(8, 1, draws=2), 20)

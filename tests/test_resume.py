@@ -24,7 +24,7 @@ from semkit.nets.lab import Lab
 from semkit.protections.crafting import CraftRecipe, Interrupted, craft
 from semkit.protections.state import State
 from semkit.training.perturb import PGD, Uniform
-from semkit.training.schedule import SGD
+from semkit.training.recipes import SGD
 
 ENGINE = Engine("cpu", "float32")
 KILLS = 5

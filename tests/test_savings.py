@@ -10,7 +10,7 @@ from semkit.lessons import savings
 from semkit.nets.engine import Engine
 from semkit.nets.lab import Lab
 from semkit.training.bullettrain import groups
-from semkit.training.schedule import SGD
+from semkit.training.recipes import SGD
 
 ENGINE = Engine("cpu", "float32")
 FEW = SGD(steps=3, batch=8)

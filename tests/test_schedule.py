@@ -7,8 +7,7 @@ import torch
 
 from semkit.nets.engine import Engine
 from semkit.protections.methods import craft_recipe
-from semkit.training.presets import PRESETS, learn_recipe
-from semkit.training.schedule import SGD
+from semkit.training.recipes import PRESETS, SGD, learn_recipe
 
 ENGINE = Engine("cpu", "float32")
 

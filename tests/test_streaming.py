@@ -37,9 +37,9 @@ from semkit.protections.noise import (
     write_tensors,
 )
 from semkit.protections.noise import load as load_noise
-from semkit.training.learning import LearnRecipe, accuracy, fit
+from semkit.training.learning import accuracy, fit
 from semkit.training.perturb import PGD, Uniform
-from semkit.training.schedule import SGD
+from semkit.training.recipes import SGD, LearnRecipe
 
 ENGINE = Engine("cpu", "float32")
 RECIPE = CraftRecipe(Uniform(4), PGD(4, 1), steps=1, samples=1, surrogate="tiny", sgd=SGD(steps=5, batch=4))

@@ -27,11 +27,10 @@ from semkit.protections.cuda import ClassFilters, CleanPart, class_filters, conv
 from semkit.protections.methods import sweep_recipes
 from semkit.protections.noise import load, save
 from semkit.training.bullettrain import KINDS, BulletTrain
-from semkit.training.learning import LearnRecipe, Pretrained, accuracy, fit
+from semkit.training.learning import accuracy, fit
 from semkit.training.objectives import Trades
 from semkit.training.perturb import PGD, Clean, Uniform
-from semkit.training.presets import learn_recipe
-from semkit.training.schedule import SGD
+from semkit.training.recipes import SGD, LearnRecipe, Pretrained, learn_recipe
 
 ENGINE = Engine("cpu", "float32")
 CRAFT = CraftRecipe(Uniform(4), PGD(4, 1), steps=1, samples=1, surrogate="tiny", sgd=SGD(steps=4, batch=8))

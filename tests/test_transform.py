@@ -26,9 +26,9 @@ from semkit.nets import models
 from semkit.nets.engine import Engine, count_passes, input_gradient, predict
 from semkit.nets.lab import Lab
 from semkit.nets.models import load_net, save_net
-from semkit.training.learning import LearnRecipe, fit
+from semkit.training.learning import fit
 from semkit.training.perturb import EOT, PGD
-from semkit.training.schedule import SGD
+from semkit.training.recipes import SGD, LearnRecipe
 
 ENGINE = Engine("cpu", "float32")
 LEARN = LearnRecipe(model="tiny", sgd=SGD(steps=30, batch=16), evaluations=1)

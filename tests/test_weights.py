@@ -27,10 +27,10 @@ from semkit.nets.weights import (
     with_noise_injection,
 )
 from semkit.protections.crafting import CraftRecipe, _straight_through, craft, noise_step
-from semkit.training.learning import LearnRecipe, accuracy, fit
+from semkit.training.learning import accuracy, fit
 from semkit.training.objectives import Rsr
 from semkit.training.perturb import EOT, PGD, Clean
-from semkit.training.schedule import SGD
+from semkit.training.recipes import SGD, LearnRecipe
 
 ENGINE = Engine("cpu", "float32")
 DOUBLE = Engine("cpu", "float64")

@@ -15,7 +15,7 @@ from semkit.nets import models
 from semkit.nets.engine import Engine, Passes, count_passes, input_gradient, together, train_step
 from semkit.protections.base import Recipe
 from semkit.protections.crafting import CraftRecipe, noise_step
-from semkit.training.learning import LearnRecipe
+from semkit.training.recipes import LearnRecipe
 
 Work = Recipe | LearnRecipe
 _probed: dict[tuple, tuple[float, float]] = {}  # what `probe` returned in this process, by its arguments

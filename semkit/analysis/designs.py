@@ -18,10 +18,8 @@ from semkit.protections.base import Crafted, NoiseRecipe, Recipe
 from semkit.protections.crafting import CraftRecipe, noise_of_batch
 from semkit.protections.cuda import ClassFilters, CleanPart
 from semkit.protections.methods import PROTECTIONS, craft_recipe
-from semkit.training.learning import LearnRecipe
 from semkit.training.perturb import PGD, Clean, Perturbation, Uniform
-from semkit.training.presets import lasting, learn_recipe
-from semkit.training.schedule import SGD
+from semkit.training.recipes import SGD, LearnRecipe, lasting, learn_recipe
 
 Crafts = Mapping[str, Recipe | None]
 METHODS = ("clean", "em", "sem")  # of a sweep that names none

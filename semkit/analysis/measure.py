@@ -23,8 +23,8 @@ from semkit.nets.engine import engine_of, predict
 from semkit.nets.lab import Lab, as_dict
 from semkit.nets.weights import drawing
 from semkit.protections.base import NoiseRecipe, Recipe
-from semkit.training.learning import LearnRecipe
 from semkit.training.perturb import PGD, Clean, Perturbation, Uniform
+from semkit.training.recipes import LearnRecipe
 
 RADIUS = 4  # levels, at which robustness and stability are measured
 ALONG, LOOKED_AT = (0, 1, 2, 4, 6, 8), 200  # radii in levels of loss_rows, and protected images of loss and rise rows

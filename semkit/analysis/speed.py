@@ -32,7 +32,7 @@ from semkit.nets.engine import FAST_PATHS, Engine, input_gradient, keep_freed, t
 from semkit.nets.lab import Interrupted, Lab
 from semkit.protections.crafting import CraftRecipe, craft, noise_step
 from semkit.training.perturb import PGD, Clean, Uniform
-from semkit.training.schedule import SGD
+from semkit.training.recipes import SGD
 
 NET = "tiny"  # for the cost of whole sets, where the net matters little
 STEPS = "EM noise step", "SEM noise step", "REM noise step", "AT training step"

@@ -19,7 +19,8 @@ from semkit.nets.lab import Lab, as_json, as_net, kept
 from semkit.protections.base import NoiseRecipe, Recipe
 from semkit.protections.noise import Noise
 from semkit.training.bullettrain import KINDS
-from semkit.training.learning import LearnRecipe, accuracy, fit
+from semkit.training.learning import accuracy, fit, pretrained_weights
+from semkit.training.recipes import LearnRecipe
 
 NO_NOISE = {"passes": 0, "seconds": 0.0, "engine": None}
 ROW = {
@@ -75,7 +76,7 @@ def _learned(train: ImageSet, test: ImageSet, recipe: LearnRecipe, also: Mapping
         return lab.on_step and lab.on_step(what, step, total, metrics)
 
     if recipe.pretrained:
-        recipe.pretrained.weights(seed, lab)  # trained here, its steps are not watched
+        pretrained_weights(recipe.pretrained, seed, lab)  # trained here, its steps are not watched
     done = fit(train, test, recipe, seed=seed, lab=replace(lab, on_step=watch))
     row = {
         "last": done.last, "best": done.best, "curve": [list(point) for point in done.curve],

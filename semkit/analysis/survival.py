@@ -25,7 +25,7 @@ from semkit.images.quality import SAMPLE, WINDOW, ssim
 from semkit.nets.engine import Engine
 from semkit.nets.lab import Lab
 from semkit.protections.base import Recipe
-from semkit.training.learning import LearnRecipe
+from semkit.training.recipes import LearnRecipe
 
 if TYPE_CHECKING:
     from semkit.analysis.canvas import Figure  # matplotlib takes a second that the command need not pay

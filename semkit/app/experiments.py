@@ -27,8 +27,7 @@ from semkit.nets.engine import FAST_PATHS, Engine
 from semkit.nets.lab import Lab, OnStep
 from semkit.protections import methods
 from semkit.protections.base import Recipe
-from semkit.training.learning import LearnRecipe
-from semkit.training.presets import lasting, learn_recipe
+from semkit.training.recipes import LearnRecipe, lasting, learn_recipe
 
 
 def engine_of(options) -> Engine:

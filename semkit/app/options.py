@@ -17,7 +17,7 @@ from semkit.nets.engine import FAST_PATHS
 from semkit.nets.models import LARGE, MODELS, check_model, check_net
 from semkit.protections.methods import DEFAULT, METHODS, PROTECTIONS, options_of
 from semkit.protections.noise import UNITS
-from semkit.training.presets import PRESETS
+from semkit.training.recipes import PRESETS
 
 MOST_SEEDS = 9999
 # What commands that read images may not have as options of their own.

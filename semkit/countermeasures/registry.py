@@ -19,10 +19,9 @@ from semkit.images.imageset import ImageSet
 from semkit.images.pixels import check_name
 from semkit.nets.engine import Engine
 from semkit.nets.models import check_net
-from semkit.training.learning import LearnRecipe
-from semkit.training.mixing import Mixed
-from semkit.training.objectives import Plain
+from semkit.training.objectives import Mixed, Plain
 from semkit.training.perturb import PGD, Clean
+from semkit.training.recipes import LearnRecipe
 
 QUALITIES, PERCENT = range(1, 96), range(1, 101)
 

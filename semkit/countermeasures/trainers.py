@@ -15,8 +15,9 @@ from semkit.images.imageset import ImageSet
 from semkit.images.pixels import LEVEL, check_count, check_radius, check_share, to_draw
 from semkit.nets.engine import input_gradient, predict
 from semkit.protections.cuda import blur, convolve
-from semkit.training.learning import LearnRecipe, Pretrained, accuracy
+from semkit.training.learning import accuracy
 from semkit.training.perturb import Perturbation
+from semkit.training.recipes import LearnRecipe, Pretrained
 
 LARGEST = 5.0  # entry of a filter under ascent, in size
 

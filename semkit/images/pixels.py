@@ -5,7 +5,7 @@ import difflib
 import math
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 
@@ -95,6 +95,13 @@ def check_share(value: float, name: str) -> float:
     return float(value)
 
 
+def check_nonnegative(value: float, name: str) -> float:
+    """`value` as a float if it is finite and >= 0; raises ValueError otherwise."""
+    if not 0 <= float(value) < math.inf:
+        raise ValueError(f"{name} must be a finite number >= 0, got {value!r}")
+    return float(value)
+
+
 def check_seed(seed: int) -> int:
     """`seed` as an int if it is one that torch takes, 0 to 2**63 - 1; raises ValueError otherwise."""
     return check_count(seed, "seed", 0, 2**63 - 1)
@@ -107,6 +114,17 @@ def check_name(name: str, known: tuple[str, ...], what: str) -> str:
     near = difflib.get_close_matches(str(name).lower(), known, 1)
     hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
     raise ValueError(f"unknown {what} {name!r}; {hint}")
+
+
+def check_norm(name: str, what: str = "norm") -> str:
+    """`name` if it is in NORMS; raises ValueError with the nearest known name otherwise."""
+    return check_name(name, NORMS, what)
+
+
+def settle(recipe, **checks: Callable[[object, str], object]) -> None:
+    """Set fields of a frozen dataclass, in its __post_init__, to what check(value, name) returns for each."""
+    for name, check in checks.items():
+        object.__setattr__(recipe, name, check(getattr(recipe, name), name))
 
 
 def drawn_seed(generator: torch.Generator | None = None) -> int:

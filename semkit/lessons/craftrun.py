@@ -19,9 +19,9 @@ from semkit.nets.lab import Lab
 from semkit.protections.crafting import CraftRecipe
 from semkit.protections.methods import craft_recipe, label_of
 from semkit.protections.noise import Noise
-from semkit.training.learning import LearnRecipe, accuracy
+from semkit.training.learning import accuracy
 from semkit.training.perturb import Clean
-from semkit.training.presets import lasting, learn_recipe
+from semkit.training.recipes import LearnRecipe, lasting, learn_recipe
 
 TRAINING_RADII = (0, 4)  # of the learners: ERM and AT
 

@@ -17,8 +17,8 @@ from semkit.lessons.answers import check_tensor, checker
 from semkit.nets.engine import count_passes, predict
 from semkit.nets.lab import Lab
 from semkit.nets.weights import drawing
-from semkit.training.learning import LearnRecipe
 from semkit.training.perturb import EOT, PGD, Clean, Perturbation
+from semkit.training.recipes import LearnRecipe
 
 if TYPE_CHECKING:
     from semkit.analysis.canvas import Figure  # matplotlib takes a second that the command need not pay

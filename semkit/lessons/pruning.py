@@ -17,10 +17,10 @@ from semkit.lessons.answers import checker
 from semkit.nets.lab import Lab, as_json, kept
 from semkit.nets.models import INJECTED
 from semkit.nets.weights import alphas, check_sparsity, pruned, sparsity
-from semkit.training.learning import LearnRecipe, accuracy, fit
+from semkit.training.learning import accuracy, fit
 from semkit.training.objectives import Rsr
 from semkit.training.perturb import EOT, PGD
-from semkit.training.schedule import SGD
+from semkit.training.recipes import SGD, LearnRecipe
 
 SPARSITIES = (0.0, 0.5, 0.7, 0.85, 0.95)
 BASELINE, OURS = "PGD training", "RSR"  # as figures and tables name them

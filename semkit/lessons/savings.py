@@ -23,11 +23,10 @@ from semkit.nets.engine import Engine, step_down
 from semkit.nets.lab import Lab, as_json, as_net, kept
 from semkit.training.bullettrain import KINDS as SORTED
 from semkit.training.bullettrain import BulletTrain, Mined, Mining, groups, mining, spread, threshold
-from semkit.training.learning import Learned, LearnRecipe, accuracy, fit
-from semkit.training.mixing import AugMix
-from semkit.training.objectives import Mart, Trades
+from semkit.training.learning import Learned, accuracy, fit
+from semkit.training.objectives import AugMix, Mart, Trades
 from semkit.training.perturb import PGD, Clean
-from semkit.training.schedule import SGD
+from semkit.training.recipes import SGD, LearnRecipe
 
 ATTACK = PGD(8, 10, 2)
 SGD_OF_ROWS = SGD(steps=232, batch=256, lr=0.2)

@@ -11,6 +11,8 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize, prune
 
+from semkit.images.pixels import check_nonnegative
+
 START = 0.25  # alpha before training
 
 
@@ -66,8 +68,7 @@ def with_noise_injection(model: nn.Module, seed: int = 0, start: float = START) 
     The seed decides the draws. Batch-norm is never folded into such a net, because its weights differ at every pass.
     Raises ValueError for a negative start, and for a net that has injected noise or is pruned already.
     """
-    if not 0 <= start < float("inf"):
-        raise ValueError(f"start must be a finite number >= 0, got {start!r}")
+    check_nonnegative(start, "start")
     if any(parametrize.is_parametrized(layer) for layer in _layers(model)):
         raise ValueError("noise is injected once, and before a net is pruned: build the net anew")
     generator = torch.Generator().manual_seed(seed)

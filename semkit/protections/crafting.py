@@ -23,7 +23,7 @@ from semkit.protections.state import State
 from semkit.training.bullettrain import mining
 from semkit.training.objectives import Plain
 from semkit.training.perturb import PGD, Perturbation, Uniform, shrunk
-from semkit.training.schedule import SGD
+from semkit.training.recipes import SGD
 
 STARTS = ("random", "zero", "warm")
 

@@ -15,10 +15,8 @@ from semkit.protections.base import Crafted, NoiseRecipe, Option, Protection, Re
 from semkit.protections.crafting import CraftRecipe
 from semkit.protections.cuda import CUDA
 from semkit.protections.noise import check_noise_radius
-from semkit.training.learning import LearnRecipe
 from semkit.training.perturb import PGD, Clean, Uniform
-from semkit.training.presets import PRESETS, STRIDE1, attack, learn_recipe
-from semkit.training.schedule import SGD
+from semkit.training.recipes import PRESETS, SGD, STRIDE1, LearnRecipe, attack, learn_recipe
 
 SIDES = {"none": "em", "random": "sem", "adversarial": "rem"}  # noise side -> the published method that has it
 # "noise side/surrogate side" -> how it was published, or with what it differs from that.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor, nn
 
-from semkit.images.pixels import check_share
+from semkit.images.pixels import check_share, settle
 from semkit.nets.engine import predict
 from semkit.training.perturb import PGD, Clean, Perturbation
 
@@ -91,8 +91,7 @@ class Mining:
     memory: float = 0.9
 
     def __post_init__(self):
-        for name in ("gamma", "memory"):
-            object.__setattr__(self, name, check_share(getattr(self, name), name))
+        settle(self, gamma=check_share, memory=check_share)
 
     def sort(self, p: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Indices of outliers, boundary images and robust images; counted in the run's Mined."""

@@ -1,18 +1,26 @@
-"""Objectives, the losses that a learner minimises: cross-entropy on perturbed images, TRADES, MART, RSR.
+"""Objectives, the losses that a learner minimises: cross-entropy on perturbed images, TRADES, MART, RSR, mixup, CutMix
+and AugMix.
 
 Every objective is called as objective(model, x, y, perturbation, generator) -> loss, a scalar with its graph on the
 weights. It calls the perturbation, which sees the model in eval mode, and makes the train-mode passes itself.
 """
 
+import math
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import Protocol
 
+import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
+from semkit.images.pixels import check_count, check_nonnegative, drawn_seed, seeded, settle, to_float
 from semkit.nets.engine import predict, training_logits
 from semkit.nets.weights import lasso
+from semkit.training.bullettrain import BulletTrain, Mining
 from semkit.training.perturb import Perturbation
+
+MIXTURES = {"mixup": "MixUp", "cutmix": "CutMix"}  # our name -> torchvision's
 
 
 class Objective(Protocol):
@@ -23,13 +31,6 @@ class Objective(Protocol):
     def __call__(
         self, model: nn.Module, x: Tensor, y: Tensor, perturbation: Perturbation, generator: Generator | None = None
     ) -> Tensor: ...
-
-
-def check_weight(value: float, name: str) -> float:
-    """value as a float if it is a finite number from 0 on; raises ValueError otherwise."""
-    if not 0 <= float(value) < float("inf"):
-        raise ValueError(f"{name} must be a finite number from 0 on, got {value!r}")
-    return float(value)
 
 
 def divergence(logits: Tensor, others: Tensor) -> Tensor:
@@ -67,8 +68,7 @@ class TwoBatches:
     passes = 2
 
     def __post_init__(self):
-        for name, weight in list(vars(self).items()):
-            object.__setattr__(self, name, check_weight(weight, name))
+        settle(self, **dict.fromkeys(vars(self), check_nonnegative))
 
     def target(self, model: nn.Module, x: Tensor) -> Tensor | None:
         """Class probabilities [N,classes] that the perturbation moves away from; None for the labels."""
@@ -144,3 +144,121 @@ class Rsr(TwoBatches):
 
     def __call__(self, model: nn.Module, *given) -> Tensor:
         return super().__call__(model, *given) + (self.lam * lasso(model) if self.lam else 0)
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """Cross-entropy on mixtures of two images of the batch against both their labels, by torchvision.
+
+        mean CE(f(a), q),  q = l onehot(y) + (1 - l) onehot(y'),  a = perturbation(z), an ascent climbs CE(f(.), q)
+        mixup:  z = l x + (1 - l) x'
+        cutmix: z = x with a box of x' in it, of 1 - l of the pixels; at the border it is cut, and l is what is left
+
+    x', y': the image before x in the batch, which is shuffled. One l ~ Beta(alpha, alpha) and one box for the batch, as
+    published. classes: the number of classes.
+    Raises ValueError for another mixture, alpha <= 0, and BulletTrain as perturbation.
+    Sources: Zhang et al., mixup, ICLR 2018; Yun et al., CutMix, ICCV 2019.
+    """
+
+    by: str
+    classes: int
+    alpha: float = 1.0
+    passes = 1
+
+    def __post_init__(self):
+        if self.by not in MIXTURES:
+            raise ValueError(f"images are mixed by {' or '.join(MIXTURES)}, not by {self.by!r}")
+        settle(self, classes=partial(check_count, least=1))
+        object.__setattr__(self, "alpha", float(self.alpha))
+        if not 0 < self.alpha < float("inf"):
+            raise ValueError(f"alpha must be a finite number above 0, got {self.alpha:g}")
+
+    def mixture(self, x: Tensor, y: Tensor, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
+        """(z, q): x [N,C,H,W], y [N] -> z like x, q [N,classes] of x's dtype, every row with sum 1."""
+        from torchvision.transforms import v2  # takes two seconds to import
+
+        mix = getattr(v2, MIXTURES[self.by])(alpha=self.alpha)
+        with seeded(drawn_seed(generator)):
+            return mix(x, F.one_hot(y, self.classes).to(x.dtype))
+
+    def __call__(
+        self, model: nn.Module, x: Tensor, y: Tensor, perturbation: Perturbation, generator: Generator | None = None
+    ) -> Tensor:
+        if isinstance(perturbation, BulletTrain):
+            raise ValueError("BulletTrain sorts images by their label, and a mixture has two: take PGD")
+        z, q = self.mixture(x, y, generator)
+        a = perturbation(model, z, q.argmax(1), generator, target=q)
+        return F.cross_entropy(training_logits(model, a), q)
+
+
+@cache
+def _transform(severity: int):
+    from torchvision.transforms import v2  # takes two seconds to import
+
+    return v2.AugMix(severity=severity, all_ops=False)
+
+
+def mixed(x: Tensor, severity: int = 3, generator: Generator | None = None) -> Tensor:
+    """AugMix of every image of x [N,C,H,W] in [0,1], by torchvision, in 8-bit levels on the CPU.
+
+    all_ops=False leaves out brightness, contrast, colour and sharpness, because corrupted test images have them.
+    torchvision draws from torch's global generator, which is seeded from `generator` for this call and put back.
+    """
+    levels = (255 * x).round().clamp(0, 255).to("cpu", torch.uint8)
+    with seeded(drawn_seed(generator)):
+        out = torch.stack([_transform(severity)(image) for image in levels])
+    return torch.empty_like(x).copy_(to_float(out))
+
+
+def disagreement(*answers: Tensor) -> Tensor:
+    """Jensen-Shannon divergence of several logits [N,classes], in nats: [N], from 0 to log(number of logits)."""
+    logs = torch.stack([logits.log_softmax(1) for logits in answers])
+    middle = logs.logsumexp(0) - math.log(len(logs))
+    return (logs.exp() * (logs - middle)).sum(2).mean(0)
+
+
+@dataclass(frozen=True)
+class AugMix:
+    """Cross-entropy on the images plus consistency with two AugMix versions of each.
+
+        mean CE(f(a), y) + weight * JS(f(a), f(mixed(a)), f(mixed(a))),   a = perturbation(x), with Clean() x itself
+
+    The images and their versions are one train-mode batch: three passes an image.
+    mining: the form of BulletTrain. A forward pass in eval mode sorts the images; only boundary images get AugMix
+    versions, the others one pass and no consistency term. An image with versions counts as robust next time by the
+    share of them that is labelled right, one without as it was sorted.
+    Raises ValueError for a negative weight or a severity outside 1 to 10.
+    Sources: Hendrycks et al., ICLR 2020; Hua et al., NeurIPS 2021, as this kit reads its text on AugMix.
+    """
+
+    weight: float = 12
+    severity: int = 3
+    mining: Mining | None = None
+    passes = 3
+
+    def __post_init__(self):
+        settle(self, weight=check_nonnegative, severity=partial(check_count, least=1, most=10))
+
+    def _chosen(self, model: nn.Module, a: Tensor, y: Tensor) -> tuple[Tensor, int]:
+        """The indices of the images that get mixtures, and how many of the others count as robust."""
+        if self.mining is None:
+            return torch.arange(len(y), device=y.device), 0
+        _, boundary, robust = self.mining.sort(predict(model, a).softmax(1), y)
+        return boundary, len(robust)
+
+    def __call__(
+        self, model: nn.Module, x: Tensor, y: Tensor, perturbation: Perturbation, generator: Generator | None = None
+    ) -> Tensor:
+        a = perturbation(model, x, y, generator)
+        chosen, robust = self._chosen(model, a, y)
+        mixtures = [mixed(a[chosen], self.severity, generator) for _ in range(2)] if len(chosen) else []
+        answers = training_logits(model, torch.cat([a, *mixtures]))
+        clean, rest = answers[: len(y)], answers[len(y) :]
+        perturbation.learn(clean.detach(), y)
+        if self.mining:
+            stood = (rest.argmax(1) == y[chosen].repeat(len(mixtures))).sum().item() if mixtures else 0
+            self.mining.learn(robust + stood / 2, len(y))
+        loss = F.cross_entropy(clean, y)
+        if mixtures:
+            loss = loss + self.weight * disagreement(clean[chosen], *rest.chunk(2)).sum() / len(y)
+        return loss

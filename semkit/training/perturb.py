@@ -8,6 +8,7 @@ own predictions at x (Trades), or the labels of mixed images (Mixed).
 """
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Generator, Tensor, nn
@@ -15,20 +16,16 @@ from torch import Generator, Tensor, nn
 from semkit.images.imageset import ImageSet
 from semkit.images.pixels import (
     LEVEL,
-    NORMS,
     ascent_direction,
     check_count,
+    check_norm,
     check_radius,
     check_step_size,
     project,
     random_point,
+    settle,
 )
 from semkit.nets.engine import input_gradient
-
-
-def _check_norm(norm: str) -> None:
-    if norm not in NORMS:
-        raise ValueError(f"norm must be one of {', '.join(NORMS)}, got {norm!r}")
 
 
 class Perturbation:
@@ -107,8 +104,7 @@ class Uniform(Perturbation):
     passes = 0
 
     def __post_init__(self):
-        object.__setattr__(self, "radius", check_radius(self.radius))
-        _check_norm(self.norm)
+        settle(self, radius=check_radius, norm=check_norm)
 
     def draw(self, x: Tensor, generator: Generator | None = None) -> Tensor:
         """u, shaped x."""
@@ -139,9 +135,7 @@ class PGD(Perturbation):
     random_start: bool = True
 
     def __post_init__(self):
-        _check_norm(self.norm)
-        object.__setattr__(self, "radius", check_radius(self.radius))
-        object.__setattr__(self, "steps", check_count(self.steps, "steps"))
+        settle(self, radius=check_radius, steps=check_count, norm=check_norm)
         size = self.radius / 5 if self.step_size is None else check_step_size(self.step_size)
         object.__setattr__(self, "step_size", size)
 
@@ -190,7 +184,7 @@ class EOT(PGD):
 
     def __post_init__(self):
         super().__post_init__()
-        object.__setattr__(self, "draws", check_count(self.draws, "draws", 1))
+        settle(self, draws=partial(check_count, least=1))
 
     @property
     def passes(self) -> int:
