@@ -1,11 +1,13 @@
 """Achromatic noise: its budgets, its step, and what of it survives a trainer's countermeasures."""
 
+import json
 from dataclasses import replace
 
 import pytest
 import torch
-from photos import image_set
+from photos import image_set, make_photos
 
+from semkit.__main__ import main
 from semkit.analysis.survival import noise_left
 from semkit.countermeasures.pixelwise import grayscale, jpeg
 from semkit.images.augment import FlipCrop, Identity
@@ -16,6 +18,7 @@ from semkit.nets.engine import Engine
 from semkit.nets.lab import Lab, as_dict
 from semkit.protections.crafting import CraftRecipe, craft, noise_step
 from semkit.protections.methods import PROTECTIONS, RandomGrey, craft_recipe
+from semkit.protections.noise import load as load_noise
 from semkit.training.perturb import Clean
 from semkit.training.recipes import SGD
 
@@ -75,6 +78,24 @@ def test_a_recipe_says_its_budget_and_its_views():
     assert PROTECTIONS["sem-grey"].recipe("lesson") == replace(craft_recipe("sem"), colour=0)
     with pytest.raises(ValueError, match="colour is a share, 0 to 1, got 8"):
         craft_recipe("sem", colour=8)
+
+
+def test_a_folder_is_protected_with_the_colour_that_was_asked_for(tmp_path, capsys):
+    photos, out = make_photos(tmp_path / "photos", 8), tmp_path / "out"
+    how = ["protect", str(photos), str(out), "--preset", "quick", "--size", "8", "--method"]
+    assert main([*how, "sem-grey", "--colour", "0.25"]) == 0 and main(["check", str(photos), str(out)]) == 0
+    assert json.loads((out / "report.json").read_text())["recipe"]["colour"] == 0.25
+    assert 0 < spread(load_noise(out / "noise.safetensors").levels) <= 5
+    capsys.readouterr()
+    for wrong, words in (
+        (["sem-grey", "--colour", "8"], "colour is a share, 0 to 1, got"),
+        (["sem", "--colour", "0.5"], "--colour: not for --method sem"),
+    ):
+        try:
+            code = main([*how, *wrong])
+        except SystemExit as end:
+            code = end.code
+        assert code == 2 and words in capsys.readouterr().err
 
 
 def test_the_surrogate_may_have_an_augmentation_of_its_own():

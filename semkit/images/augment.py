@@ -3,7 +3,7 @@
     drawn = augment.draw(n, size, generator)     random numbers for n images of size (height, width)
     x = augment.apply(x, drawn)                  t(x), x [n,3,height,width]
 
-Drawing apart from applying lets noise step and surrogate step see the same views. Images of side s come out with side
+Drawing and applying are separate, so that a view can be applied again. Images of side s come out with side
 augment.output_size(s).
 """
 
@@ -38,8 +38,8 @@ class FlipCrop:
 
         apply(x, (flip, top, left))[n, c, i, j] = pad(flip(x))[n, c, i + top[n], j + left[n]]
 
-    x [N,C,H,W] of any dtype; one gather for the whole batch. With draws for k N images, x gives k views of each image:
-    all images, then all again.
+    x [N,C,H,W] of any dtype; one gather for the whole batch. Draws for k * N images give k views of each image: all
+    images, then all images again.
 
     >>> augment, x = FlipCrop(pad=2), torch.rand(5, 3, 8, 8)
     >>> augment.apply(x, augment.draw(5, (8, 8), torch.Generator())).shape
@@ -66,7 +66,7 @@ class FlipCrop:
 
 
 class _FlipCrop(torch.autograd.Function):
-    """FlipCrop.apply with its gradient, which is a flip and crop of the padded incoming gradient: no scatter."""
+    """FlipCrop.apply; its gradient is a flip and crop of the padded incoming gradient, which needs no scatter."""
 
     @staticmethod
     def forward(ctx, x: torch.Tensor, flip: torch.Tensor, top: torch.Tensor, left: torch.Tensor, pad: int):
@@ -77,14 +77,14 @@ class _FlipCrop(torch.autograd.Function):
     @staticmethod
     def backward(ctx, slope: torch.Tensor):
         total, *others = reversed(_flipped_and_cropped(slope, *ctx.saved_tensors, ctx.pad).split(ctx.n))
-        for other in others:  # from the last on, in the order in which autograd adds the gradients of several views
+        for other in others:  # from the last one, because autograd adds the gradients of several views in this order
             total = total + other
         return total, None, None, None, None
 
 
 def _flipped_and_cropped(x, flip, top, left, pad: int) -> torch.Tensor:
     (n, c, h, w), views = x.shape, len(flip)
-    # Rows of C channels, and one row of zeros for all that is outside: one gather, with its result in channels_last.
+    # Rows of C channels, and one row of zeros for all pixels outside: one gather, whose result is channels_last.
     table, outside = torch.cat([x.permute(0, 2, 3, 1).reshape(-1, c), x.new_zeros(1, c)]), n * h * w
     i = top[:, None] + torch.arange(-pad, h - pad, device=x.device)
     j = left[:, None] + torch.arange(-pad, w - pad, device=x.device)
@@ -192,8 +192,8 @@ class ColorJitter:
         x <- b x;  x <- c x + (1 - c) mean luma(x);  x <- s x + (1 - s) luma(x);  x <- turned(x, h), each within [0, 1]
 
     b ~ U(1 - brightness, 1 + brightness), c and s likewise, h ~ U(-hue, hue) in turns of the colour circle. The order
-    is fixed; torchvision's ColorJitter draws it too, once for a whole batch. Raises ValueError for a share outside 0 to
-    1 and a hue outside 0 to 1/2.
+    is fixed; torchvision's ColorJitter draws the order and the factors, once for a whole batch. Raises ValueError for a
+    share outside 0 to 1 and a hue outside 0 to 1/2.
     """
 
     brightness: float = 0.4
@@ -273,8 +273,8 @@ class JPEG(Identity):
 class OneOf:
     """The augmentation `first`, then for each image one of `ways`, all equally likely.
 
-    So the views of a noise step hold what a trainer may do to the images. The images are clipped to [0,1] between the
-    two, because a trainer's are.
+    With it the noise is crafted, and the surrogate trained, on images as countermeasures leave them. Images are clipped
+    to [0,1] after `first`, because a trainer's are.
 
     >>> augment, x = OneOf((Identity(), Grey())), torch.rand(5, 3, 8, 8)
     >>> augment.apply(x, augment.draw(5, (8, 8), torch.Generator())).shape
