@@ -18,6 +18,7 @@ from semkit.analysis.designs import (
     budgets,
     frozen_judge,
     learners_after,
+    noise_parts,
     noise_sides,
     pairs,
     sides_alone,
@@ -28,6 +29,7 @@ from semkit.analysis.measure import (
     loss_rows,
     losses,
     losses_along,
+    noise_part,
     noise_rows,
     rise_rows,
     robustness,
@@ -102,6 +104,19 @@ def test_sides_alone_puts_ems_sides_into_sems_recipe():
     between = made["em, SEM's recipe"]
     assert replace(made["sem"], noise_side=between.noise_side, surrogate_side=between.surrogate_side) == between
     assert (between.noise_side, between.surrogate_side) == (made["em"].noise_side, made["em"].surrogate_side)
+
+
+def test_parts_are_of_the_noise_that_the_same_seed_makes_and_take_no_passes_of_their_own(tmp_path):
+    split, made, lab = image_split(20), noise_parts("quick", 32), Lab(ENGINE, tmp_path)
+    assert list(made)[:3] == ["clean", "em", "em, low"] and len(made) == 11
+    assert (made["em"], made["sem"]) == tuple(craft_recipe(method, "quick") for method in ("em", "sem"))
+    whole, _, _ = made["sem"].crafted(split.train, seed=1, lab=lab)
+    kept = Lab(ENGINE, tmp_path, lambda what, *_: pytest.fail(f"{what}: the whole noise was kept"))
+    for part in ("low", "high", "grey", "colour"):
+        recipe = made[f"sem, {part}"]
+        noise, cost, _ = recipe.crafted(split.train, seed=1, lab=kept)
+        assert torch.equal(noise.levels, noise_part(whole.levels, part)) and noise.radius == 8
+        assert cost["passes"] == recipe.cost(20).total == 0
 
 
 def test_noise_rows_are_the_measures_of_every_noise(tmp_path):

@@ -16,6 +16,7 @@ from semkit.analysis.measure import (
     embed,
     losses,
     losses_along,
+    noise_part,
     radial_spectrum,
     robustness,
     stability,
@@ -174,6 +175,41 @@ def test_white_noise_has_its_variance_at_every_frequency():
     _, power = radial_spectrum(noise)
     # 1,200 draws of every frequency, each with a relative deviation of at most sqrt(2).
     assert power.mean(0) == pytest.approx(9, rel=4 * (2 / 1200) ** 0.5)
+
+
+@pytest.mark.parametrize("height, width", [(16, 32), (15, 21)])
+def test_the_two_parts_of_a_pair_are_the_noise_again_up_to_rounding_and_the_radius(height, width):
+    noise = torch.randint(-8, 9, (6, 3, height, width), dtype=torch.int8) // 2
+    noise[0, 0, 0, 0] = 8  # room for what the parts of the others go beyond
+    for first, second in (("low", "high"), ("grey", "colour")):
+        parts = [noise_part(noise, part) for part in (first, second)]
+        assert all(part.dtype == torch.int8 and part.abs().max() <= 8 for part in parts)
+        assert (parts[0].int() + parts[1] - noise).abs().max() <= 1
+        products = (parts[0].double() * parts[1]).sum() / noise.double().square().sum()
+        assert abs(products) < 0.02 and all(part.any() for part in parts)
+
+
+def test_low_frequencies_are_waves_of_16_pixels_and_longer_and_grey_is_alike_in_all_channels():
+    across = torch.arange(32.0)
+    for period, low in ((32, True), (16, True), (32 / 3, False), (2, False)):
+        wave = (8 * torch.cos(2 * torch.pi * across / period)).round().to(torch.int8).expand(1, 3, 32, 32)
+        parts = [noise_part(wave, part) for part in ("low", "high")]
+        assert (parts[not low] - wave).abs().max() <= 1 and parts[low].abs().max() <= 1
+        assert torch.equal(noise_part(wave, "grey"), wave) and not noise_part(wave, "colour").any()
+    patch = torch.tensor([6, 3, 0], dtype=torch.int8).view(1, 3, 1, 1).expand(1, 3, 4, 4)
+    assert (noise_part(patch, "grey") == 3).all() and (noise_part(patch, "colour")[0, :, 0, 0].tolist() == [3, 0, -3])
+
+
+def test_a_part_never_leaves_the_radius_of_the_noise():
+    torch.manual_seed(0)
+    noise = 8 * torch.randint(0, 2, (4, 3, 32, 32), dtype=torch.int8) - 4
+    noise[:, :, :16] = 4  # its low part overshoots at the edge, and high is noise less low
+    assert all(noise_part(noise, part).abs().max() == 4 for part in ("low", "high"))
+
+
+def test_a_part_that_there_is_not_is_named():
+    with pytest.raises(ValueError, match="part must be one of low, high, grey, colour, got 'luma'"):
+        noise_part(torch.ones(1, 3, 4, 4, dtype=torch.int8), "luma")
 
 
 def test_class_means_are_those_of_a_plain_loop():

@@ -8,6 +8,7 @@ from itertools import product
 
 import torch
 
+from semkit.analysis.measure import PARTS, noise_part
 from semkit.countermeasures.registry import COUNTERMEASURES, BySpare, learner_after
 from semkit.images.augment import Augment
 from semkit.images.imageset import ImageSet, Split
@@ -124,6 +125,33 @@ def stability(preset: str, size: int) -> Crafts:
     return {name: made for name, made in pairs(preset, size).items() if not name.endswith(("/none", "/random"))}
 
 
+@dataclass(frozen=True)
+class PartRecipe(NoiseRecipe):
+    """One part of the noise that the recipe `whole` makes with the same seed: one of measure.PARTS.
+
+    It takes no passes besides those of `whole`, whose noise is kept with lab.cache.
+    """
+
+    whole: CraftRecipe
+    part: str
+
+    @property
+    def radius(self) -> float:
+        return self.whole.radius
+
+    def craft(self, images: ImageSet, *, seed: int, lab: Lab, **_) -> Crafted:
+        return Crafted(noise_part(self.whole.crafted(images, seed=seed, lab=lab)[0].levels, self.part))
+
+
+def noise_parts(preset: str, size: int) -> Crafts:
+    """EM and SEM, and each part of their noise alone: low and high frequencies, grey and colour."""
+    crafts: dict[str, Recipe | None] = {"clean": None}
+    for method in ("em", "sem"):
+        whole = craft_recipe(method, preset, size=size)
+        crafts |= {method: whole, **{f"{method}, {part}": PartRecipe(whole, part) for part in PARTS}}
+    return crafts
+
+
 def sides_alone(preset: str, size: int) -> Crafts:
     """EM, SEM, and SEM's recipe with EM's sides, none and none.
 
@@ -194,7 +222,7 @@ def colours(preset: str, size: int) -> Crafts:
 DESIGNS: dict[str, Callable[[str, int], Crafts]] = {
     "pairs": pairs, "noise-sides": noise_sides, "sides-alone": sides_alone, "budgets": budgets, "cuda": cuda,
     "cuda-controls": cuda_controls, "cuda-parts": cuda_parts, "cuda-defences": cuda_defences,
-    "frozen-judge": frozen_judge, "stability": stability,
+    "frozen-judge": frozen_judge, "stability": stability, "parts": noise_parts,
     "achromatic": achromatic, "colours": colours,
 }  # fmt: skip
 DEFENCES = ("randomblur", "smoothing", "finetune", "lastlayer", "at-l2", "dat")

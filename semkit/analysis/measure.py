@@ -27,6 +27,8 @@ from semkit.training.perturb import PGD, Clean, Perturbation, Uniform
 from semkit.training.recipes import LearnRecipe
 
 RADIUS = 4  # levels, at which robustness and stability are measured
+PARTS = ("low", "high", "grey", "colour")  # of a noise
+CUT = 1 / 16  # cycles a pixel, between low and high: a wave of 16 pixels
 ALONG, LOOKED_AT = (0, 1, 2, 4, 6, 8), 200  # radii in levels of loss_rows, and protected images of loss and rise rows
 
 
@@ -112,6 +114,30 @@ def radial_spectrum(noise) -> tuple[np.ndarray, np.ndarray]:
         return np.bincount(ring, power.ravel()) / count
 
     return np.arange(len(count)) / size, np.stack([of(image) for image in noise])
+
+
+def noise_part(noise: torch.Tensor, part: str, cut: float = CUT) -> torch.Tensor:
+    """One part of int8 noise [N,C,H,W] in levels, as int8, clipped to the largest level of the noise.
+
+        low + high    = noise:   its Fourier coefficients of at most `cut` cycles a pixel, and all others
+        grey + colour = noise:   the mean of its channels in each of them, and what is left
+
+    Before rounding and clipping the two of a pair are orthogonal. Raises ValueError for another part.
+
+    >>> noise_part(torch.tensor([6, 3, 0], dtype=torch.int8).view(1, 3, 1, 1), "colour").flatten().tolist()
+    [3, 0, -3]
+    """
+    if part not in PARTS:
+        raise ValueError(f"part must be one of {', '.join(PARTS)}, got {part!r}")
+    whole, limit = noise.double(), int(noise.abs().max())
+    if part in ("low", "high"):
+        rows, columns = (torch.fft.fftfreq(side, dtype=torch.float64) for side in noise.shape[2:])
+        kept = torch.hypot(rows[:, None], columns) <= cut
+        first = torch.fft.ifft2(torch.fft.fft2(whole) * kept).real
+    else:
+        first = whole.mean(1, keepdim=True).expand_as(whole)
+    found = first if part in ("low", "grey") else whole - first
+    return found.round().clamp(-limit, limit).to(torch.int8)
 
 
 def class_means(noise, labels) -> tuple[np.ndarray, np.ndarray]:
