@@ -39,6 +39,7 @@ COMMANDS = {
     ),
     "convert": ("Convert noise files: .safetensors, pickled arrays, .pt, .npy, .npz and folders of PNGs.", ""),
     "bench": ("Measure how fast this machine is: the engine beside plain PyTorch, memory, cost per image.", ""),
+    "gpu-check": ("Find out in minutes about a GPU: its numbers, its speed, SEM at full scale.", AGAIN),
     "lab": ("Open JupyterLab at a notebook.", ""),
     "page": ("Write one HTML file with sliders over closed forms and committed results, for any browser.", ""),
 }

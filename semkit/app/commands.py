@@ -9,10 +9,10 @@ from semkit.analysis.cost import seconds_of
 from semkit.analysis.report import as_objects
 from semkit.app import checking, folder
 from semkit.app.cli import FAILED, Report, announce, bars, duration
-from semkit.app.experiments import bench, demo, engine_of, learn, reading, sweep, transform
+from semkit.app.experiments import bench, demo, engine_of, gpu_check, learn, reading, sweep, transform
 from semkit.app.options import own_values
 from semkit.app.outputs import read_report
-from semkit.images.files import atomic_write, shown
+from semkit.images.files import shown
 from semkit.images.imageset import ImageSet
 from semkit.nets.lab import Lab
 from semkit.protections import conversion
@@ -125,15 +125,10 @@ def lab(options) -> None:
 
 
 def page(options) -> None:
-    """semkit page: one HTML file, written whole; a file that is no page of this command is left alone."""
-    from semkit.lessons.page import SIGNATURE, html  # matplotlib takes a second that the other commands need not pay
+    """semkit page: one HTML file with sliders; a file that is no page of this command is left alone."""
+    from semkit.lessons.page import write  # matplotlib takes a second that the other commands need not pay
 
-    out = Path(options.out)
-    if out.exists() and not (out.is_file() and SIGNATURE in out.read_text(errors="replace")):
-        raise ValueError(f"{shown(out)} is there and is no page of semkit; name another file")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(out, html(Path(options.results)).encode())
-    announce(f"{shown(out)}, {out.stat().st_size / 1000:.0f} kB: open it in a browser")
+    announce(f"{shown(options.out)}, {write(options.out, options.results) / 1000:.0f} kB: open it in a browser")
 
 
 def _check_account() -> None:
@@ -151,5 +146,5 @@ def _check_account() -> None:
 
 COMMANDS: dict[str, Callable] = {  # name -> what does its work, given the options; returns an exit code, None if fine
     "demo": demo, "sweep": sweep, "protect": protect, "transform": transform, "check": check, "inspect": inspect,
-    "learn": learn, "convert": convert, "bench": bench, "lab": lab, "page": page,
+    "learn": learn, "convert": convert, "bench": bench, "gpu-check": gpu_check, "lab": lab, "page": page,
 }  # fmt: skip

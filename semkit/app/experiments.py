@@ -255,3 +255,16 @@ def bench(options) -> None:
     report.line(bench_tables(result))
     if options.out:
         write_bench(result, options.out)
+
+
+def gpu_check(options) -> None:
+    """semkit gpu-check: a prepared run on a GPU, part by part within a time limit; reports its rows."""
+    from semkit.analysis.gpucheck import TINY, Scale, run
+
+    check_place(options.images, options.out)
+    report = Report(options.json)
+    with bars() as on_step:
+        split, lab = _split(options, report, on_step), Lab(engine_of(options), on_step=on_step)
+        rows = run(split, options.out, limit=options.time_limit, scale=TINY if options.tiny else Scale(), lab=lab)
+    report.values({"rows": as_objects(rows)})
+    report.line(rows.drop(columns=["curve", "engine"], errors="ignore").to_string(index=False, na_rep=""))

@@ -288,18 +288,31 @@ def _bench(parser) -> None:
     _add_json(parser)
 
 
+def _gpu_check(parser) -> None:
+    _add_images(parser)
+    parser.add_argument("out", metavar="OUT", type=_path, help="folder for numbers, speeds, rows and noise")
+    help_ = "what no longer fits into N seconds is left out (480)"
+    parser.add_argument("--time-limit", type=_count(1), default=480, metavar="N", help=help_)
+    parser.add_argument(
+        "--tiny", action="store_true", help="a small net and few steps, to see that it works, on a CPU too"
+    )
+    _add_engine(parser)
+    _add_json(parser)
+
+
 def _lab(parser) -> None:
     parser.add_argument("notebook", nargs="?", type=_name, default="notebooks/00_index.ipynb", metavar="NOTEBOOK")
 
 
-def _page(parser):
-    parser.add_argument("out", metavar="OUT", help="the HTML file to write")
-    parser.add_argument("--results", metavar="DIR", default="results", help="folder of committed results (results)")
+def _page(parser) -> None:
+    parser.add_argument("out", metavar="OUT", type=_path, help="the HTML file to write")
+    help_ = "folder of committed results (results)"
+    parser.add_argument("--results", metavar="DIR", type=_path, default=Path("results"), help=help_)
 
 
 OPTIONS = {
     "demo": _demo, "sweep": _sweep, "protect": _protect, "transform": _transform, "check": _check, "inspect": _inspect,
-    "learn": _learn, "convert": _convert, "bench": _bench, "lab": _lab, "page": _page,
+    "learn": _learn, "convert": _convert, "bench": _bench, "gpu-check": _gpu_check, "lab": _lab, "page": _page,
 }  # fmt: skip
 
 

@@ -9,6 +9,7 @@ import pandas as pd
 from semkit import __version__
 from semkit.analysis.report import read_rows
 from semkit.analysis.statistics import interval
+from semkit.images.files import atomic_write, shown
 from semkit.lessons.twopixels import LOOK, PIT, REACH, SPREAD, VALLEY
 
 TEMPLATE = Path(__file__).with_suffix(".html")
@@ -36,6 +37,15 @@ def html(results: Path) -> str:
     }  # fmt: skip
     text = json.dumps(data).replace("</", "<\\/")  # no text ends the script
     return TEMPLATE.read_text().replace("{{version}}", __version__).replace("{{data}}", text)
+
+
+def write(out: Path, results: Path) -> int:
+    """Write the page to `out`, whole; its size in bytes. Raises ValueError for a file that is no such page."""
+    if out.exists() and not (out.is_file() and SIGNATURE in out.read_text(errors="replace")):
+        raise ValueError(f"{shown(out)} is there and is no page of semkit; name another file")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(out, page := html(results).encode())
+    return len(page)
 
 
 def point(accuracies: pd.Series) -> dict:
