@@ -19,8 +19,8 @@ from torch import nn
 from semkit.__main__ import main
 from semkit.analysis import speed
 from semkit.analysis.cost import gradient_flops
-from semkit.analysis.plain import plain_noise_step, plain_train_step, plain_views
 from semkit.analysis.report import bench_figure, bench_tables
+from semkit.analysis.speed import plain_noise_step, plain_train_step, plain_views
 from semkit.images.augment import FlipCrop
 from semkit.images.pixels import LEVEL, uniform
 from semkit.nets import models

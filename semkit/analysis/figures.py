@@ -1,4 +1,8 @@
-"""Figures of rows, one function each: rows in (a DataFrame or a list of dicts), a matplotlib Figure out."""
+"""Figures of rows, one function each: rows in (a DataFrame or a list of dicts), a matplotlib Figure out.
+
+rows = sk.read_rows("results/shapes-demo/rows.csv")
+sk.show(sk.accuracy_figure(rows, chance=0.1, title="EM and SEM"), alt="Accuracy by training radius, EM and SEM")
+"""
 
 from collections.abc import Mapping, Sequence
 from itertools import product
@@ -166,13 +170,6 @@ def rises_figure(rows: Rows, *, title: str) -> Figure:
     return titled(figure, title, panels, learners)
 
 
-def correlation_text(found: Correlation) -> str:
-    """Both coefficients, each with its interval, and n."""
-    lines = (("Pearson", found.pearson), ("Spearman", found.spearman))
-    text = "".join(f"{name} {v:.2f}\n[{low:.2f}, {high:.2f}]\n" for name, (v, low, high) in lines)
-    return canvas.minus(text) + f"n = {found.n}"
-
-
 def scatter_figure(
     rows: Rows,
     *,
@@ -205,7 +202,8 @@ def scatter_figure(
     axes.grid(alpha=0.3)
     canvas.legend(axes)
     if correlation:
-        axes.text(1.02, 0, correlation_text(correlation), transform=axes.transAxes, va="bottom", fontsize="small")
+        text = canvas.minus(str(correlation))
+        axes.text(1.02, 0, text, transform=axes.transAxes, va="bottom", fontsize="small")
     return titled(figure, title)
 
 

@@ -1,4 +1,8 @@
-"""Figures of images, of noise and of its patterns; a notebook takes them from `figures`."""
+"""Figures of images, of noise and of its patterns.
+
+noise, _ = sk.crafted_noise(split.train, sk.craft_recipe("em", "demo"))
+sk.show(sk.strip_figure(split.train.images[:6], {"em": noise.levels[:6]}, radius=8), alt="Images with EM noise")
+"""
 
 import math
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,8 @@
 """The speed of the engine: against plain PyTorch, and against itself with one fast path switched off.
 
-Plain PyTorch runs in a second process, and so does an engine without `memory`: an engine makes its process keep freed
-memory (engine.keep_freed), which would make the others faster too.
+The plain steps are an oracle too: with the same random draws they give the engine's results. They run in a second
+process, and so does an engine without `memory`, because an engine makes its process keep freed memory
+(engine.keep_freed), which would make the others faster too.
 """
 
 import multiprocessing
@@ -20,24 +21,86 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor, nn
 
 from semkit import __version__
 from semkit.analysis.cost import clock, gradient_flops, peak_memory
-from semkit.analysis.plain import plain_noise_step, plain_train_step, plain_views
 from semkit.images.augment import FlipCrop
 from semkit.images.imageset import ImageSet
-from semkit.images.pixels import check_count
+from semkit.images.pixels import LEVEL, box, check_count, uniform
 from semkit.nets import models
 from semkit.nets.engine import FAST_PATHS, Engine, input_gradient, keep_freed, train_step
 from semkit.nets.lab import Interrupted, Lab
 from semkit.protections.crafting import CraftRecipe, craft, noise_step
-from semkit.training.perturb import PGD, Clean, Uniform
+from semkit.training.perturb import PGD, Clean, Perturbation, Uniform
 from semkit.training.recipes import SGD
 
 NET = "tiny"  # for the cost of whole sets, where the net matters little
 STEPS = "EM noise step", "SEM noise step", "REM noise step", "AT training step"
 GRADIENT, PRODUCT = "input gradient", "matrix product"
 KILLED = "the plain reference's process was killed, for want of memory perhaps; a smaller --batch needs less"
+
+
+def plain_views(x: Tensor, drawn: tuple, pad: int) -> Tensor:
+    """FlipCrop(pad).apply(x, drawn), one image after another: [N,C,H,W] -> [N,C,H,W]."""
+    views = []
+    for image, flip, top, left in zip(x, *(numbers.tolist() for numbers in drawn), strict=True):
+        padded = F.pad(image.flip(2) if flip else image, (pad,) * 4)
+        views.append(padded[:, top : top + x.shape[2], left : left + x.shape[3]])
+    return torch.stack(views)
+
+
+def plain_perturbed(model: nn.Module, x: Tensor, y: Tensor, side: Perturbation, generator: Generator) -> Tensor:
+    """Clean: x; Uniform: a random point of the max-norm ball and box; PGD: the end of its ascent from such a point.
+
+    x [N,C,H,W] in [0,1], y [N] -> the same shape. The model stays in its mode. Source: Madry et al., ICLR 2018.
+    """
+    if isinstance(side, Clean):
+        return x
+    radius = side.radius * LEVEL
+    x_adv = box(x + uniform(x, radius, generator))
+    for _ in range(side.passes):
+        x_adv.requires_grad_()
+        slope = torch.autograd.grad(F.cross_entropy(model(x_adv), y), x_adv)[0]
+        x_adv = x_adv.detach() + side.step_size * LEVEL * slope.sign()
+        x_adv = box(torch.minimum(torch.maximum(x_adv, x - radius), x + radius))
+    return x_adv
+
+
+def plain_noise_step(
+    model: nn.Module, x: Tensor, y: Tensor, delta: Tensor, recipe: CraftRecipe, generator: Generator
+) -> Tensor:
+    """crafting.noise_step, one sample after another: x [N,C,H,W] in [0,1], y [N], delta [N,C,H,W] -> the next delta.
+
+    Leaves the model in eval mode. Source: Liu et al., AAAI 2024.
+    """
+    model.eval()
+    delta = delta.detach().requires_grad_()
+    total = torch.zeros_like(delta)
+    for _ in range(recipe.samples):
+        drawn = recipe.augment.draw(len(x), x.shape[2:], generator)
+        z = box(plain_views(x + delta, drawn, recipe.augment.pad))
+        a = plain_perturbed(model, z.detach(), y, recipe.noise_side, generator)
+        straight_through = z + (a - z).detach()
+        total += torch.autograd.grad(F.cross_entropy(model(straight_through), y), delta)[0]
+    radius = recipe.radius * LEVEL
+    return (delta.detach() - recipe.step_size * LEVEL * total.sign()).clamp(-radius, radius)
+
+
+def plain_train_step(
+    model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor, side: Perturbation, generator: Generator
+) -> float:
+    """One step of adversarial training on x [N,C,H,W] in [0,1], y [N]; returns the loss before it.
+
+    The perturbation is made in eval mode, the step in train mode. Source: Madry et al., ICLR 2018.
+    """
+    x_adv = plain_perturbed(model.eval(), x, y, side, generator)
+    optimizer.zero_grad()
+    loss = F.cross_entropy(model.train()(x_adv), y)
+    loss.backward()
+    optimizer.step()
+    return loss.item()
 
 
 @dataclass(frozen=True)

@@ -206,6 +206,11 @@ class Correlation:
     spearman: tuple[float, float, float]
     n: int
 
+    def __str__(self) -> str:
+        lines = (("Pearson", self.pearson), ("Spearman", self.spearman))
+        text = "".join(f"{name} {v:.2f}\n[{low:.2f}, {high:.2f}]\n" for name, (v, low, high) in lines)
+        return text + f"n = {self.n}"
+
 
 def correlation(x: Sequence[float], y: Sequence[float], *, seed: int = 0, draws: int = 2000) -> Correlation:
     """The Correlation of x and y, with percentile intervals over resampled pairs (bootstrap).
