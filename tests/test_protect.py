@@ -259,15 +259,19 @@ def test_a_finished_run_of_which_files_are_missing_is_made_again_to_the_same_byt
 def test_a_second_run_into_a_folder_that_another_one_has_begun_is_refused(tmp_path):
     photos, out = make_photos(tmp_path / "in", 8), tmp_path / "out"
 
-    def second(_):
+    def second(what, step, *_):
+        if (what, step) != ("crafting noise", 1):
+            return
         with pytest.raises(OutputError, match=r"was begun with other settings \(recipe\)"):
             protect(str(photos), out, quick(radius=60), size=8)
         with pytest.raises(OutputError, match="exists; --resume continues it"):
             protect(str(photos), out, quick(), size=8)
+        with pytest.raises(OutputError, match="another run is at work on the output"):
+            protect(str(photos), out, quick(), size=8, resume=True)
 
     with pytest.raises(MemoryError):  # as the forecast may: other settings must be free to be tried
         protect(str(photos), out, quick(radius=60), size=8, on_start=lambda _: bytes(2**62))
-    assert protect(str(photos), out, quick(), size=8, on_start=second)["radius"] == 8
+    assert protect(str(photos), out, quick(), size=8, lab=Lab(on_step=second))["radius"] == 8
     assert not check(str(photos), out)["problems"]
 
 

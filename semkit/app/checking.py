@@ -116,7 +116,7 @@ def check(
     root: str | None = None,
     on_step: OnStep | None = None,
 ) -> dict:
-    """{"checked": n, "unchanged": n, "radius": r, "problems": [...], "skipped": [...]}: files held against originals.
+    """{"checked": n, "unchanged": n, "radius": r, "problems": [...], "skipped": [...]}: files compared with originals.
 
     Size, mode, alpha, and |difference| <= radius in 8-bit levels; files that are missing or have no original are
     problems too. unchanged: how many files have the pixels of their originals. radius: the report's unless given.

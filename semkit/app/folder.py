@@ -3,8 +3,7 @@
 import hashlib
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -15,17 +14,8 @@ import torch
 from PIL import Image
 
 from semkit import __version__
-from semkit.app.outputs import (
-    OutputError,
-    check_links,
-    check_place,
-    check_request,
-    finished,
-    only_run,
-    output_folder,
-    tidied,
-    write_record,
-)
+from semkit.app import outputs
+from semkit.app.outputs import OutputError
 from semkit.images.files import output_names, shown
 from semkit.images.imageset import ImageSet, check_fraction, stratified_share
 from semkit.images.loading import check_size, find_folder, limited, load, load_parts, resized, set_name
@@ -40,9 +30,8 @@ from semkit.protections.noise import Noise, save
 
 NOISE = "noise.safetensors"
 COMPARED = 20  # files of an interrupted run that tell whether its key is the one that is given now
-
-
 NATIVE = 32  # the side of every named set's images
+SMALL = 1 << 26  # bytes; where less is free, that is not because of one image
 
 
 def job(on_step: OnStep | None, what: str) -> Callable[[int, int], None] | None:
@@ -57,17 +46,27 @@ def job(on_step: OnStep | None, what: str) -> Callable[[int, int], None] | None:
 
 @dataclass(frozen=True, eq=False)
 class Originals:
-    """The images to protect: at working size in `images`, at native size by read(i); outputs: relative PNG names.
+    """The images to protect. images: at the size that nets see; outputs: the names of their PNGs, with '/'.
 
-    size(i): (width, height) of the native one as it is stored, without decoding it.
+    native: the set at its own size; for a folder None, as its files are read from `root` when they are needed.
     """
 
     images: ImageSet
     outputs: tuple[str, ...]
-    read: Callable[[int], Image.Image]
-    size: Callable[[int], tuple[int, int]]
+    native: ImageSet | None = None
+    root: Path = Path()
     skipped: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
+
+    def read(self, i: int) -> Image.Image:
+        """Image i at its own size. Raises UnreadableImage."""
+        if self.native is None:
+            return read_image(self.root / self.images.files[i])
+        return Image.fromarray(self.native.images[i].permute(1, 2, 0).contiguous().numpy())
+
+    def size(self, i: int) -> tuple[int, int]:
+        """(width, height) of image i as it is stored, without decoding it."""
+        return stored_size(self.root / self.images.files[i]) if self.native is None else (NATIVE, NATIVE)
 
 
 def named_outputs(images: ImageSet) -> tuple[str, ...]:
@@ -88,23 +87,20 @@ def load_originals(
 ) -> Originals:
     """The images of `source` that protection covers: a named set's training images, or all of a folder (its train/).
 
-    A named set's images get the names class/00000.png. Raises DataError for what cannot be read.
+    Raises DataError for what cannot be read.
     """
     check_size(size)
     if set_name(source):
         native = load(source, size=NATIVE, limit=limit, root=root, download=download).train
-        read = lambda i: Image.fromarray(native.images[i].permute(1, 2, 0).contiguous().numpy())  # noqa: E731
-        images = resized(native, size, storage)
-        return Originals(images, named_outputs(images), read, lambda i: (NATIVE, NATIVE))
+        return Originals(resized(native, size, storage), named_outputs(native), native)
     folder = replace(find_folder(source), test=None)
     names = output_names(folder.train.names)
     [images], skipped = load_parts(
         folder, lambda parts: [limited(part, limit) for part in parts], size=size, skip_unreadable=skip_unreadable,
         storage=storage, on_step=job(on_step, "reading images"),
     )  # fmt: skip
-    outputs = tuple(names[name] for name in images.files)
-    read, stored = (lambda i, do=do: do(folder.root / images.files[i]) for do in (read_image, stored_size))
-    return Originals(images, outputs, read, stored, skipped, folder.ignored)
+    named = tuple(names[name] for name in images.files)
+    return Originals(images, named, None, folder.root, skipped, folder.ignored)
 
 
 def _found(
@@ -119,16 +115,14 @@ def _found(
     hold: str = "auto",
     on_step: OnStep | None = None,
 ) -> tuple[Originals, dict]:
-    """(the images to protect, how they were chosen). Raises DataError and OutputError.
+    """(the images to protect, how they were chosen). Raises DataError, and OutputError if `out` cannot be written to.
 
-    hold: where images are until they are written, "memory", "disk" or "auto" (storage.Storage); the bytes are the same.
-    The others: as of `load_originals`.
+    hold: where images are until they are written, "memory", "disk" or "auto"; the others: as of `load_originals`.
     """
-    check_place(source, out)
+    outputs.check_place(source, out)
     how = {"size": size, "limit": limit, "skip_unreadable": skip_unreadable}
     found = load_originals(source, **how, root=root, download=download, storage=Storage(hold, out), on_step=on_step)
-    _check_memory(found)
-    check_links(out, found.outputs)
+    outputs.check_links(out, found.outputs)
     return found, {"source": str(source), **how}
 
 
@@ -145,17 +139,21 @@ def _record(found: Originals, recipe: Recipe, share: float, seed: int, lab: Lab)
     }  # fmt: skip
 
 
-def _check_memory(found: Originals) -> None:
-    """Raises OutputError that names an image which is too large for the memory that is free."""
+def _check_images(found: Originals, chosen: Collection[int], recipe: Recipe) -> None:
+    """Raises ValueError that names the first image for which memory is short, or of a size that cannot be changed."""
     free = free_memory()
-    least = 1 << 26  # bytes; it is not for a smaller one that memory is short
     for i, name in enumerate(found.outputs):
         width, height = found.size(i)
-        if free is not None and (needed := width * height * BYTES_PER_PIXEL) > max(free, least):
+        if free is not None and (needed := width * height * BYTES_PER_PIXEL) > max(free, SMALL):
             raise OutputError(
                 f"{shown(name)} of {width} x {height} pixels takes {needed / 1e9:.1f} GB of memory to protect, "
                 f"{free / 1e9:.1f} GB are free: make it smaller or leave it out"
             )
+        try:
+            if i in chosen:
+                recipe.check_size(width, height)
+        except ValueError as error:
+            raise ValueError(f"{shown(name)}: {error}") from None
 
 
 def _check_settings(recipe: Recipe, fraction: float, checkpoint_every: float) -> None:
@@ -183,84 +181,52 @@ def protect(
 ) -> dict:
     """Protect `source`: writes OUT/images/..., OUT/report.json and for noise OUT/noise.safetensors; returns the report.
 
-    Images keep their names (as .png), sizes and modes. Noise is crafted at size x size and fitted to the native size,
-    where an 8-bit value moves by at most recipe.radius; filters work at the native size. `fraction` (times the
-    recipe's own) of every class is protected, the rest written unchanged. Stopped by on_step, by Ctrl-C or by a kill,
-    the same call with resume=True goes on to the same bytes; the state of a crafting is saved every checkpoint_every
-    seconds. on_start is given the images that are protected. reading: size (32), limit, root, download,
-    skip_unreadable and hold ("memory", "disk" or "auto").
+    Images keep their names (as .png), sizes and modes. Noise is crafted at size x size and fitted to each image's own
+    size, where an 8-bit value moves by at most recipe.radius. `fraction` (times the recipe's own) of every class is
+    protected, the rest is written unchanged. After a stop or a kill the same call with resume=True goes on to the same
+    bytes; the state of a crafting is saved every checkpoint_every seconds. on_start is given the images that are
+    protected. reading: size (32), limit, root, download, skip_unreadable and hold ("memory", "disk" or "auto").
     Raises DataError, OutputError or ValueError before anything is written; none of them shows a private key.
 
         report = sk.protect("PHOTOS", "OUT", sk.craft_recipe("sem", "lesson", radius=8))
     """
-    lab, out, seed = lab or Lab(), output_folder(out), check_seed(seed)
+    lab, out, seed = lab or Lab(), outputs.output_folder(out), check_seed(seed)
     _check_settings(recipe, fraction, checkpoint_every)
     found, how = _found(source, out, on_step=lab.on_step, **reading)
     share, noisy = fraction * recipe.fraction, recipe.radius is not None
     request = {**_record(found, recipe, share, seed, lab), **how}
-    chosen = stratified_share(found.images.labels, share, seed)
-    _check_sizes(found, chosen.tolist(), recipe)
-    subset = found.images.take(chosen)
-    lab = replace(lab, cache=out / "unfinished")
-    changed = partial(recipe.change, subset, seed=seed, lab=lab, every=checkpoint_every)
+    index = stratified_share(found.images.labels, share, seed)
+    subset, chosen = found.images.take(index), {i: place for place, i in enumerate(index.tolist())}
+    _check_images(found, chosen, recipe)
+    unfinished = replace(lab, cache=out / "unfinished")
+    changed = partial(recipe.change, subset, seed=seed, lab=unfinished, every=checkpoint_every)
     at_once = None if noisy else changed()  # may refuse, and takes no time
-    written = [*[NOISE] * noisy, *(f"images/{name}" for name in found.outputs)]
-    check_request(out, request, resume)
+    outputs.check_request(out, request, resume)
     if at_once:
-        _check_begun(found, chosen.tolist(), at_once, out)
-    if not finished(out, written):
-        with _begun(out, request, resume, lambda: on_start and on_start(subset)):
+        _check_begun(found, chosen, at_once, out)
+    written = [*[NOISE] * noisy, *(f"images/{name}" for name in found.outputs)]
+    if not outputs.finished(out, written):
+        with outputs.only_run(out, request, resume, lambda: on_start and on_start(subset)):
             made = _write(found, chosen, at_once or changed(), out, lab.on_step)
-            write_record(out / "report.json", {**request, **made})
-    return tidied(out)
+            outputs.write_record(out / "report.json", {**request, **made})
+    return outputs.tidied(out)
 
 
-@contextmanager
-def _begun(out: Path, request: dict, resume: bool, start: Callable[[], object]) -> Iterator[None]:
-    """This run alone works on OUT inside the block, after OUT/run.json is written and start() has run.
-
-    Where start() fails, run.json is not left behind.
-    """
-    with only_run(out):
-        check_request(out, request, resume)  # again, because another run may have been here meanwhile
-        run = out / "run.json"
-        begun = run.exists()
-        if not begun:
-            write_record(run, request)
-        try:
-            start()
-        except BaseException:
-            if not begun:  # nothing else was made: other settings may be tried, such as those that need less memory
-                run.unlink(missing_ok=True)
-            raise
-        (out / "report.json").unlink(missing_ok=True)  # of a finished run of which files are missing
-        yield
-
-
-def _check_sizes(found: Originals, chosen: Sequence[int], recipe: Recipe) -> None:
-    """Raises ValueError, with its name, for the first image of a size that the recipe cannot change."""
-    for i in chosen:
-        try:
-            recipe.check_size(*found.size(i))
-        except ValueError as error:
-            raise ValueError(f"{shown(found.outputs[i])}: {error}") from None
-
-
-def _check_begun(found: Originals, chosen: Sequence[int], change: Change, out: Path) -> None:
+def _check_begun(found: Originals, chosen: Mapping[int, int], change: Change, out: Path) -> None:
     """Raises OutputError if files that are there already are not what this key makes of their originals."""
-    there = ((place, i) for place, i in enumerate(chosen) if (out / "images" / found.outputs[i]).exists())
-    for place, i in islice(there, COMPARED):
-        wanted = change.picture(place, found.read(i))
-        if not np.array_equal(np.asarray(wanted), np.asarray(read_image(out / "images" / found.outputs[i]))):
+    there = ((i, place) for i, place in chosen.items() if (out / "images" / found.outputs[i]).exists())
+    for i, place in islice(there, COMPARED):
+        wanted, held = change.picture(place, found.read(i)), read_image(out / "images" / found.outputs[i])
+        if not np.array_equal(np.asarray(wanted), np.asarray(held)):
             raise OutputError(f"the output {shown(out)} was begun with another key; name another folder")
 
 
-def _write(found: Originals, chosen: torch.Tensor, change: Change, out: Path, on_step: OnStep | None) -> dict:
+def _write(found: Originals, chosen: Mapping[int, int], change: Change, out: Path, on_step: OnStep | None) -> dict:
     """Write the noise, if any, and the images; return what the report says of them."""
     began = time.monotonic()
     if change.noise:
-        save(_of_all(change.noise, chosen, found.images), out / NOISE)
-    quality = _write_images(found, chosen.tolist(), change, out, on_step)
+        save(_of_all(change.noise, list(chosen), found.images), out / NOISE)
+    quality = _write_images(found, chosen, change, out, on_step)
     told = quality.report()
     if not change.noise:
         del told["after_resize_to_working_size"]  # of noise that is added
@@ -271,7 +237,7 @@ def _write(found: Originals, chosen: torch.Tensor, change: Change, out: Path, on
     }  # fmt: skip
 
 
-def _of_all(noise: Noise, chosen: torch.Tensor, images: ImageSet) -> Noise:
+def _of_all(noise: Noise, chosen: Sequence[int], images: ImageSet) -> Noise:
     """The noise of all images: that of the chosen ones, 0 for the others."""
     levels = noise.levels
     if len(chosen) < len(images):
@@ -282,14 +248,13 @@ def _of_all(noise: Noise, chosen: torch.Tensor, images: ImageSet) -> Noise:
 
 
 def _write_images(
-    found: Originals, chosen: Sequence[int], change: Change, out: Path, on_step: OnStep | None
+    found: Originals, chosen: Mapping[int, int], change: Change, out: Path, on_step: OnStep | None
 ) -> Quality:
     """Write every image to OUT/images, the chosen ones changed, the others as they are; return their Quality."""
-    places, told = {i: place for place, i in enumerate(chosen)}, job(on_step, "writing images")
-    quality = Quality(len(chosen))
+    quality, told = Quality(len(chosen)), job(on_step, "writing images")
     for i, name in enumerate(found.outputs):
         try:
-            original, place = found.read(i), places.get(i)
+            original, place = found.read(i), chosen.get(i)
             written = original if place is None else change.picture(place, original)
             write_png(written, out / "images" / name)
             if place is not None:

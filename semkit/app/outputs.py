@@ -4,7 +4,7 @@ import json
 import os
 import posixpath
 import shutil
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path
@@ -43,7 +43,8 @@ def check_place(source: str, out: Path) -> None:
         inside = Path(os.path.realpath(out))  # resolve() may raise on a link loop
         if any(inside == at or at in inside.parents or inside in at.parents for at in _real_folders(source)):
             raise OutputError(f"the output {shown(out)} and the images {shown(source)} lie in each other; name another")
-    check_folder(out)
+    if os.path.lexists(out) and not out.is_dir():
+        raise OutputError(f"the output {shown(out)} is a {'file' if out.exists() else 'broken link'}; name a folder")
 
 
 def _real_folders(source: str) -> set[Path]:
@@ -62,15 +63,12 @@ def check_links(out: Path, outputs: Iterable[str]) -> None:
             raise OutputError(f"{shown(folder)} is a link out of {shown(out)}: remove it, or name another folder")
 
 
-def check_folder(out: Path) -> None:
-    """Raises OutputError if there is something at `out` that is no folder."""
-    if os.path.lexists(out) and not out.is_dir():
-        raise OutputError(f"the output {shown(out)} is a {'file' if out.exists() else 'broken link'}; name a folder")
-
-
 @contextmanager
-def only_run(out: Path) -> Iterator[None]:
-    """No other process works on OUT inside the block. Raises OutputError if one does."""
+def only_run(out: Path, request: dict, resume: bool, start: Callable[[], object]) -> Iterator[None]:
+    """start(), then OUT/run.json is written; no other process works on OUT meanwhile, nor inside the block.
+
+    Raises OutputError if one does, and as check_request.
+    """
     out.mkdir(parents=True, exist_ok=True)
     with open(out / LOCK, "ab") as file:
         try:
@@ -80,6 +78,10 @@ def only_run(out: Path) -> Iterator[None]:
         except OSError:  # a file system without locks
             pass
         try:
+            check_request(out, request, resume)  # again, because another run may have been here meanwhile
+            start()
+            write_record(out / "run.json", request)
+            (out / "report.json").unlink(missing_ok=True)  # of a finished run of which files are missing
             yield
         finally:
             with suppress(OSError):  # on Windows it is open, and remove_leftovers removes it
@@ -101,10 +103,9 @@ def check_request(out: Path, request: dict, resume: bool) -> None:
 def claim(out: Path, request: dict) -> None:
     """OUT/run.json says of what the rows, the table and the figure in `out` are, before they are made.
 
-    Raises OutputError if `out` is no folder, or has some that are of other settings, fewer methods, radii and
-    countermeasures excepted, or of no known ones. Finished runs, in OUT/runs, are known by themselves.
+    Raises OutputError if `out` has some that are of other settings, fewer methods, radii and countermeasures excepted,
+    or of no known ones. Finished runs, in OUT/runs, are known by themselves.
     """
-    check_folder(out)
     request = json.loads(json.dumps(request))
     if (out / "run.json").exists():
         _check_same(out, request, GROWING)
