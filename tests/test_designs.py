@@ -1,5 +1,6 @@
 """The lessons' designs differ in what they say and in nothing else; rows of their noises are what measure says."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -41,7 +42,7 @@ from semkit.analysis.study import crafted_surrogate, grid
 from semkit.countermeasures.registry import COUNTERMEASURES
 from semkit.images.augment import FlipCrop
 from semkit.nets.engine import Engine, predict
-from semkit.nets.lab import Lab
+from semkit.nets.lab import Interrupted, Lab
 from semkit.protections.crafting import craft
 from semkit.protections.methods import craft_recipe
 from semkit.training.learning import fit
@@ -139,6 +140,17 @@ def test_noise_rows_are_the_measures_of_every_noise(tmp_path):
         assert (row["noise_stability"], row["noise_variance"]) == stability(mine.surrogate, protected, 4)
         assert row["cosine"] == pytest.approx(float(cosine(mine.noise, other.noise).mean()))
     assert not torch.equal(made["sem", 0].noise, made["em", 0].noise)
+
+
+def test_a_noise_is_measured_once_and_measuring_can_be_stopped_between_two(tmp_path):
+    split, crafts = image_split(20), {"sem": lasting(craft_recipe("sem", "quick"), 2)}
+    with pytest.raises(Interrupted, match="stopped while measuring noise, 1 of 2"):
+        noise_rows(split, crafts, seeds=(0, 1), lab=Lab(ENGINE, tmp_path, lambda what, *_: what == "measuring noise"))
+    (measured,) = tmp_path.glob("measured-*.json")
+    changed = {**json.loads(measured.read_text()), "noise_stability": 7.0}
+    measured.write_text(json.dumps(changed))
+    rows = noise_rows(split, crafts, seeds=(0, 1), lab=Lab(ENGINE, tmp_path))
+    assert rows["noise_stability"][0] == 7 != rows["noise_stability"][1]
 
 
 def test_one_seed_has_no_other_to_compare_with(tmp_path):

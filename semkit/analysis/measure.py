@@ -7,6 +7,7 @@ AAAI 2024. Both are negative losses: the higher, the less the perturbation does.
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 
 import numpy as np
@@ -20,7 +21,7 @@ from semkit.images.augment import Augment, FlipCrop, Identity
 from semkit.images.imageset import ImageSet, Split
 from semkit.images.pixels import check_count
 from semkit.nets.engine import engine_of, predict
-from semkit.nets.lab import Lab, as_dict
+from semkit.nets.lab import Lab, as_dict, as_json, kept
 from semkit.nets.weights import drawing
 from semkit.protections.base import NoiseRecipe, Recipe
 from semkit.training.perturb import PGD, Clean, Perturbation, Uniform
@@ -194,6 +195,17 @@ def _following(seed: int, seeds: Sequence[int]) -> int | None:
     return seeds[(seeds.index(seed) + 1) % len(seeds)] if len(seeds) > 1 else None
 
 
+def _judged(split: Split, noise: torch.Tensor, judges: Mapping[str, nn.Module]) -> dict[str, float]:
+    """The numbers of noise_rows that cost passes; the net that made the noise is the judge "noise"."""
+    protected, found = split.train.with_noise(noise), {}
+    found["surrogate_robustness"] = robustness(judges["noise"], split.test, RADIUS)
+    for name, model in judges.items():
+        found[f"{name}_loss"] = float(losses(model, protected, augment=FlipCrop()).mean())
+        found[f"{name}_robustness"] = robustness(model, protected, RADIUS)
+        found[f"{name}_stability"], found[f"{name}_variance"] = stability(model, protected, RADIUS)
+    return found
+
+
 def noise_rows(
     split: Split,
     crafts: Crafts,
@@ -210,22 +222,23 @@ def noise_rows(
     reference_*: the same under the surrogate that `reference` makes with the same seed
     other_*: under that of the next seed, which had no part in the noise; missing with one seed
     cosine: mean over images, with the noise of the next seed; nan with one seed
+
+    With lab.cache a noise is measured once.
     """
-    rows, noises = [], {}
+    rows, noises, prints = [], {}, (split.train.fingerprint, split.test.fingerprint)
     for method, seed, job, noise, surrogate in _crafted(split, crafts, seeds, lab):
         noises[method, seed] = noise
-        protected, judges = split.train.with_noise(noise), {"noise": surrogate}
+        judges = {"noise": surrogate}
         for name, by in {"reference": seed, "other": _following(seed, seeds)}.items():
             if reference and by is not None:
                 judges[name] = crafted_surrogate(split.train, reference, seed=by, lab=job)[1]
         told = as_dict(crafts[method])
         row = {"method": method, "seed": seed, **{side: told.get(side) for side in ("noise_side", "surrogate_side")}}
-        row["surrogate_robustness"] = robustness(surrogate, split.test, RADIUS)
-        for name, model in judges.items():
-            row[f"{name}_loss"] = float(losses(model, protected, augment=FlipCrop()).mean())
-            row[f"{name}_robustness"] = robustness(model, protected, RADIUS)
-            row[f"{name}_stability"], row[f"{name}_variance"] = stability(model, protected, RADIUS)
-        rows.append(row)
+        parts = (*prints, crafts[method], seed, reference, _following(seed, seeds))
+        (found,) = kept(job, "measured", parts, lambda _, of=(noise, judges): (_judged(split, *of),), as_json())
+        rows.append(row | found)
+        count = len(seeds) * sum(bool(recipe and recipe.net) for recipe in crafts.values())
+        replace(job, what="measuring noise").report(len(rows), count, {})
     for row in rows:
         again = noises.get((row["method"], _following(row["seed"], seeds)))
         mine = noises[row["method"], row["seed"]]
