@@ -201,8 +201,12 @@ SEM = {
     "a ninth of the published passes protects from AT 4/255 as well, at most 1.5 points less": points(
         lost("plain", 4, "2 x 2")
     ),
-    "more robust noise protects less from AT 4/255": rank_correlation(4),
-    "more robust noise protects less from ERM": rank_correlation(0),
+    "more robust noise protects less from AT 4/255, a judge of its own for every noise": rank_correlation(4),
+    "more robust noise protects less from ERM, a judge of its own for every noise": rank_correlation(0),
+    "more robust noise protects less from AT 4/255, one frozen judge a seed": rank_correlation(4),
+    "more robust noise protects less from ERM, one frozen judge a seed": rank_correlation(0),
+    "hardening noise against 8 levels costs protection from AT 4/255": points(lost("none 0", 4, "adversarial 8")),
+    "hardening noise against 8 levels costs protection from ERM": points(lost("none 0", 0, "adversarial 8")),
     "JPEG at quality 10 gives back more than half of what SEM took": points(back("sem", "jpeg")),
     "grey-scale gives back more than half of what SEM took": points(back("sem", "grayscale")),
 }

@@ -178,12 +178,13 @@ def scatter_figure(
     xlabel: str,
     ylabel: str,
     correlation: Correlation | None = None,
+    means: bool = True,
     title: str,
 ) -> Figure:
     """A point a row at its columns x and y: a marker a method, and in rows with seeds a colour a seed.
 
-    Seeds have a thin least-squares line each. The mean of a method over its rows is black, with the 95 % intervals of
-    both columns. The correlation with its intervals stands beside the axes.
+    Seeds have a thin least-squares line each. means: the mean of a method over its seeds too, black, with the 95 %
+    intervals of both columns. The correlation with its intervals stands beside the axes.
     """
     rows, figure = pd.DataFrame(rows), new_figure(8, 4.6)
     axes, look = figure.subplots(), styles(rows["method"].unique())
@@ -196,7 +197,7 @@ def scatter_figure(
         mine = rows[rows["seed"] == seed].sort_values(x)
         if mine[x].nunique() > 1:
             axes.plot(mine[x], np.polyval(np.polyfit(mine[x], mine[y], 1), mine[x]), color=colour, lw=0.8, alpha=0.6)
-    for method, mine in rows.groupby("method", sort=False) if seeds else ():
+    for method, mine in rows.groupby("method", sort=False) if means and seeds else ():
         _draw_mean(axes, mine[[x, y]], fmt=marks[method], color="0.2", ms=5, alpha=0.7)
     axes.set(xlabel=xlabel, ylabel=ylabel)
     axes.grid(alpha=0.3)

@@ -1,0 +1,47 @@
+"""Lesson 5: is robustness of noise related to protection, and could these measurements tell?"""
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from semkit.analysis.canvas import Figure
+from semkit.analysis.figures import scatter_figure
+from semkit.analysis.statistics import correlation, reliability
+
+MEASURE = "noise_robustness"
+
+
+def within_seed(points: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
+    """The points with the mean of its seed taken out of each number in `columns`: the seed as a block.
+
+    >>> rows = pd.DataFrame({"seed": [0, 0, 1, 1], "x": [1.0, 3, 10, 12]})
+    >>> sk.replication.within_seed(rows, ["x"]).x.tolist()
+    [-1.0, 1.0, -1.0, 1.0]
+    """
+    numbers = points[list(columns)]
+    return points.assign(**(numbers - numbers.groupby(points["seed"]).transform("mean")))
+
+
+def related(points: pd.DataFrame, learner: str, view: str, title: str) -> tuple[Figure, str, str]:
+    """Protection under `learner` over robustness, rows as of sk.paired: (figure, alternative text, caption).
+
+    view: "all points", or "within a seed", which also shows the mean of every noise side with 95 % intervals.
+    """
+    inside = view == "within a seed"
+    if inside:
+        points = within_seed(points, [MEASURE, "protection"])
+    found = correlation(points[MEASURE], points["protection"])
+    names = {"xlabel": "noise robustness (nats)", "ylabel": f"protection under {learner} (accuracy)"}
+    if inside:
+        names = {axis: f"{name}, less its seed's mean" for axis, name in names.items()}
+    what = f"{title}, {learner}, {view}"
+    figure = scatter_figure(points, x=MEASURE, y="protection", correlation=found, means=inside, title=what, **names)
+    told = ", ".join(str(found).split("\n"))
+    how = "Black: means over seeds with 95 % intervals." if inside else "Thin lines: each seed's own trend."
+    return figure, f"Protection over the robustness of noise. {what}: {told}", f"{what}; n = {len(points)}. {how}"
+
+
+def reliable(points: pd.DataFrame, column: str) -> dict[str, float]:
+    """F, p and reliability of the noise sides' means of a column, over seeds; a row of the lesson's table."""
+    found = reliability(points.pivot(index="seed", columns="method", values=column).to_numpy())
+    return {"F": round(found.f, 1), "p": round(found.p, 3), "reliability": round(found.of_mean, 2)}
