@@ -1,7 +1,7 @@
 """The commands about images, noise files and notebooks, and the table of all commands: options become recipes."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from semkit.analysis import survival
@@ -10,22 +10,41 @@ from semkit.analysis.report import as_objects
 from semkit.app import checking, folder
 from semkit.app.cli import FAILED, Report, announce, bars, duration
 from semkit.app.experiments import bench, demo, engine_of, gpu_check, learn, reading, sweep, transform
-from semkit.app.options import own_values
 from semkit.app.outputs import read_report
 from semkit.images.files import shown
 from semkit.images.imageset import ImageSet
 from semkit.nets.lab import Lab
 from semkit.protections import conversion
-from semkit.protections.methods import PROTECTIONS
+from semkit.protections.methods import PROTECTIONS, options_of
 
 MOST_SHOWN = 10
+
+
+def _own_values(method: str, given: Mapping[str, object]) -> dict:
+    """The values of the method's own options: as given, else a private one from the environment, else their defaults.
+
+    Raises ValueError for options of other methods that were given, and for a private one that is nowhere.
+    """
+    protection, every = PROTECTIONS[method], options_of(PROTECTIONS)
+    own = {option.name: option for option in protection.options}
+    given = {name: value for name, value in given.items() if name in every and value is not None}
+    if wrong := [every[name][0].flag for name in every if name in given.keys() - own]:
+        because = f" ({protection.bound})" if protection.bound else ""
+        raise ValueError(f"{', '.join(wrong)}: not for --method {method}{because}")
+    for name, option in own.items():
+        if option.private and name not in given:
+            if (value := os.environ.get(option.variable)) is None:
+                place = f"put it into the environment variable {option.variable}"
+                raise ValueError(f"--method {method} needs a private {name}: {place}")
+            given[name] = value
+    return {name: option.default for name, option in own.items()} | given
 
 
 def protect(options) -> None:
     """semkit protect: protected copies of images; reports what was written."""
     report, engine = Report(options.json), engine_of(options)
     recipe = PROTECTIONS[options.method].recipe(
-        options.preset, size=options.size, **own_values(options.method, vars(options))
+        options.preset, size=options.size, **_own_values(options.method, vars(options))
     )
 
     def say_cost(images: ImageSet) -> None:

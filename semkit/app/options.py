@@ -1,7 +1,6 @@
 """The words of the command line: the options of every command, and what may stand in them."""
 
 import argparse
-import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -20,15 +19,13 @@ from semkit.protections.noise import UNITS
 from semkit.training.recipes import PRESETS
 
 MOST_SEEDS = 9999
-# What commands that read images may not have as options of their own.
-UNLESS_GIVEN = dict(
-    split_seed=0, without=None, protected=None, test_limit=None, out=None, cache=None, learner_steps=None, methods=None,
-    design=None, measure_noise=False, radii=None, countermeasures=(), workers=None, scheduler=None,
-)  # fmt: skip
+KNOWN = ", ".join(name + each.spelling for name, each in COUNTERMEASURES.items())
+# What `experiments` asks every command that reads images for, and most have no option for.
+UNLESS_GIVEN = dict(split_seed=0, without=None, protected=None, test_limit=None, out=None, cache=None)
 
 
-def _checked(check: Callable) -> Callable:
-    """`check` as the type of an option: what its ValueError says is what the user reads."""
+def _kind(check: Callable, metavar: str, **more) -> dict:
+    """An option whose value is check(text); the message of a ValueError of it is what the user reads."""
 
     def parse(text: str):
         try:
@@ -36,15 +33,15 @@ def _checked(check: Callable) -> Callable:
         except ValueError as error:
             raise argparse.ArgumentTypeError(str(error)) from None
 
-    return parse
+    return dict(type=parse, metavar=metavar, **more)
 
 
-def _word(known: tuple[str, ...], what: str):
-    return _checked(lambda text: check_name(text, known, what))
+def _whole(least: int, most: int | None = None) -> dict:
+    return _kind(partial(parse_count, least=least, most=most), "N")
 
 
-def _count(least: int, most: int | None = None):
-    return _checked(partial(parse_count, least=least, most=most))
+def _word(known: Iterable[str], what: str) -> dict:
+    return _kind(lambda text: check_name(text, tuple(known), what), "NAME")
 
 
 def _filled(text: str) -> str:
@@ -53,272 +50,255 @@ def _filled(text: str) -> str:
     return text
 
 
-_name = _checked(_filled)
-_path = _checked(lambda text: Path(_filled(text)))
-
-
 def _free(text: str) -> Path:
     if (path := Path(_filled(text))).exists():
         raise ValueError(f"{shown(path)} exists already")
     return path
 
 
-_new_file = _checked(_free)
-
-_radius = _checked(check_radius)
-_countermeasure = _checked(check_countermeasure)
-_known_countermeasures = ", ".join(name + each.spelling for name, each in COUNTERMEASURES.items())
-
-
-@_checked
 def _attack_radius(text: str) -> float:
     if not check_radius(text):
         raise ValueError("radius 0 attacks nothing: write pixel levels above 0")
     return float(text)
 
 
-@_checked
 def _device(text: str) -> str:
     if not re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]+)?", text):
         raise ValueError(f"cpu, mps, cuda or cuda:N is needed, got {text}")
     return text
 
 
+def _name(metavar: str) -> dict:
+    return _kind(_filled, metavar)
+
+
+def _path(metavar: str) -> dict:
+    return _kind(lambda text: Path(_filled(text)), metavar)
+
+
+SWITCH = dict(action="store_true")
+RADIUS = _kind(check_radius, "R")
+AFTER = dict(nargs="+", **_kind(check_countermeasure, "NAME"))
+
+
+def _group(parser, title: str | None = None) -> Callable:
+    """add(flag, what it is for, kind, ...): adds options to the parser, in --help under this title, with defaults."""
+    group = parser.add_argument_group(title) if title else parser
+
+    def add(flag: str, what: str, kind: Mapping, **more) -> None:
+        default = more.get("default")
+        told = "" if default in (None, ()) or what is argparse.SUPPRESS else f" ({default})"
+        group.add_argument(flag, help=what + told, **kind, **more)
+
+    return add
+
+
 def _add_images(parser) -> None:
-    add = parser.add_argument
     parser.set_defaults(**UNLESS_GIVEN)
-    sets = "shapes, cifar10, cifar100, svhn, or a folder with a sub-folder per class"
-    add("images", metavar="IMAGES", type=_name, help=sets)
-    place = "where torchvision's sets are (else $SEMKIT_DATA, else ~/.cache/semkit)"
-    add("--data", metavar="DIR", type=_name, help=place)
-    add("--download", action="store_true", help="let torchvision download the set")
-    add("--limit", type=_count(2), metavar="N", help="N training images only, every class in its share")
-    sizes = "side to which images are resized for the nets (32; ImageNet's recipe was published at 256)"
-    add("--size", type=_count(8), default=32, metavar="N", help=sizes)
-    add("--hold", type=_word(HOLDS, "storage"), default="auto", help="images in memory, on disk, or what fits (auto)")
-    add("--skip-unreadable", action="store_true", help="leave out, and list, files that cannot be read")
+    sets = "shapes (embedded), cifar10, cifar100, svhn, or a folder with a sub-folder of images for each class"
+    _group(parser)("images", sets, _name("IMAGES"))
+    add = _group(parser, "images")
+    _add_data(add)
+    add("--download", "let torchvision download the data set", SWITCH)
+    add("--limit", "use N training images, the same share of every class", _whole(2))
+    add("--size", "resize images to N x N pixels for the nets", _whole(8), default=32)
+    add("--hold", "where images are kept: memory, disk, or auto: what fits", _word(HOLDS, "storage"), default="auto")
+    add("--skip-unreadable", "leave out files that cannot be read, and list them", SWITCH)
+
+
+def _add_data(add: Callable) -> None:
+    add("--data", "folder of torchvision's data sets ($SEMKIT_DATA, else ~/.cache/semkit)", _name("DIR"))
 
 
 def _add_run(parser, preset: str = "lesson") -> None:
-    add = parser.add_argument
-    presets = f"quick, demo, lesson or paper: CIFAR's recipe, from {LARGE} pixels on ImageNet's (%(default)s)"
-    add("--preset", type=_word(PRESETS, "preset"), default=preset, help=presets)
-    add("--seed", type=_count(0), default=0, metavar="N", help="the same seed gives the same result (0)")
+    add = _group(parser, "run")
+    presets = f"quick, demo, lesson or paper; from {LARGE} pixels on ImageNet's recipe, published at 256"
+    add("--preset", presets, _word(PRESETS, "preset"), default=preset)
+    add("--seed", "random seed; the same gives the same result", _whole(0), default=0)
     _add_engine(parser)
-    _add_json(parser)
 
 
 def _add_engine(parser) -> None:
-    add = parser.add_argument
-    add("--device", type=_device, default="auto", help="cpu, mps, cuda or cuda:N (a GPU if there is one)")
+    add = _group(parser, "engine")
+    device = _kind(_device, "NAME")
+    add("--device", "cpu, mps, cuda, cuda:N, or auto: a GPU if there is one", device, default="auto")
     precisions = _word(("auto", "float32", "bfloat16", "float64"), "precision")
-    help_ = "float32, bfloat16 or float64 (the first two: what the hardware is fast in)"
-    add("--precision", type=precisions, default="auto", help=help_)
-    add("--compile", action="store_true", help="torch.compile for the eval passes; seconds to a minute at first")
-    help_ = f"fast paths not to take: {', '.join(FAST_PATHS)}; results differ in their rounding, if at all"
-    add("--switch-off", nargs="+", type=_word(tuple(FAST_PATHS), "path"), default=(), metavar="PATH", help=help_)
+    add("--precision", "float32, bfloat16, float64, or auto: the faster of the first two", precisions, default="auto")
+    add("--compile", "use torch.compile in eval mode; it takes up to a minute at the start", SWITCH)
+    paths = f"do without these fast paths: {', '.join(FAST_PATHS)}; results change at most by rounding"
+    add("--switch-off", paths, _word(FAST_PATHS, "path"), nargs="+", default=())
+    _group(parser)("--json", "write the report as JSON to stdout", SWITCH)
 
 
-def _add_json(parser) -> None:
-    parser.add_argument("--json", action="store_true", help="report as JSON on standard output")
-
-
-def _add_sweep_out(parser, seeds: int, **out) -> None:
-    add = parser.add_argument
-    add("--out", type=_path, metavar="DIR", help="folder for table, figure and finished runs", **out)
-    add("--seeds", type=_count(1, MOST_SEEDS), default=seeds, metavar="N", help=f"how many seeds ({seeds})")
+def _add_rows(parser, seeds: int, **out) -> None:
+    add = _group(parser, "results")
+    add("--out", "folder for rows, table, figure and finished runs", _path("DIR"), **out)
+    add("--seeds", "number of seeds", _whole(1, MOST_SEEDS), default=seeds)
 
 
 def _demo(parser) -> None:
-    parser.set_defaults(
-        **UNLESS_GIVEN, images="shapes", data=None, download=False, limit=None, size=32, hold="auto",
-        skip_unreadable=False,
-    )  # fmt: skip
+    of_sweep, out = argparse.ArgumentParser(), Path("semkit-demo")
+    _sweep(of_sweep)
+    parser.set_defaults(**vars(of_sweep.parse_args(["shapes", "--out", str(out)])))
     _add_run(parser, "demo")
-    _add_sweep_out(parser, 1, default=Path("semkit-demo"))
+    _add_rows(parser, 1, default=out)
 
 
 def _listed(names: Iterable[str], last: str) -> str:
     *first, end = names
-    return f"{', '.join(first)} {last} {end}"
+    return f"{', '.join(first)} {last} {end}" if first else end
 
 
-def _add_own(parser, private: bool = False) -> None:
+def _add_own(add: Callable, private: bool = False) -> None:
     """The options that protections have of their own, or the private ones only; None where they are not given."""
     for option, methods in options_of(PROTECTIONS).values():
         if option.private or not private:
             default = "" if option.default in (None, False) else f" ({option.default})"
-            help_ = f"of {_listed(methods, 'and') if methods[1:] else methods[0]}: {option.help}{default}"
-            if option.parse is None:
-                parser.add_argument(option.flag, action="store_true", default=None, help=help_)
-            else:
-                parser.add_argument(option.flag, type=_checked(option.parse), metavar=option.metavar, help=help_)
-
-
-def own_values(method: str, given: Mapping[str, object]) -> dict:
-    """The values of the method's own options: as given, else a private one from the environment, else their defaults.
-
-    Raises ValueError for options of other methods that were given, and for a private one that is nowhere.
-    """
-    protection, every = PROTECTIONS[method], options_of(PROTECTIONS)
-    own = {option.name: option for option in protection.options}
-    given = {name: value for name, value in given.items() if name in every and value is not None}
-    if wrong := [every[name][0].flag for name in every if name in given.keys() - own]:
-        because = f" ({protection.bound})" if protection.bound else ""
-        raise ValueError(f"{', '.join(wrong)}: not for --method {method}{because}")
-    for name, option in own.items():
-        if option.private and name not in given:
-            if (value := os.environ.get(option.variable)) is None:
-                place = f"put it into the environment variable {option.variable}"
-                raise ValueError(f"--method {method} needs a private {name}: {place}")
-            given[name] = value
-    return {name: option.default for name, option in own.items()} | given
+            kind = _kind(option.parse, option.metavar or "X") if option.parse else SWITCH | {"default": None}
+            add(option.flag, f"{option.help}{default}; for {_listed(methods, 'and')}", kind)
 
 
 def _sweep(parser) -> None:
     _add_images(parser)
+    add = _group(parser, "what is compared")
+    methods = f"methods of protection: {_listed(METHODS, 'or')} ({' '.join(SWEPT)})"
+    add("--methods", methods, _word(METHODS, "method"), nargs="+")
+    add("--design", f"a lesson's recipes in place of methods: {', '.join(DESIGNS)}", _word(DESIGNS, "design"))
+    add("--radii", "training radii in levels; 0 is ERM, others are AT (0 4)", RADIUS, nargs="+")
+    add("--countermeasures", f"train learners after each of these; none to compare with: {KNOWN}", AFTER, default=())
+    add("--learner-steps", "training steps of every learner (the preset's)", _whole(1))
+    add("--test-limit", "use N test images", _whole(2))
+    measured = "measure how perturbations move noises and learners: noise.csv, losses.csv and rises.csv"
+    add("--measure-noise", measured, SWITCH)
     _add_run(parser)
-    _add_sweep_out(parser, 3, required=True)
-    add = parser.add_argument
-    methods = _word(tuple(METHODS), "method")
-    add("--methods", nargs="+", type=methods, help=f"of {_listed(METHODS, 'and')} ({' '.join(SWEPT)})")
-    designs = _word(tuple(DESIGNS), "design")
-    add("--design", type=designs, metavar="NAME", help=f"instead of methods a lesson's set: {', '.join(DESIGNS)}")
-    help_ = "what perturbations do to noises and learners, in noise.csv, losses.csv and rises.csv"
-    add("--measure-noise", action="store_true", help=help_)
-    add("--radii", nargs="+", type=_radius, help="training radii in levels, 0 is ERM (0 4)")
-    help_ = "learners after each of these, none to compare with: " + _known_countermeasures
-    add("--countermeasures", nargs="+", type=_countermeasure, default=(), metavar="NAME", help=help_)
-    add("--learner-steps", type=_count(1), metavar="N", help="how long learners train (the preset's steps)")
-    add("--test-limit", type=_count(2), metavar="N", help="N test images only")
-    add("--workers", type=_count(1), metavar="N", help="make the runs in N processes of one thread each (needs Dask)")
-    help_ = "make the runs on the workers of a Dask scheduler, tcp://HOST:PORT"
-    add("--scheduler", type=_name, metavar="ADDRESS", help=help_)
+    _add_rows(parser, 3, required=True)
+    add = _group(parser, "processes (need Dask)")
+    add("--workers", "spread runs over N processes of one thread each", _whole(1))
+    add("--scheduler", "spread runs over the workers of a Dask scheduler, tcp://HOST:PORT", _name("ADDRESS"))
 
 
 def _protect(parser) -> None:
     _add_images(parser)
+    _group(parser)("out", "a new folder", _path("OUT"))
+    add = _group(parser, "protection")
+    add("--method", f"{_listed(PROTECTIONS, 'or')}", _word(PROTECTIONS, "method"), default=DEFAULT)
+    _add_own(add)
+    share = "protect this share of every class and write the rest unchanged"
+    add("--fraction", share, dict(type=float, metavar="X"), default=1.0)
+    add("--resume", "go on with an interrupted run in OUT", SWITCH)
+    add("--checkpoint-every", argparse.SUPPRESS, dict(type=float), default=20)  # seconds
     _add_run(parser)
-    add = parser.add_argument
-    add("out", metavar="OUT", type=_path, help="a new folder")
-    methods = _word(tuple(PROTECTIONS), "method")
-    add("--method", type=methods, default=DEFAULT, help=f"{_listed(PROTECTIONS, 'or')} (%(default)s)")
-    _add_own(parser)
-    add("--fraction", type=float, default=1.0, help="share of every class that is protected (1.0)")
-    add("--resume", action="store_true", help="continue an interrupted run in OUT")
-    add("--checkpoint-every", type=float, default=20, help=argparse.SUPPRESS)  # seconds
 
 
 def _transform(parser) -> None:
     _add_images(parser)
+    _group(parser)("net", "an external net, made by semkit learn IMAGES --save NET", _kind(check_net, "NET"))
+    add = _group(parser, "attacks")
+    add("--radius", "radius of the attacks, and of AT beside them, in levels", _kind(_attack_radius, "R"), default=4)
+    add("--attacked", "attack N test images", _whole(2), default=300)
+    add("--test-limit", "use N test images", _whole(2))
+    add("--learner-steps", "training steps of ERM (the preset's)", _whole(1))
     _add_run(parser)
-    _add_sweep_out(parser, 3, required=True)
-    add = parser.add_argument
-    add("net", metavar="NET", type=_checked(check_net), help="an external net, made by semkit learn IMAGES --save NET")
-    add("--radius", type=_attack_radius, default=4, help="of the attacks, and of AT beside it, in levels (4)")
-    add("--attacked", type=_count(2), default=300, metavar="N", help="how many test images are attacked (300)")
-    add("--test-limit", type=_count(2), metavar="N", help="N test images only")
-    add("--learner-steps", type=_count(1), metavar="N", help="how long ERM trains (the preset's steps)")
+    _add_rows(parser, 3, required=True)
+
+
+def _add_protected(parser) -> Callable:
+    add = _group(parser)
+    add("images", "the images that were protected", _name("IMAGES"))
+    add("out", "the folder that semkit protect wrote", _path("OUT"))
+    _add_data(add)
+    add("--json", "write the report as JSON to stdout", SWITCH)
+    return add
 
 
 def _check(parser) -> None:
-    add = parser.add_argument
-    add("images", metavar="IMAGES", type=_name, help="what was protected")
-    add("out", metavar="OUT", type=_path, help="what semkit protect wrote")
-    add("--radius", type=_radius, help="instead of the radius in OUT/report.json")
-    _add_own(parser, private=True)
-    add("--data", metavar="DIR", type=_name, help="where torchvision's sets are")
-    _add_json(parser)
+    add = _add_protected(parser)
+    add("--radius", "instead of the radius in OUT/report.json, in levels", RADIUS)
+    _add_own(add, private=True)
 
 
 def _inspect(parser) -> None:
-    add = parser.add_argument
-    add("images", metavar="IMAGES", type=_name, help="what was protected")
-    add("out", metavar="OUT", type=_path, help="what semkit protect wrote")
-    help_ = f"of the countermeasures that change images, all by default: {_known_countermeasures}"
-    add("--countermeasures", nargs="+", type=_countermeasure, metavar="NAME", help=help_)
-    add("--figure", type=_new_file, metavar="FILE", help="a figure of it; the suffix says the format (.png .pdf .svg)")
-    add("--data", metavar="DIR", type=_name, help="where torchvision's sets are")
-    _add_json(parser)
+    add = _add_protected(parser)
+    add("--countermeasures", f"those that change images, all by default, of: {KNOWN}", AFTER)
+    add("--figure", "draw it too, in the format of the suffix (.png .pdf .svg)", _kind(_free, "FILE"))
 
 
 def _learn(parser) -> None:
     _add_images(parser)
+    add = _group(parser, "learners")
+    add("--protected", "train on the files that semkit protect wrote to OUT for these images", _path("OUT"))
+    add("--perturbation-radius", "radius of adversarial training (AT) in levels; 0 is ERM", RADIUS, default=0)
+    norms = "norm of that radius: linf, l2 or l1, in levels too; an l2 radius of 0.5 on [0, 1] is 127.5"
+    add("--norm", norms, _word(NORMS, "norm"), default="linf")
+    add("--learner", f"net of the learner (the preset's): {', '.join(MODELS)}", _kind(check_model, "NET"))
+    add("--countermeasure", f"what the trainer does about the protection, in this order: {KNOWN}", AFTER, default=())
+    add("--test-limit", "use N test images; what needs clean images trains on the others", _whole(2))
+    add("--without", "leave out the images that --limit N takes", _whole(1))
+    add("--split-seed", "seed by which a folder without test/ is divided", _whole(0), default=0)
+    add("--seeds", "number of learners", _whole(1, MOST_SEEDS), default=1)
+    add("--save", "save the net, for --countermeasure purifier=FILE and semkit transform", _kind(_free, "FILE"))
+    add("--cache", "keep finished learners in DIR, so that a second call reads them", _path("DIR"))
     _add_run(parser)
-    add = parser.add_argument
-    add("--protected", metavar="OUT", type=_path, help="what semkit protect wrote for these images")
-    add("--perturbation-radius", type=_radius, default=0, help="adversarial training at it, in levels; 0 is ERM (0)")
-    norms = (
-        "of that radius: linf (the default), l2 or l1, in levels too: an l2 radius of 0.5 on pixels of 0 to 1 is 127.5"
-    )
-    add("--norm", type=_word(NORMS, "norm"), default="linf", help=norms)
-    add("--learner", type=_checked(check_model), help=f"one of {', '.join(MODELS)}")
-    help_ = f"what the trainer does about the protection, in this order: {_known_countermeasures}"
-    add("--countermeasure", nargs="+", type=_countermeasure, default=(), metavar="NAME", help=help_)
-    add("--test-limit", type=_count(2), metavar="N", help="N test images only; finetune and lastlayer use the others")
-    add("--seeds", type=_count(1, MOST_SEEDS), default=1, metavar="N", help="how many learners (1)")
-    add("--without", type=_count(1), metavar="N", help="leave out the images that --limit N would take")
-    add("--save", type=_new_file, metavar="FILE", help="the trained net as a file, for --countermeasure purifier=FILE")
-    add("--split-seed", type=_count(0), default=0, help="of the division of a folder without test/ (0)")
-    add("--cache", type=_path, metavar="DIR", help="keeps finished learners, so that a second call is instant")
 
 
 def _convert(parser) -> None:
-    add = parser.add_argument
-    add("source", metavar="SRC", type=_name)
-    add("destination", metavar="DST", type=_name)
-    add("--radius", type=_radius, help="of foreign noise, in levels (else its largest value)")
-    add("--unit", type=_word(UNITS, "unit"), default="auto", help="of foreign floats: levels, or fraction of 1")
-    add("--class-wise", action="store_true", help="foreign noise has a row per class, not per image")
-    add("--overwrite", action="store_true", help="replace DST")
-    _add_json(parser)
+    add = _group(parser)
+    add("source", "a noise file, or a folder of PNGs 0.png to n.png", _name("SRC"))
+    add("destination", "its suffix says the format; without one it is a folder of PNGs", _name("DST"))
+    add("--radius", "radius of foreign noise, in levels (its largest value)", RADIUS)
+    units = "unit of foreign floats: levels, fraction (of 1), or auto: by their size"
+    add("--unit", units, _word(UNITS, "unit"), default="auto")
+    add("--class-wise", "the foreign noise has one row for each class, not for each image", SWITCH)
+    add("--overwrite", "replace DST, if it is noise too", SWITCH)
+    add("--json", "write the report as JSON to stdout", SWITCH)
 
 
 def _bench(parser) -> None:
-    add = parser.add_argument
-    nets = _word(tuple(MODELS), "net")
-    add("--models", dest="nets", nargs="+", type=nets, metavar="NET", help="nets to time (tiny resnet18)")
-    add("--batch", type=_count(2), metavar="N", help="images in a batch (128)")
-    add("--rounds", type=_count(1), metavar="N", help="how often everything is timed, in turn (3)")
-    add("--samples", type=_count(1), metavar="N", help="EOT samples of a noise step (2; the published recipes have 5)")
-    add("--attack-steps", type=_count(1), metavar="N", help="ascent steps inside REM and AT (10)")
-    add("--quick", action="store_true", help="small batches and sets, to see that it works, not how fast")
-    add("--out", type=_path, metavar="DIR", help="folder for bench.json, table.md and figure.png")
+    add = _group(parser)
+    add("--models", "nets to time (tiny resnet18)", _word(MODELS, "net"), dest="nets", nargs="+")
+    add("--batch", "images in a batch (128)", _whole(2))
+    add("--rounds", "time everything N times, in turn (3)", _whole(1))
+    add("--samples", "EOT samples of a noise step (2; the published recipes have 5)", _whole(1))
+    add("--attack-steps", "PGD steps inside REM and AT (10)", _whole(1))
+    add("--quick", "small batches and sets: to see that it works, not how fast", SWITCH)
+    add("--out", "folder for bench.json, table.md and figure.png", _path("DIR"))
     _add_engine(parser)
-    _add_json(parser)
 
 
 def _gpu_check(parser) -> None:
     _add_images(parser)
-    parser.add_argument("out", metavar="OUT", type=_path, help="folder for numbers, speeds, rows and noise")
-    help_ = "what no longer fits into N seconds is left out (480)"
-    parser.add_argument("--time-limit", type=_count(1), default=480, metavar="N", help=help_)
-    parser.add_argument(
-        "--tiny", action="store_true", help="a small net and few steps, to see that it works, on a CPU too"
-    )
+    _group(parser)("out", "folder for numbers, speeds, rows and noise", _path("OUT"))
+    add = _group(parser, "run")
+    add("--time-limit", "leave out what no longer fits into N seconds", _whole(1), default=480)
+    add("--tiny", "a small net and few steps: to see that it works, on a CPU too", SWITCH)
     _add_engine(parser)
-    _add_json(parser)
 
 
 def _lab(parser) -> None:
-    parser.add_argument("notebook", nargs="?", type=_name, default="notebooks/00_index.ipynb", metavar="NOTEBOOK")
+    first = "notebooks/00_index.ipynb"
+    _group(parser)("notebook", "the notebook to open", _name("NOTEBOOK"), nargs="?", default=first)
 
 
 def _page(parser) -> None:
-    parser.add_argument("out", metavar="OUT", type=_path, help="the HTML file to write")
-    help_ = "folder of committed results (results)"
-    parser.add_argument("--results", metavar="DIR", type=_path, default=Path("results"), help=help_)
+    add = _group(parser)
+    add("out", "the HTML file to write", _path("OUT"))
+    add("--results", "folder of committed results", _path("DIR"), default=Path("results"))
 
 
-OPTIONS = {
-    "demo": _demo, "sweep": _sweep, "protect": _protect, "transform": _transform, "check": _check, "inspect": _inspect,
-    "learn": _learn, "convert": _convert, "bench": _bench, "gpu-check": _gpu_check, "lab": _lab, "page": _page,
+OPTIONS = {  # command -> (what must be given, what adds its options)
+    "demo": ("", _demo), "sweep": ("IMAGES --out DIR ", _sweep), "protect": ("IMAGES OUT ", _protect),
+    "transform": ("IMAGES NET --out DIR ", _transform), "check": ("IMAGES OUT ", _check),
+    "inspect": ("IMAGES OUT ", _inspect), "learn": ("IMAGES ", _learn), "convert": ("SRC DST ", _convert),
+    "bench": ("", _bench), "gpu-check": ("IMAGES OUT ", _gpu_check), "lab": ("[NOTEBOOK] ", _lab),
+    "page": ("OUT ", _page),
 }  # fmt: skip
 
 
 def add_options(command: str, parsers: Mapping[str, argparse.ArgumentParser]) -> None:
     """Add the options of this command to its parser. Raises ValueError for an unknown one, with the nearest name."""
-    OPTIONS[check_name(command, tuple(OPTIONS), "command")](parsers[command])
+    needed, add = OPTIONS[check_name(command, tuple(OPTIONS), "command")]
+    parsers[command].usage = f"semkit {command} {needed}[options]"
+    add(parsers[command])
 
 
 def repeatable(words: list[str], options: argparse.Namespace) -> str:
