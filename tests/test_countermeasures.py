@@ -34,7 +34,7 @@ from semkit.countermeasures.trainers import ClassBlur, Gaussian, RandomBlur, Wor
 from semkit.images.augment import ColorJitter, Cutout, FlipCrop
 from semkit.nets.engine import Engine
 from semkit.nets.lab import Lab
-from semkit.training.learning import fit
+from semkit.training.learning import fit, pretrained_weights
 from semkit.training.objectives import Mixed, Trades
 from semkit.training.perturb import PGD
 from semkit.training.recipes import SGD, LearnRecipe
@@ -287,7 +287,7 @@ def test_dfr_trains_on_protected_images_first_and_its_last_layer_on_a_few_clean_
     assert (
         len(seen) == 8 and torch.equal(seen.images, spare.limit(8).images) and seen.name == "photos, grayscale, dfr-20"
     )
-    before = begun.weights(0, Lab(ENGINE))
+    before = pretrained_weights(begun, 0, Lab(ENGINE))
     after = fit(seen, spare, recipe, lab=Lab(ENGINE)).model.state_dict()
     assert {name.split(".")[0] for name in after if not torch.equal(after[name], before[name])} == {"9"}
 

@@ -13,7 +13,7 @@ from PIL import Image
 from torchvision import datasets
 
 from semkit import craft_recipe, protect
-from semkit.images.loading import DataError, data_root, load, load_parts, scan
+from semkit.images.loading import DataError, data_root, decode, load, readable, scan
 
 
 def folder_of(root, *classes, n=5, size=(40, 30)):
@@ -110,8 +110,8 @@ def test_scan_covers_every_file_of_a_hostile_folder(hostile_folder):
     found = scan(folder)
     assert found.test is None and list(found.train.names) == names and found.classes == hostile.CLASSES
     assert [name.split("/")[0] for name in names] == [found.classes[label] for label in found.train.labels]
-    [whole], skipped = load_parts(found, list)
-    assert len(whole) == len(names) and skipped == () and whole.files == tuple(names)
+    [whole] = decode(found, [found.train], size=32)
+    assert len(whole) == len(names) and readable(found) == found and whole.files == tuple(names)
 
 
 def clear_line(source, message, **options):

@@ -20,7 +20,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from semkit.training.presets import lasting, learn_recipe
 from torch import nn
 
 from semkit.analysis.cost import gradient_flops, seconds_of
@@ -35,7 +34,7 @@ from semkit.nets.engine import Engine, input_gradient
 from semkit.nets.lab import Interrupted, Lab
 from semkit.protections.crafting import CraftRecipe, noise_step
 from semkit.protections.methods import craft_recipe
-from semkit.training.learning import LearnRecipe
+from semkit.training.recipes import LearnRecipe, lasting, learn_recipe
 
 CHUNK = 5_000  # images in a file of noise
 BARS = {"float32": 1e-4, "bfloat16": 0.1}  # relative error of an input gradient

@@ -18,7 +18,7 @@ from semkit.app import outputs
 from semkit.app.outputs import OutputError
 from semkit.images.files import output_names, shown
 from semkit.images.imageset import ImageSet, check_fraction, stratified_share
-from semkit.images.loading import check_size, find_folder, limited, load, load_parts, resized, set_name
+from semkit.images.loading import check_size, decode, find_folder, load, readable, resized, set_name
 from semkit.images.picture import BYTES_PER_PIXEL, read_image, stored_size, write_png
 from semkit.images.pixels import check_seed
 from semkit.images.quality import Quality
@@ -93,14 +93,12 @@ def load_originals(
     if set_name(source):
         native = load(source, size=NATIVE, limit=limit, root=root, download=download).train
         return Originals(resized(native, size, storage), named_outputs(native), native)
-    folder = replace(find_folder(source), test=None)
+    told, folder = job(on_step, "reading images"), replace(find_folder(source), test=None)
     names = output_names(folder.train.names)
-    [images], skipped = load_parts(
-        folder, lambda parts: [limited(part, limit) for part in parts], size=size, skip_unreadable=skip_unreadable,
-        storage=storage, on_step=job(on_step, "reading images"),
-    )  # fmt: skip
+    folder = readable(folder, told) if skip_unreadable else folder
+    [images] = decode(folder, [folder.train.limit(limit)], size, storage=storage, on_step=told)
     named = tuple(names[name] for name in images.files)
-    return Originals(images, named, None, folder.root, skipped, folder.ignored)
+    return Originals(images, named, None, folder.root, folder.skipped, folder.ignored)
 
 
 def _found(

@@ -8,7 +8,6 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from secrets import token_hex
 from types import GenericAlias, UnionType
@@ -30,28 +29,16 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
-@dataclass(frozen=True)
-class Listing:
-    """The files below a folder, as sorted relative names with '/'.
-
-    images: those of each class (a sub-folder, perhaps empty). loose: image files outside any sub-folder.
-    ignored: all other files that are not hidden, and folders ('name/') to which a link leads back.
-    """
-
-    images: dict[str, tuple[str, ...]]
-    loose: tuple[str, ...]
-    ignored: tuple[str, ...]
-
-
 def is_image_name(name: str) -> bool:
     """Whether a file has the suffix of an image, in upper or lower case."""
     return name.lower().endswith(SUFFIXES)
 
 
-def find_images(folder: str | os.PathLike) -> Listing:
-    """List a folder whose immediate sub-folders are the classes; links are followed, hidden names left out.
+def find_images(folder: str | os.PathLike) -> tuple[dict[str, tuple[str, ...]], list[str], list[str]]:
+    """List a folder whose immediate sub-folders are the classes: (images, loose, ignored), relative names with '/'.
 
-    Raises OSError for a folder that cannot be listed.
+    images: class -> its image files, perhaps none. loose: image files outside any sub-folder. ignored: other files, and
+    folders ('name/') to which a link leads back. Links are followed; hidden names are left out. Raises OSError.
     """
     root = Path(folder)
     images, loose, ignored = {}, [], []
@@ -61,7 +48,7 @@ def find_images(folder: str | os.PathLike) -> Listing:
             ignored += others
         else:
             (loose if is_image_name(name) else ignored).append(name)
-    return Listing(images, tuple(loose), tuple(ignored))
+    return images, loose, ignored
 
 
 def _walk(root: Path, name: str) -> tuple[tuple[str, ...], list[str]]:

@@ -136,9 +136,9 @@ class ImageSet:
         place = index if isinstance(index, slice) else index.to(self.images.device)
         return self.images[place], self.labels[index]
 
-    def limit(self, n: int, seed: int = 0) -> "ImageSet":
-        """n images in their order, every class in its share and at least once; self if n >= N."""
-        return self if n >= len(self) else self.take(stratified_limit(self.labels, n, seed))
+    def limit(self, n: int | None, seed: int = 0) -> "ImageSet":
+        """n images in their order, every class in its share and at least once; self if n is None or n >= N."""
+        return self if n is None else self.take(stratified_limit(self.labels, n, seed))
 
     def with_noise(self, noise: torch.Tensor) -> "ImageSet":
         """The protected set: clip(images + noise, 0, 255) for int8 noise [N,3,H,W] in levels."""

@@ -3,9 +3,9 @@
 import difflib
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain, count
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -35,21 +35,26 @@ class DataError(ValueError):
 
 @dataclass(frozen=True)
 class Part:
-    """Image files and their labels; names: relative, with '/'."""
+    """Image files, as names relative to their folder, and their labels."""
 
     names: tuple[str, ...]
     labels: tuple[int, ...]
 
-    def take(self, index: torch.Tensor) -> "Part":
+    def take(self, index: Iterable[int]) -> "Part":
         """The files at `index`."""
-        return Part(tuple(self.names[i] for i in index.tolist()), tuple(self.labels[i] for i in index.tolist()))
+        index = list(index)
+        return Part(tuple(self.names[i] for i in index), tuple(self.labels[i] for i in index))
+
+    def limit(self, n: int | None, seed: int = 0) -> "Part":
+        """n files, every class in its share and at least once; all files without a limit."""
+        return self if n is None else self.take(stratified_limit(torch.tensor(self.labels), n, seed).tolist())
 
 
 @dataclass(frozen=True)
 class Folder:
-    """What a folder of images holds: the files of train/ and of test/, or all of them as train.
+    """The image files of a folder: those of train/ and of test/, or all of them as train.
 
-    `protect` covers train. ignored: names of files, and of folders ('name/'), that are not images of a class.
+    ignored: names of files, and of folders ('name/'), that are not images of a class. skipped: see `readable`.
     """
 
     root: Path
@@ -57,6 +62,12 @@ class Folder:
     train: Part
     test: Part | None = None
     ignored: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
+
+    @property
+    def parts(self) -> list[Part]:
+        """[train] or [train, test]."""
+        return [self.train, self.test] if self.test else [self.train]
 
 
 def check_size(size: int) -> int:
@@ -125,25 +136,45 @@ def find_folder(source: str | os.PathLike) -> Folder:
 def _class_images(root: Path, below: str = "") -> tuple[dict[str, tuple[str, ...]], tuple[str, ...]]:
     """Class -> names relative to root, for the class sub-folders of root/below; and the names ignored."""
     where, prefix = root / below, below + "/" if below else ""
-    listing = find_images(where)
-    if not any(listing.images.values()):
-        if listing.loose:
-            raise DataError(
-                f"{shown(where)}: {len(listing.loose)} images but no class folders; put each class in a sub-folder"
-            )
+    images, loose, ignored = find_images(where)
+    if not any(images.values()):
+        if loose:
+            raise DataError(f"{shown(where)}: {len(loose)} images but no class folders; put each class in a sub-folder")
         raise DataError(f"{shown(where)}: no images; a folder with one sub-folder of images for each class is needed")
-    for name, images in listing.images.items():
-        if not images:
+    for name, names in images.items():
+        if not names:
             raise DataError(f"{shown(where)}: class {shown(name)!r} has no images; every sub-folder is a class")
-    if len(listing.images) == 1:
+    if len(images) == 1:
         raise DataError(f"{shown(where)}: one class only, {shown(name)!r}; at least two are needed")
-    images = {name: tuple(prefix + n for n in names) for name, names in listing.images.items()}
-    return images, tuple(prefix + n for n in (*listing.loose, *listing.ignored))
+    images = {name: tuple(prefix + n for n in names) for name, names in images.items()}
+    return images, tuple(prefix + n for n in (*loose, *ignored))
 
 
 def _part(images: dict[str, tuple[str, ...]]) -> Part:
     labels = (label for label, names in enumerate(images.values()) for _ in names)
     return Part(tuple(name for names in images.values() for name in names), tuple(labels))
+
+
+def readable(folder: Folder, on_step: OnStep | None = None) -> Folder:
+    """The folder without the files that cannot be decoded; `skipped` has their names. Every file is decoded once.
+
+    Raises DataError if a class would be left without images.
+    """
+    names, skipped = [name for part in folder.parts for name in part.names], set()
+    for done, name in enumerate(names, 1):
+        try:
+            read_image(folder.root / name)
+        except UnreadableImage:
+            skipped.add(name)
+        if on_step:
+            on_step(done, len(names))
+    parts = [part.take(i for i, name in enumerate(part.names) if name not in skipped) for part in folder.parts]
+    for part, found in zip(folder.parts, parts, strict=True):
+        for label in sorted(set(part.labels) - set(found.labels)):
+            name = shown(folder.classes[label])
+            raise DataError(f"{shown(folder.root)}: class {name!r} has no images that can be read")
+    left_out = tuple(name for name in names if name in skipped)
+    return Folder(folder.root, folder.classes, *parts, ignored=folder.ignored, skipped=left_out)
 
 
 def _room(n: int, size: int, storage: Storage) -> tuple[torch.Tensor, Path | None]:
@@ -159,68 +190,36 @@ def _room(n: int, size: int, storage: Storage) -> tuple[torch.Tensor, Path | Non
         raise DataError(f"{shown(scratch)}: {error.strerror}: {what}; a smaller size takes less") from None
 
 
-def _decoded(
-    folder: Folder, part: Part, size: int, skip_unreadable: bool, storage: Storage, tell: Callable[[], object]
-) -> tuple[ImageSet, tuple[str, ...]]:
-    """The files of a part, resized to size x size, and the names of those that were skipped; tell() after each."""
-    kept, skipped = [], []
-    images, scratch = _room(len(part.names), size, storage)
-    for i, name in enumerate(part.names):
-        try:
-            images[len(kept)] = torch.from_numpy(working_image(read_image(folder.root / name), size))
-            kept.append(i)
-        except UnreadableImage as error:
-            if not skip_unreadable:
+def decode(
+    folder: Folder, parts: Sequence[Part], size: int, *, storage: Storage = AUTO, on_step: OnStep | None = None
+) -> list[ImageSet]:
+    """Decode the files of some parts of a folder, resized to size x size; raises DataError for an unreadable file."""
+    sets, done, total = [], 0, sum(len(part.names) for part in parts)
+    for part in parts:
+        images, scratch = _room(len(part.names), size, storage)
+        for image, name in zip(images, part.names, strict=True):
+            try:
+                image.copy_(torch.from_numpy(working_image(read_image(folder.root / name), size)))
+            except UnreadableImage as error:
                 raise DataError(f"{error}; --skip-unreadable (Python: skip_unreadable=True) leaves it out") from None
-            skipped.append(name)
-        tell()
-    found = part.take(torch.tensor(kept, dtype=torch.int64))
-    for label in sorted(set(part.labels) - set(found.labels)):
-        raise DataError(f"{shown(folder.root)}: class {shown(folder.classes[label])!r} has no images that can be read")
-    labels, name = torch.tensor(found.labels, dtype=torch.int64), folder.root.resolve().name
-    return ImageSet(images[: len(kept)], labels, folder.classes, name, found.names, scratch), tuple(skipped)
+            done += 1
+            if on_step:
+                on_step(done, total)
+        labels, name = torch.tensor(part.labels, dtype=torch.int64), folder.root.resolve().name
+        sets.append(ImageSet(images, labels, folder.classes, name, part.names, scratch))
+    return sets
 
 
-def load_parts(
-    folder: Folder,
-    choose: Callable[[list], list],
-    *,
-    size: int = 32,
-    skip_unreadable: bool = False,
-    storage: Storage = AUTO,
-    on_step: OnStep | None = None,
-) -> tuple[list[ImageSet], tuple[str, ...]]:
-    """Decode what `choose` takes of a folder's parts: (the sets, the names of unreadable files that were skipped).
-
-    choose: [train] or [train, test] -> the parts to decode. With skip_unreadable all files are decoded and it takes
-    from the ImageSets, because it must know what can be read: else a part could lose a class.
-    Raises DataError for a file that cannot be read (unless skip_unreadable), and if no file of a class can be.
-    """
-    check_size(size)
-    parts = [folder.train, folder.test] if folder.test else [folder.train]
-    if not skip_unreadable:
-        parts = choose(parts)
-    done, total = count(1), sum(len(part.names) for part in parts)
-    tell = lambda: on_step and on_step(next(done), total)  # noqa: E731
-    found = [_decoded(folder, part, size, skip_unreadable, storage, tell) for part in parts]
-    sets, skipped = [images for images, _ in found], tuple(chain(*(names for _, names in found)))
-    return choose(sets) if skip_unreadable else sets, skipped
-
-
-def limited(part: Part | ImageSet, limit: int | None, seed: int = 0) -> Part | ImageSet:
-    """`limit` images of a part, every class in its share and at least once; all of them without a limit."""
-    return part if limit is None else part.take(stratified_limit(torch.as_tensor(part.labels), limit, seed))
-
-
-def _train_and_test(folder: Folder, parts: list, seed: int, limit: int | None) -> list:
-    """[train, test] from [train] or [train, test], train limited; raises DataError if a class has a single image."""
-    if len(parts) == 1:
-        labels = torch.as_tensor(parts[0].labels)
-        if (counts := labels.bincount()).min() < 2:
-            single = shown(folder.classes[counts.argmin()])
-            raise DataError(f"{shown(folder.root)}: class {single!r} has one image; training and test need one each")
-        parts = [parts[0].take(index) for index in stratified_split(labels, seed=seed)]
-    return [limited(parts[0], limit, seed), parts[1]]
+def _train_and_test(folder: Folder, seed: int, limit: int | None) -> list[Part]:
+    """[train limited, test]; without test/, train is divided. Raises DataError if a class has a single image then."""
+    if folder.test:
+        return [folder.train.limit(limit, seed), folder.test]
+    labels = torch.tensor(folder.train.labels)
+    if (counts := labels.bincount()).min() < 2:
+        single = shown(folder.classes[counts.argmin()])
+        raise DataError(f"{shown(folder.root)}: class {single!r} has one image; training and test need one each")
+    train, test = (folder.train.take(index.tolist()) for index in stratified_split(labels, seed=seed))
+    return [train.limit(limit, seed), test]
 
 
 def data_root(root: str | os.PathLike | None = None) -> Path:
@@ -289,8 +288,9 @@ def load(
     """Load a set by name (shapes, cifar10, cifar100, svhn), or a folder with a sub-folder of images for each class.
 
     Images are resized to size x size. limit: number of training images, every class in its share. A folder without
-    test/ is divided by `seed`. root: the folder of torchvision's sets (data_root). storage: where the pixels are; large
-    sets go to disk. on_step(done, total) counts files.
+    test/ is divided by `seed`. root: the folder of torchvision's sets (data_root). skip_unreadable: files that cannot
+    be decoded are left out, and named in `skipped`. storage: where the pixels are; large sets go to disk.
+    on_step(done, total) counts files, twice with skip_unreadable.
     Raises DataError, which says what to do, for whatever cannot be found or read.
 
     >>> load("shapes", limit=100).train
@@ -299,11 +299,9 @@ def load(
     check_size(size)
     if not (name := set_name(source)):
         folder = find_folder(source)
-        sets, skipped = load_parts(
-            folder, lambda parts: _train_and_test(folder, parts, seed, limit),
-            size=size, skip_unreadable=skip_unreadable, storage=storage, on_step=on_step,
-        )  # fmt: skip
-        return Split(*sets, skipped, folder.ignored)
+        folder = readable(folder, on_step) if skip_unreadable else folder
+        sets = decode(folder, _train_and_test(folder, seed, limit), size, storage=storage, on_step=on_step)
+        return Split(*sets, folder.skipped, folder.ignored)
     found = embedded(seed=seed) if name == "shapes" else _load_torchvision(name, data_root(root), download)
-    train = limited(found.train, limit, seed)
-    return replace(found, train=resized(train, size, storage), test=resized(found.test, size, storage))
+    train = resized(found.train.limit(limit, seed), size, storage)
+    return replace(found, train=train, test=resized(found.test, size, storage))
