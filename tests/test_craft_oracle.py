@@ -260,7 +260,7 @@ def test_samples_in_one_pass_of_the_net_are_the_samples_one_by_one(most, wanted,
         one_by_one = crafting.noise_step(model, x, y, delta, recipe, ENGINE.generator(5))
         monkeypatch.setitem(vars(model), "engine", ENGINE)
         torch.testing.assert_close(ours, one_by_one, rtol=0, atol=1e-12)
-    assert min(3, engine.together(model, x)) == wanted
+    assert min(3, engine.batches_per_pass(model, x)) == wanted
 
 
 @pytest.mark.parametrize("size", [4, 8, 16])

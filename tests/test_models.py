@@ -252,12 +252,12 @@ NEAREST = {"resnet81": "resnet18", "ResNet-18": "resnet18", "wrn-34-10": "wrn34_
 
 @pytest.mark.parametrize(("typed", "meant"), NEAREST.items())
 def test_an_unknown_name_suggests_the_nearest(typed, meant):
-    with pytest.raises(ValueError, match=f"unknown model '{typed}': did you mean {meant}"):
+    with pytest.raises(ValueError, match=f"unknown model '{typed}'; did you mean {meant}"):
         models.build(typed, 10)
 
 
 def test_a_name_like_no_other_lists_them_all():
-    with pytest.raises(ValueError, match=r"there are small, tiny, resnet18.*deit_tiny"):
+    with pytest.raises(ValueError, match=r"known are small, tiny, resnet18.*deit_tiny"):
         models.build("transformer", 10)
 
 

@@ -13,7 +13,7 @@ from torch.nn.utils import prune
 
 from semkit.images.pixels import LEVEL, box
 from semkit.nets import models
-from semkit.nets.engine import Engine, input_gradient, predict, together, train_step
+from semkit.nets.engine import Engine, batches_per_pass, input_gradient, predict, train_step
 from semkit.nets.lab import Interrupted, Lab
 from semkit.nets.weights import (
     ChannelNoise,
@@ -197,7 +197,7 @@ def test_a_crafting_with_an_injected_surrogate_resumes_to_the_same_bytes(tmp_pat
 @pytest.mark.parametrize("side", [Clean(), PGD(4, 2)], ids=str)
 def test_every_eot_sample_of_a_noise_step_has_a_draw_of_its_own(side):
     (x, y), recipe = nets.batch(dtype=torch.float64), CraftRecipe(side, samples=3)
-    assert together(DOUBLE.prepare(nets.net()), x) > 3 and DOUBLE.batch_samples
+    assert batches_per_pass(DOUBLE.prepare(nets.net()), x) > 3 and DOUBLE.batch_samples
     found = {}
     for engine in (DOUBLE, replace(DOUBLE, batch_samples=False)):
         model = noisy(engine)
@@ -257,7 +257,7 @@ def test_bad_injections_are_refused():
         with_noise_injection(noisy())
     with pytest.raises(ValueError, match="draws must be a whole number >= 1, got 0"):
         EOT(8, draws=0)
-    with pytest.raises(ValueError, match=r"unknown model 'tinny\+injected': did you mean tiny"):
+    with pytest.raises(ValueError, match=r"unknown model 'tinny'; did you mean tiny"):
         models.build("tinny+injected", 10)
     with pytest.raises(ValueError, match="looks like a fraction"):
         EOT(8 / 255)

@@ -12,7 +12,7 @@ import torch
 
 from semkit.images.augment import Augment
 from semkit.nets import models
-from semkit.nets.engine import Engine, Passes, count_passes, input_gradient, together, train_step
+from semkit.nets.engine import Engine, Passes, batches_per_pass, count_passes, input_gradient, train_step
 from semkit.protections.base import Recipe
 from semkit.protections.crafting import CraftRecipe, noise_step
 from semkit.training.recipes import LearnRecipe
@@ -84,7 +84,7 @@ def probe(
     def view() -> torch.Tensor:
         return augment.apply(x, augment.draw(batch, x.shape[2:], generator)).contiguous(memory_format=engine.layout)
 
-    at_once = min(samples, together(model, view())) if samples else 1
+    at_once = min(samples, batches_per_pass(model, view())) if samples else 1
     recipe = CraftRecipe(samples=at_once, augment=augment)
     step = partial(noise_step, model, x, y, torch.zeros_like(x), recipe, generator)
     gradient = step if samples else partial(input_gradient, model, view(), y)

@@ -231,7 +231,7 @@ def evaluating(model: nn.Module):
             module.training = True
 
 
-def together(model: nn.Module, x: torch.Tensor) -> int:
+def batches_per_pass(model: nn.Module, x: torch.Tensor) -> int:
     """How many batches of the size of x [N,C,H,W] go through the model in one pass.
 
     1 for a net that no engine prepared, for an engine that does not batch, and with injected noise, which is drawn once

@@ -12,15 +12,20 @@ learner alone moves protection from 20 to 50 %. So below LARGE pixels the stem i
                                       for about 15 times the cost of the original net
 
 From LARGE pixels on they are the original nets. Dropout and stochastic depth are off, because they draw from torch's
-global generator: a resumed run would differ from an uninterrupted one. No net is pretrained.
+global generator: a resumed run would differ from an uninterrupted one. No net is pretrained. deit_tiny needs timm and
+takes images of one size only; vgg16_bn needs 32 pixels.
+
+Sources: resnet, He et al., CVPR 2016; wrn34_10, Zagoruyko & Komodakis, BMVC 2016; vgg16_bn, Simonyan & Zisserman, ICLR
+2015; densenet121, Huang et al., CVPR 2017; mobilenet_v2, Sandler et al., CVPR 2018; efficientnet_v2_s, Tan & Le, ICML
+2021; deit_tiny, Touvron et al., ICML 2021.
 
 A name may end in "+injected", as "tiny+injected": the net with noise injected into its weights (nets.weights).
 """
 
-import difflib
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import safetensors.torch
@@ -31,7 +36,7 @@ from torch import nn
 
 from semkit.images.files import atomic_write, one_line, shown
 from semkit.images.imageset import ImageSet
-from semkit.images.pixels import check_count, seeded
+from semkit.images.pixels import check_count, check_name, seeded
 from semkit.nets.engine import Engine
 from semkit.nets.weights import with_noise_injection
 
@@ -115,16 +120,8 @@ def small(classes: int, size: int = 32, widths: tuple[int, ...] = (32, 64, 128))
     return nn.Sequential(*layers, Pooled(), nn.Flatten(), nn.Linear(widths[-1], classes))
 
 
-def tiny(classes: int, size: int = 32) -> nn.Module:
-    """The lesson net, three quarters as wide."""
-    return small(classes, size, (24, 48, 96))
-
-
 def wrn34_10(classes: int, size: int = 32, depth: int = 34, widen: int = 10) -> nn.Module:
-    """The wide residual net: a 3x3 convolution, three stages of (depth - 4) / 6 pre-activation blocks, no dropout.
-
-    Source: Zagoruyko & Komodakis, BMVC 2016.
-    """
+    """The wide residual net: a 3x3 convolution, three stages of (depth - 4) / 6 pre-activation blocks, no dropout."""
     inside, blocks = 16, []
     for stage, width in enumerate((16 * widen, 32 * widen, 64 * widen)):
         for block in range((depth - 4) // 6):
@@ -142,18 +139,14 @@ def _stem(outside: int, mode: str) -> nn.Conv2d:
     return conv
 
 
-def _keep_size(*stages: nn.Module) -> None:
-    for module in (m for stage in stages for m in stage.modules() if isinstance(m, nn.Conv2d)):
-        module.stride = (1, 1)
-
-
 def _torchvision(name: str, classes: int, **options) -> nn.Module:
     import torchvision  # slow, and the lesson nets do without
 
     return getattr(torchvision.models, name)(weights=None, num_classes=classes, **options)
 
 
-def _resnet(name: str, classes: int, size: int) -> nn.Module:
+def resnet(name: str, classes: int, size: int) -> nn.Module:
+    """A residual net of torchvision with the small stem below LARGE pixels."""
     model = _torchvision(name, classes)
     if size < LARGE:
         model.conv1, model.maxpool = _stem(64, "fan_out"), nn.Identity()
@@ -161,23 +154,8 @@ def _resnet(name: str, classes: int, size: int) -> nn.Module:
     return nn.Sequential(Centre(), model)
 
 
-def resnet18(classes: int, size: int = 32) -> nn.Module:
-    """The published surrogate and learner. Source: He et al., CVPR 2016."""
-    return _resnet("resnet18", classes, size)
-
-
-def resnet18_stride1(classes: int, size: int = 32) -> nn.Module:
-    """resnet18 with the small stem at every size, as in the released code of REM and SEM."""
-    return _resnet("resnet18", classes, 32)
-
-
-def resnet50(classes: int, size: int = 32) -> nn.Module:
-    """The residual net with bottlenecks, stride on the 3x3 convolution. Source: He et al., CVPR 2016."""
-    return _resnet("resnet50", classes, size)
-
-
-def vgg16_bn(classes: int, size: int = 32) -> nn.Module:
-    """VGG with batch-norm. Raises ValueError below 32 pixels. Source: Simonyan & Zisserman, ICLR 2015."""
+def vgg16_bn(classes: int, size: int) -> nn.Module:
+    """VGG with batch-norm. Raises ValueError below 32 pixels."""
     if size < 32:
         raise ValueError(f"vgg16_bn needs images of 32 pixels or more, got {size}")
     if size >= LARGE:
@@ -188,34 +166,27 @@ def vgg16_bn(classes: int, size: int = 32) -> nn.Module:
     return nn.Sequential(Centre(), features, Pooled(), nn.Flatten(), nn.Linear(512, classes))
 
 
-def densenet121(classes: int, size: int = 32) -> nn.Module:
-    """The densely connected net. Source: Huang et al., CVPR 2017."""
+def densenet121(classes: int, size: int) -> nn.Module:
+    """The densely connected net with the small stem below LARGE pixels."""
     model = _torchvision("densenet121", classes)
     if size < LARGE:
         model.features.conv0, model.features.pool0 = _stem(64, "fan_in"), nn.Identity()
     return nn.Sequential(Centre(), model)
 
 
-def mobilenet_v2(classes: int, size: int = 32) -> nn.Module:
-    """MobileNet with inverted residuals. Source: Sandler et al., CVPR 2018."""
-    model = _torchvision("mobilenet_v2", classes, dropout=0.0)
-    if size < LARGE:
-        _keep_size(model.features[0], model.features[2])
+def inverted(name: str, classes: int, size: int, **options) -> nn.Module:
+    """A net of inverted residuals of torchvision; below LARGE pixels the first two halvings are left out."""
+    model = _torchvision(name, classes, **options)
+    stages = (model.features[0], model.features[2]) if size < LARGE else ()
+    for module in (m for stage in stages for m in stage.modules() if isinstance(m, nn.Conv2d)):
+        module.stride = (1, 1)
     return nn.Sequential(Centre(), model)
 
 
-def efficientnet_v2_s(classes: int, size: int = 32) -> nn.Module:
-    """EfficientNet, second version, small. Source: Tan & Le, ICML 2021."""
-    model = _torchvision("efficientnet_v2_s", classes, dropout=0.0, stochastic_depth_prob=0.0)
-    if size < LARGE:
-        _keep_size(model.features[0], model.features[2])
-    return nn.Sequential(Centre(), model)
+def deit_tiny(classes: int, size: int) -> nn.Module:
+    """The small vision transformer, without distillation, for images of `size` pixels only.
 
-
-def deit_tiny(classes: int, size: int = 32) -> nn.Module:
-    """The small vision transformer, without distillation; it takes images of `size` pixels only.
-
-    Raises ValueError without timm, and for a size that is no multiple of the patch. Source: Touvron et al., ICML 2021.
+    Raises ValueError without timm, and for a size that is no multiple of the patch.
     """
     patch = 4 if size < LARGE else 16
     if size % patch:
@@ -228,12 +199,18 @@ def deit_tiny(classes: int, size: int = 32) -> nn.Module:
     return nn.Sequential(Centre(), timm.create_model("deit_tiny_patch16_224", num_classes=classes, **form))
 
 
-MODELS: dict[str, Callable[..., nn.Module]] = {
-    f.__name__: f
-    for f in (
-        *(small, tiny, resnet18, resnet18_stride1, resnet50, vgg16_bn, densenet121),
-        *(wrn34_10, mobilenet_v2, efficientnet_v2_s, deit_tiny),
-    )
+MODELS: dict[str, Callable[[int, int], nn.Module]] = {  # name -> make(classes, size)
+    "small": small,
+    "tiny": partial(small, widths=(24, 48, 96)),
+    "resnet18": partial(resnet, "resnet18"),
+    "resnet18_stride1": lambda classes, size: resnet("resnet18", classes, 32),
+    "resnet50": partial(resnet, "resnet50"),
+    "vgg16_bn": vgg16_bn,
+    "densenet121": densenet121,
+    "wrn34_10": wrn34_10,
+    "mobilenet_v2": partial(inverted, "mobilenet_v2", dropout=0.0),
+    "efficientnet_v2_s": partial(inverted, "efficientnet_v2_s", dropout=0.0, stochastic_depth_prob=0.0),
+    "deit_tiny": deit_tiny,
 }
 
 
@@ -249,11 +226,7 @@ def freeze_but_last(model: nn.Module) -> nn.Module:
 
 def check_model(name: str) -> str:
     """`name` if it is in MODELS, alone or with "+injected"; raises ValueError with the nearest name otherwise."""
-    base = str(name).removesuffix(INJECTED)
-    if base not in MODELS:
-        near = difflib.get_close_matches(base.lower().replace("-", "_"), MODELS, 1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(MODELS)}"
-        raise ValueError(f"unknown model {name!r}: {hint}")
+    check_name(str(name).removesuffix(INJECTED), tuple(MODELS), "model")
     return name
 
 

@@ -14,7 +14,7 @@ from semkit.images import storage
 from semkit.images.augment import Augment, FlipCrop, as_one, views
 from semkit.images.imageset import ImageSet
 from semkit.images.pixels import LEVEL, box, check_count, check_share, check_step_size, to_levels, uniform
-from semkit.nets.engine import Engine, Passes, count_passes, input_gradient, step_down, together
+from semkit.nets.engine import Engine, Passes, batches_per_pass, count_passes, input_gradient, step_down
 from semkit.nets.lab import Interrupted, Lab
 from semkit.nets.models import fresh
 from semkit.protections.base import Crafted, NoiseRecipe
@@ -137,7 +137,7 @@ def noise_step(
     """
     protected = x + (delta if rows is None else delta[rows])
     seen = x.new_empty(*x.shape[:2], *map(recipe.augment.output_size, x.shape[2:]))  # for its shape only
-    total, at_once = None, min(recipe.at_once, together(model, seen))
+    total, at_once = None, min(recipe.at_once, batches_per_pass(model, seen))
     for done in range(0, recipe.samples, at_once):
         slope = _straight_through(model, protected, seen, y, recipe, generator, min(at_once, recipe.samples - done))
         total = slope if total is None else total.add_(slope)
