@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from scipy.special import ndtr
 
 from semkit.images.pixels import LEVEL, box
-from semkit.lessons import defences, exercises, latent, mixtures, pruning, savings, twopixels
+from semkit.lessons import defences, exercises, latent, mixtures, pruning, savings, twopixels, undoing
 from semkit.lessons.answers import checker
 from semkit.training.perturb import PGD, Clean, Uniform
 
@@ -330,6 +330,23 @@ BROKEN_NOISE = {
     "against its weight": lambda y, w, radius: twopixels.em_noise(y, np.abs(w), radius),
 }
 
+
+def luma_with(red=0.299, green=0.587, blue=0.114):
+    """The solution, or a twin of it with other weights."""
+    weights = torch.tensor([red, green, blue]).view(1, 3, 1, 1)
+    return lambda noise: (weights * noise).sum(1, keepdim=True).expand_as(noise)
+
+
+BROKEN_LUMA = {
+    "the shape": lambda noise: luma_with()(noise)[:, :1],
+    "in place": lambda noise: noise.copy_(luma_with()(noise)),
+    "as it is": lambda noise: noise,
+    "the channels differ": lambda noise: noise - noise.mean(1, keepdim=True),
+    "the plain mean": lambda noise: noise.mean(1, keepdim=True).expand_as(noise),
+    "red and blue": luma_with(0.114, 0.587, 0.299),
+    "must be .299": luma_with(1, 1, 1),
+}
+
 CASES = [
     (exercises.check_protected, right_protected, BROKEN_PROTECTED),
     (exercises.check_stability, right_stability, BROKEN_STABILITY),
@@ -343,6 +360,7 @@ CASES = [
     (pruning.check_masks, right_masks, BROKEN_MASKS),
     (mixtures.check_filtered, right_filtered, BROKEN_FILTERED),
     (twopixels.check_noise, twopixels.em_noise, BROKEN_NOISE),
+    (undoing.check_luma, luma_with(), BROKEN_LUMA),
 ]
 CHECKERS = {case[0].__name__: case for case in CASES}
 WRONG = [(check, message, twin) for check, _, broken in CASES for message, twin in broken.items()]
