@@ -9,10 +9,10 @@ import torch
 from nets import batch, net
 from photos import image_set, image_split
 
+from semkit.images.storage import read_tensors, write_tensors
 from semkit.nets.engine import Engine, count_passes, predict, training_logits
 from semkit.nets.lab import Lab
 from semkit.protections.crafting import CraftRecipe, Interrupted, craft
-from semkit.protections.noise import read_tensors, write_tensors
 from semkit.protections.state import FIELDS
 from semkit.training.bullettrain import BulletTrain, Mined, Mining, mining, spread
 from semkit.training.learning import accuracy, fit

@@ -22,7 +22,7 @@ from semkit.images import storage
 from semkit.images.loading import load
 from semkit.images.picture import BYTES_PER_PIXEL, apply_noise, read_image, write_png
 from semkit.images.quality import Quality, difference
-from semkit.images.storage import Storage, zeros
+from semkit.images.storage import Storage, read_tensors, write_tensors, zeros
 from semkit.lessons.corruptions import corrupted
 from semkit.nets.engine import Engine
 from semkit.nets.lab import Lab
@@ -32,9 +32,7 @@ from semkit.protections.noise import (
     clipped_fraction,
     effective,
     mean_effective,
-    read_tensors,
     save,
-    write_tensors,
 )
 from semkit.protections.noise import load as load_noise
 from semkit.training.learning import accuracy, fit
@@ -71,7 +69,7 @@ def test_large_sets_go_to_disk_and_small_ones_to_memory(tmp_path):
     assert Storage("memory").scratch(100 * free) is None
     assert Storage("disk", tmp_path).scratch(1) == tmp_path
     assert Storage("disk", tmp_path / "not" / "there yet").scratch(1) == tmp_path
-    with pytest.raises(ValueError, match="auto, memory, disk, got 'ram'"):
+    with pytest.raises(ValueError, match="unknown storage 'ram'; known are auto, memory, disk"):
         Storage("ram")
 
 

@@ -1,17 +1,23 @@
-"""Where the pixels of a set are: in memory, or in a mapped file on disk that is read as needed."""
+"""Where tensors are: in memory, in a mapped file that is read as needed, in a safetensors file with a record."""
 
 import errno
+import json
 import math
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from semkit.images.files import atomic_write, one_line
+from semkit.images.pixels import check_name
 
 HOLDS = ("auto", "memory", "disk")
 SHARE = 8  # a set takes at most an eighth of the free memory, because noise and protected copies take as much each
@@ -30,8 +36,7 @@ class Storage:
     folder: str | os.PathLike | None = None
 
     def __post_init__(self):
-        if self.hold not in HOLDS:
-            raise ValueError(f"images are held in one of {', '.join(HOLDS)}, got {self.hold!r}")
+        check_name(self.hold, HOLDS, "storage")
 
     def scratch(self, size: int) -> Path | None:
         """The folder for a set of `size` bytes, the nearest existing one at or above `folder`; None for memory."""
@@ -131,6 +136,41 @@ def rows(source: torch.Tensor, index: torch.Tensor, scratch: Path | None = None)
     for part in blocks(made):
         made[part] = source[index[part]]
     return made
+
+
+def write_tensors(path: str | Path, tensors: Mapping[str, torch.Tensor], record: dict) -> None:
+    """Write tensors as safetensors, whole or not at all; record: JSON in the metadata "semkit". Raises OSError."""
+    tensors = {name: values.detach().cpu().contiguous() for name, values in tensors.items()}
+    metadata = {"semkit": json.dumps(record, sort_keys=True)}
+
+    def content(file):
+        mode = os.stat(file.name).st_mode  # safetensors replaces the file by one that only its owner may read
+        try:  # by name, because safetensors then writes from the tensors' own memory, without a copy
+            save_file(tensors, file.name, metadata=metadata)
+            os.chmod(file.name, mode)
+        except SafetensorError as error:
+            code = os.name == "posix" and re.search(r"os error (\d+)", str(error))
+            raise (OSError(int(code[1]), os.strerror(int(code[1]))) if code else OSError(one_line(error))) from error
+
+    atomic_write(path, content)
+
+
+def read_tensors(path: str | Path, fields: Iterable[str]) -> tuple[dict[str, torch.Tensor], dict]:
+    """(tensors, mapped from the file, and these fields of the record) that write_tensors wrote; raises ValueError."""
+    try:
+        open(path, "rb").close()  # of a file without permission, safetensors says that it is missing
+        with safe_open(path, framework="pt") as file:
+            tensors, record = {name: file.get_tensor(name) for name in file.keys()}, (file.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        reason = getattr(error, "strerror", None) or one_line(error)
+        raise ValueError(f"not a readable safetensors file: {reason}") from error
+    if "semkit" not in record:
+        raise ValueError("no semkit metadata in it: this file was not written by semkit")
+    try:
+        record = json.loads(record["semkit"])
+        return tensors, {name: record[name] for name in fields}
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise ValueError(f"its semkit metadata is damaged: {type(error).__name__} {one_line(error)}") from error
 
 
 NO_MEMORY = (

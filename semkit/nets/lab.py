@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 
 from semkit.images.files import atomic_write, check_fields, one_line, read_json, shown
 from semkit.images.imageset import ImageSet
@@ -184,5 +183,5 @@ def _loaded(store: Store, path: Path):
         if not path.is_file():  # opening a named pipe would wait forever
             raise ValueError("not a file")
         return store.load(path)
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError) as error:
         raise ValueError(f"{shown(path)} is damaged ({one_line(error)}); delete it to make it again") from error

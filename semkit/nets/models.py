@@ -23,20 +23,18 @@ A name may end in "+injected", as "tiny+injected": the net with noise injected i
 """
 
 import hashlib
-import json
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-import safetensors.torch
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from semkit.images.files import atomic_write, one_line, shown
+from semkit.images.files import one_line, shown
 from semkit.images.imageset import ImageSet
 from semkit.images.pixels import check_count, check_name, seeded
+from semkit.images.storage import read_tensors, write_tensors
 from semkit.nets.engine import Engine
 from semkit.nets.weights import with_noise_injection
 
@@ -260,9 +258,7 @@ def fresh(recipe, images: ImageSet, seed: int = 0) -> nn.Module:
 
 def save_net(model: nn.Module, path: str | Path, *, net: str, classes: Sequence[str], size: int) -> None:
     """Write the state dict of build(net, len(classes), size=size) as safetensors, which load_net reads."""
-    weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    record = json.dumps({"net": net, "classes": list(classes), "size": size})
-    atomic_write(path, safetensors.torch.save(weights, {"semkit": record}))
+    write_tensors(path, model.state_dict(), {"net": net, "classes": list(classes), "size": size})
 
 
 def check_net(path: str | Path) -> str:
@@ -281,13 +277,11 @@ def load_net(path: str | Path, engine: Engine) -> nn.Module:
     """The net that save_net wrote, on the engine, in eval mode and frozen; raises ValueError for anything else."""
     check_net(path)
     try:
-        with safe_open(path, framework="pt") as file:
-            record = json.loads((file.metadata() or {}).get("semkit", "{}"))
-        net, classes, size = (record[name] for name in ("net", "classes", "size"))
-        model = build(net, len(classes), size=size).to(engine.dtype)
-        model.load_state_dict(weights := safetensors.torch.load_file(path))
+        weights, record = read_tensors(path, ("net", "classes", "size"))
+        model = build(record["net"], len(record["classes"]), size=record["size"]).to(engine.dtype)
+        model.load_state_dict(weights)
         if not all(values.isfinite().all() for values in weights.values()):
             raise ValueError("it has weights that are no finite numbers; train it anew")
-    except (SafetensorError, OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
+    except (ValueError, TypeError, RuntimeError) as error:
         raise ValueError(f"{shown(path)} is no net that semkit can read: {one_line(error)}") from error
     return engine.prepare(model).eval().requires_grad_(False)

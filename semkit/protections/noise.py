@@ -1,22 +1,17 @@
 """The noise of a whole set: int8 levels with radius, recipe and data set, in one safetensors file."""
 
 import json
-import os
-import re
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from semkit import __version__
-from semkit.images.files import atomic_write, check_fields, one_line, shown
+from semkit.images.files import check_fields, one_line, shown
 from semkit.images.pixels import check_radius
-from semkit.images.storage import blocks
+from semkit.images.storage import blocks, read_tensors, write_tensors
 
 UNITS = ("auto", "levels", "fraction")
 LARGEST = 128.5 / 255  # the largest fraction of 1 that rounds to a level of int8
@@ -137,41 +132,6 @@ def from_array(array: np.ndarray, *, unit: str = "auto", class_wise: bool = Fals
     return Noise(torch.from_numpy(levels), radius, recipe, class_wise=class_wise)
 
 
-def write_tensors(path: str | Path, tensors: Mapping[str, torch.Tensor], record: dict) -> None:
-    """Write tensors as safetensors, whole or not at all; record: JSON in the metadata "semkit". Raises OSError."""
-    tensors = {name: values.detach().cpu().contiguous() for name, values in tensors.items()}
-    metadata = {"semkit": json.dumps(record, sort_keys=True)}
-
-    def content(file):
-        mode = os.stat(file.name).st_mode  # safetensors replaces the file by one that only its owner may read
-        try:  # by name, because safetensors then writes from the tensors' own memory, without a copy
-            save_file(tensors, file.name, metadata=metadata)
-            os.chmod(file.name, mode)
-        except SafetensorError as error:
-            code = os.name == "posix" and re.search(r"os error (\d+)", str(error))
-            raise (OSError(int(code[1]), os.strerror(int(code[1]))) if code else OSError(one_line(error))) from error
-
-    atomic_write(path, content)
-
-
-def read_tensors(path: str | Path, fields: Iterable[str]) -> tuple[dict[str, torch.Tensor], dict]:
-    """(tensors, mapped from the file, and these fields of the record) that write_tensors wrote; raises NoiseError."""
-    try:
-        open(path, "rb").close()  # of a file without permission, safetensors says that it is missing
-        with safe_open(path, framework="pt") as file:
-            tensors, record = {name: file.get_tensor(name) for name in file.keys()}, (file.metadata() or {})
-    except (SafetensorError, OSError) as error:
-        reason = getattr(error, "strerror", None) or one_line(error)
-        raise NoiseError(f"not a readable safetensors file: {reason}") from error
-    if "semkit" not in record:
-        raise NoiseError("no semkit metadata in it: this file was not written by semkit")
-    try:
-        record = json.loads(record["semkit"])
-        return tensors, {name: record[name] for name in fields}
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise NoiseError(f"its semkit metadata is damaged: {type(error).__name__} {one_line(error)}") from error
-
-
 def save(noise: Noise, path: str | Path) -> None:
     """Write noise as safetensors: key "noise", everything else as JSON in the metadata "semkit".
 
@@ -194,7 +154,7 @@ def load(path: str | Path, *, images=None) -> Noise:
         if images is not None:
             check_fits(noise, images)
         return noise
-    except NoiseError as error:
+    except ValueError as error:
         raise NoiseError(f"{shown(path)}: {error}") from None
 
 

@@ -8,9 +8,8 @@ import torch
 from torch import nn
 
 from semkit.images.files import check_fields, one_line, shown
-from semkit.images.storage import out_of_memory
+from semkit.images.storage import out_of_memory, read_tensors, write_tensors
 from semkit.nets.engine import Passes
-from semkit.protections.noise import read_tensors, write_tensors
 from semkit.training.bullettrain import KINDS, Mined
 
 FIELDS = {"made_by": str, "step": int, "seconds": float | int, "losses": list, "passes": dict, "mined": dict}
