@@ -74,6 +74,21 @@ def rank_correlation(radius):
     return pairing
 
 
+def survival_of(*methods):
+    """Spearman's, of the noise that a countermeasure leaves and the accuracy that it still takes."""
+
+    def pairing(survival, rows):
+        rows = rows.assign(change=rows["countermeasure"].str.partition("=")[0])
+        last, named = rows.groupby(["method", "change"])["last"].mean(), ["jpeg", "grayscale", "bitdepth", "projection"]
+        found = survival[survival["method"].isin(methods) & survival["countermeasure"].isin(named)]
+        pairs = zip(found["method"], found["countermeasure"], strict=True)
+        return correlation(
+            found["gain"], [last["clean", change] - last[method, change] for method, change in pairs]
+        ).spearman
+
+    return pairing
+
+
 def passes(method, than):
     """Passes of crafting, as a share of another method's."""
 
@@ -209,6 +224,10 @@ SEM = {
     "hardening noise against 8 levels costs protection from ERM": points(lost("none 0", 0, "adversarial 8")),
     "JPEG at quality 10 gives back more than half of what SEM took": points(back("sem", "jpeg")),
     "grey-scale gives back more than half of what SEM took": points(back("sem", "grayscale")),
+    "the more of EM's and SEM's noise a countermeasure leaves, the more it still takes": survival_of("em", "sem"),
+    "the more of EM's, SEM's and CUDA's noise a countermeasure leaves, the more it still takes": survival_of(
+        "em", "sem", "cuda"
+    ),
 }
 for name, place, kind in (
     ("an adversarial surrogate side", 1, "adversarial"),
