@@ -412,6 +412,14 @@ def test_help_says_what_every_option_is_for(capsys, command):
     assert not bare
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_first_line_of_help_says_what_must_be_given(capsys, command):
+    assert run(command, "--help") == 0
+    usage, *rest = capsys.readouterr().out.splitlines()
+    given = rest[: rest.index("options:")]
+    assert re.findall(r"[A-Z]+", usage.replace("--out DIR", "")) == re.findall(r"^  ([A-Z]+)", "\n".join(given), re.M)
+
+
 def test_the_version_is_told(capsys):
     assert run("--version") == 0
     assert capsys.readouterr().out == f"semkit {__version__}\n"

@@ -1,4 +1,4 @@
-"""OUT against its originals: the check of every file, and the images that learners get."""
+"""A protected folder beside its originals: the check of every file, and the images that learners get."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -23,14 +23,14 @@ from semkit.images.storage import Storage, zeros
 from semkit.nets.lab import OnStep
 from semkit.protections.methods import PROTECTIONS
 
-# (place, largest difference, original, protected) -> what is wrong
+# (i, largest difference from the original in levels, original, protected) -> what is wrong with file i, if anything
 Judge = Callable[[int, int, Image.Image, Image.Image], str | None]
 LEFT_BY_SYSTEMS = ("Thumbs.db", "desktop.ini")
 ALIKE = 0.2  # correlation of blocks of pixels: filtered images have more with their originals, other images less
 
 
 def _within(radius: float) -> Judge:
-    """Finds a file that differs by more than the radius."""
+    """The judge of noise: no value may differ by more than the radius."""
 
     def judge(i: int, apart: int, original: Image.Image, protected: Image.Image) -> str | None:
         return f"differs by {apart} levels, the radius is {radius:g}" if apart > radius else None
@@ -39,10 +39,9 @@ def _within(radius: float) -> Judge:
 
 
 def _as_made(report: dict, found: Originals, key: str | None) -> Judge:
-    """Finds a file that is not what the recipe makes of its original; without the key, one that was to be left as it
-    was and was not.
+    """The judge of filters: a file must be what the recipe makes of its original, or the original if it was left out.
 
-    Raises OutputError where the report does not say how its files were made.
+    Without the key only the latter can be judged. Raises OutputError if the report does not say how files were made.
     """
     protection, seed = PROTECTIONS[report["method"]], report["seed"]
     try:
@@ -71,7 +70,7 @@ def _as_made(report: dict, found: Originals, key: str | None) -> Judge:
 
 
 def _examined(found: Originals, judge: Judge, folder: Path, on_step: OnStep | None) -> tuple[list[str], int]:
-    """(what is wrong, how many protected files have the pixels of their originals)."""
+    """Compare every file with its original: (what is wrong, how many files have the pixels of their originals)."""
     problems, unchanged, told = [], 0, job(on_step, "checking images")
     for i, name in enumerate(found.outputs):
         path = folder / name
@@ -94,9 +93,9 @@ def _examined(found: Originals, judge: Judge, folder: Path, on_step: OnStep | No
 
 
 def _strays(folder: Path, outputs: Sequence[str]) -> Iterator[str]:
-    """Files below the folder, and links to folders, that are not among the outputs; what systems leave is passed over.
+    """Files below the folder that are not among the outputs, of any name, because a trainer may read other formats.
 
-    Whatever their names: a trainer may read formats that semkit does not.
+    Links to folders too, but not what operating systems leave in folders.
     """
     expected = {parent for name in outputs for parent in (name, *map(str, PurePosixPath(name).parents))}
     for path in sorted(folder.rglob("*")):
