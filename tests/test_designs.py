@@ -40,7 +40,7 @@ from semkit.analysis.report import read_rows
 from semkit.analysis.statistics import protection_for_passes
 from semkit.analysis.study import crafted_surrogate, grid
 from semkit.countermeasures.registry import COUNTERMEASURES
-from semkit.images.augment import FlipCrop
+from semkit.images.augment import FlipCrop, Identity
 from semkit.nets.engine import Engine, predict
 from semkit.nets.lab import Interrupted, Lab
 from semkit.protections.crafting import craft
@@ -239,6 +239,18 @@ def test_a_frozen_judge_learns_nothing_from_the_noise_that_is_made_against_it(tm
     again, _, _ = recipe.crafted(split.train, seed=1, lab=Lab(ENGINE, tmp_path, lambda *_: pytest.fail("was kept")))
     assert torch.equal(again.levels, noise.levels)
     assert not torch.equal(replace(recipe, steps=4).crafted(split.train, seed=1, lab=lab)[0].levels, noise.levels)
+
+
+def test_noise_withstands_that_radius_of_pgd_best_which_it_was_crafted_against(tmp_path):
+    split, judge, found = image_split(20), lasting(craft_recipe("sem", "quick"), 8), {}
+    for side in (Clean(), PGD(4, 5, 1), PGD(8, 5, 2)):
+        noise, surrogate = crafted_surrogate(
+            split.train, FrozenRecipe(judge, side, steps=60, augment=Identity()), lab=Lab(ENGINE, tmp_path)
+        )
+        protected = split.train.with_noise(noise.levels)
+        found[side.radius] = {r: float(losses(surrogate, protected, PGD(r)).mean()) for r in (0, 4, 8)}
+    for radius in found:
+        assert min(found, key=lambda crafted_against: found[crafted_against][radius]) == radius
 
 
 def test_a_judge_is_counted_once_for_all_its_noises():

@@ -10,7 +10,7 @@ import torch
 
 from semkit.analysis.measure import PARTS, noise_part
 from semkit.countermeasures.registry import COUNTERMEASURES, BySpare, learner_after
-from semkit.images.augment import Augment
+from semkit.images.augment import Augment, FlipCrop, Identity
 from semkit.images.imageset import ImageSet, Split
 from semkit.images.pixels import to_levels
 from semkit.nets.engine import Passes, count_passes
@@ -60,14 +60,15 @@ class FrozenRecipe(NoiseRecipe):
     """Noise that one frozen net makes from zero: `steps` noise steps against the surrogate of `judge`, which learns
     nothing from it.
 
-    The recipe judge trains the net, once a seed with lab.cache, and says radius and augmentation. noise_side, steps and
-    samples as in CraftRecipe; step_size is 2 * radius / steps. No state is saved while a noise is crafted.
+    The recipe judge trains the net, once a seed with lab.cache, and says the radius. noise_side, steps, samples and
+    augment as in CraftRecipe; step_size is 2 * radius / steps. No state is saved while a noise is crafted.
     """
 
     judge: CraftRecipe
     noise_side: Perturbation = Clean()
     steps: int = 20
     samples: int = 1
+    augment: Augment = FlipCrop()
 
     @property
     def radius(self) -> float:
@@ -78,10 +79,6 @@ class FrozenRecipe(NoiseRecipe):
         return self.judge.net
 
     @property
-    def augment(self) -> Augment:
-        return self.judge.augment
-
-    @property
     def sgd(self) -> SGD:
         return self.judge.sgd
 
@@ -89,7 +86,7 @@ class FrozenRecipe(NoiseRecipe):
     def noise_step(self) -> CraftRecipe:
         """The recipe of a noise step against the frozen net."""
         budget = dict(steps=self.steps, samples=self.samples, step_size=2 * self.radius / self.steps, start="zero")
-        return replace(self.judge, noise_side=self.noise_side, class_wise=False, **budget)
+        return replace(self.judge, noise_side=self.noise_side, augment=self.augment, class_wise=False, **budget)
 
     @property
     def at_once(self) -> int:
@@ -112,12 +109,23 @@ class FrozenRecipe(NoiseRecipe):
         return Crafted(torch.cat(parts), model, passes=passes, seconds=time.monotonic() - began)
 
 
-def frozen_judge(preset: str, size: int) -> Crafts:
-    """Noise against one frozen net a seed, SEM's surrogate: no noise side, PGD of growing radius, two random ones."""
+def frozen_judge(preset: str, size: int, **budget) -> Crafts:
+    """Noise against one frozen net a seed, SEM's surrogate: no noise side, PGD of growing radius, two random ones.
+
+    budget: fields of FrozenRecipe.
+    """
     judge = reference_recipe(preset, size)
     sides = {"none 0": Clean()} | {f"adversarial {r}": PGD(r, 5, r / 4) for r in (1, 2, 4, 6, 8)}
     sides |= {f"random {r}": Uniform(r) for r in (4, 8)}
-    return {"clean": None, **{name: FrozenRecipe(judge, side) for name, side in sides.items()}}
+    return {"clean": None, **{name: FrozenRecipe(judge, side, **budget) for name, side in sides.items()}}
+
+
+def frozen_judge_long(preset: str, size: int) -> Crafts:
+    """The same with what it takes until noise crafted against a radius withstands that radius best.
+
+    60 steps, and no augmentation: the random views of an augmentation undo what the inner ascent brings.
+    """
+    return frozen_judge(preset, size, steps=60, augment=Identity())
 
 
 def stability(preset: str, size: int) -> Crafts:
@@ -222,7 +230,7 @@ def colours(preset: str, size: int) -> Crafts:
 DESIGNS: dict[str, Callable[[str, int], Crafts]] = {
     "pairs": pairs, "noise-sides": noise_sides, "sides-alone": sides_alone, "budgets": budgets, "cuda": cuda,
     "cuda-controls": cuda_controls, "cuda-parts": cuda_parts, "cuda-defences": cuda_defences,
-    "frozen-judge": frozen_judge, "stability": stability, "parts": noise_parts,
+    "frozen-judge": frozen_judge, "frozen-judge-long": frozen_judge_long, "stability": stability, "parts": noise_parts,
     "achromatic": achromatic, "colours": colours,
 }  # fmt: skip
 DEFENCES = ("randomblur", "smoothing", "finetune", "lastlayer", "at-l2", "dat")
