@@ -182,7 +182,12 @@ class Panel:
         self.within = within = page.locator(".semkit-craft").first
         self.status, self.cost, self.stale = (within.locator(f".semkit-{of}") for of in ("status", "cost", "stale"))
         self.pictures = within.locator(".semkit-losses img, .semkit-strip img")
-        self.handle = within.locator(".widget-slider", has_text=SLIDER).locator(".noUi-handle")
+        self.handle = self.slider(SLIDER)
+        self.lines = within.locator(".semkit-table tbody tr")
+        self.compared = within.locator(".semkit-compared")
+
+    def slider(self, text):
+        return self.within.locator(".widget-slider", has_text=text).locator(".noUi-handle")
 
     def button(self, text):
         return self.within.locator("button.widget-button", has_text=re.compile(f"^{text}$"))
@@ -240,6 +245,30 @@ def drive(page, folder, name):
     return panel
 
 
+def run_twice(page, panel, folder):
+    """Two short runs that differ in the radius: both are in the table and side by side, with the first one in sight."""
+    panel.slider("surrogate steps").focus()
+    page.keyboard.press("Home")
+    before, radii = panel.lines.count(), []
+    for number in (before + 1, before + 2):
+        panel.handle.focus()
+        page.keyboard.press("ArrowRight")
+        radii.append(f"{panel.radius():g}")
+        api.expect(panel.stale).to_contain_text("have changed", timeout=SECONDS)
+        panel.button("Run").click()
+        assert before == 0 or panel.compared.locator("img").count() > 0, "the last result must not be wiped"
+        api.expect(panel.lines).to_have_count(number, timeout=MINUTES)
+        api.expect(panel.status).to_contain_text("done", timeout=SECONDS)
+        api.expect(panel.compared).to_contain_text(f"B: run {number}, SEM", timeout=SECONDS)
+    api.expect(panel.compared).to_contain_text(f"A: run {before + 1}, SEM", timeout=SECONDS)
+    shown = [line.locator("td").all_inner_texts()[:4] for line in panel.lines.all()[:2]]
+    assert shown == [["B", str(before + 2), "SEM", radii[1]], ["A", str(before + 1), "SEM", radii[0]]]
+    assert panel.compared.locator("figure").count() == 4, "noise and curves of both"
+    panel.within.locator(".semkit-table").evaluate("element => element.scrollIntoView({block: 'start'})")
+    page.wait_for_timeout(500)
+    shot(page, folder, "lab-4-compared")
+
+
 def test_the_panel_in_jupyterlab(chromium, folder):
     port, token = free_port(), secrets.token_hex(16)
     how = dict(ip="127.0.0.1", port=port, port_retries=0, open_browser=False, allow_root=os.geteuid() == 0)
@@ -253,6 +282,9 @@ def test_the_panel_in_jupyterlab(chromium, folder):
         with opened(chromium, address, path) as page:
             run_all(page, folder / "notebooks" / NOTEBOOK.name)
             panel = drive(page, folder, "lab")
+            panel.button("Stop").click()
+            api.expect(panel.status).to_contain_text("stopped", timeout=SECONDS)
+            run_twice(page, panel, folder)
             page.evaluate("document.activeElement.blur()")
             page.get_by_role("menuitem", name="Settings", exact=True).click()
             page.locator(".lm-Menu-item", has_text=re.compile("^Theme$")).click()
@@ -260,9 +292,7 @@ def test_the_panel_in_jupyterlab(chromium, folder):
             dark = api.expect(page.locator("body"))
             dark.to_have_attribute("data-jp-theme-name", "JupyterLab Dark", timeout=SECONDS)
             page.wait_for_timeout(1000)
-            panel.button("Stop").click()
-            api.expect(panel.status).to_contain_text("stopped", timeout=SECONDS)
-            shot(page, folder, "lab-4-dark")
+            shot(page, folder, "lab-5-dark")
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("voila"), reason="voila is missing: pip install 'semkit[browser]'")

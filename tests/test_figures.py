@@ -83,9 +83,9 @@ def protection():
     return figures.protection_figure(FOUR, images, noise, radius=8, title="Protection", chance=0.1)
 
 
-def reached(**how):
+def reached():
     rows = [{"method": m, "cost": c, "good": g} for m, c, g in (("a", 1, 5), ("a", 3, 7), ("b", 10, 1), ("b", 10, 1))]
-    return figures.reached_figure(rows, x="cost", xlabel="cost", columns={"good": "good"}, title="reached", **how)
+    return figures.reached_figure(rows, x="cost", xlabel="cost", columns={"good": "good"}, title="reached")
 
 
 FIGURES = {
@@ -256,8 +256,14 @@ def test_what_is_reached_is_drawn_at_its_means():
     points = {bars.get_label(): tuple(float(v[0]) for v in bars.lines[0].get_data()) for bars in axes.containers}
     assert points == {"a": (2, 6), "b": (10, 1)}
     assert axes.get_xlim()[0] == 0 and axes.get_xscale() == "linear"
-    (axes,) = reached(log=True).axes
-    assert axes.get_xscale() == "log" and [tick.get_text() for tick in axes.get_xticklabels()] == ["1", "3", "10"]
+
+
+def test_places_are_named_above_their_points():
+    (axes,) = figures.lines_figure(
+        [{"method": "a", "x": x, "y": x, "name": f"point {x}"} for x in (1, 10, 10)],
+        x="x", y="y", xlabel="x", ylabel="y", log=True, names="name", title="t",
+    ).axes  # fmt: skip
+    assert [(text.get_text(), text.get_position()[0]) for text in axes.texts] == [("point 1", 1), ("point 10", 10)]
 
 
 def test_every_countermeasure_has_its_line_and_every_method_its_point_there():

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import ipywidgets as widgets
 import nbformat
+import pandas as pd
 import pytest
 import torch
 from nbclient import NotebookClient
@@ -203,7 +204,7 @@ def test_a_run_shows_its_cost_first_and_its_result_after(panel, tmp_path):
     noise, _ = crafted_noise(SPLIT.train, craft_recipe("sem", "quick"), lab=Lab(ENGINE))
     assert (made.noise.levels == noise.levels).all() and panel.made is made
     assert panel.progress.value == panel.progress.max == passes
-    assert panel.status.value.startswith("<b>done</b>") and "<img alt=" in panel.strip.value
+    assert panel.status.value.startswith("<b>done</b>") and "with SEM noise" in panel.compared.value
     assert (panel.run.disabled, panel.stop.disabled, panel.keep.disabled) == (False, True, False)
 
 
@@ -224,9 +225,9 @@ def test_a_changed_knob_starts_nothing_and_marks_what_is_shown(panel):
     assert threading.active_count() == threads and panel._job._thread is None and panel.stale.value == ""
     panel.start()
     assert panel.wait(60).noise.radius == 16
-    shown = panel.strip.value
+    shown = panel.compared.value
     panel.radius.value = 12
-    assert "have changed" in panel.stale.value and panel.strip.value == shown and panel.made.noise.radius == 16
+    assert "have changed" in panel.stale.value and panel.compared.value == shown and panel.made.noise.radius == 16
     panel.radius.value = 16
     assert panel.stale.value == ""
     panel.learners.value = True  # more work, but the noise on show is theirs
@@ -254,12 +255,17 @@ def test_the_settings_are_those_of_the_click_on_run(panel):
     assert panel.wait(60).noise.radius == 8 and "have changed" in panel.stale.value
 
 
-def test_choosing_a_method_sets_its_own_budget(tmp_path):
+def test_choosing_a_method_keeps_the_budget_and_a_button_sets_the_presets(tmp_path):
     panel = craft_panel(SPLIT, lab=Lab(ENGINE, tmp_path), preset="demo")
+    panel.surrogate_steps.value, panel.noise_steps.value, panel.samples.value = 250, 3, 4
     for method in ("em", "rem", "sem"):
         panel.method.value = method
-        assert panel.settings().recipe == craft_recipe(method, "demo")
+        recipe = panel.settings().recipe
+        assert (recipe.sgd.steps, recipe.steps, recipe.samples) == (250, 3, 4)
         assert panel.perturbation_radius.disabled == (method == "em")
+    panel.method.value = "em"
+    panel.budget.click()
+    assert panel.settings().recipe == craft_recipe("em", "demo")
     panel.measuring.wait(60)
 
 
@@ -267,7 +273,7 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(panel, tmp_path):
     whole, _ = crafted_noise(SPLIT.train, craft_recipe("sem", "quick"), lab=Lab(ENGINE))
     steps = []
     assert stopped_at(panel, 1) is None
-    assert panel.status.value == "<b>stopped</b> at step 1 of 31 (SEM noise); Run resumes"
+    assert panel.status.value == "<b>stopped</b> at step 1 of 31 (crafting, seed 0); Run resumes"
     assert (panel.run.disabled, panel.stop.disabled, panel.keep.disabled) == (False, True, True)
     assert [path.suffix for path in (tmp_path / "runs").iterdir()] == [".state"]
     tell = panel._tell
@@ -280,29 +286,20 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(panel, tmp_path):
     assert not list((tmp_path / "runs").glob("*.state"))
 
 
-def test_a_run_stopped_among_the_learners_keeps_its_noise(panel):
+def test_a_run_stopped_among_the_learners_loses_no_row(panel):
     panel.learners.value = True
-    real = crafting.table_html
-    made = []
-
-    def stop_after_a_learner(so_far):
-        made.append(len(so_far.rows))
-        if len(so_far.rows) == 1:
-            panel.cancel()
-        return real(so_far)
-
-    crafting.table_html = stop_after_a_learner
-    try:
-        panel.start()
-        assert panel.wait(60) is None
-    finally:
-        crafting.table_html = real
-    assert made == [0, 1] and len(panel.made.rows) == 1 and not panel.keep.disabled
-    assert re.fullmatch(r"<b>stopped</b> at step 1 of 30 \(ERM on clean images\); Run resumes", panel.status.value)
+    panel.table.observe(lambda change: "100.0" in change["new"] and panel.cancel(), "value")  # after the first learner
     panel.start()
-    found = panel.wait(60)
-    by = {(row["method"], row["training_radius"]): 100 * row["last"] for row in found.rows}
-    cells = [float(cell) for cell in re.findall(r"<td>(.*?)</td>", panel.table.value)]
+    assert panel.wait(60) is None
+    panel.table.unobserve_all()
+    assert re.fullmatch(
+        r"<b>stopped</b> at step 1 of 30 \(ERM on clean images, seed 0\); Run resumes", panel.status.value
+    )
+    (row,) = panel.history.seeds.to_dict("records")
+    assert row["ERM"] == 1 and pd.isna(row["AT 4/255"]) and not panel.keep.disabled
+    panel.start()
+    by = {(row["method"], row["training_radius"]): 100 * row["last"] for row in panel.wait(60).rows}
+    cells = [float(cell) for cell in re.findall(r"<td>(.*?)</td>", panel.compared.value)]
     clean, mine = [by["clean", r] for r in (0, 4)], [by["sem", r] for r in (0, 4)]
     lost = [a - b for a, b in zip(clean, mine, strict=True)]
     assert cells == pytest.approx([*clean, *mine, *lost], abs=0.06)
@@ -315,6 +312,7 @@ def test_a_finished_run_is_instant_the_second_time(panel):
     again = panel.wait(60)
     assert (again.noise.levels == first.noise.levels).all() and "kept runs" in panel.status.value
     assert panel.progress.value == panel.progress.max
+    assert len(panel.history.table()) == len(panel.history.records) == 1
 
 
 def test_an_error_of_the_worker_is_shown_escaped_and_raised(panel, tmp_path):
@@ -376,20 +374,128 @@ def test_the_embedded_images_are_protected_by_the_panel(tmp_path):
     panel.start()
     made = panel.wait(120)
     assert made.noise.levels.shape == (20, 3, 32, 32) and int(made.noise.levels.abs().max()) == 8
-    assert "shapes, 20 images, quick preset: SEM, radius 8" in panel.strip.value and panel.table.value == ""
+    assert "shapes, 20 images, quick preset, seed 0: SEM, radius 8" in panel.compared.value
 
 
 def test_pictures_of_an_unfinished_run_say_so(panel):
     surrogate = ENGINE.prepare(build("tiny", 2, 0, size=8)).train()
     metrics = {"noise": SPLIT.train.images.to(torch.int8) % 8, "surrogate": surrogate}
-    panel._progress.losses.update({1: 2.3, 2: 2.1})
-    panel._draw_unfinished(panel.settings(), SPLIT, 2, 31, metrics)
+    progress = crafting.Progress({1: 2.3, 2: 2.1})
+    panel._draw_unfinished(progress, SPLIT.train, panel.settings(), (2, 31), metrics)
     assert "unfinished: step 2 of 31</figcaption>" in panel.strip.value
     assert "2.10 at step 2 of 31" in panel.losses.value
     protected = SPLIT.train.with_noise(metrics["noise"])
     right = [accuracy(surrogate, images) for images in (protected, SPLIT.train)]
-    assert panel._progress.right == {2: tuple(right)} and surrogate.training
+    assert progress.right == {2: tuple(right)} and surrogate.training
     assert f"labels {100 * right[0]:.0f} % of images with noise rightly, {100 * right[1]:.0f} %" in panel.losses.value
+
+
+# --- the table of runs, and two of them side by side
+
+
+def finished(panel, **knobs):
+    """Runs the panel with these knobs, and few steps if they name none, to its end."""
+    for name, value in {"surrogate_steps": 4, **knobs}.items():
+        getattr(panel, name).value = value
+    panel.start()
+    return panel.wait(60)
+
+
+def lines(panel):
+    """The cells of each line of the table of runs."""
+    return [re.findall("<td>(.*?)</td>", line) for line in re.findall("<tr>(.*?)</tr>", panel.table.value, re.S)]
+
+
+def titles(panel):
+    return re.findall("<h4>(.*?)</h4>", panel.compared.value)
+
+
+def test_every_run_stays_in_the_table_and_the_last_two_are_side_by_side(panel):
+    finished(panel)
+    first = panel.compared.value
+    assert titles(panel) == ["B: run 1, SEM"]
+    assert [line[:6] for line in lines(panel)] == [["B", "1", "SEM", "8", "4", "4"]]
+    panel.radius.value = 4
+    seen = []
+    panel.progress.observe(lambda change: seen.append(panel.compared.value), "value")
+    finished(panel)
+    assert seen[0] == first  # while the second was under way
+    assert titles(panel) == ["A: run 1, SEM", "B: run 2, SEM"] and panel.compared.value.count("with SEM noise") == 2
+    assert [line[:4] for line in lines(panel)] == [["B", "2", "SEM", "4"], ["A", "1", "SEM", "8"]]
+    assert panel.compared.value.count("The surrogate&#x27;s loss") == 2 and panel.strip.value == ""
+
+
+def test_a_is_kept_if_asked_and_any_two_runs_can_be_compared(panel):
+    for radius in (8, 4, 2):
+        finished(panel, radius=radius, pin=radius == 2)
+    assert titles(panel) == ["A: run 1, SEM", "B: run 3, SEM"]
+    panel.a.value, panel.b.value = 2, 9  # there is no ninth
+    assert titles(panel) == ["A: run 2, SEM", "B: run 3, SEM"]
+    panel.a.value = 0
+    assert titles(panel) == ["B: run 3, SEM"]
+
+
+def test_the_table_is_sorted_by_the_column_chosen(panel):
+    for steps in (4, 2, 6):
+        finished(panel, surrogate_steps=steps)
+    found = {}
+    for by in ("run", "passes", "PSNR"):
+        panel.sort.value = by
+        found[by] = [line[1] for line in lines(panel)]
+    assert found["run"] == ["3", "2", "1"] and found["passes"] == ["2", "1", "3"]
+    psnr = panel.history.table("PSNR")["PSNR"].tolist()
+    assert psnr == sorted(psnr, reverse=True)
+    assert panel.history.table("AT 4/255")["AT 4/255"].isna().all()
+
+
+@pytest.mark.parametrize(
+    "method, radius, name",
+    [("sem", 4, "SEM"), ("rem", 4, "REM"), ("em", 4, "EM"), ("sem", 0, "EM in SEM's recipe"), ("em", 0, "EM")],
+)
+def test_a_recipe_is_named_by_what_it_is(method, radius, name):
+    made = crafting.settings(method, "quick", perturbation_radius=radius)
+    assert made.name == name and str(made).startswith(f"{name}, radius 8")
+    assert (made.knobs["recipe"], made.knobs["ρa"]) == (name, 0 if "EM" == name[:2] else 4)
+
+
+def test_several_seeds_are_one_line_with_an_interval(panel):
+    panel.surrogate_steps.value = 4
+    passes = panel.settings().passes(20)
+    panel.learners.value, panel.seeds.value = True, 2
+    assert re.match(f"cost: {2 * panel.settings().passes(20):,} passes", panel.cost.value)
+    made = finished(panel)
+    assert made.seed == 0 and panel.progress.value == panel.progress.max == 2 * panel.settings().passes(20)
+    ((_, number, *_, seeds, told, _, _, erm, at),) = lines(panel)
+    assert (number, seeds, told) == ("1", "2", f"{passes:,}")
+    last = panel.history.seeds[["ERM", "AT 4/255"]].to_numpy(float)
+    assert [cell.split(" ± ")[0] for cell in (erm, at)] == [f"{100 * value:.1f}" for value in last.mean(0)]
+    assert "±" in erm and panel.compared.value.count("±") >= 4
+
+
+def test_noise_that_may_be_seen_is_noted_before_and_after_the_run(panel):
+    assert panel.note.value == ""
+    panel.radius.value = 9
+    assert panel.note.value == "at radius 9 PSNR may fall to 29.0 dB: below 30 dB noise is often visible"
+    finished(panel, radius=32)
+    assert "(visible?)" in panel.table.value and float(panel.history.table()["PSNR"].iloc[0]) < 30
+    finished(panel, radius=2)
+    assert panel.note.value == "" and panel.table.value.count("(visible?)") == 1
+
+
+def test_runs_of_another_kernel_are_in_the_table_and_none_is_lost(panel, tmp_path):
+    lab = Lab(ENGINE, tmp_path / "runs")
+    other = craft_panel(SPLIT, lab=lab, preset="quick", name="of another kernel")
+    finished(panel, learners=True)
+    finished(other, learners=False)  # the same run: it has no learners, and takes none away
+    finished(other, radius=4)
+    new = craft_panel(SPLIT, lab=lab, preset="quick", name="after a restart")
+    assert new.history.table("run")["ρu"].tolist() == [4, 8] and titles(new) == ["A: run 1, SEM", "B: run 2, SEM"]
+    assert new.history.table()["ERM"].notna().tolist() == [False, True]
+    others = crafting.History.opened(lab, "demo"), crafting.History.opened(Lab(ENGINE), "quick")
+    assert [other.records for other in others] == [(), ()]
+    next(iter(new.history.folder.iterdir())).write_text("{")
+    with pytest.raises(ValueError, match=r"json is damaged; delete it"):
+        crafting.History.opened(lab, "quick")
 
 
 # --- figures with knobs

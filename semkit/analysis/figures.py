@@ -232,12 +232,6 @@ def _draw_mean(axes, points: pd.DataFrame, **how) -> None:
     axes.errorbar(*found[:, 0], up, across, capsize=3, lw=1, **how)
 
 
-def _log_axis(axes, ticks: Sequence[float], labels: Sequence[str]) -> None:
-    axes.set_xscale("log")
-    axes.set_xticks(ticks, labels)
-    axes.minorticks_off()
-
-
 def lines_figure(
     rows: Rows,
     *,
@@ -247,11 +241,13 @@ def lines_figure(
     ylabel: str,
     points: tuple[str, str] | None = None,
     log: bool = False,
+    names: str | None = None,
     title: str,
 ) -> Figure:
     """Column y over column x, a line a method, 95 % bands over the rows of the same x; log: of the axis x, with
     a tick at every x.
 
+    names: the column whose text stands above the points of each x.
     points: the columns of an estimate of the same quantity and of its standard error; where rows have them, their mean
     is a point beside the line, with two standard errors to both sides.
     """
@@ -266,7 +262,12 @@ def lines_figure(
     axes.set(xlabel=xlabel, ylabel=ylabel)
     if log:
         values = sorted(rows[x].unique())
-        _log_axis(axes, values, [f"1/{1 / value:g}" if value < 1 else f"{value:g}" for value in values])
+        axes.set_xscale("log")
+        axes.set_xticks(values, [f"1/{1 / value:g}" if value < 1 else f"{value:g}" for value in values])
+        axes.minorticks_off()
+    for place, name in rows.groupby(x)[names].first().items() if names else ():
+        where = dict(transform=axes.get_xaxis_transform(), rotation=90, ha="center", va="top")
+        axes.text(place, 0.97, name, fontsize="small", color="0.3", **where)
     canvas.legend(axes)
     return titled(figure, title)
 
@@ -277,27 +278,20 @@ def reached_figure(
     x: str,
     xlabel: str,
     columns: Mapping[str, str],
-    log: bool = False,
-    sharey: bool = False,
     title: str,
 ) -> Figure:
     """A point a method: mean of a column over that of x, 95 % intervals of both over rows; a panel a column.
 
-    columns: column -> label of its axis. log: of the axis x. sharey: one scale for all panels.
+    columns: column -> label of its axis.
     """
     rows = pd.DataFrame(rows)
     figure, look = new_figure(2.4 + 3.4 * len(columns), 3.8), styles(rows["method"].unique())
-    panels = figure.subplots(1, len(columns), sharey=sharey, squeeze=False)[0]
+    panels = figure.subplots(1, len(columns), squeeze=False)[0]
     for axes, (column, label) in zip(panels, columns.items(), strict=True):
         for method, mine in rows.groupby("method", sort=False):
             _draw_mean(axes, mine[[x, column]], ms=7, label=method, **look[method] | {"ls": ""})
-        axes.set(xlim=(None if log else 0, None), ylabel=label)
+        axes.set(xlim=(0, None), ylabel=label)
         axes.grid(alpha=0.3)
-        if log:
-            ends = rows[x].min() / 1.5, 1.5 * rows[x].max()
-            ticks = [tick for power in range(9) for tick in (10**power, 3 * 10**power) if ends[0] < tick < ends[1]]
-            _log_axis(axes, ticks, [f"{tick:,}" for tick in ticks])
-            axes.set_xlim(ends)
     figure.supxlabel(xlabel, fontsize="medium")
     canvas.legend(panels[-1])
     return titled(figure, title)
@@ -305,16 +299,16 @@ def reached_figure(
 
 def progress_figure(losses: Mapping[int, float], right: Mapping[int, tuple[float, float]], total: int) -> Figure:
     """A crafting of `total` steps so far: the surrogate's loss, and the shares it gets right (with noise, without)."""
-    figure = new_figure(8.4, 2.4)
-    left, middle = figure.subplots(1, 2)
-    left.plot(losses.keys(), losses.values(), color="#0072B2", lw=1)
-    left.set(ylim=(0, 1.1 * max(losses.values())), ylabel="surrogate's loss (nats)")
+    figure = new_figure(5.4, 3.8)
+    upper, lower = figure.subplots(2, 1, sharex=True)
+    upper.plot(losses.keys(), losses.values(), color="#0072B2", lw=1)
+    upper.set(ylim=(0, 1.1 * max(losses.values())), ylabel="surrogate's loss (nats)")
     for place, (name, method) in enumerate({"with their noise": DEFAULT, "without": "clean"}.items()):
         shares = [100 * pair[place] for pair in right.values()]
-        middle.plot(list(right), shares, ms=4, label=name, **styles([method])[method])
-    middle.set(ylim=(0, 100), ylabel="surrogate right (%)")
-    canvas.legend(middle, "images")
+        lower.plot(list(right), shares, ms=4, label=name, **styles([method])[method])
+    lower.set(ylim=(0, 100), xlabel="step", ylabel="surrogate right (%)")
+    canvas.legend(lower, "images")
     for axes in figure.axes:
-        axes.set(xlim=(0, total), xlabel="step")
+        axes.set(xlim=(0, total))
         axes.grid(alpha=0.3)
     return figure

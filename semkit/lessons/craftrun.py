@@ -1,8 +1,12 @@
-"""What the craft panel runs, without widgets: settings, cost, the run itself, and its pictures and table as HTML."""
+"""What the craft panel runs and remembers, without widgets: settings, cost, the run itself, and the history of runs."""
 
+import json
+import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from itertools import product
+from pathlib import Path
 
 import pandas as pd
 import torch
@@ -11,11 +15,14 @@ from torch import nn
 from semkit.analysis import figures, pictures
 from semkit.analysis.canvas import as_html
 from semkit.analysis.cost import passes_of, seconds_of
+from semkit.analysis.report import cell
 from semkit.analysis.statistics import Rows, learner
 from semkit.analysis.study import crafted_noise, learned_row
+from semkit.images.files import atomic_write, read_json, shown
 from semkit.images.imageset import ImageSet, Split, stratified_limit
+from semkit.images.pixels import add_noise
 from semkit.nets.engine import Engine, count_passes
-from semkit.nets.lab import Lab
+from semkit.nets.lab import Lab, key
 from semkit.protections.crafting import CraftRecipe
 from semkit.protections.methods import craft_recipe, label_of
 from semkit.protections.noise import Noise
@@ -24,6 +31,12 @@ from semkit.training.perturb import Clean
 from semkit.training.recipes import LearnRecipe, lasting, learn_recipe
 
 TRAINING_RADII = (0, 4)  # of the learners: ERM and AT
+LEARNERS = tuple(map(learner, TRAINING_RADII))
+KNOBS = ("recipe", "ρu", "ρa", "surrogate steps", "noise steps", "samples")
+MEASURED = ("passes", "seconds", "PSNR", *LEARNERS)
+# How runs are sorted: column -> whether the smallest comes first. The lower a learner ends, the better the noise.
+SORTED = {"run": False, "passes": True, "seconds": True, "PSNR": False} | dict.fromkeys(LEARNERS, True)
+VISIBLE = 30  # dB of PSNR: below it noise is often seen; noise of 8 levels in every value has 30.1 dB
 
 
 @dataclass(frozen=True)
@@ -37,10 +50,23 @@ class Settings:
     def __str__(self) -> str:
         recipe = self.recipe
         return (
-            f"{label_of(self.method)}, radius {recipe.radius:g}, noise side {recipe.noise_side}, surrogate side "
+            f"{self.name}, radius {recipe.radius:g}, noise side {recipe.noise_side}, surrogate side "
             f"{recipe.surrogate_side}, surrogate steps {recipe.sgd.steps}, noise steps {recipe.steps}, EOT samples "
             f"{recipe.samples}"
         )
+
+    @property
+    def name(self) -> str:
+        """What the recipe is: its method, if both sides are the method's, else EM's sides in the method's recipe."""
+        own, mine = ((type(of.noise_side), type(of.surrogate_side)) for of in (craft_recipe(self.method), self.recipe))
+        return label_of(self.method) if own == mine else f"{label_of('em')} in {label_of(self.method)}'s recipe"
+
+    @property
+    def knobs(self) -> dict:
+        """What was set, by the KNOBS of the table of runs."""
+        made = self.recipe
+        values = self.name, made.radius, made.surrogate_side.radius, made.sgd.steps, made.steps, made.samples
+        return dict(zip(KNOBS, values, strict=True))
 
     @property
     def recipes(self) -> list[CraftRecipe | LearnRecipe]:
@@ -87,16 +113,26 @@ def seconds(run: Settings, split: Split, engine: Engine, *, measure: bool = Fals
     return seconds_of(run.recipes, *what, engine, may_probe=measure)
 
 
-def _trained_on(method: str) -> str:
-    return label_of(method) if method == "clean" else f"{label_of(method)}-protected images"
+def _psnr(square: float) -> float:
+    """Peak signal-to-noise ratio in dB of a mean squared change of 8-bit values."""
+    return 10 * math.log10(255**2 / square) if square else math.inf
+
+
+def visible(radius: float) -> str:
+    """A note that noise of this radius may be seen, because its PSNR may be below VISIBLE; else ""."""
+    least = _psnr(radius**2)
+    note = f"at radius {radius:g} PSNR may fall to {least:.1f} dB: below {VISIBLE} dB noise is often visible"
+    return note if least < VISIBLE else ""
 
 
 @dataclass(frozen=True)
 class Made:
-    """What a run has made so far: the noise, and the learners' rows on clean and on protected images."""
+    """What a run of one seed has made so far: the noise, the seconds it took, the rows of learners."""
 
     settings: Settings
+    seed: int
     noise: Noise
+    seconds: float
     rows: tuple[dict, ...] = ()
 
 
@@ -105,29 +141,28 @@ def run(
     what: Settings,
     *,
     seed: int = 0,
+    before: int = 0,
     lab: Lab | None = None,
     on_made: Callable[[Made], object] = lambda made: None,
 ) -> Made:
     """Craft the noise and train the learners of `what`; on_made(made) is called after the noise and after each learner.
 
-    The metrics of lab.on_step include "done", the passes of the whole run so far. With lab.cache a stopped run goes on
-    where it was when it is called again.
+    The metrics of lab.on_step include "done", the passes so far: `before` and those of this run. With lab.cache a
+    stopped run goes on where it was when it is called again.
     """
-    lab = lab or Lab()
-    n, done = len(split.train), 0
+    lab, n, done = lab or Lab(), len(split.train), before
 
     def told(job: str, step: int, total: int, metrics: dict):
         return lab.on_step and lab.on_step(job, step, total, {**metrics, "done": done + metrics["passes"]})
 
     counting = replace(lab, on_step=told)
-
-    name = label_of(what.method)
-    noise, _ = crafted_noise(split.train, what.recipe, seed=seed, lab=counting.doing(f"{name} noise"))
-    made, done = Made(what, noise), what.recipe.cost(n).total
+    noise, cost = crafted_noise(split.train, what.recipe, seed=seed, lab=counting.doing(f"crafting, seed {seed}"))
+    made, done = Made(what, seed, noise, cost["seconds"]), done + what.recipe.cost(n).total
     on_made(made)
     sets = {what.method: split.train.with_noise(noise.levels), "clean": split.train}
     for (radius, recipe), (method, train) in product(what.learners.items(), sets.items()):
-        job = counting.doing(f"{learner(radius)} on {_trained_on(method)}")
+        kind = "clean" if method == "clean" else "protected"
+        job = counting.doing(f"{learner(radius)} on {kind} images, seed {seed}")
         row = learned_row(train, split.test, recipe, seed=seed, lab=job)
         made = replace(made, rows=(*made.rows, {"method": method, "training_radius": radius, "seed": seed, **row}))
         done += recipe.cost(n).total
@@ -135,16 +170,84 @@ def run(
     return made
 
 
+def record(made: Made, split: Split, images: str, preset: str, progress: "Progress") -> dict:
+    """What the history keeps of a run of a split called `images`: first of its noise, then of its learners.
+
+    of: a hash of images and recipe, the same for all seeds. passes, seconds: of the noise. PSNR: in dB, of up to 2,000
+    images. strip, curves: HTML. ERM, AT 4/255, and both with " clean" after them: accuracies of 1.
+    """
+    train, recipe, levels = split.train, made.settings.recipe, made.noise.levels
+    known = {"of": key(learned_row.__module__, train.fingerprint, recipe), "seed": made.seed}
+    if made.rows:
+        clean = [" clean" * (row["method"] == "clean") for row in made.rows]
+        return known | {learner(r["training_radius"]) + of: r["last"] for r, of in zip(made.rows, clean, strict=True)}
+    few = train.images[:2000].cpu()
+    change = add_noise(few, levels[:2000].cpu()).float() - few
+    caption = f"{train.name}, {len(train)} images, {preset} preset, seed {made.seed}: {made.settings}"
+    return known | made.settings.knobs | {
+        "images": images, "passes": recipe.cost(len(train)).total, "seconds": made.seconds,
+        "PSNR": _psnr(float((change**2).mean())), "strip": strip_html(train, levels, made.settings, caption),
+        "curves": progress.html(max(progress.losses)) if progress.losses else None,
+    }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class History:
+    """All runs so far as records. folder: where each record is a file, so that a new kernel knows it; None: nowhere."""
+
+    folder: Path | None
+    records: tuple[dict, ...] = ()
+
+    @classmethod
+    def opened(cls, lab: Lab, preset: str) -> "History":
+        """The runs of this preset, engine and code that lab.cache has. Raises ValueError for a damaged record."""
+        if lab.cache is None:
+            return cls(None)
+        by = key(learned_row.__module__, preset, lab.engine.settings(), CraftRecipe(), LearnRecipe())
+        folder = Path(lab.cache) / f"panel-{by}"
+        return cls(folder, tuple(map(_read, sorted(folder.glob("*.json")))))
+
+    def adding(self, new: dict) -> "History":
+        """The history with one more record, if it tells something new; in a file of its own, for others are writing."""
+        new = {name: value for name, value in new.items() if value is not None}
+        if any(new.items() <= old.items() for old in self.records):
+            return self
+        if self.folder:
+            atomic_write(self.folder / f"{time.time_ns()}-{new['of']}.json", json.dumps(new).encode())
+        return replace(self, records=(*self.records, new))
+
+    def has(self, images: str, what: Settings) -> bool:
+        """Whether one of its runs has these images and settings."""
+        return any(({"images": images} | what.knobs).items() <= old.items() for old in self.records)
+
+    @property
+    def seeds(self) -> pd.DataFrame:
+        """A line for each run and seed; `run` numbers the runs as they began. What later records lack stays."""
+        names = "images", *KNOBS, *MEASURED, *(f"{name} clean" for name in LEARNERS), "strip", "curves"
+        every = pd.DataFrame(self.records, columns=["of", "seed", *names])
+        every = every.groupby(["of", "seed"], sort=False).last().reset_index()
+        return every.assign(run=every["of"].factorize()[0] + 1)
+
+    def table(self, by: str = "run") -> pd.DataFrame:
+        """A line for each run, sorted by a column of SORTED: means over its seeds, PSNR in dB, accuracies in %."""
+        runs = self.seeds.groupby("run")
+        table = runs[["images", *KNOBS]].first().assign(seeds=runs.size())
+        table[[*MEASURED]] = runs[[*MEASURED]].mean()
+        table[[*LEARNERS]] *= 100
+        return table.reset_index().sort_values(by, ascending=SORTED[by], kind="stable").convert_dtypes()
+
+
+def _read(path: Path) -> dict:
+    try:
+        found = read_json(path)
+        return found | {"of": found["of"]}
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{shown(path)} is damaged; delete it, and its run is made again") from error
+
+
 def duration(seconds: float) -> str:
     """Seconds for people: "12 s", "3.4 min"."""
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.1f} min"
-
-
-def numbers(metrics: dict, passes: int, seconds: float) -> str:
-    """One line on a run of `passes` after `seconds`: loss, accuracy if known, passes done."""
-    accuracy = metrics.get("accuracy")
-    reached = "" if accuracy is None else f", accuracy {100 * accuracy:.1f} %"
-    return f"loss {metrics['loss']:.2f}{reached}; {metrics['done']:,} of {passes:,} passes after {duration(seconds)}"
 
 
 def accuracies(rows: Rows) -> str:
@@ -155,11 +258,12 @@ def accuracies(rows: Rows) -> str:
 
 
 def strip_html(images: ImageSet, noise: torch.Tensor, what: Settings, caption: str) -> str:
-    """The first image of up to 8 classes, the same image protected, and its noise int8 [N,3,H,W]."""
+    """The first image of up to 5 classes, the same image protected, and its noise int8 [N,3,H,W]."""
     labels = images.labels.tolist()
-    place = [labels.index(label) for label in dict.fromkeys(labels)][:8]
-    radius, name = what.recipe.radius, label_of(what.method)
-    figure = pictures.strip_figure(images.images[place].cpu(), {what.method: noise[place].cpu()}, radius=radius)
+    place = [labels.index(label) for label in dict.fromkeys(labels)][:5]
+    radius, name = what.recipe.radius, what.name
+    noises = {name.replace(" in ", " in\n"): noise[place].cpu()}
+    figure = pictures.strip_figure(images.images[place].cpu(), noises, radius=radius)
     alt = f"{len(place)} images, the same with {name} noise, and the noise: ±{radius:g} levels as black and white"
     return as_html(figure, alt, caption)
 
@@ -195,16 +299,24 @@ class Progress:
         return as_html(figures.progress_figure(self.losses, self.right, total), alt, caption)
 
 
-def table_html(made: Made) -> str:
-    """What learners reach, and the protection, clean less protected accuracy, as far as they are known."""
-    radii, method = list(made.settings.learners), made.settings.method
-    rows = pd.DataFrame(made.rows, columns=["method", "training_radius", "last"]).astype({"last": float})
-    table = 100 * rows.pivot(index="method", columns="training_radius", values="last")
-    table = table.reindex(index=["clean", method], columns=radii)
-    table.loc["protection (points)"] = table.loc["clean"] - table.loc[method]
-    table = table.rename(index={of: _trained_on(of) for of in ("clean", method)}, columns=learner)
-    page = table.rename_axis(index=None, columns="trained on").to_html(
-        float_format="{:.1f}".format, na_rep="…", border=0
-    )
-    caption = '<caption style="white-space:nowrap">accuracy on clean test images (%), one seed</caption>'
-    return page.replace("<thead>", f"{caption}<thead>", 1)
+def page(table: pd.DataFrame, caption: str, **how) -> str:
+    """A table as HTML with a caption; how: of DataFrame.to_html."""
+    caption = f'<caption style="white-space:nowrap">{caption}</caption>'
+    html = table.to_html(na_rep="", border=0, **how).replace("<thead>", f"{caption}<thead>", 1)
+    return html.replace("<table ", '<table cellpadding="4" style="text-align:right" ', 1)
+
+
+def cells(values: pd.Series) -> str:
+    """Accuracies of 1, or "…" where none is known."""
+    return cell(values.dropna()) if values.notna().any() else "…"
+
+
+def accuracies_html(seeds: pd.DataFrame) -> str:
+    """What learners reach on clean test images, and the protection, paired by seed; seeds: those of one run."""
+    found = {}
+    for name in LEARNERS:
+        clean, protected = seeds[f"{name} clean"], seeds[name]
+        lines = {"clean images": clean, "protected images": protected, "protection (points)": clean - protected}
+        found[name] = {of: cells(values.astype(float)) for of, values in lines.items()}
+    table = pd.DataFrame(found).rename_axis(index=None, columns="trained on")
+    return page(table, "accuracy on clean test images (%)")
