@@ -174,6 +174,42 @@ BROKEN_SEM_STEP = {
 }
 
 
+def rem_step_with(
+    up=lambda z, slope, rho: box(z + rho * slope.sign()),
+    down=lambda delta, slope, step: delta - step * slope.sign(),
+    start=lambda x, delta: box(x + delta),
+    end=lambda delta, radius: delta.clamp(-radius, radius),
+):
+    """The solution, or a twin of it with one part replaced."""
+
+    def rem_step(gradient, x, delta, recipe):
+        z = start(x, delta)
+        slope = gradient(up(z, gradient(z), recipe.noise_side.radius * LEVEL))
+        return end(down(delta, slope, recipe.step_size * LEVEL), recipe.radius * LEVEL)
+
+    return rem_step
+
+
+def first_slope(gradient, x, delta, recipe):
+    slopes = []
+    right_rem_step(lambda a: slopes.append(gradient(a)) or slopes[-1], x, delta, recipe)
+    return (delta - recipe.step_size * LEVEL * slopes[0].sign()).clamp(-8 * LEVEL, 8 * LEVEL)
+
+
+right_rem_step = rem_step_with()
+BROKEN_REM_STEP = {
+    "1 times: once to climb": lambda gradient, x, delta, recipe: delta - gradient(box(x + delta)),
+    "first gradient is taken at": rem_step_with(start=lambda x, delta: x),
+    "an attack climbs": rem_step_with(up=lambda z, slope, rho: box(z - rho * slope.sign())),
+    "leave .0, 1.": rem_step_with(up=lambda z, slope, rho: z + rho * slope.sign()),
+    "moves every value by rho": rem_step_with(up=lambda z, slope, rho: box(z + rho * slope)),
+    "returns nothing": rem_step_with(end=lambda delta, radius: None),
+    "gradient at x . delta": first_slope,
+    "the noise climbs too": rem_step_with(down=lambda delta, slope, step: delta + step * slope.sign()),
+    "stays within the radius": rem_step_with(end=lambda delta, radius: delta),
+}
+
+
 def robust_accuracy_with(
     noise=lambda theta, W: np.linalg.norm(W.T @ theta), reach=lambda theta: np.linalg.norm(theta), end=ndtr
 ):
@@ -354,6 +390,7 @@ CASES = [
     (exercises.check_partial, right_partial, BROKEN_PARTIAL),
     (exercises.check_moved, right_moved, BROKEN_MOVED),
     (exercises.check_sem_step, right_sem_step, BROKEN_SEM_STEP),
+    (exercises.check_rem_step, right_rem_step, BROKEN_REM_STEP),
     (latent.check_robust_accuracy, right_robust_accuracy, BROKEN_ROBUST_ACCURACY),
     (savings.check_kinds, right_kinds, BROKEN_KINDS),
     (defences.check_straight_through, right_straight_through, BROKEN_STRAIGHT_THROUGH),

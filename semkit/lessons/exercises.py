@@ -184,6 +184,52 @@ def check_sem_step(sem_step: Callable) -> str:
     return "with PGD in place of the uniform draw this is a noise step of REM, with no draw one of EM"
 
 
+@checker(
+    "REM asks the gradient twice: once at z = box(x + delta), to climb, and once where that leads.",
+    "Climb: a = box(z + rho / 255 * gradient(z).sign()), with rho = recipe.noise_side.radius.",
+    "Then the noise step is as before: down along the sign of gradient(a), and clip delta to the radius.",
+)
+def check_rem_step(rem_step: Callable) -> str:
+    """Whether rem_step(gradient, x, delta, recipe) is delta after one noise step of REM, without augmentation.
+
+        z = box(x + delta);  a = box(z + rho * sign(gradient(z)))
+        delta <- clip(delta - step_size * sign(gradient(a)), radius)
+
+    rho is recipe.noise_side.radius: one step of ascent stands for PGD. Source: Fu et al., ICLR 2022.
+    """
+    recipe = CraftRecipe(noise_side=PGD(4, 1), radius=8, step_size=3, samples=1)
+    generator = torch.Generator().manual_seed(0)
+    x, phase = torch.rand((2, 2, 3, 8, 8), generator=generator)
+    radius, step, rho = (levels * LEVEL for levels in (recipe.radius, recipe.step_size, recipe.noise_side.radius))
+    delta, seen = (torch.rand(x.shape, generator=generator) * 2 - 1) * radius, []
+    z = (x + delta).clamp(0, 1)
+
+    def slope(a: torch.Tensor) -> torch.Tensor:
+        return torch.sin(60 * a + 6 * phase)
+
+    def gradient(a: torch.Tensor) -> torch.Tensor:
+        seen.append(a.detach().clone())
+        return slope(a)
+
+    def moved(direction: torch.Tensor) -> torch.Tensor:
+        return (delta - step * direction.sign()).clamp(-radius, radius)
+
+    def near(one: torch.Tensor, other: torch.Tensor) -> bool:
+        return one.shape == other.shape and torch.allclose(one, other, atol=1e-6)
+
+    mine, a = rem_step(gradient, x.clone(), delta.clone(), recipe), (z + rho * slope(z).sign()).clamp(0, 1)
+    assert len(seen) == 2, f"it asks for the gradient {len(seen)} times: once to climb and once to move the noise are 2"
+    assert near(seen[0], z), "the first gradient is taken at box(x + delta)"
+    assert not near(seen[1], (z - rho * slope(z).sign()).clamp(0, 1)), "the perturbation goes down: an attack climbs"
+    assert seen[1].min() >= 0 and seen[1].max() <= 1, "perturbed images leave [0, 1]: clip them to the box"
+    assert near(seen[1], a), f"an attack moves every value by rho, {recipe.noise_side.radius:g} levels, along the sign"
+    check_tensor(mine, delta)
+    assert not near(mine, moved(slope(z))), "this follows the gradient at x + delta: take the one where the climb ends"
+    assert not near(mine, moved(-slope(a))), "the noise climbs too: only the attack does, the noise goes down"
+    assert near(mine, moved(slope(a))), "delta moves by step_size levels against the sign, and stays within the radius"
+    return "and with 10 steps of ascent for each of 5 samples it costs eleven times what SEM's noise step costs"
+
+
 def _check_draws(what: str, seen: list[torch.Tensor], z: torch.Tensor, radius: float, draws: int) -> None:
     """Raises AssertionError unless `seen` are `draws` images box(z + u), each u fresh and uniform within the radius."""
     assert len(seen) == draws, f"it asks for the {what} {len(seen)} times: once a draw are {draws} times"
