@@ -22,23 +22,34 @@ def forgets(*asked):
     len(asked)
 
 
-def right_protected(images, delta):
-    return (images + 255 * delta).round().clamp(0, 255).to(torch.uint8)
+def noise_step_with(
+    at=lambda x, delta: box(x + delta),
+    direction=torch.sign,
+    unit=LEVEL,
+    end=lambda delta, radius: delta.clamp(-radius, radius),
+):
+    """The solution, or a twin of it with one part replaced."""
+
+    def noise_step(gradient, x, delta, recipe):
+        return end(delta - recipe.step_size * unit * direction(gradient(at(x, delta))), recipe.radius * LEVEL)
+
+    return noise_step
 
 
-def in_place(images, delta):
-    images.copy_(right_protected(images, delta))
-    return images
-
-
-BROKEN_PROTECTED = {
-    "returns nothing": forgets,
-    "changes the images": in_place,
-    "returns torch.float32": lambda images, delta: (images + 255 * delta).round().clamp(0, 255),
-    "returns the shape": lambda images, delta: right_protected(images, delta)[:1],
-    "wrapped around": lambda images, delta: (images.int() + (255 * delta).round().int()).remainder(256).byte(),
-    "negative half": lambda images, delta: right_protected(images, delta.clamp(0, 1)),
-    "fractions off": lambda images, delta: (images + 255 * delta).clamp(0, 255).to(torch.uint8),
+right_noise_step = noise_step_with()
+BROKEN_NOISE_STEP = {
+    "0 times": lambda gradient, x, delta, recipe: delta,
+    "2 times": lambda gradient, x, delta, recipe: right_noise_step(gradient, x, gradient(x), recipe),
+    "was asked at": noise_step_with(at=lambda x, delta: box(x + delta)[0]),
+    "is taken at x:": noise_step_with(at=lambda x, delta: x),
+    "leaves .0, 1.": noise_step_with(at=lambda x, delta: x + delta),
+    "is not taken at x . delta": noise_step_with(at=lambda x, delta: box(x - delta)),
+    "returns nothing": noise_step_with(end=lambda delta, radius: None),
+    "climbs": noise_step_with(unit=-LEVEL),
+    "left the radius": noise_step_with(end=lambda delta, radius: delta),
+    "slope.s sign": noise_step_with(direction=lambda slope: slope),
+    "one level is 1/255": noise_step_with(unit=1, end=lambda delta, radius: delta.clamp(-8, 8)),
+    "must move by step_size": noise_step_with(direction=lambda slope: 0.5 * slope.sign()),
 }
 
 
@@ -115,18 +126,35 @@ BROKEN_PARTIAL = {
 }
 
 
-def right_moved(before, after):
-    return int((after.int() - before.int()).abs().max())
+def right_points_lost(rows):
+    rows = rows[rows["tested_on"] == "clean"].pivot(index="seed", columns="trained_on", values="right").dropna()
+    return 100 * (rows["clean"] - rows["protected"]).mean()
 
 
-BROKEN_MOVED = {
-    "it returns nothing": forgets,
-    "many numbers": lambda before, after: (after.int() - before.int()).abs(),
-    "6, not 2.75": lambda before, after: (after.int() - before.int()).abs().float().mean(),
-    "a share of 255": lambda before, after: (after.int() - before.int()).abs().max() / 255,
-    "fall as well as rise": lambda before, after: (after.int() - before.int()).max(),
-    "uint8 wraps": lambda before, after: (after - before).max(),
-    "here it is 0": lambda before, after: 7 - 7 * (before == after).all() + 7,
+def points_lost_of(tested_on):
+    return lambda rows: right_points_lost(
+        rows[rows["tested_on"] == tested_on].assign(tested_on="clean") if tested_on else rows.assign(tested_on="clean")
+    )
+
+
+def unpaired(rows):
+    means = rows[rows["tested_on"] == "clean"].groupby("trained_on")["right"].mean()
+    return 100 * (means["clean"] - means["protected"])
+
+
+def relative(rows):
+    clean = rows[(rows["tested_on"] == "clean") & (rows["trained_on"] == "clean") & (rows["seed"] < 2)]
+    return right_points_lost(rows) / clean["right"].mean()
+
+
+BROKEN_POINTS_LOST = {
+    "returns nothing": forgets,
+    "is of protected images": points_lost_of("protected"),
+    "a gain": lambda rows: -right_points_lost(rows),
+    "seed 2": unpaired,
+    "is a share": lambda rows: right_points_lost(rows) / 100,
+    "many numbers": lambda rows: rows["right"],
+    "so 50, not": relative,
 }
 
 
@@ -384,11 +412,11 @@ BROKEN_LUMA = {
 }
 
 CASES = [
-    (exercises.check_protected, right_protected, BROKEN_PROTECTED),
+    (exercises.check_noise_step, right_noise_step, BROKEN_NOISE_STEP),
     (exercises.check_stability, right_stability, BROKEN_STABILITY),
     (exercises.check_step_passes, right_step_passes, BROKEN_STEP_PASSES),
     (exercises.check_partial, right_partial, BROKEN_PARTIAL),
-    (exercises.check_moved, right_moved, BROKEN_MOVED),
+    (exercises.check_points_lost, right_points_lost, BROKEN_POINTS_LOST),
     (exercises.check_sem_step, right_sem_step, BROKEN_SEM_STEP),
     (exercises.check_rem_step, right_rem_step, BROKEN_REM_STEP),
     (latent.check_robust_accuracy, right_robust_accuracy, BROKEN_ROBUST_ACCURACY),
@@ -473,11 +501,8 @@ def test_every_checker_is_tested_here():
     assert found == set(CHECKERS)
 
 
-@pytest.mark.parametrize(
-    "check, twin", [(exercises.check_protected, BROKEN_PROTECTED["fractions off"]), (mixtures.check_filtered, mirrored)]
-)
-def test_a_wrong_image_is_drawn_beside_the_one_asked_for(check, twin):
-    reply = check(twin)
+def test_a_wrong_image_is_drawn_beside_the_one_asked_for():
+    reply = mixtures.check_filtered(mirrored)
     assert [name.split("\n")[0] for name in reply.pictures] == ["target", "yours", "difference"]
     assert re.search(r'not yet, because .*</p><figure.*<img alt="target, yours, difference', reply._repr_html_())
 

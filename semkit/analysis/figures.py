@@ -297,18 +297,21 @@ def reached_figure(
     return titled(figure, title)
 
 
+def draw_right(axes, right: Mapping[int, tuple[float, float]], total: int, method: str = DEFAULT) -> None:
+    """The shares of images that a surrogate labels rightly over its steps: step -> (with noise, without)."""
+    for place, (name, look) in enumerate({"with their noise": method, "without": "clean"}.items()):
+        axes.plot(list(right), [100 * pair[place] for pair in right.values()], ms=4, label=name, **styles([look])[look])
+    axes.set(xlim=(0, total), ylim=(0, 100), xlabel="step", ylabel="surrogate right (%)")
+    axes.grid(alpha=0.3)
+    canvas.legend(axes, "images")
+
+
 def progress_figure(losses: Mapping[int, float], right: Mapping[int, tuple[float, float]], total: int) -> Figure:
     """A crafting of `total` steps so far: the surrogate's loss, and the shares it gets right (with noise, without)."""
     figure = new_figure(5.4, 3.8)
     upper, lower = figure.subplots(2, 1, sharex=True)
     upper.plot(losses.keys(), losses.values(), color="#0072B2", lw=1)
-    upper.set(ylim=(0, 1.1 * max(losses.values())), ylabel="surrogate's loss (nats)")
-    for place, (name, method) in enumerate({"with their noise": DEFAULT, "without": "clean"}.items()):
-        shares = [100 * pair[place] for pair in right.values()]
-        lower.plot(list(right), shares, ms=4, label=name, **styles([method])[method])
-    lower.set(ylim=(0, 100), xlabel="step", ylabel="surrogate right (%)")
-    canvas.legend(lower, "images")
-    for axes in figure.axes:
-        axes.set(xlim=(0, total))
-        axes.grid(alpha=0.3)
+    upper.set(xlim=(0, total), ylim=(0, 1.1 * max(losses.values())), ylabel="surrogate's loss (nats)")
+    upper.grid(alpha=0.3)
+    draw_right(lower, right, total)
     return figure

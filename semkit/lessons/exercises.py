@@ -6,62 +6,73 @@ Each takes what the student wrote and returns a Reply: see `answers`.
 from collections.abc import Callable
 
 import numpy as np
+import pandas as pd
 import torch
 
-from semkit.images.pixels import LEVEL, add_noise
-from semkit.images.shapes import embedded
-from semkit.lessons.answers import check_tensor, checker, drawn
+from semkit.images.pixels import LEVEL
+from semkit.lessons.answers import check_tensor, checker
 from semkit.protections.crafting import CraftRecipe
-from semkit.training.perturb import PGD, Clean, Uniform
+from semkit.training.perturb import PGD, Clean, Perturbation, Uniform
 
 
 @checker(
-    "What is 3 - 10 in uint8? Try torch.tensor([3], dtype=torch.uint8) - 10.",
-    "Subtract in a type that has negative numbers: images.int() or images.short().",
-    "Three steps: the difference in that type, its absolute value, and the largest of all of them.",
+    "Protection is asked of clean test images only: rows[rows['tested_on'] == 'clean'].",
+    "Pair by seed: pivot(index='seed', columns='trained_on', values='right'), and drop seeds that lack one of the two.",
+    "100 * (table['clean'] - table['protected']).mean(), in points.",
 )
-def check_moved(moved: Callable) -> str:
-    """Whether moved(before, after) is the largest |after - before| of two uint8 images, in levels, as one number."""
-    before = torch.tensor([[10, 200, 30, 128]], dtype=torch.uint8)
-    up, down = torch.tensor([[[13, 206, 30, 130]], [[3, 200, 28, 129]]], dtype=torch.uint8)
-    for after, wanted, why in (
-        (before.clone(), 0, "nothing moved"),
-        (up, 6, "the largest change counts, in levels, not the mean and not a share of 255"),
-        (down, 7, "a value may fall as well as rise; and uint8 wraps, 3 - 10 is 249, so subtract in a wider type"),
-    ):
-        mine = moved(before.clone(), after)
-        assert torch.as_tensor(mine).numel() == 1, "it returns many numbers: take the largest of all"
-        assert float(mine) == wanted, f"here it is {wanted}, not {float(mine):g}: {why}"
-    return "this is what `semkit check` compares with the radius"
+def check_points_lost(points_lost: Callable) -> str:
+    """Whether points_lost(rows) is the protection: 100 times the mean over seeds of clean less protected accuracy.
 
-
-@checker(
-    "delta is on the [0, 1] scale and images are in levels: bring both to one scale first.",
-    "uint8 holds 0 to 255 and no fractions: what happens to 258.0, to -3.0 and to 7.9?",
-    "In floats: add 255 * delta, round, clip to 0..255; convert to torch.uint8 last.",
-)
-def check_protected(protected: Callable) -> str:
-    """Whether protected(images, delta) is uint8 round(clip(images + 255 * delta, 0, 255)).
-
-    images uint8 [N,C,H,W]; delta floats on the [0, 1] scale, at most 8/255 in size.
+    rows: a DataFrame with trained_on and tested_on ("clean" or "protected"), seed, and right, a share of 1. Seeds that
+    lack one of the two learners are left out.
     """
-    generator = torch.Generator().manual_seed(0)
-    images = embedded(4, 1).train.images
-    images[0], images[1] = 0, 255
-    images[2:] = (3 * (images[2:].int() - 128) + 128).clamp(0, 255)  # so much contrast that noise leaves the box
-    levels = torch.randint(-8, 9, images.shape, generator=generator)
-    delta = (levels + torch.rand(images.shape, generator=generator) * 0.8 - 0.4).clamp(-8, 8) * LEVEL
-    before = images.clone()
-    mine = protected(images, delta)
-    assert torch.equal(images, before), "it changes the images that it is given: add to a copy"
-    check_tensor(mine, images)
-    wanted, change = add_noise(images, levels.to(torch.int8)), mine.int() - images.int()
-    with drawn(wanted[2], mine[2]):
-        assert change.abs().max() < 100, "some values wrapped around: clip to 0..255 before they become uint8"
-        assert (change < 0).any(), "the negative half of the noise is lost: add first, clip afterwards"
-        off = (mine.int() - wanted.int()).abs().max()
-        assert off == 0, f"values are off by up to {off}: round to the nearest level, because uint8 cuts fractions off"
-    return "only the box [0, 255] takes noise away"
+    found = {"clean": {"clean": (0.8, 0.9, 0.4), "protected": (0.8, 0.8, 0.3)},
+             "protected": {"clean": (0.4, 0.3), "protected": (1.0, 0.9)}}  # fmt: skip
+    rows = pd.DataFrame(
+        [dict(trained_on=trained, tested_on=tested, seed=seed, right=right) for trained, both in found.items()
+         for tested, shares in both.items() for seed, right in enumerate(shares)]
+    )  # fmt: skip
+    mine = points_lost(rows.copy())
+    assert np.ndim(mine) == 0, "it returns many numbers: the mean over seeds is one number"
+    for wrong, why in (
+        (-15, "this is of protected images: a learner of protected images does well there, and nobody asks"),
+        (-50, "this is a gain: take the learner of protected images from that of clean ones"),
+        (35, "seed 2 has a learner of clean images only, so it cannot be paired: leave it out"),
+        (0.5, "this is a share of 1: a point is a hundredth of it"),
+    ):
+        assert abs(mine - wrong) > 1e-6, why
+    assert abs(mine - 50) < 1e-6, f"of these rows it is 40 and 60 points for seeds 0 and 1, so 50, not {mine:.4g}"
+    return "this is sk.protection, and every lesson's measure"
+
+
+@checker(
+    "gradient(a) is the slope of the loss at images a. Ask for it at the images that the surrogate sees.",
+    "Only the gradient's sign counts, and the loss must fall: delta - recipe.step_size / 255 * sign.",
+    "Three lines: g = gradient((x + delta).clamp(0, 1)); a step of recipe.step_size / 255 against g.sign(); the clip.",
+)
+def check_noise_step(noise_step: Callable) -> str:
+    """Whether noise_step(gradient, x, delta, recipe) is delta after one noise step of EM, without augmentation.
+
+        delta <- clip(delta - step_size * sign(gradient(box(x + delta))), radius)
+
+    gradient(a) is the gradient of the loss at images a [N,C,H,W]; x, delta on the [0, 1] scale. Source: Huang et al.,
+    ICLR 2021.
+    """
+    x, delta, slopes, recipe = _step_asked(Clean(), 1)
+    seen = []
+
+    def gradient(a: torch.Tensor) -> torch.Tensor:
+        seen.append(a.detach().clone())
+        return slopes[0].clone()
+
+    mine = noise_step(gradient, x.clone(), delta.clone(), recipe)
+    assert len(seen) == 1, f"it asks for the gradient {len(seen)} times: a noise step of EM needs it once"
+    assert seen[0].shape == x.shape, f"the gradient was asked at {list(seen[0].shape)}, not at {list(x.shape)}"
+    assert not torch.equal(seen[0], x), "the gradient is taken at x: the surrogate sees x + delta"
+    assert 0 <= seen[0].min() and seen[0].max() <= 1, "x + delta leaves [0, 1], where no image is: clip it"
+    assert torch.allclose(seen[0], (x + delta).clamp(0, 1)), "the gradient is not taken at x + delta"
+    _check_moved(mine, delta, slopes[0], recipe)
+    return "SEM takes the gradient at random copies of x + delta: one line more"
 
 
 @checker(
@@ -150,11 +161,8 @@ def check_sem_step(sem_step: Callable) -> str:
     with `samples` draws. gradient(a) is the gradient of the loss at images a [N,C,H,W]; x, delta on the [0, 1] scale,
     recipe a CraftRecipe whose noise side is Uniform. Source: Liu et al., AAAI 2024.
     """
-    recipe = CraftRecipe(noise_side=Uniform(4), radius=8, step_size=3, samples=3)
-    generator = torch.Generator().manual_seed(0)
-    x = torch.rand((2, 3, 8, 8), generator=generator)
-    delta = (torch.rand(x.shape, generator=generator) * 2 - 1) * recipe.radius * LEVEL
-    slopes, seen = torch.randn((recipe.samples, *x.shape), generator=generator), []
+    x, delta, slopes, recipe = _step_asked(Uniform(4), 3)
+    seen = []
 
     def gradient(a: torch.Tensor) -> torch.Tensor:
         seen.append(a.detach().clone())
@@ -164,24 +172,41 @@ def check_sem_step(sem_step: Callable) -> str:
     near_x = [a.shape == x.shape and (a - x).abs().max() <= 1.05 * recipe.noise_side.radius * LEVEL for a in seen]
     assert not near_x or not all(near_x), "the gradient is taken around x: take it around x + delta"
     _check_draws("gradient", seen, (x + delta).clamp(0, 1), recipe.noise_side.radius, recipe.samples)
-    check_tensor(mine, delta)
-    radius, step = recipe.radius * LEVEL, recipe.step_size * LEVEL
+    votes = {"the first draw": slopes[0], "the last draw": slopes[-1], "a vote of the signs": slopes.sign().sum(0)}
+    for name, direction in votes.items():
+        moved = _moved(delta, direction, recipe)
+        assert not torch.allclose(mine, moved, atol=1e-6), f"this follows {name}: sum the gradients, then take the sign"
+    _check_moved(mine, delta, slopes.sum(0), recipe)
+    return "with PGD in place of the uniform draw this is a noise step of REM, with no draw one of EM"
 
-    def moved(direction: torch.Tensor, near: float = radius) -> torch.Tensor:
-        return (delta - step * direction).clamp(-near, near)
+
+def _step_asked(noise_side: Perturbation, samples: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, CraftRecipe]:
+    """x and delta [2,3,8,8], a slope of each draw [samples,2,3,8,8], and the recipe of a step that a student writes."""
+    recipe = CraftRecipe(noise_side=noise_side, radius=8, step_size=3, samples=samples)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand((2, 3, 8, 8), generator=generator)
+    delta = (torch.rand(x.shape, generator=generator) * 2 - 1) * recipe.radius * LEVEL
+    return x, delta, torch.randn((samples, *x.shape), generator=generator), recipe
+
+
+def _moved(delta: torch.Tensor, slope: torch.Tensor, recipe: CraftRecipe, most: float | None = None) -> torch.Tensor:
+    """delta after a step against the sign of the slope, clipped to the radius or to `most`."""
+    most = most or recipe.radius * LEVEL
+    return (delta - recipe.step_size * LEVEL * slope.sign()).clamp(-most, most)
+
+
+def _check_moved(mine: torch.Tensor, delta: torch.Tensor, slope: torch.Tensor, recipe: CraftRecipe) -> None:
+    """Raises AssertionError unless `mine` is delta after a step against the sign of the slope."""
+    check_tensor(mine, delta)
 
     def is_mine(other: torch.Tensor) -> bool:
         return torch.allclose(mine, other, atol=1e-6)
 
-    total = slopes.sum(0)
-    assert not is_mine(moved(-total.sign())), "this climbs the loss: error-minimising noise goes down"
-    assert not is_mine(moved(total.sign(), 9)), "delta has left the radius: clip it after the step"
-    votes = {"the first draw": slopes[0], "the last draw": slopes[-1], "a vote of the signs": slopes.sign().sum(0)}
-    for name, direction in votes.items():
-        assert not is_mine(moved(direction.sign())), f"this follows {name}: sum the gradients, then take the sign"
+    radius = recipe.radius * LEVEL
+    assert not is_mine(_moved(delta, -slope, recipe)), "this climbs the loss: error-minimising noise goes down"
+    assert not is_mine(_moved(delta, slope, recipe, 9)), "delta has left the radius: clip it after the step"
     assert mine.abs().max() <= radius + 1e-6, f"delta reaches {mine.abs().max() / LEVEL:.3g} levels: one level is 1/255"
-    assert is_mine(moved(total.sign())), "every value must move by step_size levels against the sign of the sum"
-    return "with PGD in place of the uniform draw this is a noise step of REM, with no draw one of EM"
+    assert is_mine(_moved(delta, slope, recipe)), "every value must move by step_size against the slope's sign"
 
 
 @checker(
