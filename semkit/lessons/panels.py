@@ -94,6 +94,18 @@ def figure_panel(draw: Callable, **knobs) -> FigurePanel:
     return FigurePanel(draw, {name: knob(name, given) for name, given in knobs.items()})
 
 
+def film_panel(draw: Callable, frames: int) -> FigurePanel:
+    """A panel that plays draw(frame) -> (Figure, alternative text[, caption]) for the frames 0 to frames - 1.
+
+    It starts at the last one. `play` has the buttons; its knob `frame` is a slider.
+    """
+    panel = FigurePanel(draw, {"frame": slider(frames - 1, 0, frames - 1, "frame")})
+    panel.play = widgets.Play(value=frames - 1, max=frames - 1, interval=700)
+    widgets.link((panel.play, "value"), (panel.knobs["frame"], "value"))
+    panel.view.children = panel.play, *panel.view.children
+    return panel
+
+
 def sweep_panel(rows: Rows, *, title: str, chance: float | None = None, caption: str = "") -> FigurePanel:
     """A panel over the rows of a grid: which methods and training radii the accuracy figure shows.
 
