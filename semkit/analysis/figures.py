@@ -126,7 +126,7 @@ def grid_figure(rows: Rows, *, title: str) -> Figure:
     return titled(figure, title, panels, names)
 
 
-def _points_by_place(rows: pd.DataFrame, value: str, place: str, names: Sequence[str], *, by: str) -> tuple:
+def points_by_place(rows: pd.DataFrame, value: str, place: str, names: Sequence[str], *, by: str) -> tuple:
     """(figure, panels, their values of column `by`): a line a name in column `place`, a point a method at its value."""
     groups = list(rows.groupby(by, sort=False))
     figure = new_figure(2.5 + min(11, 5.5 * len(groups)), 1.6 + 0.42 * len(names))
@@ -146,7 +146,7 @@ def countermeasures_figure(rows: Rows, *, chance: float | None = None, title: st
     """
     rows = _percent(rows, "last").sort_values("training_radius", kind="stable")
     names = sorted(rows["countermeasure"].unique(), key=registry.place_of)
-    figure, panels, radii = _points_by_place(rows, "last", "countermeasure", names, by="training_radius")
+    figure, panels, radii = points_by_place(rows, "last", "countermeasure", names, by="training_radius")
     for axes in panels:
         canvas.chance_line(axes.axvline, chance)
         axes.set(xlim=(0, 100), xlabel=ACCURACY)
@@ -162,7 +162,7 @@ def rises_figure(rows: Rows, *, title: str) -> Figure:
     """
     rows = pd.DataFrame(rows)
     names = list(rows["perturbation"].unique())
-    figure, panels, learners = _points_by_place(rows, "rise", "perturbation", names, by="learner")
+    figure, panels, learners = points_by_place(rows, "rise", "perturbation", names, by="learner")
     for axes in panels:
         canvas.reference(axes.axvline, 0, "no rise")
         axes.set_xlabel("rise of the learner's loss (nats)")

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from semkit.analysis import canvas
-from semkit.analysis.figures import draw_right
+from semkit.analysis.figures import draw_right, points_by_place
 from semkit.analysis.pictures import draw_rows, rescaled
 from semkit.analysis.statistics import learner
 from semkit.analysis.study import crafted_surrogate, learned_net
@@ -171,15 +171,11 @@ def reading_rows(
 
 def readings_figure(rows: pd.DataFrame, *, chance: float, title: str) -> canvas.Figure:
     """What learners answer rightly of each of `readings`, means with 95 % intervals, a panel a training radius."""
-    rows, radii = rows.assign(right=100 * rows["right"]), sorted(rows["training_radius"].unique())
-    figure = canvas.new_figure(3.5 + 4 * len(radii), 3.2)
-    panels = figure.subplots(1, len(radii), sharey=True, squeeze=False)[0]
-    for axes, radius in zip(panels, radii, strict=True):
-        mine = rows[rows["training_radius"] == radius]
-        canvas.draw_points(axes, mine, "right", "shown", order=list(dict.fromkeys(rows["shown"])))
+    rows = rows.assign(right=100 * rows["right"]).sort_values("training_radius", kind="stable")
+    names = list(rows["shown"].unique())
+    figure, panels, radii = points_by_place(rows, "right", "shown", names, by="training_radius")
+    for axes in panels:
         canvas.chance_line(axes.axvline, chance)
-        axes.set(xlim=(0, 101), xlabel="answers (%)", ylabel=None)
-        axes.grid(axis="x", alpha=0.3)
-        axes.get_legend().remove()
+        axes.set(xlim=(-1, 101), xlabel="right (%)")
     canvas.legend(panels[-1], "trained on")
     return canvas.titled(figure, title, panels, [learner(radius) for radius in radii])
