@@ -466,6 +466,7 @@ FAULTS = """
 import ctypes, pickle, resource
 import torch
 from semkit import Engine
+from semkit.nets.engine import keep_freed
 {first}
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]

@@ -634,6 +634,7 @@ import semkit as sk
 sk.load("nowhere")
 ---
 import torch
+from semkit.lessons.craftpanel import craft_panel
 images = sk.ImageSet(torch.arange(20 * 192).reshape(20, 3, 8, 8).byte(), torch.arange(20) % 2, ("a", "b"))
 split, how = sk.Split(images, images), dict(preset="quick")
 panel = craft_panel(split, lab=sk.Lab(sk.Engine("cpu", "float32"), "runs"), **how)

@@ -24,7 +24,7 @@ from semkit.nets.lab import Lab, Store, as_json, kept
 from semkit.protections.crafting import CraftRecipe, craft, noise_of_batch
 from semkit.protections.methods import craft_recipe
 from semkit.training.learning import accuracy
-from semkit.training.presets import learn_recipe
+from semkit.training.recipes import learn_recipe
 
 SHOWN = 6  # images of a film
 GREY = 128
