@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from semkit.training.schedule import SGD
 
 from semkit.analysis.measure import losses
 from semkit.images.loading import load
@@ -13,6 +12,7 @@ from semkit.lessons.unlearnable import filmed, noise_towards, reading_rows, read
 from semkit.nets.engine import Engine
 from semkit.nets.lab import Lab
 from semkit.protections.methods import craft_recipe
+from semkit.training.recipes import SGD
 
 SPLIT = load("shapes")
 TRAIN, TEST = SPLIT.train.limit(40), SPLIT.test.limit(20)
