@@ -349,8 +349,11 @@ def of_committed_rows(path):
     """Every verdict cell on committed rows alone, after a cell of what it needs."""
     cells = code(nbformat.read(path, 4))
     for place, cell in enumerate(cells):
-        text = needed(cells, place) if cell.source.startswith(MARK) else ""
-        if "read_rows(" in text and not re.search(r"craft\(|crafted_|learned_row|\bgrid\(|\.run\(", text):
+        if not cell.source.startswith(MARK):
+            continue
+        text = needed(cells, place)
+        stands_on = text + cell.source
+        if "read_rows(" in stands_on and not re.search(r"craft\(|crafted_|learned_row|\bgrid\(|\.run\(", stands_on):
             yield [new_code_cell(text), cell]
 
 
