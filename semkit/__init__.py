@@ -16,7 +16,7 @@ __version__ = "0.6.0"
 PUBLIC = {  # module -> its public names
     "analysis.canvas": "show",
     "analysis.figures": (
-        "accuracy_figure countermeasures_figure curves_figure grid_figure lines_figure losses_figure reached_figure "
+        "accuracy_figure countermeasures_figure curves_figure lines_figure losses_figure reached_figure "
         "rises_figure scatter_figure"
     ),
     "analysis.pictures": (

@@ -89,6 +89,17 @@ def survival_of(*methods):
     return pairing
 
 
+def work_of(part, net, other):
+    """How far a part of its own noise lowers a net's loss, of 1 for the whole noise, less the same of another net."""
+
+    def pairing(rows):
+        loss = rows.pivot(index=["net", "seed"], columns="part", values="loss")
+        work = (loss["none"] - loss[part]) / (loss["none"] - loss["whole"])
+        return less(work[net], work[other])
+
+    return pairing
+
+
 def passes(method, than):
     """Passes of crafting, as a share of another method's."""
 
@@ -211,6 +222,18 @@ SEM = {
     "SEM's perturbations protect from AT 4/255, beside the same recipe without them": points(
         lost("sem", 4, "em, SEM's recipe")
     ),
+    "the high part of its own noise does more of the noise's work with a plain net than with an adversarially "
+    "trained one, at equal accuracy": work_of("high", "ERM, 330 steps", "AT 4, 600 steps"),
+    "the low part of SEM's noise alone, waves of 16 pixels and longer, protects from AT 4/255": points(
+        lost("sem, low", 4)
+    ),
+    "the high part of SEM's noise alone protects from AT 4/255": points(lost("sem, high", 4)),
+    "the low part of SEM's noise protects more from AT 4/255 than the high part": points(
+        lost("sem, low", 4, "sem, high")
+    ),
+    "the high part of EM's noise alone protects from ERM": points(lost("em, high", 0)),
+    "the low part of EM's noise alone protects from ERM": points(lost("em, low", 0)),
+    "the high part of EM's noise protects more from ERM than the low part": points(lost("em, high", 0, "em, low")),
     "SEM takes fewer passes than REM": passes("sem", "rem"),
     "SEM protects from AT 4/255 as well as REM, at most 1.5 points less": points(lost("rem", 4, "sem")),
     "a ninth of the published passes protects from AT 4/255 as well, at most 1.5 points less": points(

@@ -11,10 +11,12 @@ import torch
 import torch.nn.functional as F
 from scipy.special import ndtr
 
+from semkit.analysis.statistics import interval
 from semkit.images.pixels import LEVEL, box
 from semkit.lessons import defences, exercises, latent, mixtures, pruning, savings, twopixels, undoing
 from semkit.lessons.answers import checker
-from semkit.training.perturb import PGD, Clean, Uniform
+from semkit.lessons.surrogates import beats
+from semkit.training.perturb import Uniform
 
 
 def forgets(*asked):
@@ -84,23 +86,31 @@ BROKEN_STABILITY = {
 }
 
 
-def right_step_passes(recipe):
-    return recipe.steps * recipe.samples * (1 + recipe.noise_side.passes) + recipe.surrogate_side.passes + 1
+def right_choose(points, passes, budget):
+    paid = [name for name in points if passes[name] <= budget]
+    best = points[paid].mean().idxmax()
+    return min((name for name in paid if not beats(points, best, name)), key=passes.get)
 
 
-def swapped_sides(recipe):
-    other = replace(recipe, noise_side=recipe.surrogate_side, surrogate_side=recipe.noise_side)
-    return right_step_passes(other)
+def by_overlap(points, passes, budget):
+    """The cheapest affordable cell whose own interval overlaps that of the best: blind to pairing by seed."""
+    paid = [name for name in points if passes[name] <= budget]
+    low = interval(points[points[paid].mean().idxmax()])[1]
+    return min((name for name in paid if interval(points[name])[2] > low), key=passes.get)
 
 
-BROKEN_STEP_PASSES = {
+def most(points, paid):
+    return points[paid].mean().idxmax()
+
+
+BROKEN_CHOOSE = {
     "returns nothing": forgets,
-    "one to train the surrogate": lambda recipe: right_step_passes(recipe) - 1,
-    "with `samples` passes": lambda recipe: right_step_passes(replace(recipe, samples=1)),
-    "on top, once": swapped_sides,
-    "takes no pass": lambda recipe: right_step_passes(recipe) + (recipe.noise_side != Clean()),
-    "for every sample": lambda recipe: 51 + 10 * (recipe.surrogate_side != Clean()) - 49 * (recipe.steps == 1),
-    "its own number": lambda recipe: right_step_passes(recipe) + 10 * (recipe.surrogate_side == PGD(4, 7)),
+    "'SEM' is none of A, B, C, D": lambda points, passes, budget: "SEM",
+    "D costs 300 passes and the budget is 200": lambda points, passes, budget: points.mean().idxmax(),
+    "B protects 7.0 points more than A, measurably": lambda points, passes, budget: min(passes, key=passes.get),
+    "B protects 7.0 .*, and the budget pays for it": by_overlap,
+    "B costs less than D": lambda points, passes, budget: most(points, [n for n in points if passes[n] <= budget]),
+    "D protects 7.0 points more than C": lambda *asked: right_choose(*asked[:2], asked[2] - 1),
 }
 
 
@@ -414,7 +424,7 @@ BROKEN_LUMA = {
 CASES = [
     (exercises.check_noise_step, right_noise_step, BROKEN_NOISE_STEP),
     (exercises.check_stability, right_stability, BROKEN_STABILITY),
-    (exercises.check_step_passes, right_step_passes, BROKEN_STEP_PASSES),
+    (exercises.check_choose, right_choose, BROKEN_CHOOSE),
     (exercises.check_partial, right_partial, BROKEN_PARTIAL),
     (exercises.check_points_lost, right_points_lost, BROKEN_POINTS_LOST),
     (exercises.check_sem_step, right_sem_step, BROKEN_SEM_STEP),

@@ -10,7 +10,6 @@ from photos import image_set
 
 from semkit.analysis import figures
 from semkit.analysis.designs import noise_sides, pairs
-from semkit.analysis.figures import grid_cells
 from semkit.analysis.statistics import Correlation, correlation, interval
 
 SIDES = "none", "random", "adversarial"
@@ -92,7 +91,6 @@ FIGURES = {
     "accuracy": lambda: figures.accuracy_figure(FOUR, chance=0.1, title="Accuracy"),
     "accuracy of pairs": lambda: figures.accuracy_figure(PAIRS, chance=0.1, title="Accuracy"),
     "curves": lambda: figures.curves_figure(FOUR, chance=0.1, title="Curves"),
-    "grid": lambda: figures.grid_figure(PAIRS, title="Grid"),
     "scatter": scatter,
     "losses": lambda: figures.losses_figure(LOSSES, title="Losses"),
     "lines": lambda: lines(points=("guess", "error")),
@@ -143,38 +141,6 @@ def test_curves_have_a_panel_a_radius_and_bands_of_intervals():
     assert texts(axes)[1] == "EM" and figure.axes[0].get_legend() is None
     alone = figures.curves_figure([row for row in FOUR if row["training_radius"] == 4], title="Curves")
     assert alone.get_suptitle() == "Curves (AT 4/255)" and alone.axes[0].get_title() == ""
-
-
-def test_the_cells_of_the_grid_are_protection_with_its_interval_and_cost():
-    figure = figures.grid_figure(PAIRS, title="t")
-    erm, at, *bars = figure.axes
-    clean = {(r["training_radius"], r["seed"]): r["last"] for r in PAIRS if r["method"] == "clean"}
-    for axes, radius in ((erm, 0), (at, 4)):
-        cells = np.reshape([text.get_text() for text in axes.texts], (3, 3))
-        shown = np.reshape(axes.collections[0].get_array(), (3, 3))
-        for i, noise in enumerate(SIDES):
-            for j, surrogate in enumerate(SIDES):
-                mine = [r for r in PAIRS if (r["method"], r["training_radius"]) == (f"{noise}/{surrogate}", radius)]
-                mean, _, high = interval([100 * (clean[radius, r["seed"]] - r["last"]) for r in mine])
-                *_, value, cost = cells[i, j].split("\n")
-                assert value == f"{mean:.1f} ± {high - mean:.1f}".replace("-0.0", "0.0").replace("-", "−")
-                assert shown[i, j] == pytest.approx(mean)
-                passes = mine[0]["noise_passes"]
-                assert cost == (f"{passes / 1e6:.1f} M passes" if passes >= 1e6 else f"{passes // 1000} k passes")
-        assert cells[1, 2].startswith("SEM\n") and cells[2, 2].startswith("REM\n")
-        assert axes.collections[0].get_clim() == pytest.approx((shown.min(), shown.max()))  # a scale for each map
-    assert len(bars) == 2 and all("points" in bar.get_ylabel() for bar in bars)
-    assert erm.get_ylabel() == "noise side" and erm.get_title().startswith("ERM, clean images: ")
-
-
-def test_a_pair_without_rows_is_an_empty_cell_and_a_radius_without_clean_rows_is_refused():
-    some = [row for row in PAIRS if row["method"] != "random/none" and row["seed"] == 0]
-    axes = figures.grid_figure(some, title="t").axes[0]
-    assert len(axes.texts) == 8 and not any("±" in text.get_text() for text in axes.texts)
-    assert np.isnan(grid_cells(some, 0)[0][1, 0])
-    lacking = [row for row in PAIRS if (row["method"], row["training_radius"]) != ("clean", 4)]
-    with pytest.raises(ValueError, match='protection needs rows of "clean"'):
-        figures.grid_figure(lacking, title="t")
 
 
 def test_a_scatter_shows_which_points_are_of_a_seed_and_which_of_a_method_and_says_the_correlation():

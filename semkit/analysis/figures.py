@@ -5,7 +5,6 @@ sk.show(sk.accuracy_figure(rows, chance=0.1, title="EM and SEM"), alt="Accuracy 
 """
 
 from collections.abc import Mapping, Sequence
-from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -15,9 +14,9 @@ import torch
 from semkit.analysis import canvas
 from semkit.analysis.canvas import Figure, new_figure, styles, titled
 from semkit.analysis.pictures import draw_rows, strip_rows
-from semkit.analysis.statistics import Correlation, Rows, interval, learner, protection
+from semkit.analysis.statistics import Correlation, Rows, interval, learner
 from semkit.countermeasures import registry
-from semkit.protections.methods import DEFAULT, PUBLISHED, SIDES
+from semkit.protections.methods import DEFAULT
 
 PAIR = "noise side/surrogate side"
 ACCURACY = "accuracy on clean test images (%)"
@@ -82,48 +81,6 @@ def curves_figure(rows: Rows, *, chance: float | None = None, title: str) -> Fig
     _legend_of_accuracy(panels[-1], rows, chance)
     panels[0].set_ylabel(ACCURACY)
     return titled(figure, title, panels, [learner(radius) for radius in radii])
-
-
-def grid_cells(rows: Rows, training_radius: float) -> tuple[np.ndarray, np.ndarray]:
-    """(protection in points [3,3], half its 95 % interval [3,3]), noise side x surrogate side; nan without rows."""
-    found = [protection(rows, "/".join(pair), training_radius) for pair in product(SIDES, SIDES)]
-    cells = np.array([interval(values) if len(values) else (np.nan,) * 3 for values in found]).reshape(3, 3, 3)
-    return 100 * cells[..., 0], 100 * (cells[..., 2] - cells[..., 0])
-
-
-def _cell(passes: Mapping[str, int], pair: str, mean: float, half: float) -> str:
-    value = canvas.minus(f"{round(mean, 1) + 0:.1f}") + ("" if np.isnan(half) else f" ± {half:.1f}")  # + 0: no -0.0
-    found = passes.get(pair, 0)
-    cost = found and (f"{found / 1e6:.1f} M passes" if found >= 1e6 else f"{found / 1e3:.0f} k passes")
-    return "\n".join(text for text in (PUBLISHED.get(pair), value, cost) if text)
-
-
-def grid_figure(rows: Rows, *, title: str) -> Figure:
-    """Protection in points, a heat map a training radius: noise side x surrogate side, mean ± half the 95 % interval.
-
-    Every map has its own scale of colours. Rows of methods "noise side/surrogate side" and "clean". Raises ValueError
-    at a radius where none pair by seed.
-    """
-    rows = pd.DataFrame(rows)
-    passes = rows.groupby("method")["noise_passes"].max() if "noise_passes" in rows else {}
-    radii = sorted(rows["training_radius"].unique())
-    figure, names = new_figure(0.6 + 4.4 * len(radii), 3.9), []
-    panels = figure.subplots(1, len(radii), squeeze=False)[0]
-    for axes, radius in zip(panels, radii, strict=True):
-        means, halves = grid_cells(rows, radius)
-        if np.isnan(means).all():
-            raise ValueError('protection needs rows of "clean" and of pairs like "none/adversarial", of the same seeds')
-        texts = [_cell(passes, "/".join(pair), *found)
-                 for pair, *found in zip(product(SIDES, SIDES), means.flat, halves.flat, strict=True)]  # fmt: skip
-        sns.heatmap(
-            pd.DataFrame(means, list(SIDES), list(SIDES)), annot=np.reshape(texts, (3, 3)), fmt="", cmap="cividis",
-            square=True, annot_kws={"fontsize": "small"}, cbar_kws={"label": "protection (points)"}, ax=axes,
-        )  # fmt: skip
-        axes.set_xlabel("surrogate side")
-        clean = rows[(rows["method"] == "clean") & (rows["training_radius"] == radius)]["last"]
-        names.append(f"{learner(radius)}, clean images: {100 * clean.mean():.0f} %")
-    panels[0].set_ylabel("noise side")
-    return titled(figure, title, panels, names)
 
 
 def points_by_place(rows: pd.DataFrame, value: str, place: str, names: Sequence[str], *, by: str) -> tuple:

@@ -117,6 +117,19 @@ def radial_spectrum(noise) -> tuple[np.ndarray, np.ndarray]:
     return np.arange(len(count)) / size, np.stack([of(image) for image in noise])
 
 
+def _part(noise: torch.Tensor, part: str, cut: float) -> torch.Tensor:
+    if part not in PARTS:
+        raise ValueError(f"part must be one of {', '.join(PARTS)}, got {part!r}")
+    whole = noise.double()
+    if part in ("low", "high"):
+        rows, columns = (torch.fft.fftfreq(side, dtype=torch.float64) for side in noise.shape[2:])
+        kept = torch.hypot(rows[:, None], columns) <= cut
+        first = torch.fft.ifft2(torch.fft.fft2(whole) * kept).real
+    else:
+        first = whole.mean(1, keepdim=True).expand_as(whole)
+    return first if part in ("low", "grey") else whole - first
+
+
 def noise_part(noise: torch.Tensor, part: str, cut: float = CUT) -> torch.Tensor:
     """One part of int8 noise [N,C,H,W] in levels, as int8, clipped to the largest level of the noise.
 
@@ -128,17 +141,13 @@ def noise_part(noise: torch.Tensor, part: str, cut: float = CUT) -> torch.Tensor
     >>> noise_part(torch.tensor([6, 3, 0], dtype=torch.int8).view(1, 3, 1, 1), "colour").flatten().tolist()
     [3, 0, -3]
     """
-    if part not in PARTS:
-        raise ValueError(f"part must be one of {', '.join(PARTS)}, got {part!r}")
-    whole, limit = noise.double(), int(noise.abs().max())
-    if part in ("low", "high"):
-        rows, columns = (torch.fft.fftfreq(side, dtype=torch.float64) for side in noise.shape[2:])
-        kept = torch.hypot(rows[:, None], columns) <= cut
-        first = torch.fft.ifft2(torch.fft.fft2(whole) * kept).real
-    else:
-        first = whole.mean(1, keepdim=True).expand_as(whole)
-    found = first if part in ("low", "grey") else whole - first
-    return found.round().clamp(-limit, limit).to(torch.int8)
+    limit = int(noise.abs().max())
+    return _part(noise, part, cut).round().clamp(-limit, limit).to(torch.int8)
+
+
+def part_share(noise: torch.Tensor, part: str, cut: float = CUT) -> float:
+    """The share of the noise's mean square that its part has, before rounding; the two of a pair add up to 1."""
+    return float(_part(noise, part, cut).square().mean() / noise.double().square().mean())
 
 
 def class_means(noise, labels) -> tuple[np.ndarray, np.ndarray]:

@@ -3,7 +3,7 @@
 Each takes what the student wrote and returns a Reply: see `answers`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import pandas as pd
@@ -11,6 +11,7 @@ import torch
 
 from semkit.images.pixels import LEVEL
 from semkit.lessons.answers import check_tensor, checker
+from semkit.lessons.surrogates import objection
 from semkit.protections.crafting import CraftRecipe
 from semkit.training.perturb import PGD, Clean, Perturbation, Uniform
 
@@ -75,29 +76,36 @@ def check_noise_step(noise_step: Callable) -> str:
     return "SEM takes the gradient at random copies of x + delta: one line more"
 
 
-@checker(
-    "Count one noise step of one image first: every draw needs its perturbation, and then one gradient.",
-    "noise_side.passes comes anew for every draw of every noise step; surrogate_side.passes once in a training step.",
-    "steps * samples * (1 + noise_side.passes), and then what the surrogate takes: its own perturbation and one pass.",
-)
-def check_step_passes(step_passes: Callable) -> str:
-    """Whether step_passes(recipe) is the number of passes for one image in one training step of a CraftRecipe.
+def _made(means: Mapping[str, float], spread: float = 6.0, residual: float = 0.4, seeds: int = 5) -> pd.DataFrame:
+    """Points with these means; seeds differ by `spread` in all recipes alike and by `residual` in each."""
+    rng = np.random.default_rng(0)
+    table = rng.normal(0, residual, (seeds, len(means)))
+    table += np.array(list(means.values())) - table.mean(0) + rng.normal(0, spread, (seeds, 1))
+    return pd.DataFrame(table, columns=list(means))
 
-    steps * samples * (1 + noise_side.passes) + surrogate_side.passes + 1
+
+@checker(
+    "Leave out what the budget does not pay for. Which of the rest protects most on average?",
+    "A recipe is as good as that one, as far as can be told, unless sk.surrogates.beats(points, best, recipe).",
+    "Of the recipes that the best one does not beat, take the cheapest: min(fine, key=passes.get).",
+)
+def check_choose(choose: Callable) -> str:
+    """Whether choose(points, passes, budget) is the cheapest recipe that no affordable recipe measurably beats.
+
+    points: protection, a line a seed and a column a recipe; passes: recipe -> its passes; beats is sk.surrogates.beats.
     """
-    asked = (
-        (Clean(), Clean(), 1, 1, 2, "one to move the noise, one to train the surrogate"),
-        (Clean(), Clean(), 10, 5, 51, "the noise moves `steps` times, each time with `samples` passes"),
-        (Clean(), PGD(4), 10, 5, 61, "the surrogate side's ascent comes on top, once a step"),
-        (Uniform(4), PGD(4), 10, 5, 61, "drawing a random perturbation takes no pass"),
-        (PGD(4), Clean(), 10, 5, 551, "the noise side's ascent is made anew for every sample of every noise step"),
-        (PGD(4, 3), PGD(4, 7), 2, 4, 40, "each side has its own number of steps"),
-    )
-    for noise_side, surrogate_side, steps, samples, wanted, why in asked:
-        mine = step_passes(CraftRecipe(noise_side, surrogate_side, steps=steps, samples=samples))
-        of = f"{noise_side} / {surrogate_side} with {steps} noise steps of {samples} samples"
-        assert mine == wanted, f"{of} takes {wanted} passes, not {mine}: {why}"
-    return "EM with random crops takes 51, SEM 61, REM 561 in the published recipe"
+    passes = {"A": 100, "B": 180, "C": 180, "D": 300}
+    for means, budget in (
+        ({"A": 15, "B": 22, "C": 20, "D": 30}, 200),
+        ({"A": 15, "B": 21, "C": 15, "D": 21.2}, 400),
+        ({"A": 15.1, "B": 15, "C": 14.9, "D": 15.2}, 400),
+        ({"A": 15, "B": 12, "C": 18, "D": 25}, 300),
+    ):
+        points = _made(means)
+        recipe = choose(points.copy(), dict(passes), budget)
+        against = objection(points, passes, budget, recipe)
+        assert not against, against
+    return "the cheapest recipe that nothing affordable measurably beats: pay for what can be shown, and for no more"
 
 
 @checker(
