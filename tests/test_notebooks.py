@@ -378,7 +378,7 @@ def test_nbval_sees_a_claim_that_has_turned_round(tmp_path):
     cells = []  # one notebook, one kernel: of every lesson first its claim as it stands, then the same on turned rows
     for lesson, rows, one, other in CLAIMS:
         claims = of_committed_rows(ROOT / "notebooks" / f"{lesson}.ipynb")
-        claim = next(both for both in claims if any(f"/{rows}/" in cell.source for cell in both))
+        claim = next(both for both in claims if any(f"results/{rows}" in cell.source for cell in both))
         text = (ROOT / "results" / rows / "rows.csv").read_text()
         for twin, content in ((f"{lesson}/right", text), (f"{lesson}/turned", swapped(text, one, other))):
             (tmp_path / twin / "notebooks").mkdir(parents=True)
