@@ -243,8 +243,8 @@ BROKEN_REM_STEP = {
     "moves every value by rho": rem_step_with(up=lambda z, slope, rho: box(z + rho * slope)),
     "returns nothing": rem_step_with(end=lambda delta, radius: None),
     "gradient at x . delta": first_slope,
-    "the noise climbs too": rem_step_with(down=lambda delta, slope, step: delta + step * slope.sign()),
-    "stays within the radius": rem_step_with(end=lambda delta, radius: delta),
+    "climbs the loss": rem_step_with(down=lambda delta, slope, step: delta + step * slope.sign()),
+    "left the radius": rem_step_with(end=lambda delta, radius: delta),
 }
 
 

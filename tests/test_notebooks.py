@@ -142,7 +142,7 @@ def verdicts(nb, path):
 
 
 def finished(nb, path):
-    for left in re.findall(r"TODO|FIXME|\bREAD-[A-Z]+", "\n".join(cell.source for cell in nb.cells)):
+    for left in re.findall(r"TODO|FIXME|\bREAD-[A-Z]+|\b[A-Z]+-READING\b", "\n".join(cell.source for cell in nb.cells)):
         yield f"{left} left"
 
 
@@ -271,6 +271,7 @@ TWINS = [
     (verdicts, output(10, "stream", text="more: 2\n")),
     (verdicts, output(10, "stream", text="more: True, by 0.31\n")),
     (finished, lambda nb: nb.cells.append(new_markdown_cell("TODO-READ"))),
+    (finished, lambda nb: nb.cells.append(new_markdown_cell("FIGURE-READING At which radius?"))),
     (links, lambda nb: nb.cells.append(new_markdown_cell("[next](gone.ipynb)"))),
     (parts, source(0, "# Because\n\n5 minutes. Your guess?")),
     (parts, source(0, "# Why?\n\nYour guess?")),

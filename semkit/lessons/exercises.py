@@ -230,22 +230,16 @@ def check_rem_step(rem_step: Callable) -> str:
 
     rho is recipe.noise_side.radius: one step of ascent stands for PGD. Source: Fu et al., ICLR 2022.
     """
-    recipe = CraftRecipe(noise_side=PGD(4, 1), radius=8, step_size=3, samples=1)
-    generator = torch.Generator().manual_seed(0)
-    x, phase = torch.rand((2, 2, 3, 8, 8), generator=generator)
-    radius, step, rho = (levels * LEVEL for levels in (recipe.radius, recipe.step_size, recipe.noise_side.radius))
-    delta, seen = (torch.rand(x.shape, generator=generator) * 2 - 1) * radius, []
+    x, delta, phase, recipe = _step_asked(PGD(4, 1), 1)
+    seen, rho = [], recipe.noise_side.radius * LEVEL
     z = (x + delta).clamp(0, 1)
 
     def slope(a: torch.Tensor) -> torch.Tensor:
-        return torch.sin(60 * a + 6 * phase)
+        return torch.sin(60 * a + 6 * phase[0])
 
     def gradient(a: torch.Tensor) -> torch.Tensor:
         seen.append(a.detach().clone())
         return slope(a)
-
-    def moved(direction: torch.Tensor) -> torch.Tensor:
-        return (delta - step * direction.sign()).clamp(-radius, radius)
 
     def near(one: torch.Tensor, other: torch.Tensor) -> bool:
         return one.shape == other.shape and torch.allclose(one, other, atol=1e-6)
@@ -256,10 +250,9 @@ def check_rem_step(rem_step: Callable) -> str:
     assert not near(seen[1], (z - rho * slope(z).sign()).clamp(0, 1)), "the perturbation goes down: an attack climbs"
     assert seen[1].min() >= 0 and seen[1].max() <= 1, "perturbed images leave [0, 1]: clip them to the box"
     assert near(seen[1], a), f"an attack moves every value by rho, {recipe.noise_side.radius:g} levels, along the sign"
-    check_tensor(mine, delta)
-    assert not near(mine, moved(slope(z))), "this follows the gradient at x + delta: take the one where the climb ends"
-    assert not near(mine, moved(-slope(a))), "the noise climbs too: only the attack does, the noise goes down"
-    assert near(mine, moved(slope(a))), "delta moves by step_size levels against the sign, and stays within the radius"
+    first = _moved(delta, slope(z), recipe)
+    assert not near(mine, first), "this follows the gradient at x + delta: take the one where the climb ends"
+    _check_moved(mine, delta, slope(a), recipe)
     return "and with 10 steps of ascent for each of 5 samples it costs eleven times what SEM's noise step costs"
 
 
