@@ -13,7 +13,7 @@ from secrets import token_hex
 from types import GenericAlias, UnionType
 from typing import BinaryIO
 
-# The suffixes of torchvision's ImageFolder, and GIF. WebP, GIF and TIFF files give their first frame.
+# The suffixes of torchvision's ImageFolder, and GIF. Of several frames the first is read.
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 LONGEST = 255  # bytes of a file's name
 
@@ -82,7 +82,7 @@ def output_names(names: Iterable[str]) -> dict[str, str]:
     """
     outputs = {name: posixpath.splitext(name)[0] + ".png" for name in names}
     folders = {_alike(str(parent)) for name in outputs for parent in PurePosixPath(name).parents}
-    while True:  # a name that stays whole may meet one that was shortened
+    while True:  # a name that keeps its suffix may be that of another file
         taken = Counter(map(_alike, outputs.values()))
         meeting = [n for n, out in outputs.items() if taken[_alike(out)] > 1 or _alike(out) in folders]
         if all(outputs[n] == n + ".png" for n in meeting):
@@ -100,7 +100,7 @@ def output_names(names: Iterable[str]) -> dict[str, str]:
 
 
 def _alike(name: str) -> str:
-    """The same text for names that some file systems do not tell apart."""
+    """A text that is equal for names which some file systems take for the same: case and Unicode form are unified."""
     return unicodedata.normalize("NFC", name.casefold())
 
 
@@ -154,7 +154,7 @@ def atomic_write(path: str | os.PathLike, content: bytes | Callable[[BinaryIO], 
     try:
         with temporary_file(path.parent) as file:
             file.write(content) if isinstance(content, bytes) else content(file)
-            file.close()  # may tell of a full disk
+            file.close()  # may raise for a full disk
             os.replace(file.name, path)
     except OSError as error:
         if error.errno:
@@ -163,9 +163,9 @@ def atomic_write(path: str | os.PathLike, content: bytes | Callable[[BinaryIO], 
 
 
 def read_json(path: str | os.PathLike) -> object:
-    """Read a JSON file; raises ValueError, which does not name the path, for what is no file or no JSON."""
+    """Read a JSON file. Raises ValueError, without the path, if it is not a file or not JSON."""
     path = Path(path)
-    if path.exists() and not path.is_file():  # opening a named pipe would wait for ever
+    if path.exists() and not path.is_file():  # opening a named pipe would wait forever
         raise ValueError("not a file")
     try:
         return json.loads(path.read_bytes())

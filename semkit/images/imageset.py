@@ -73,8 +73,11 @@ def stratified_split(labels: torch.Tensor, test_share: float = 0.2, seed: int = 
 class ImageSet:
     """Labelled images: images uint8 [N,3,H,W], labels int64 [N] into `classes`; files: relative names, or ().
 
-    scratch: for a set that is streamed, the folder where its images, and what is made of them, are mapped files.
-    Raises ValueError if these do not fit each other.
+    scratch: for a streamed set, the folder of the mapped files of its images and of everything made from them.
+    Raises ValueError if the fields do not agree.
+
+    >>> sk.ImageSet(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.tensor([0, 1]), ("cat", "dog"))
+    ImageSet('images', 2 images of 8x8, 2 classes)
     """
 
     images: torch.Tensor
@@ -132,7 +135,7 @@ class ImageSet:
         return replace(self, images=images, labels=self.labels[index.to(self.labels.device)], files=files)
 
     def batch(self, index: torch.Tensor | slice) -> tuple[torch.Tensor, torch.Tensor]:
-        """(images uint8, labels) at `index`, a tensor on the labels' device or a slice; images may be on another."""
+        """(images uint8, labels) at `index`, a slice or a tensor on the labels' device; images may be elsewhere."""
         place = index if isinstance(index, slice) else index.to(self.images.device)
         return self.images[place], self.labels[index]
 
@@ -154,14 +157,14 @@ class ImageSet:
         return replace(self, images=self.images[:, :, top : top + side, left : left + side])
 
     def changed(self, change: Callable[[torch.Tensor, slice], torch.Tensor]) -> "ImageSet":
-        """The set with images changed by change(images[part], part), block by block, and held where they are now."""
+        """The set with every block of images replaced by change(images[part], part), stored where the set is."""
         images = storage.zeros(self.images.shape, torch.uint8, self.scratch, self.images.device)
         for part in storage.blocks(images):
             images[part] = change(self.images[part], part)
         return replace(self, images=images)
 
     def to(self, device: str | torch.device) -> "ImageSet":
-        """The set on `device`; images that are streamed or too many for a GPU stay, and only batches move."""
+        """The set on `device`. Images that are streamed or too large for the GPU stay; batches move one by one."""
         device = torch.device(device)
         many = device.type == "cuda" and self.images.nbytes > torch.cuda.mem_get_info(device)[0] // storage.SHARE
         images = self.images if self.scratch or many else self.images.to(device)
@@ -172,8 +175,11 @@ class ImageSet:
 class Split:
     """A train and a test ImageSet with the same classes.
 
-    skipped: relative names of files that could not be read; ignored: of files that are not images of a class.
-    spare: clean images in neither of them, which a trainer may have besides, or None.
+    skipped: relative names of files that could not be read. ignored: names of files that are not images of a class.
+    spare: further clean images, for a trainer who has some, or None.
+
+        split = sk.load("shapes")
+        split.train, split.test
     """
 
     train: ImageSet
@@ -190,9 +196,9 @@ def not_among(images: ImageSet, others: ImageSet) -> list[int]:
 
 
 def limit_test(split: Split, n: int | None) -> Split:
-    """The split with n test images; the other test images are its `spare`, at most as many as in train.
+    """The split with n test images; the other ones are `spare`, at most as many as there are training images.
 
-    The split as it is with n None, or if there are no more than n.
+    With n None, or at least all test images, the split itself.
     """
     if n is None or n >= len(split.test):
         return split

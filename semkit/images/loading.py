@@ -21,7 +21,7 @@ from semkit.images.storage import AUTO, Storage, zeros
 
 NAMES = ("shapes", "cifar10", "cifar100", "svhn")
 TESTS = ("test", "val", "valid", "validation", "eval", "dev")  # names of a folder of test images, the first first
-LARGEST = 16384  # side of the images that nets are given, in pixels
+LARGEST = 16384  # the largest side of a net's images, in pixels
 OnStep = Callable[[int, int], object]  # on_step(done, total)
 
 
@@ -29,7 +29,7 @@ class DataError(ValueError):
     """Images that cannot be used as they are; the message is one line and says what to do."""
 
     def _render_traceback_(self) -> list[str]:
-        """What a notebook shows of it: the line alone, without a traceback."""
+        """Show the message in a notebook without a traceback."""
         return [f"{type(self).__name__}: {self}"]
 
 
@@ -96,9 +96,9 @@ def scan(root: str | os.PathLike) -> Folder:
 
 
 def _parts(root: Path) -> tuple[str, ...]:
-    """The names of train/ and test/ below root, or of train/ alone; () where every sub-folder is a class.
+    """The names of train/ and test/ below root, or of train/ alone; () if every sub-folder is a class.
 
-    Raises DataError if train/ holds folders, and one beside it could be the test images or a class.
+    Raises DataError if train/ holds folders and there is another folder beside it: test images or a class.
     """
     folders = sorted((p for p in root.iterdir() if p.is_dir() and p.name[0] != "."), reverse=True)
     named = {p.name.lower(): p for p in folders}
@@ -117,13 +117,13 @@ def _parts(root: Path) -> tuple[str, ...]:
 
 
 def set_name(source: str | os.PathLike) -> str | None:
-    """`source` if it is one of NAMES, None for a folder. A Path is a name only if nothing exists at it."""
+    """`source` if it names a set, None for a folder. A Path names a set only if there is no such file or folder."""
     name = os.fspath(source)
     return name if name in NAMES and (name is source or not Path(name).exists()) else None
 
 
 def find_folder(source: str | os.PathLike) -> Folder:
-    """scan(source), for what is no name of a set; raises DataError with the nearest name if there is no such folder."""
+    """scan(source). Raises DataError with the nearest name of a set if there is no such folder."""
     if not os.fspath(source):
         raise DataError("the name of the images is empty: write a folder or the name of a set")
     if not Path(source).exists():

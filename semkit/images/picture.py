@@ -16,7 +16,7 @@ from semkit.images.pixels import check_radius
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 MODES = ("L", "LA", "RGB", "RGBA")
 _LARGEST_PROFILE = 1 << 20  # bytes; Pillow refuses to read a PNG with a larger colour profile
-BYTES_PER_PIXEL = 16  # the most memory that reading, protecting, writing and measuring an image takes
+BYTES_PER_PIXEL = 16  # peak memory of reading, protecting, writing and measuring an image
 _STRIP = 1 << 18  # pixels of a large image that are processed at once
 
 _UPRIGHT = {  # EXIF orientation -> how to turn the stored pixels upright
@@ -43,9 +43,9 @@ def read_image(path: str | os.PathLike) -> Image.Image:
     Raises UnreadableImage. On a damaged TIFF libtiff adds a line of its own on stderr: it is not caught, because that
     would take the whole process's stderr away, from other threads too.
     """
-    # On broken files Pillow's parsers raise errors of any kind.
+    # Pillow's parsers raise any kind of error for broken files.
     try:
-        if not os.path.isfile(path):  # opening a named pipe would wait for ever
+        if not os.path.isfile(path):  # opening a named pipe would wait forever
             raise ValueError("not a file" if os.path.exists(path) else "no such file")
         with _opened(path) as image:
             image.load()
@@ -201,7 +201,7 @@ def fit_noise(noise: np.ndarray, size: tuple[int, int], radius: float) -> np.nda
 
         u <- clip(up(noise), radius);  three times  u <- clip(u + up(noise - down(u)), radius);  round(u)
 
-    `down` is a trainer's resize, bilinear with antialias, so a trainer who resizes u sees about `noise`.
+    `down` is the usual resize of a trainer, bilinear with antialias: down(u) is about `noise`.
 
     >>> fit_noise(np.full((3, 8, 8), 5, np.int8), (20, 10), radius=8).shape
     (3, 10, 20)

@@ -34,9 +34,9 @@ def difference(original: Image.Image, protected: Image.Image) -> int:
 
 
 def noise_survival(original: Image.Image, protected: Image.Image, noise: np.ndarray) -> tuple[float, float]:
-    """How much of int8 noise [3,size,size] a resize to size x size leaves: (correlation, share of its mean |noise|).
+    """How much of int8 noise [3,size,size] is left after a resize to size x size: (correlation, share of mean |noise|).
 
-    (0, 0) for zero noise; correlation 0 if the noise, or what is left of it, is constant.
+    (0, 0) for zero noise. The correlation is 0 if the noise, or what is left of it, is constant.
     """
     if not noise.any():
         return 0.0, 0.0
@@ -83,7 +83,7 @@ def _centre(image: Image.Image) -> torch.Tensor:
 
 
 class Quality:
-    """Quality of a protected set: PSNR over all `count` pairs that are added, SSIM and survival over about SAMPLE."""
+    """Quality of a protected set of `count` images: PSNR over all of them, SSIM and survival over about SAMPLE."""
 
     def __init__(self, count: int):
         self._every = max(1, count // SAMPLE)
@@ -92,7 +92,7 @@ class Quality:
         self.largest = 0  # change of any value so far, in levels
 
     def add(self, original: Image.Image, protected: Image.Image, noise: np.ndarray | None = None) -> None:
-        """Add a pair, and the int8 noise [3,size,size] that was fitted to it, if it was noise."""
+        """Add an original and its protected image; noise: int8 [3,size,size] that was fitted to it, if any."""
         squares, width, height = 0, *original.size
         for before, after in bands(original, protected):
             apart = _colours(after) - _colours(before)
@@ -108,7 +108,7 @@ class Quality:
         self._seen += 1
 
     def report(self) -> dict:
-        """The numbers for a report; None where no image gave one."""
+        """The numbers for a report; None where there is no image to measure."""
         psnr = 10 * math.log10(255**2 * self._values / self._squares) if self._squares else None
         correlation, share = np.mean(self._survival, axis=0).tolist() if self._survival else (None, None)
         survival = {"noise_correlation": _rounded(correlation, 3), "noise_share": _rounded(share, 3)}

@@ -27,13 +27,13 @@ CLASSES = tuple(SHAPES)
 
 
 def _between(rng: np.random.Generator, n: int, low: float, high: float, channels: int = 0) -> np.ndarray:
-    """A uniform draw for each image, [n,1,1] or [n,1,1,channels], ready to meet [n,SIZE,SIZE] pixels."""
+    """A uniform draw for each image, [n,1,1] or [n,1,1,channels], which broadcasts over its pixels."""
     shape = (n, 1, 1, channels) if channels else (n, 1, 1)
     return rng.uniform(low, high, shape).astype(np.float32)
 
 
 def _frame(rng, n: int, scale: tuple[float, float], turn: float, stretch: float):
-    """Every pixel's place (u, v) in the frame of a shape that is put somewhere in the image; its scale in pixels."""
+    """(u, v, half): each pixel's coordinates in the frame of a randomly placed shape, and half its width in pixels."""
     half = _between(rng, n, *scale)
     across, down = (SIZE / 2 - 0.5 + (SIZE / 2 - 0.9 * half) * _between(rng, n, -1, 1) for _ in range(2))
     y, x = np.mgrid[:SIZE, :SIZE].astype(np.float32)
@@ -74,9 +74,9 @@ def draw(
 ) -> np.ndarray:
     """uint8 images [n,SIZE,SIZE,3] of the shapes that labels [n] name.
 
-    contrast: the largest channel's step from the background, of 1. scale: half the width in pixels. turn: largest
-    rotation in radians. haze: the share of grey mist over the whole picture, which leaves noise of a given radius more
-    of the contrast. The more variety and clutter and the less contrast, the slower the shapes are learned.
+    contrast: the largest step of a channel from the background, on the [0, 1] scale. scale: half the width in pixels.
+    turn: largest rotation in radians. haze: share of grey blended over the picture; it lowers the contrast, so noise of
+    a given radius counts for more. More variety and clutter and less contrast make the shapes slower to learn.
     """
     n = len(labels)
     image = _background(rng, n, waves, clutter)
@@ -88,7 +88,7 @@ def draw(
     step = rng.normal(size=(n, 1, 1, 3)).astype(np.float32)
     step *= _between(rng, n, *contrast, 1) / np.abs(step).max(-1, keepdims=True)
     middle = image.mean((1, 2), keepdims=True)
-    image += cover * np.where(np.abs(middle + step - 0.5) > 0.5, -step, step)  # towards the side that has room
+    image += cover * np.where(np.abs(middle + step - 0.5) > 0.5, -step, step)  # towards the side with room
     image += rng.normal(0, 0.01, image.shape)
     image = (1 - haze) * image.clip(0, 1) + haze / 2
     return (image * 255).round().astype(np.uint8)
@@ -96,7 +96,7 @@ def draw(
 
 @functools.lru_cache(maxsize=8)
 def _pixels(n: int, seed: int, part: int) -> torch.Tensor:
-    """uint8 images [n,3,SIZE,SIZE], the classes in turn; half a second for a thousand, so they are drawn once."""
+    """uint8 images [n,3,SIZE,SIZE], the classes in turn; cached, because a thousand take half a second."""
     images = draw(np.arange(n) % len(SHAPES), np.random.default_rng((seed, part)))
     return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
 
@@ -104,7 +104,7 @@ def _pixels(n: int, seed: int, part: int) -> torch.Tensor:
 def embedded(n_train: int = 1000, n_test: int = 1000, seed: int = 0) -> Split:
     """The embedded images, the ten classes in turn; the seed decides every image.
 
-    Every caller gets tensors of its own, so images may be changed in place.
+    Every call returns new tensors, so images may be changed in place.
 
     >>> embedded(20, 10).train.labels.bincount().tolist()
     [2, 2, 2, 2, 2, 2, 2, 2, 2, 2]

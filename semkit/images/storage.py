@@ -20,16 +20,16 @@ from semkit.images.files import atomic_write, one_line
 from semkit.images.pixels import check_name
 
 HOLDS = ("auto", "memory", "disk")
-SHARE = 8  # a set takes at most an eighth of the free memory, because noise and protected copies take as much each
+SHARE = 8  # a set in memory takes at most an eighth of what is free, because its noise and copies take as much each
 BLOCK = 1 << 20  # bytes of a set that are processed at once, so that temporary copies stay small
 
 
 @dataclass(frozen=True)
 class Storage:
-    """Where loaded sets are held; the results are the same.
+    """Where loaded sets are kept; results do not depend on it.
 
-    hold: "memory", "disk", or "auto": memory for sets that are small beside what is free, else disk.
-    folder: for files on disk; the system's temporary folder by default. Raises ValueError for another word.
+    hold: "memory", "disk", or "auto": memory for sets that are small compared to what is free, else disk.
+    folder: for files on disk, by default the system's temporary folder. Raises ValueError for another word.
     """
 
     hold: str = "auto"
@@ -52,9 +52,9 @@ AUTO = Storage()
 
 
 def free_memory() -> int | None:
-    """Bytes of memory that this process can still take; None where the system does not say (not Linux).
+    """Bytes of memory that this process can still take; None on systems other than Linux.
 
-    The least that is left of the machine, of the process's control groups (containers) and of its limits (ulimit).
+    The minimum of what is left of the machine, of the control groups (containers) and of the limits (ulimit).
     """
     if not (info := Path("/proc/meminfo")).exists():
         return None
@@ -70,7 +70,7 @@ def _number(name: str, path: Path) -> int:
 
 
 def _left_in_limits() -> list[int]:
-    import resource  # not on every system, but where /proc is
+    import resource  # not on every system, but on those with /proc
 
     limits, status = {"VmSize:": resource.RLIMIT_AS, "VmData:": resource.RLIMIT_DATA}, Path("/proc/self/status")
     most = {used: resource.getrlimit(limit)[0] for used, limit in limits.items()}
@@ -91,14 +91,14 @@ def left_in_groups(root: Path, name: str) -> list[int]:
 def zeros(shape, dtype: torch.dtype, scratch: Path | None = None, device: str | torch.device = "cpu") -> torch.Tensor:
     """A tensor of zeros on `device`, or mapped from a file in the folder `scratch`.
 
-    The file has no name, so nothing is left of it when the tensor is gone, not even after a kill. It takes all its room
-    at once: a full disk is an OSError here, not a crash later.
+    The file has no name, so nothing of it is left when the tensor is gone, even after a kill. Its room is reserved at
+    once: a full disk raises OSError here, and does not crash the process later.
     """
     size = math.prod(shape) * dtype.itemsize
     if scratch is None or not size:
         return torch.zeros(shape, dtype=dtype, device=device)
     try:
-        if size > shutil.disk_usage(scratch).free:  # else the disk would be full for a moment, for others too
+        if size > shutil.disk_usage(scratch).free:  # else other programs would meet a full disk for a moment
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         with tempfile.TemporaryFile(dir=scratch, prefix=".semkit-", suffix=".tmp") as file:
             _reserve(file, size)
@@ -114,7 +114,7 @@ def _reserve(file, size: int) -> None:
         try:
             return os.posix_fallocate(file.fileno(), 0, size)
         except OSError as error:
-            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # what some file systems say
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # on file systems that cannot reserve
                 raise
     for start in range(0, size, BLOCK):
         file.write(bytes(min(BLOCK, size - start)))
@@ -128,7 +128,7 @@ def blocks(values: torch.Tensor | np.ndarray) -> Iterator[slice]:
 
 
 def rows(source: torch.Tensor, index: torch.Tensor, scratch: Path | None = None) -> torch.Tensor:
-    """A copy of source[index], on its device or in `scratch` (see zeros)."""
+    """A copy of source[index], on the device of `source` or mapped from a file in `scratch` (see zeros)."""
     index = index.to(source.device)
     if scratch is None:
         return source[index]
@@ -175,12 +175,12 @@ def read_tensors(path: str | Path, fields: Iterable[str]) -> tuple[dict[str, tor
 
 NO_MEMORY = (
     "not enough memory", "cannot allocate memory", "can't allocate memory", "out of memory", "bad_alloc",
-    "alloc_failed", "could not create a prim",  # oneDNN's, whose nets here have no other reason
+    "alloc_failed", "could not create a prim",  # oneDNN's, which has no other reason with the nets here
 )  # fmt: skip
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether the error says, in Python's or torch's words, that memory ran out, of the machine or the GPU."""
-    said = str(error).lower()  # no regular expression: to compile one takes memory
-    told = isinstance(error, RuntimeError) and any(words in said for words in NO_MEMORY)
-    return isinstance(error, MemoryError) or told
+    """Whether an error of Python or torch means that the memory of the machine or the GPU ran out."""
+    message = str(error).lower()  # no regular expression, because compiling one takes memory
+    of_torch = isinstance(error, RuntimeError) and any(words in message for words in NO_MEMORY)
+    return isinstance(error, MemoryError) or of_torch

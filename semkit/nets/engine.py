@@ -20,8 +20,8 @@ from semkit.nets.weights import alphas
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 LARGEST_KEPT = 2**25  # bytes of a block that glibc keeps when it is freed, the most that it allows
 THEIRS = "GLIBC_TUNABLES", "MALLOC_MMAP_THRESHOLD_"
-# Bytes that the largest tensor of a pass with several samples stays below: on a CPU what is kept when freed, so that
-# the pass has no page faults; on a GPU, where nothing was measured, what ResNet-18 takes for 4,096 images of 32 pixels.
+# Limit for the largest tensor, in bytes, of a pass with several samples: on a CPU the largest block that is kept when
+# freed, so that there are no page faults; on a GPU (not measured) ResNet-18's for 4,096 images of 32 pixels.
 TENSOR = {"cpu": LARGEST_KEPT, "cuda": 2**29, "mps": 2**29}
 OFF, NOT_HERE = "switched off", "not on this system"
 FAST_PATHS = {  # name -> the engine's fields that switch it off
@@ -47,14 +47,18 @@ _passes: contextvars.ContextVar[Passes | None] = contextvars.ContextVar("passes"
 
 
 @contextlib.contextmanager
-def count_passes(passes: Passes | None = None):
-    """Count this thread's passes inside the with-block: a new Passes, or the one given."""
-    passes = passes or Passes()
-    token = _passes.set(passes)
+def within(variable: contextvars.ContextVar, value):
+    """Set a context variable inside the with-block, for this thread; yields the value."""
+    token = variable.set(value)
     try:
-        yield passes
+        yield value
     finally:
-        _passes.reset(token)
+        variable.reset(token)
+
+
+def count_passes(passes: Passes | None = None):
+    """Count this thread's passes inside a with-block, in a new Passes or the one given."""
+    return within(_passes, passes or Passes())
 
 
 def _count(kind: str, n: int) -> None:
@@ -75,11 +79,10 @@ def has_fast_bf16(device: torch.device) -> bool:
 
 @functools.cache
 def keep_freed() -> bool:
-    """Ask glibc to keep freed memory for the rest of the process; False without glibc, or where THEIRS are set.
+    """Ask glibc to keep freed memory for the rest of the process; False without glibc, or if THEIRS are set.
 
-    Every pass of a net frees its activations. glibc gives them back to the system, and the next pass gets them again
-    page by page, each one zeroed: thousands of page faults, a sixth of a small net's time and more. The peak hardly
-    changes; nothing is given back before the process ends.
+    Every pass of a net frees its activations. By default glibc returns them to the system, and the next pass takes them
+    back page by page: thousands of page faults, a sixth of a small net's time or more. The peak hardly changes.
     """
     if any(name in os.environ for name in THEIRS):
         return False
@@ -112,7 +115,7 @@ def _found_device(device: str) -> str:
 
 
 def _set_up(engine: "Engine") -> None:
-    """Set what holds for the whole process: freed memory is kept; on a GPU, deterministic float32 without TF32."""
+    """Settings of the whole process: keep freed memory; on a CUDA GPU, deterministic kernels and no TF32."""
     if engine.keep_memory:
         keep_freed()
     if torch.device(engine.device).type == "cuda":
@@ -126,8 +129,8 @@ class Engine:
     Four switches change the speed but not the result, except for rounding. fold: in eval mode, batch-norm is part of
     the convolution before it. batch_samples: several EOT samples go through a net in one pass, with the same draws.
     keep_memory: the process keeps freed memory (keep_freed). compile: torch.compile runs the folded net.
-    On a GPU, float32 is computed in float32, and runs are deterministic.
-    Raises ValueError for a device or precision that this machine or semkit does not have.
+    On a CUDA GPU float32 means float32 (no TF32), and runs are deterministic.
+    Raises ValueError for an unknown device or precision, and for one that this machine does not have.
 
     >>> Engine("cpu", "float32").dtype
     torch.float32
@@ -178,7 +181,7 @@ class Engine:
 
     def prepare(self, model: nn.Module) -> nn.Module:
         """Move the model to this engine's device, dtype and memory layout, in place; returns it."""
-        _set_up(self)  # here, because an engine may be sent to a process that has made none
+        _set_up(self)  # here and not in __post_init__, because an engine may be unpickled in another process
         model.to(self.device, self.dtype, memory_format=self.layout)
         model.engine, model.widest = self, {}
         inside = torch.bfloat16 if self.precision == "bfloat16" else None
@@ -206,7 +209,7 @@ def _largest(engine: Engine) -> int:
 
 
 def how_run(model: nn.Module) -> str:
-    """One line for reports: how a prepared model is run and, where a fast path is not taken, why."""
+    """One line for reports: how a prepared model is run, and why a fast path is not taken."""
     engine, folded = model.engine, model.folded
     why_not = {
         "channels_last": None if engine.layout == torch.channels_last else OFF,
@@ -221,7 +224,7 @@ def how_run(model: nn.Module) -> str:
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module):
-    """The model in eval mode inside the block; afterwards every module is in the mode it had."""
+    """Eval mode inside the with-block; afterwards every module is in the mode that it had."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
@@ -232,10 +235,9 @@ def evaluating(model: nn.Module):
 
 
 def batches_per_pass(model: nn.Module, x: torch.Tensor) -> int:
-    """How many batches of the size of x [N,C,H,W] go through the model in one pass.
+    """How many batches like x [N,C,H,W] (EOT samples, for example) fit into one forward pass of this net.
 
-    1 for a net that no engine prepared, for an engine that does not batch, and with injected noise, which is drawn once
-    per pass.
+    1 for a net without an engine, an engine that does not batch, and injected noise, which is drawn once per pass.
     """
     engine = getattr(model, "engine", None)
     if not (engine and engine.batch_samples and hasattr(model, "widest")) or alphas(model):
@@ -244,7 +246,7 @@ def batches_per_pass(model: nn.Module, x: torch.Tensor) -> int:
 
 
 def _widest(model: nn.Module, x: torch.Tensor) -> int:
-    """Bytes of the largest output of any module of the net for x; measured once per shape."""
+    """Bytes of the largest output of a module of the net for x; measured once per shape."""
     if x.shape not in model.widest:
         sizes = [x.nbytes]
 

@@ -12,11 +12,11 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from semkit.images.files import one_line
 
-TRACING = threading.Lock()  # one tracer at a time, because tracing replaces methods of torch's own Module
+TRACING = threading.Lock()  # one tracer at a time, because tracing patches methods of nn.Module
 
 
 class _Tracer(fx.Tracer):
-    """Traces the calls of its own thread only, because torch shows it those of every module in the process."""
+    """Traces the calls of its own thread only, because fx shows it the calls of every module in the process."""
 
     def __init__(self):
         super().__init__()
@@ -40,8 +40,8 @@ class Folded:
         weight <- weight * gamma / sqrt(variance + eps)
         bias   <- beta + (bias - mean) * gamma / sqrt(variance + eps)
 
-    x [N,C,H,W] -> logits [N,classes]. The folded weights follow the model's: they are computed anew when a weight or a
-    running statistic has changed. They are updated in place, so call backward before the weights change.
+    x [N,C,H,W] -> logits [N,classes]. The folded weights are computed anew when a weight or a running statistic of the
+    model has changed. They are updated in place, so call backward before the weights change.
     dtype: of the folded weights; with bfloat16, autocast has nothing to convert at each call.
     why_not: why the model cannot be traced, else None; it then runs as it is.
     compiled: run through torch.compile, which takes seconds at the first call and for every new shape. If compiling
@@ -57,7 +57,7 @@ class Folded:
         self.sources = [*model.parameters(), *model.buffers()]
         try:
             self.graph = _traced(model)
-        except Exception as error:  # whatever the model's own forward raises when it meets a symbol
+        except Exception as error:  # the model's forward may raise anything when it gets a symbol
             self.why_not, self.compiled = one_line(error), False
             if compiled:
                 self._run_uncompiled("the net cannot be traced")
@@ -76,7 +76,7 @@ class Folded:
         for node in list(graph.nodes):
             module = self._module(node)
             if type(module) is nn.ReLU and len(node.args[0].users) == 1:
-                node.op, node.target = "call_function", F.relu  # never in place, which autograd is slow at
+                node.op, node.target = "call_function", F.relu  # not in place, because that is slow with autograd
             before = node.args[0] if isinstance(module, nn.BatchNorm2d) else None
             conv = self._module(before)
             if type(conv) is not nn.Conv2d or len(before.users) > 1 or calls.count(before.target) > 1:
@@ -98,9 +98,9 @@ class Folded:
 
     @torch.no_grad()
     def _read(self) -> tuple[int, float]:
-        """What changes whenever a weight or running statistic does: torch's count of writes, and the total norm.
+        """A number pair that changes with every weight and running statistic: torch's count of writes, the total norm.
 
-        Writes through .data are not counted, which is what the norm is for.
+        The norm is for writes through .data, which are not counted.
         """
         values = [source for source in self.sources if source.is_floating_point()]
         return sum(source._version for source in self.sources), get_total_norm(values).item() if values else 0.0

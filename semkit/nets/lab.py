@@ -23,7 +23,7 @@ OnStep = Callable[[str, int, int, dict], bool | None]
 
 
 class Interrupted(Exception):
-    """A run was asked to stop. Finished runs and the saved state are kept."""
+    """A run was stopped, because Lab.on_step returned True. Finished runs and the saved state are kept."""
 
 
 @dataclass(frozen=True)

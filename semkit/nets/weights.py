@@ -1,7 +1,4 @@
-"""What is done to a net's weights: noise injected into them, an L1 penalty on them, masks that prune them.
-
-All of it concerns the weights of convolutions and linear layers; biases and norms stay as they are.
-"""
+"""Injected noise, an L1 penalty and pruning masks, all of the weights of convolutions and linear layers."""
 
 import contextlib
 import copy
@@ -58,15 +55,15 @@ def _injected(model: nn.Module) -> list[ChannelNoise]:
 
 
 def alphas(model: nn.Module) -> list[nn.Parameter]:
-    """The strengths of the injected noise, one tensor [C_out,1,...] per layer; [] for a net without."""
+    """The strengths of the injected noise, one tensor [C_out,1,...] per layer; [] for a net without it."""
     return [noise.alpha for noise in _injected(model)]
 
 
 def with_noise_injection(model: nn.Module, seed: int = 0, start: float = START) -> nn.Module:
     """Inject ChannelNoise into every convolution and linear layer, in place; returns the model.
 
-    The seed decides the draws. Batch-norm is never folded into such a net, because its weights differ at every pass.
-    Raises ValueError for a negative start, and for a net that has injected noise or is pruned already.
+    The seed decides the draws. Batch-norm is not folded in such a net, because its weights differ at every pass.
+    Raises ValueError for a negative start, and for a net that already has injected noise or masks.
     """
     check_nonnegative(start, "start")
     if any(parametrize.is_parametrized(layer) for layer in _layers(model)):
@@ -81,9 +78,9 @@ def with_noise_injection(model: nn.Module, seed: int = 0, start: float = START) 
 
 @contextlib.contextmanager
 def drawing(model: nn.Module, generator: torch.Generator) -> Iterator[None]:
-    """Inside the block, injected noise follows `generator`; afterwards it goes on from where it was.
+    """Inside the with-block, injected noise is drawn from `generator`; afterwards its own stream goes on.
 
-    So measuring a net gives the same result twice, and does not change its training.
+    So a measurement gives the same result twice and does not change the training.
     """
     noises = _injected(model)
     before = [int(noise.stream) for noise in noises]
@@ -97,7 +94,7 @@ def drawing(model: nn.Module, generator: torch.Generator) -> Iterator[None]:
 
 
 def check_sparsity(value: float) -> float:
-    """`value` as a float if it is a sparsity, the share of pruned weights, in [0, 1); raises ValueError otherwise."""
+    """`value` as a float if it is a sparsity, a share of the weights in [0, 1); raises ValueError otherwise."""
     try:
         share = float(value)
     except (TypeError, ValueError):
@@ -145,7 +142,7 @@ def sparsity(model: nn.Module) -> float:
 def pruned(model: nn.Module, share: float) -> nn.Module:
     """Global magnitude pruning: a copy of the model whose round(share * number) smallest layer weights are masked.
 
-    Smallest in |W| over all layers at once, so those already masked come first. Training keeps the masks.
+    Smallest in |W| over all layers, so weights that are masked already come first. Training keeps the masks.
     Raises ValueError for a share outside [0, 1). Source: Han et al., NeurIPS 2015, by torch.nn.utils.prune.
     """
     model = copy.deepcopy(model)

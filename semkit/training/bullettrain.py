@@ -1,6 +1,5 @@
 """BulletTrain: PGD with many steps for images near the decision boundary, few for robust ones, none for outliers."""
 
-import contextlib
 import contextvars
 from dataclasses import dataclass
 
@@ -8,7 +7,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from semkit.images.pixels import check_share, settle
-from semkit.nets.engine import predict
+from semkit.nets.engine import predict, within
 from semkit.training.perturb import PGD, Clean, Perturbation
 
 KINDS = ("outlier", "boundary", "robust")
@@ -16,10 +15,10 @@ KINDS = ("outlier", "boundary", "robust")
 
 @dataclass
 class Mined:
-    """State of mining in a run; it is saved with the run.
+    """The state of mining in a run; it is saved with the run.
 
-    average: of the adversarial accuracy, which sets the threshold. last, all: images of each of KINDS, in the last
-    batch and in all batches.
+    average: moving average of the adversarial accuracy, which sets the threshold. last, all: the numbers of images of
+    each of KINDS, in the last batch and in all batches.
     """
 
     average: float = 0.0
@@ -44,18 +43,12 @@ class Mined:
 _mined: contextvars.ContextVar[Mined | None] = contextvars.ContextVar("mined", default=None)
 
 
-@contextlib.contextmanager
 def mining(mined: Mined | None = None):
-    """Inside the with-block, mining in this thread reads and updates `mined` (a new Mined unless given).
+    """Inside a with-block, mining in this thread reads and updates `mined`, by default a new Mined.
 
     Outside of a block every batch counts as the first one, because a perturbation is a frozen recipe without memory.
     """
-    mined = mined or Mined()
-    token = _mined.set(mined)
-    try:
-        yield mined
-    finally:
-        _mined.reset(token)
+    return within(_mined, mined or Mined())
 
 
 def spread(p: Tensor, y: Tensor) -> Tensor:
@@ -76,7 +69,7 @@ def groups(v: Tensor, limit: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class Mining:
-    """Sorts the images of a batch by the net's predictions p at the unperturbed images.
+    """Sort the images of a batch by the net's predictions p at the unperturbed images.
 
         v = spread(p, y);  limit = max(0, quantile of v at 1 - average)
         outlier: v < 0;  boundary: 0 <= v <= limit;  robust: v > limit
@@ -94,7 +87,7 @@ class Mining:
         settle(self, gamma=check_share, memory=check_share)
 
     def sort(self, p: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Indices of outliers, boundary images and robust images; counted in the run's Mined."""
+        """Indices of outliers, boundary images and robust images; their numbers go to the run's Mined."""
         mined, v = _mined.get() or Mined(), spread(p, y)
         found = groups(v, threshold(v, mined.average))
         mined.last = tuple(len(index) for index in found)
@@ -102,7 +95,7 @@ class Mining:
         return found
 
     def learn(self, right: float, of: int) -> None:
-        """Update the average: `right` of the batch's `of` images were labelled right after the perturbation."""
+        """Update the average: `right` of the `of` images of a batch were classified correctly after perturbation."""
         if mined := _mined.get():
             mined.average = self.memory * mined.average + (1 - self.memory) * self.gamma * right / of
 
@@ -112,8 +105,8 @@ class BulletTrain(Perturbation):
     """PGD with steps by kind of image: `boundary` for boundary images, `robust` (few, large steps) for robust ones,
     `outlier` for images that are wrong without perturbation (Clean(): no step, as published).
 
-    One forward pass in eval mode sorts a batch; none where predictions come as `target`. The adversarial accuracy comes
-    from the training step that follows, through `learn`, which is this kit's choice. Each kind is a batch of its own,
+    One forward pass in eval mode sorts a batch, unless `target` has the predictions. The adversarial accuracy is that
+    of the training step that follows (`learn`), which is this kit's choice. Each kind of image is a batch of its own,
     so that spared steps are not computed.
     Raises ValueError for more than one radius. Source: Hua et al., NeurIPS 2021.
 
@@ -138,7 +131,7 @@ class BulletTrain(Perturbation):
 
     @property
     def passes(self) -> int:
-        """Input gradients an image at most: of the kind with the most steps."""
+        """Input gradients per image at most: those of the kind with the most steps."""
         return max(self.outlier.passes, self.boundary.passes, self.robust.passes)
 
     def scaled(self, share: float) -> "BulletTrain":
@@ -146,7 +139,7 @@ class BulletTrain(Perturbation):
         return BulletTrain(*parts, self.mining)
 
     def draw(self, x: Tensor, generator: Generator | None = None) -> Tensor:
-        """The start of the ascent as an offset from x, for every image, because their kinds are not known yet."""
+        """The start of the ascent as an offset from x, for every image, because the kinds are not known yet."""
         return self.boundary.draw(x, generator)
 
     def apply(self, model: nn.Module, x: Tensor, y: Tensor, drawn: Tensor, target: Tensor | None = None) -> Tensor:

@@ -7,11 +7,12 @@ from functools import partial
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
+from semkit.images.augment import Augment
 from semkit.images.imageset import ImageSet
 from semkit.nets import models
-from semkit.nets.engine import Passes, count_passes, engine_of, predict, step_down
+from semkit.nets.engine import Engine, Passes, count_passes, engine_of, predict, step_down
 from semkit.nets.lab import Lab, as_net, kept
 from semkit.nets.weights import drawing
 from semkit.training.bullettrain import Mined, mining
@@ -101,6 +102,15 @@ def _begun(train: ImageSet, recipe: LearnRecipe, seed: int, own: int, lab: Lab) 
     return model
 
 
+def _batch(
+    images: ImageSet, index: Tensor, augment: Augment, engine: Engine, generator: Generator
+) -> tuple[Tensor, Tensor]:
+    """(x, y) of a training step: augmented images [N,C,H,W] in [0,1] and their labels [N]."""
+    levels, y = images.batch(index)
+    x = engine.images(levels)
+    return augment.apply(x, augment.draw(len(x), x.shape[2:], generator)), y
+
+
 def fit(
     train: ImageSet,
     test: ImageSet,
@@ -117,14 +127,16 @@ def fit(
     The perturbation sees the model in eval mode, the step in train mode; AT trains on perturbed images only.
     lab.on_step is called after every step with metrics "loss", "accuracy" (at the last test) and "passes" so far; with
     BulletTrain also with the shares of outlier, boundary and robust images in the batch.
-    start: a net to go on with, a pruned one for example; it is trained in place.
+    start: a net to train further, in place, a pruned one for example.
     Raises Interrupted when lab.on_step asks to stop, and ValueError for fewer than 2 training images, because
     batch-norm needs 2.
+
+        learned = sk.fit(split.train, split.test, sk.learn_recipe("demo", perturbation_radius=4))
     """
     if len(train) < 2:
         raise ValueError(f"a learner needs 2 training images or more, got {len(train)}")
     lab = (lab or Lab()).doing("training")
-    engine, sgd, augment = lab.engine, recipe.sgd, recipe.augment
+    engine, sgd = lab.engine, recipe.sgd
     train, test = train.to(engine.device), recipe.tested(test).to(engine.device)
     # Neither the surrogate's first weights nor its order of images: a learner has its own stream of the seed.
     own = engine.generator(seed, "learner").initial_seed()
@@ -134,9 +146,7 @@ def fit(
     with count_passes() as passes, mining() as mined:
         for step, index in sgd.batches(len(train), own, engine):
             generator = engine.generator(own, "learn", step)
-            levels, y = train.batch(index)
-            x = engine.images(levels)
-            x = augment.apply(x, augment.draw(len(x), x.shape[2:], generator))
+            x, y = _batch(train, index, recipe.augment, engine, generator)
             sgd.set_rate(optimizer, step)
             loss = partial(recipe.objective, model, x, y, recipe.perturbation.at(step / sgd.steps), generator)
             losses.append(step_down(optimizer, loss))

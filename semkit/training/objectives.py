@@ -24,7 +24,7 @@ MIXTURES = {"mixup": "MixUp", "cutmix": "CutMix"}  # our name -> torchvision's
 
 
 class Objective(Protocol):
-    """A loss over a batch. passes: train-mode passes an image, without those of the perturbation."""
+    """A loss over a batch. passes: train-mode passes per image, without those of the perturbation."""
 
     passes: int
 
@@ -39,7 +39,7 @@ def divergence(logits: Tensor, others: Tensor) -> Tensor:
 
 
 def answers(model: nn.Module, a: Tensor, y: Tensor, perturbation: Perturbation) -> Tensor:
-    """Train-mode logits [N,classes] at the perturbed images a, which the perturbation is told of (BulletTrain)."""
+    """Train-mode logits [N,classes] at the perturbed images a; perturbation.learn gets them (BulletTrain)."""
     logits = training_logits(model, a)
     perturbation.learn(logits.detach(), y)
     return logits
@@ -47,7 +47,11 @@ def answers(model: nn.Module, a: Tensor, y: Tensor, perturbation: Perturbation) 
 
 @dataclass(frozen=True)
 class Plain:
-    """Mean CE(f(a), y), a = perturbation(x): ERM with Clean(), adversarial training (Madry et al.) with PGD."""
+    """Mean CE(f(a), y), a = perturbation(x): ERM with Clean(), adversarial training (Madry et al.) with PGD.
+
+    >>> sk.LearnRecipe(sk.PGD(4)).objective
+    Plain()
+    """
 
     passes = 1
 
@@ -58,7 +62,7 @@ class Plain:
 
 
 class TwoBatches:
-    """Base of the objectives below: clean and perturbed images as two train-mode batches, and one weight.
+    """Base of TRADES, MART and RSR: clean and perturbed images as two train-mode batches, and one weight.
 
         loss(f(x), f(a), y),   a = perturbation(x)
 
@@ -91,8 +95,11 @@ class Trades(TwoBatches):
 
         mean CE(f(x), y) + beta KL(f(x) || f(a)),   a = perturbation climbing KL(f(x) || f(.)), not CE(f(.), y)
 
-    Two train-mode passes an image and one forward pass in eval mode, for the prediction at x.
+    Two train-mode passes per image and one forward pass in eval mode, for the prediction at x.
     Source: Zhang et al., ICML 2019.
+
+    >>> sk.Trades(), sk.Trades().passes
+    (Trades(beta=6.0), 2)
     """
 
     beta: float = 6
@@ -111,8 +118,10 @@ class Mart(TwoBatches):
 
         mean -log q_y - log(1 - max over k != y of q_k) + beta (1 - p_y) KL(p || q)
 
-    p = softmax(f(x)), q = softmax(f(a)), a = perturbation(x). Two train-mode passes an image.
+    p = softmax(f(x)), q = softmax(f(a)), a = perturbation(x). Two train-mode passes per image.
     Source: Wang et al., ICLR 2020.
+
+        recipe = sk.LearnRecipe(sk.PGD(8), objective=sk.Mart(beta=5))
     """
 
     beta: float = 5
@@ -134,7 +143,7 @@ class Rsr(TwoBatches):
 
     W: the weights of convolutions and linear layers, without injected noise (weights.layer_weights). RSR as published
     uses a net with injected noise ("...+injected"); with lam 0 and a plain net this is the PGD training that RSR is
-    compared with. Two train-mode passes an image. Source: Rakin et al., 2019.
+    compared with. Two train-mode passes per image. Source: Rakin et al., 2019.
     """
 
     lam: float = 3e-4  # the best of three at a lesson's budget: results/rsr
@@ -152,9 +161,9 @@ class Mixed:
 
         mean CE(f(a), q),  q = l onehot(y) + (1 - l) onehot(y'),  a = perturbation(z), an ascent climbs CE(f(.), q)
         mixup:  z = l x + (1 - l) x'
-        cutmix: z = x with a box of x' in it, of 1 - l of the pixels; at the border it is cut, and l is what is left
+        cutmix: z = x with a box of x' in it that covers 1 - l of the pixels; a box cut by the border changes l
 
-    x', y': the image before x in the batch, which is shuffled. One l ~ Beta(alpha, alpha) and one box for the batch, as
+    x', y': the image before x in the (shuffled) batch. One l ~ Beta(alpha, alpha) and one box for the batch, as
     published. classes: the number of classes.
     Raises ValueError for another mixture, alpha <= 0, and BulletTrain as perturbation.
     Sources: Zhang et al., mixup, ICLR 2018; Yun et al., CutMix, ICCV 2019.
@@ -202,7 +211,7 @@ def mixed(x: Tensor, severity: int = 3, generator: Generator | None = None) -> T
     """AugMix of every image of x [N,C,H,W] in [0,1], by torchvision, in 8-bit levels on the CPU.
 
     all_ops=False leaves out brightness, contrast, colour and sharpness, because corrupted test images have them.
-    torchvision draws from torch's global generator, which is seeded from `generator` for this call and put back.
+    torchvision draws from torch's global generator, which is seeded from `generator` for this call and then restored.
     """
     levels = (255 * x).round().clamp(0, 255).to("cpu", torch.uint8)
     with seeded(drawn_seed(generator)):
@@ -223,12 +232,14 @@ class AugMix:
 
         mean CE(f(a), y) + weight * JS(f(a), f(mixed(a)), f(mixed(a))),   a = perturbation(x), with Clean() x itself
 
-    The images and their versions are one train-mode batch: three passes an image.
+    The images and their versions are one train-mode batch: three passes per image.
     mining: the form of BulletTrain. A forward pass in eval mode sorts the images; only boundary images get AugMix
-    versions, the others one pass and no consistency term. An image with versions counts as robust next time by the
-    share of them that is labelled right, one without as it was sorted.
+    versions, the others one pass and no consistency term. For the moving average an image with versions counts by the
+    share of them that is classified correctly, one without versions as it was sorted.
     Raises ValueError for a negative weight or a severity outside 1 to 10.
     Sources: Hendrycks et al., ICLR 2020; Hua et al., NeurIPS 2021, as this kit reads its text on AugMix.
+
+        recipe = sk.LearnRecipe(objective=sk.AugMix())
     """
 
     weight: float = 12
@@ -240,7 +251,7 @@ class AugMix:
         settle(self, weight=check_nonnegative, severity=partial(check_count, least=1, most=10))
 
     def _chosen(self, model: nn.Module, a: Tensor, y: Tensor) -> tuple[Tensor, int]:
-        """The indices of the images that get mixtures, and how many of the others count as robust."""
+        """The indices of the images that get AugMix versions, and how many of the others are robust."""
         if self.mining is None:
             return torch.arange(len(y), device=y.device), 0
         _, boundary, robust = self.mining.sort(predict(model, a).softmax(1), y)

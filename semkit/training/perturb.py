@@ -29,7 +29,7 @@ from semkit.nets.engine import input_gradient
 
 
 class Perturbation:
-    """Base of all perturbations. radius: in pixel levels. passes: input gradients an image.
+    """Base of all perturbations. radius: in pixel levels. passes: input gradients per image.
 
     whole_batch: True if the change of an image depends on the other images of its batch.
     """
@@ -39,11 +39,11 @@ class Perturbation:
     whole_batch = False
 
     def draw(self, x: Tensor, generator: Generator | None = None) -> Tensor:
-        """The random numbers that `apply` needs, a row for each image of x."""
+        """The random numbers that `apply` needs, one row per image of x."""
         raise NotImplementedError
 
     def apply(self, model: nn.Module, x: Tensor, y: Tensor, drawn: Tensor, target: Tensor | None = None) -> Tensor:
-        """The perturbed images, from x and the draws of these images."""
+        """The perturbed images, from x and their draws."""
         raise NotImplementedError
 
     def scaled(self, share: float) -> "Perturbation":
@@ -145,7 +145,7 @@ class PGD(Perturbation):
         return self.steps if self.radius else 0
 
     def draw(self, x: Tensor, generator: Generator | None = None) -> Tensor:
-        """Where the ascent starts, as an offset from x."""
+        """The start of the ascent as an offset from x."""
         if not (self.radius and self.random_start):
             return torch.zeros_like(x)
         return random_point(x, self.radius * LEVEL, self.norm, generator)
@@ -158,7 +158,7 @@ class PGD(Perturbation):
         x_adv = (x + drawn).clamp_(0, 1)
         for _ in range(self.steps):
             moved = ascent_direction(self.gradient(model, x_adv, goal), self.norm).mul_(step_size)
-            # In place: the images of a step stay where the processor has them at hand.
+            # In place, so that the images of a step stay in the processor's cache.
             x_adv = project(moved.add_(x_adv).sub_(x), radius, self.norm).add_(x).clamp_(0, 1)
         return x_adv
 
