@@ -119,7 +119,7 @@ def test_noise_of_less_than_a_level_is_refused_not_made_of_zeros():
     assert CraftRecipe(radius=0).radius == 0 and CraftRecipe(radius=1).radius == 1
 
 
-# -- SGD -----------------------------------------------------------------------------------------------------------------
+# -- SGD ---------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("fields", "words"), [
