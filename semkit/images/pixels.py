@@ -144,27 +144,18 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
-class _Box(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(x)
-        return x.clamp(0, 1)
-
-    @staticmethod
-    def backward(ctx, slope: torch.Tensor) -> torch.Tensor:
-        [x] = ctx.saved_tensors
-        ends = torch.finfo(x.dtype)
-        # The gradient is 0 from these ends on, so they are the nearest numbers outside [0, 1].
-        return torch.ops.aten.hardtanh_backward(slope, x, -ends.tiny, 1 + ends.eps)
-
-
 def box(x: torch.Tensor) -> torch.Tensor:
     """Clip x to [0, 1]; the gradient is 1 inside and at the ends, 0 outside.
 
-    Not clamp, because its gradient at the ends differs between versions of torch. Where it is 0, noise that starts
-    from zero never leaves a black or white value.
+    Not clamp, because its gradient at the ends differs between versions of torch. With 0 there, noise that starts from
+    zero would never leave a black or white value.
+
+    >>> x = torch.tensor([-0.5, 0.0, 0.5, 1.0, 1.5], requires_grad=True)
+    >>> torch.autograd.grad(box(x).sum(), x)[0].tolist()
+    [0.0, 1.0, 1.0, 1.0, 0.0]
     """
-    return _Box.apply(x) if x.requires_grad else x.clamp(0, 1)
+    clipped = x.detach().clamp(0, 1)
+    return torch.where(x == clipped, x, clipped) if x.requires_grad else clipped
 
 
 def to_float(images: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:

@@ -8,6 +8,12 @@ import torch
 from semkit.images.imageset import ImageSet, Split
 
 SIZE = 32
+# More variety and clutter and less contrast make the shapes slower to learn.
+CONTRAST = (0.42, 0.82)  # the largest step of a channel from the background, on the [0, 1] scale
+SCALE = (9, 13)  # half the width of a shape in pixels
+TURN, STRETCH = 0.35, 0.2  # largest rotation in radians, largest log of the stretch
+WAVES, CLUTTER = 0.08, 2  # amplitude of the background's waves, number of its ellipses
+HAZE = 0.25  # share of grey blended over the picture: less contrast, so noise of a given radius counts for more
 # Each shape is the set f <= 0 in its own frame, where it fills about [-1, 1] x [-1, 1].
 SHAPES = {
     "bar": lambda u, v: np.maximum(np.abs(u) - 1.1, np.abs(v) - 0.3),
@@ -47,57 +53,41 @@ def _cover(f, u, v, half) -> np.ndarray:
     return np.clip(0.5 - f(u, v) * half, 0, 1)[..., None]
 
 
-def _background(rng, n: int, waves: float, clutter: int) -> np.ndarray:
-    """A colour, two plane waves over it, and a few faint ellipses."""
+def _background(rng, n: int) -> np.ndarray:
+    """A colour, two plane waves over it, and CLUTTER faint ellipses."""
     y, x = np.mgrid[:SIZE, :SIZE].astype(np.float32) / SIZE
     image = _between(rng, n, 0.15, 0.85, 3) + np.zeros((n, SIZE, SIZE, 3), np.float32)
     for _ in range(2):
         kx, ky, phase = (2 * np.pi * _between(rng, n, -3, 3) for _ in range(3))
-        image += np.sin(kx * x + ky * y + phase)[..., None] * _between(rng, n, -waves, waves, 3)
-    for _ in range(clutter):
+        image += np.sin(kx * x + ky * y + phase)[..., None] * _between(rng, n, -WAVES, WAVES, 3)
+    for _ in range(CLUTTER):
         u, v, half = _frame(rng, n, (1, 3.5), np.pi, 0.8)
         image += _cover(lambda u, v: np.hypot(u, v) - 1, u, v, half) * _between(rng, n, -0.3, 0.3, 3)
     return image
 
 
-def draw(
-    labels: np.ndarray,
-    rng: np.random.Generator,
-    *,
-    contrast: tuple[float, float] = (0.42, 0.82),
-    scale: tuple[float, float] = (9, 13),
-    turn: float = 0.35,
-    stretch: float = 0.2,
-    waves: float = 0.08,
-    clutter: int = 2,
-    haze: float = 0.25,
-) -> np.ndarray:
-    """uint8 images [n,SIZE,SIZE,3] of the shapes that labels [n] name.
-
-    contrast: the largest step of a channel from the background, on the [0, 1] scale. scale: half the width in pixels.
-    turn: largest rotation in radians. haze: share of grey blended over the picture; it lowers the contrast, so noise of
-    a given radius counts for more. More variety and clutter and less contrast make the shapes slower to learn.
-    """
+def _drawn(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """uint8 images [n,SIZE,SIZE,3] of the shapes that labels [n] name."""
     n = len(labels)
-    image = _background(rng, n, waves, clutter)
-    u, v, half = _frame(rng, n, scale, turn, stretch)
+    image = _background(rng, n)
+    u, v, half = _frame(rng, n, SCALE, TURN, STRETCH)
     cover = np.zeros((n, SIZE, SIZE, 1), np.float32)
     for k, f in enumerate(SHAPES.values()):
         mine = labels == k
         cover[mine] = _cover(f, u[mine], v[mine], half[mine])
     step = rng.normal(size=(n, 1, 1, 3)).astype(np.float32)
-    step *= _between(rng, n, *contrast, 1) / np.abs(step).max(-1, keepdims=True)
+    step *= _between(rng, n, *CONTRAST, 1) / np.abs(step).max(-1, keepdims=True)
     middle = image.mean((1, 2), keepdims=True)
     image += cover * np.where(np.abs(middle + step - 0.5) > 0.5, -step, step)  # towards the side with room
     image += rng.normal(0, 0.01, image.shape)
-    image = (1 - haze) * image.clip(0, 1) + haze / 2
+    image = (1 - HAZE) * image.clip(0, 1) + HAZE / 2
     return (image * 255).round().astype(np.uint8)
 
 
 @functools.lru_cache(maxsize=8)
 def _pixels(n: int, seed: int, part: int) -> torch.Tensor:
     """uint8 images [n,3,SIZE,SIZE], the classes in turn; cached, because a thousand take half a second."""
-    images = draw(np.arange(n) % len(SHAPES), np.random.default_rng((seed, part)))
+    images = _drawn(np.arange(n) % len(SHAPES), np.random.default_rng((seed, part)))
     return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
 
 
