@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from semkit.images.files import atomic_write, shown
 from semkit.images.pixels import check_radius
@@ -18,16 +18,6 @@ MODES = ("L", "LA", "RGB", "RGBA")
 _LARGEST_PROFILE = 1 << 20  # bytes; Pillow refuses to read a PNG with a larger colour profile
 BYTES_PER_PIXEL = 16  # peak memory of reading, protecting, writing and measuring an image
 _STRIP = 1 << 18  # pixels of a large image that are processed at once
-
-_UPRIGHT = {  # EXIF orientation -> how to turn the stored pixels upright
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 
 class UnreadableImage(ValueError):
@@ -49,9 +39,8 @@ def read_image(path: str | os.PathLike) -> Image.Image:
             raise ValueError("not a file" if os.path.exists(path) else "no such file")
         with _opened(path) as image:
             image.load()
-            upright = _UPRIGHT.get(_orientation(image))
-            image = _canonical(image)
-            return image.transpose(upright) if upright is not None else image
+            _turn_upright(image)
+            return _canonical(image)
     except UnidentifiedImageError:
         reason = "not in an image format that semkit reads" if os.path.getsize(path) else "the file is empty"
     except OSError as error:
@@ -81,11 +70,13 @@ def _opened(path: str | os.PathLike) -> Iterator[Image.Image]:
         yield image
 
 
-def _orientation(image: Image.Image) -> int:
+def _turn_upright(image: Image.Image) -> None:
     try:
-        return image.getexif().get(ExifTags.Base.Orientation, 1)
+        ImageOps.exif_transpose(image, in_place=True)
+    except MemoryError:
+        raise
     except Exception:  # broken EXIF does not make the pixels unreadable
-        return 1
+        pass
 
 
 def _canonical(image: Image.Image) -> Image.Image:
