@@ -216,7 +216,7 @@ def sound(path):
     cells = [new_code_cell(f"x{i} = {i}") for i in range(8)] + [
         new_code_cell("RADIUS = 8", outputs=[new_output("execute_result", {"text/html": page})]),
         new_code_cell(f"{MARK}\nprint('more:', 2 > 1)", outputs=[new_output("stream", text="more: True (+)\n")]),
-        new_code_cell("panels.sweep_panel(rows)"),
+        new_code_cell("panels.figure_panel(draw)"),
         new_code_cell("check_f(f)", outputs=[told("not attempted: write f")]),
         new_code_cell("f", metadata={"jupyter": {"source_hidden": True}}),
     ]

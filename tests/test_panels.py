@@ -21,7 +21,7 @@ from semkit.images.loading import load
 from semkit.lessons import craftrun as crafting
 from semkit.lessons.craftpanel import craft_panel
 from semkit.lessons.jobs import Job
-from semkit.lessons.panels import figure_panel, guess, quiz, sweep_panel
+from semkit.lessons.panels import figure_panel, guess, quiz
 from semkit.nets.engine import Engine
 from semkit.nets.lab import Lab
 from semkit.nets.models import build
@@ -34,12 +34,6 @@ from semkit.training.recipes import lasting, learn_recipe
 
 ENGINE = Engine("cpu", "float64")
 SPLIT = image_split(20)
-ROWS = [
-    {"method": method, "training_radius": radius, "seed": seed, "last": last + 0.01 * seed}
-    for method, at in {"clean": (0.9, 0.7, 0.6), "em": (0.2, 0.6, 0.5), "sem": (0.3, 0.3, 0.4)}.items()
-    for radius, last in zip((0, 2, 4), at, strict=True)
-    for seed in (0, 1)
-]
 
 
 @pytest.fixture
@@ -52,10 +46,6 @@ def panel(tmp_path):
 
 def workers():
     return [thread for thread in threading.enumerate() if thread.name == "semkit craft"]
-
-
-def alt(panel):
-    return re.search('alt="(.*?)"', panel.figure.value)[1]
 
 
 def stopped_at(panel, step):
@@ -550,21 +540,6 @@ def test_the_last_drawing_is_that_of_the_last_values_though_callbacks_come_on_tw
     panel.knobs["n"].value = 2
     first.join()
     assert 'alt="n is 2"' in panel.figure.value
-
-
-def test_a_sweep_panel_shows_the_methods_and_radii_that_are_chosen():
-    panel = sweep_panel(ROWS, title="rows", chance=0.1, caption="made by hand")
-    assert "made by hand" in panel.figure.value and "EM ERM 20 %" in alt(panel)
-    before = panel.figure.value
-    panel.knobs["methods"].value = ("clean", "sem")
-    assert panel.figure.value != before and ", EM" not in alt(panel) and "SEM ERM" in alt(panel)
-    panel.knobs["radii"].value = (2, 4)
-    assert "ERM" not in alt(panel) and "SEM AT 2" in alt(panel) and "SEM AT 4" in alt(panel)
-    with pytest.raises(ValueError, match="choose one method"):
-        panel.knobs["methods"].value = ()
-    assert "choose one method" in panel.status.value
-    with pytest.raises(ValueError, match="no rows"):
-        sweep_panel([], title="")
 
 
 # --- guesses and quizzes

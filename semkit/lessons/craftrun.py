@@ -16,7 +16,7 @@ from semkit.analysis import figures, pictures
 from semkit.analysis.canvas import as_html
 from semkit.analysis.cost import passes_of, seconds_of
 from semkit.analysis.report import cell
-from semkit.analysis.statistics import Rows, learner
+from semkit.analysis.statistics import learner
 from semkit.analysis.study import crafted_noise, learned_row
 from semkit.images.files import atomic_write, read_json, shown
 from semkit.images.imageset import ImageSet, Split, stratified_limit
@@ -248,13 +248,6 @@ def _read(path: Path) -> dict:
 def duration(seconds: float) -> str:
     """Seconds for people: "12 s", "3.4 min"."""
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.1f} min"
-
-
-def accuracies(rows: Rows) -> str:
-    """Rows of a grid in one sentence, means over seeds: the alternative text of their figure."""
-    means = pd.DataFrame(rows).groupby(["method", "training_radius"], sort=False)["last"].mean()
-    found = [f"{label_of(method)} {learner(r)} {100 * mean:.0f} %" for (method, r), mean in means.items()]
-    return f"Accuracy on clean test images: {', '.join(found)}"
 
 
 def strip_html(images: ImageSet, noise: torch.Tensor, what: Settings, caption: str) -> str:

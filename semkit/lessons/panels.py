@@ -9,10 +9,8 @@ from collections.abc import Callable, Mapping
 from typing import ClassVar
 
 import ipywidgets as widgets
-import pandas as pd
 
 from semkit.analysis.canvas import Figure, as_html
-from semkit.analysis.statistics import Rows, learner
 from semkit.images.files import one_line
 from semkit.lessons.answers import Reply
 
@@ -104,36 +102,6 @@ def film_panel(draw: Callable, frames: int) -> FigurePanel:
     widgets.link((panel.play, "value"), (panel.knobs["frame"], "value"))
     panel.view.children = panel.play, *panel.view.children
     return panel
-
-
-def sweep_panel(rows: Rows, *, title: str, chance: float | None = None, caption: str = "") -> FigurePanel:
-    """A panel over the rows of a grid: which methods and training radii the accuracy figure shows.
-
-    Raises ValueError without rows.
-    """
-    from semkit.analysis import figures  # late, because these take torch, which other panels need not
-    from semkit.lessons.craftrun import accuracies
-    from semkit.protections.methods import label_of
-
-    rows = pd.DataFrame(rows)
-    if rows.empty:
-        raise ValueError("there are no rows to show")
-    radii, methods = sorted(rows["training_radius"].unique().tolist()), rows["method"].unique().tolist()
-
-    def draw(methods: tuple, radii: tuple):
-        chosen = rows[rows["method"].isin(methods) & rows["training_radius"].between(*radii)]
-        if chosen.empty:
-            raise ValueError("choose one method or more")
-        return figures.accuracy_figure(chosen, chance=chance, title=title), accuracies(chosen), caption
-
-    names = [(label_of(method), method) for method in methods]
-    which = choice(widgets.SelectMultiple, "methods", options=names, value=methods, rows=min(len(methods), 9) + 1)
-    of = choice(
-        widgets.SelectionRangeSlider, f"training radius ({UNIT})", options=[(learner(r), r) for r in radii],
-        index=(0, len(radii) - 1), continuous_update=False,
-    )  # fmt: skip
-    of.layout.width = "40em"
-    return FigurePanel(draw, {"methods": which, "radii": of})
 
 
 class Question:
