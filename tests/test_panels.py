@@ -20,8 +20,7 @@ from semkit.images.imageset import Split
 from semkit.images.loading import load
 from semkit.lessons import craftrun as crafting
 from semkit.lessons.craftpanel import craft_panel
-from semkit.lessons.jobs import Job
-from semkit.lessons.panels import figure_panel, guess, quiz
+from semkit.lessons.panels import Job, figure_panel, guess, quiz
 from semkit.nets.engine import Engine
 from semkit.nets.lab import Lab
 from semkit.nets.models import build
@@ -158,12 +157,12 @@ def test_perturbation_radius_zero_is_no_perturbation():
 
 
 def test_a_run_counts_the_passes_that_were_predicted():
-    what, told, made = crafting.settings("sem", "quick", learners=True), [], []
-    found = crafting.run(SPLIT, what, lab=Lab(ENGINE, on_step=lambda *a: told.append(a) and False), on_made=made.append)
+    what, told = crafting.settings("sem", "quick", learners=True), []
+    made = [*crafting.run(SPLIT, what, lab=Lab(ENGINE, on_step=lambda *a: told.append(a) and False))]
     done = [metrics["done"] for *_, metrics in told]
     assert done == sorted(done) and done[-1] == what.passes(20)
-    assert [len(m.rows) for m in made] == [0, 1, 2, 3, 4] and made[-1] == found
-    assert [(row["method"], row["training_radius"]) for row in found.rows] == [
+    assert [len(m.rows) for m in made] == [0, 1, 2, 3, 4]
+    assert [(row["method"], row["training_radius"]) for row in made[-1].rows] == [
         ("sem", 0), ("clean", 0), ("sem", 4), ("clean", 4),
     ]  # fmt: skip
 

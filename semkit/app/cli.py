@@ -201,15 +201,6 @@ class Report:
             _say(json.dumps(values, indent=1, allow_nan=False), sys.stdout)
 
 
-def duration(seconds: float) -> str:
-    """Seconds in words.
-
-    >>> duration(42), duration(210)
-    ('42 s', '3.5 min')
-    """
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.1f} min"
-
-
 @contextlib.contextmanager
 def bars() -> Iterator:
     """An on_step(what, step, total, metrics) that draws a bar for each job and returns True after Ctrl-C.

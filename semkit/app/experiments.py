@@ -14,11 +14,12 @@ from semkit.analysis.report import as_objects, bench_tables, table, write_bench,
 from semkit.analysis.statistics import interval
 from semkit.analysis.study import crafted_noise, grid, grid_recipes, learned_net, learned_row
 from semkit.app.checking import protected_split
-from semkit.app.cli import Report, announce, bars, duration
+from semkit.app.cli import Report, announce, bars
 from semkit.app.folder import job
 from semkit.app.outputs import check_place, claim
 from semkit.countermeasures.registry import counter
 from semkit.countermeasures.transform import Transform
+from semkit.images.files import duration
 from semkit.images.imageset import ImageSet, Split, limit_test, not_among
 from semkit.images.loading import load
 from semkit.images.storage import Storage

@@ -29,6 +29,15 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
+def duration(seconds: float) -> str:
+    """Seconds in words.
+
+    >>> duration(42), duration(210)
+    ('42 s', '3.5 min')
+    """
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.1f} min"
+
+
 def is_image_name(name: str) -> bool:
     """Whether a file has the suffix of an image, in upper or lower case."""
     return name.lower().endswith(SUFFIXES)

@@ -13,12 +13,11 @@ from pathlib import Path
 
 import ipywidgets as widgets
 
-from semkit.images.files import shown
+from semkit.images.files import duration, shown
 from semkit.images.imageset import ImageSet, Split
 from semkit.lessons import craftrun as crafting
 from semkit.lessons.craftrun import History, Made, Progress, Settings
-from semkit.lessons.jobs import Job
-from semkit.lessons.panels import UNIT, WIDE, choice, display, failure, line, slider
+from semkit.lessons.panels import UNIT, WIDE, Job, choice, display, failure, line, slider
 from semkit.nets.lab import Lab, runs_folder
 from semkit.protections.methods import craft_recipe, label_of
 from semkit.protections.noise import save as save_noise
@@ -137,7 +136,7 @@ class CraftPanel:
         """Show what a run of the knobs' settings costs, and whether the table has it."""
         now, split, engine = self.settings(), self._splits[self.data.value], self._how[1].engine
         passes, seconds = now.passes(len(split.train)), crafting.seconds(now, split, engine)
-        took = "time not measured yet" if seconds is None else f"about {crafting.duration(self.seeds.value * seconds)}"
+        took = "time not measured yet" if seconds is None else f"about {duration(self.seeds.value * seconds)}"
         self.cost.value = f"cost: {self.seeds.value * passes:,} passes, {took} on {engine.device} in {engine.precision}"
         self.note.value = crafting.visible(now.recipe.radius)
         self.perturbation_radius.disabled = self.method.value == "em"
@@ -212,13 +211,15 @@ class CraftPanel:
             # a run that is resumed keeps its curves
             progress = self._progress.setdefault((data, repr(now.recipe), seed), Progress())
             how = dict(seed=seed, before=len(found) * each, lab=replace(lab, on_step=partial(on_step, progress)))
-            found.append(crafting.run(split, now, **how, on_made=partial(self._show, split, data, progress)))
+            for made in crafting.run(split, now, **how):
+                self._show(split, data, progress, made)
+            found.append(made)
         return found[0]
 
     def _tell(self, metrics: dict) -> None:
         self.progress.value = metrics["done"]
         reached = f", accuracy {100 * metrics['accuracy']:.1f} %" if metrics.get("accuracy") is not None else ""
-        took = crafting.duration(time.monotonic() - self._began)
+        took = duration(time.monotonic() - self._began)
         self.status.value = (
             f"<b>{self._at[1]}</b>: {self._at[0]}, loss {metrics['loss']:.2f}{reached}; "
             f"{metrics['done']:,} of {self.progress.max:,} passes after {took}"
@@ -242,7 +243,7 @@ class CraftPanel:
 
     def _end(self) -> None:
         self.run.disabled, self.stop.disabled = False, True
-        took = crafting.duration(time.monotonic() - self._began)
+        took = duration(time.monotonic() - self._began)
         step, job = self._at or ("the start", "nothing is lost")
         if self._job.error:
             self.status.value, self.progress.bar_style = failure(self._job.error), "danger"

@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
@@ -136,16 +136,8 @@ class Made:
     rows: tuple[dict, ...] = ()
 
 
-def run(
-    split: Split,
-    what: Settings,
-    *,
-    seed: int = 0,
-    before: int = 0,
-    lab: Lab | None = None,
-    on_made: Callable[[Made], object] = lambda made: None,
-) -> Made:
-    """Craft the noise and train the learners of `what`; on_made(made) is called after the noise and after each learner.
+def run(split: Split, what: Settings, *, seed: int = 0, before: int = 0, lab: Lab | None = None) -> Iterator[Made]:
+    """Craft the noise and train the learners of `what`: what is made so far, after the noise and after each learner.
 
     The metrics of lab.on_step include "done", the passes so far: `before` and those of this run. With lab.cache a
     stopped run goes on where it was when it is called again.
@@ -158,7 +150,7 @@ def run(
     counting = replace(lab, on_step=told)
     noise, cost = crafted_noise(split.train, what.recipe, seed=seed, lab=counting.doing(f"crafting, seed {seed}"))
     made, done = Made(what, seed, noise, cost["seconds"]), done + what.recipe.cost(n).total
-    on_made(made)
+    yield made
     sets = {what.method: split.train.with_noise(noise.levels), "clean": split.train}
     for (radius, recipe), (method, train) in product(what.learners.items(), sets.items()):
         kind = "clean" if method == "clean" else "protected"
@@ -166,8 +158,7 @@ def run(
         row = learned_row(train, split.test, recipe, seed=seed, lab=job)
         made = replace(made, rows=(*made.rows, {"method": method, "training_radius": radius, "seed": seed, **row}))
         done += recipe.cost(n).total
-        on_made(made)
-    return made
+        yield made
 
 
 def record(made: Made, split: Split, images: str, preset: str, progress: "Progress") -> dict:
@@ -243,11 +234,6 @@ def _read(path: Path) -> dict:
         return found | {"of": found["of"]}
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{shown(path)} is damaged; delete it, and its run is made again") from error
-
-
-def duration(seconds: float) -> str:
-    """Seconds for people: "12 s", "3.4 min"."""
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.1f} min"
 
 
 def strip_html(images: ImageSet, noise: torch.Tensor, what: Settings, caption: str) -> str:

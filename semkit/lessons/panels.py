@@ -1,10 +1,11 @@
-"""Figures with knobs, guesses and quizzes, and what every panel is made of.
+"""Figures with knobs, guesses and quizzes, and what every panel is made of: widgets, and a worker thread.
 
 JupyterLab calls back on two threads, so a drawing reads its knobs under a lock.
 """
 
 import html
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from typing import ClassVar
 
@@ -45,6 +46,84 @@ def failure(error: BaseException) -> str:
 def display(view: widgets.Widget, plain: str = "a panel: run this cell to use it", **how) -> dict:
     """What a notebook shows of a panel; a page without a kernel has only the plain text."""
     return {**view._repr_mimebundle_(**how), "text/plain": plain}
+
+
+class Job:
+    """A worker thread, one per name: a new Job of the same name stops the old one's worker and starts after it.
+
+    running: whether the worker is at work. result, error: what it returned or raised, else None.
+    """
+
+    _newest: ClassVar[dict[str, "Job"]] = {}  # of every name
+    _turns: ClassVar[dict[str, threading.Lock]] = defaultdict(
+        threading.Lock
+    )  # of every name: the worker at work has it
+    _lock = threading.RLock()
+
+    def __init__(self, name: str):
+        self.name, self.running, self.error, self.result = name, False, None, None
+        self._thread, self._cancel = None, threading.Event()
+        self._succeed()
+
+    def _succeed(self) -> None:
+        """Make this the newest job of its name and ask the one before to stop."""
+        with self._lock:
+            before = self._newest.get(self.name, self)
+            self._newest[self.name] = self
+            if before is not self:
+                before.cancel()
+
+    def start(self, work: Callable, begin: Callable = lambda: None, end: Callable = lambda: None) -> bool:
+        """Call begin(), then run work(cancelled) and end() in a thread; False, and nothing is done, if one is running.
+
+        cancelled() is True once the work should stop; it stops by returning or by raising Interrupted.
+        """
+        with self._lock:
+            if self.running:
+                return False
+            self._succeed()
+            self._cancel.clear()
+            self.running, self.error, self.result = True, None, None
+            begin()
+            how = dict(name=f"semkit {self.name}", daemon=True)
+            self._thread = threading.Thread(target=self._main, args=(work, end), **how)
+            self._thread.start()
+            return True
+
+    def _main(self, work: Callable, end: Callable) -> None:
+        from semkit.nets.lab import Interrupted  # takes torch, which panels without a worker need not
+
+        with self._turns[self.name]:
+            try:
+                self.result = work(self._cancel.is_set)
+            except Interrupted:
+                pass  # stopped as asked: neither error nor result
+            except BaseException as error:
+                self.error = error
+        with self._lock:
+            self.running = False
+            end()
+
+    def cancel(self) -> None:
+        """Ask the worker to stop at its next step, without waiting for it."""
+        self._cancel.set()
+
+    def wait(self, timeout: float | None = None):
+        """Wait for the worker and return its result; None if it was stopped or never started.
+
+        Raises the worker's own error, and TimeoutError after `timeout` seconds. Ctrl-C stops the worker too.
+        """
+        try:
+            if self._thread:
+                self._thread.join(timeout)
+        except KeyboardInterrupt:
+            self.cancel()
+            raise
+        if self.running:
+            raise TimeoutError(f"still running after {timeout:g} s")
+        if self.error:
+            raise self.error
+        return self.result
 
 
 class FigurePanel:
