@@ -3,8 +3,8 @@
 Rows are those of the designs `pairs` and `parts`. A pair is named "noise side/surrogate side".
 """
 
-from collections.abc import Iterable, Mapping
-from itertools import product
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain, product
 
 import numpy as np
 import pandas as pd
@@ -100,19 +100,13 @@ def lowered(rows: pd.DataFrame, net: str) -> pd.DataFrame:
 
 def draw_nets(rows: pd.DataFrame) -> Drawn:
     """What each part of its own noise does to a net, in % of the whole, a dot a seed; a panel a net."""
-    nets = rows.groupby("net", sort=False)["accuracy"].mean()
-    figure, told = new_figure(1.2 + 2.6 * len(nets), 3.2), []
-    panels = figure.subplots(1, len(nets), sharey=True, squeeze=False)[0]
-    for axes, (net, accuracy) in zip(panels, nets.items(), strict=True):
-        energy = rows[rows["net"] == net].groupby("part")["energy"].mean()
-        share = 100 * lowered(rows, net)
-        _dots(axes, share)
-        axes.set_xticks(range(len(PARTS)), [f"{part}\n{energy[part]:.0%}" for part in PARTS])
-        axes.set_title(f"{net}: {accuracy:.0%} right", fontsize="medium")
+    panels, told, what = {}, [], "part of the net's own noise, its share of the energy"
+    for net, mine in rows.groupby("net", sort=False):
+        share, energy = 100 * lowered(rows, net), mine.groupby("part")["energy"].mean()
         told.append(f"{net}: {', '.join(f'{part} {value:.0f} %' for part, value in share.mean().items())}")
-    panels[0].set_ylabel("fall of the loss (% of the whole's)")
-    figure.supxlabel("part of the net's own noise, its share of the energy", fontsize="medium")
-    legend(panels[-1], "seed")
+        names = {part: f"{part}\n{energy[part]:.0%}" for part in PARTS}
+        panels[f"{net}: {mine['accuracy'].mean():.0%} right"] = share.rename(columns=names)
+    figure = _dots_figure([panels], what, "fall of the loss (% of the whole's)")
     alt = f"How far each part of its own noise lowers a net's loss. {'; '.join(told)}"
     return figure, alt, f"Dots: {rows['seed'].nunique()} seeds. Right: on clean test images."
 
@@ -126,24 +120,15 @@ def draw_parts(rows: pd.DataFrame, noises: Mapping[str, torch.Tensor]) -> Drawn:
     rows: of the design `parts`. noises: method -> its noise, for the share of the energy below each part.
     """
     kinds = rows[rows["method"].isin(noises)].drop_duplicates(["training_radius", "method"])
-    figure, told = new_figure(1.2 + 2.6 * len(kinds), 3.4), []
-    panels = figure.subplots(1, len(kinds), sharey=True, squeeze=False)[0]
-    for axes, (radius, method) in zip(panels, kinds[["training_radius", "method"]].to_numpy(), strict=True):
-        there = rows[rows["training_radius"] == radius]["method"].unique()
+    panels, told = {}, []
+    for radius, method in kinds[["training_radius", "method"]].to_numpy():
+        there = set(rows[rows["training_radius"] == radius]["method"])
         names = {part: method if part == "whole" else f"{method}, {part}" for part in WHOLE}
-        names = {part: name for part, name in names.items() if name in there}
-        points = pd.DataFrame({part: 100 * protection(rows, name, radius) for part, name in names.items()})
-        _dots(axes, points)
-        axes.set_xticks(
-            range(len(names)),
-            [f"{part}\n{1 if part == 'whole' else part_share(noises[method], part):.0%}" for part in names],
-        )
-        axes.set_title(f"{label_of(method)}, {learner(radius)}", fontsize="medium")
-        means = ", ".join(f"{part} {value:.0f}" for part, value in points.mean().items())
-        told.append(f"{label_of(method)}, {learner(radius)}: {means}")
-    panels[0].set_ylabel("protection (points)")
-    figure.supxlabel("part of the noise, its share of the energy", fontsize="medium")
-    legend(panels[-1], "seed")
+        points = {part: 100 * protection(rows, name, radius) for part, name in names.items() if name in there}
+        title = f"{label_of(method)}, {learner(radius)}"
+        told.append(f"{title}: {', '.join(f'{part} {value.mean():.0f}' for part, value in points.items())}")
+        panels[title] = pd.DataFrame({_with_share(noises[method], part): value for part, value in points.items()})
+    figure = _dots_figure([panels], "part of the noise, its share of the energy", "protection (points)")
     return figure, f"Protection by parts of noise, mean points. {'; '.join(told)}", _recipe(rows)
 
 
@@ -151,14 +136,28 @@ def _with_share(noise: torch.Tensor, part: str) -> str:
     return f"{part}\n{1 if part == 'whole' else part_share(noise, part):.0%}"
 
 
-def _dots(axes, points: pd.DataFrame, *, joined: bool = False) -> None:
-    """A dot for each seed (line) and column of points, and the means as dashes; joined: a thin line a seed."""
-    for colour, (seed, values) in zip(SPARE, points.iterrows(), strict=False):
-        axes.plot(range(len(values)), values, "o-" if joined else "o", color=colour, lw=0.8, ms=5, label=f"{seed}")
-    axes.plot(range(points.shape[1]), points.mean(), "_", color="0.1", ms=18, mew=2, label="mean")
-    reference(axes.axhline, 0, "zero")
-    axes.set_xlim(-0.5, points.shape[1] - 0.5)
-    axes.grid(axis="y", alpha=0.3)
+def _dots_figure(
+    lines: Sequence[Mapping[str, pd.DataFrame]], xlabel: str, ylabel: str, *, joined: bool = False
+) -> Figure:
+    """Lines of panels, title -> points: a dot for each seed (row) and column, and the column's mean as a dash.
+
+    joined: a thin line joins the dots of a seed.
+    """
+    figure = new_figure(1.2 + 2.6 * len(lines[0]), 0.6 + 2.8 * len(lines))
+    grid = figure.subplots(len(lines), len(lines[0]), sharex="col", sharey="row", squeeze=False)
+    for axes, (title, points) in zip(grid.flat, chain(*(panels.items() for panels in lines)), strict=True):
+        for colour, (seed, values) in zip(SPARE, points.iterrows(), strict=False):
+            axes.plot(range(len(values)), values, "o-" if joined else "o", color=colour, lw=0.8, ms=5, label=f"{seed}")
+        axes.plot(range(points.shape[1]), points.mean(), "_", color="0.1", ms=18, mew=2, label="mean")
+        reference(axes.axhline, 0, "zero")
+        axes.set(xlim=(-0.5, points.shape[1] - 0.5), xticks=range(points.shape[1]), xticklabels=list(points))
+        axes.set_title(title, fontsize="medium")
+        axes.grid(axis="y", alpha=0.3)
+    for axes in grid[:, 0]:
+        axes.set_ylabel(ylabel)
+    figure.supxlabel(xlabel, fontsize="medium")
+    legend(grid[0, -1], "seed")
+    return figure
 
 
 def _recipe(rows: pd.DataFrame) -> str:
@@ -216,42 +215,36 @@ def effects(points: pd.DataFrame) -> pd.DataFrame:
 
 def draw_pairs(rows: pd.DataFrame) -> Drawn:
     """Protection of the nine pairs: a line of panels a learner, a panel a noise side."""
-    radii = sorted(rows["training_radius"].unique(), reverse=True)
-    figure, told = new_figure(9.2, 0.6 + 2.7 * len(radii)), []
-    grid = figure.subplots(len(radii), len(SIDES), sharex="col", sharey="row", squeeze=False)
-    for panels, radius in zip(grid, radii, strict=True):
-        points = protections(rows, radius)
-        for axes, noise in zip(panels, SIDES, strict=True):
-            _dots(axes, points[[f"{noise}/{surrogate}" for surrogate in SIDES]], joined=True)
-            axes.set_xticks(range(3), [f"{side}\n{PUBLISHED.get(f'{noise}/{side}', '')}" for side in SIDES])
-            axes.set_title(f"{learner(radius)}, noise side {noise}", fontsize="medium")
-        panels[0].set_ylabel("protection (points)")
+    lines, told = [], []
+    for radius in sorted(rows["training_radius"].unique(), reverse=True):
+        points, panels = protections(rows, radius), {}
+        for noise in SIDES:
+            names = {f"{noise}/{side}": f"{side}\n{PUBLISHED.get(f'{noise}/{side}', '')}" for side in SIDES}
+            panels[f"{learner(radius)}, noise side {noise}"] = points[list(names)].rename(columns=names)
+        lines.append(panels)
         means = ", ".join(f"{name} {value:.0f}" for name, value in points.mean().items())
         told.append(f"{learner(radius)}: {means}")
-    figure.supxlabel("surrogate side", fontsize="medium")
-    legend(grid[0, -1], "seed")
+    figure = _dots_figure(lines, "surrogate side", "protection (points)", joined=True)
     return figure, f"Protection of nine pairs, mean points. {'; '.join(told)}", _recipe(rows)
 
 
 def draw_effects(points: Mapping[str, pd.DataFrame]) -> Drawn:
     """What each of COMPARED adds, a panel a learner: its seeds as dots, and the intervals of both analyses."""
-    figure, told = new_figure(9.2, 2.9), []
-    panels = figure.subplots(1, len(points), sharey=True, squeeze=False)[0]
+    figure, told, looks = new_figure(9.2, 2.9), [], {"t over the seeds": ("0.5", "o"), "seed as block": ("0.1", "s")}
+    panels, places = figure.subplots(1, len(points), sharey=True, squeeze=False)[0], np.arange(len(COMPARED))
     for axes, (name, table) in zip(panels, points.items(), strict=True):
-        for place, found in enumerate(effects(table).to_dict("records")):
-            block = found["analysis"] == "seed as block"
-            at, look = place // 2 + 0.2 * (place % 2), dict(color="0.1" if block else "0.5", capsize=3)
-            bar = [[found["mean"] - found["low"]], [found["high"] - found["mean"]]]
-            label = found["analysis"] if place < 2 else None
-            axes.errorbar(found["mean"], at, xerr=bar, fmt="s" if block else "o", label=label, **look)
-            told.append(f"{name}, {found['compared']}, {found['analysis']}: {found['decision']}")
-        for place, compared in enumerate(COMPARED):
-            seeds = by_seed(table, compared)
-            axes.plot(seeds, np.full(len(seeds), place - 0.2), "x", color="0.3", label=None if place else "a seed")
+        found = effects(table)
+        told += [f"{name}, {row.compared}, {row.analysis}: {row.decision}" for row in found.itertuples()]
+        for below, (analysis, (colour, marker)) in enumerate(looks.items()):
+            mean, low, high = found.loc[found["analysis"] == analysis, ["mean", "low", "high"]].to_numpy().T
+            how = dict(fmt=marker, color=colour, capsize=3, label=analysis)
+            axes.errorbar(mean, places + 0.2 * below, xerr=(mean - low, high - mean), **how)
+        seeds = np.array([by_seed(table, compared) for compared in COMPARED])
+        axes.plot(seeds.T.ravel(), np.tile(places - 0.2, seeds.shape[1]), "x", color="0.3", label="a seed")
         axes.axvline(0, color="0.4", lw=1, ls=":")
         axes.set_title(name, fontsize="medium")
         axes.grid(axis="x", alpha=0.3)
-    panels[0].set_yticks(range(len(COMPARED)), COMPARED)
+    panels[0].set_yticks(places, COMPARED)
     panels[0].invert_yaxis()
     figure.supxlabel("points of protection, beyond none on that side", fontsize="medium")
     legend(panels[-1])
@@ -277,11 +270,8 @@ def draw_curves(rows: pd.DataFrame, training_radius: float) -> Drawn:
     legend(grid[0, -1], "seed")
     last = rows.groupby("method")["last"].mean()
     told = ", ".join(f"{name} {100 * last[name]:.0f} %" for name in ("clean", *PAIRS))
-    return (
-        figure,
-        f"Learning curves, last mean accuracy: {told}",
-        f"{learner(training_radius)}; {_recipe(rows)} Grey: clean.",
-    )
+    caption = f"{learner(training_radius)}; {_recipe(rows)} Grey: clean."
+    return figure, f"Learning curves, last mean accuracy: {told}", caption
 
 
 def beats(points: pd.DataFrame, one: str, other: str) -> bool:
