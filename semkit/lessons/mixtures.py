@@ -32,17 +32,6 @@ LINES = {  # column of `accuracies` -> label, colour, marker, line style
 CLASSES = {1: ("#0072B2", "+", "y = +1"), -1: ("#E69F00", "x", "y = \N{MINUS SIGN}1")}
 
 
-def eigenvalues(d: int, a: float) -> np.ndarray:
-    """[d]: 1 + 2 a cos(i pi / (d + 1)), i = 1 ... d, of the matrix with 1 on its diagonal and a beside it."""
-    return 1 + 2 * a * np.cos(np.arange(1, d + 1) * np.pi / (d + 1))
-
-
-def eigenvectors(d: int) -> np.ndarray:
-    """[d,d]: sqrt(2 / (d + 1)) sin(i j pi / (d + 1)); symmetric, its own inverse, the same for every a."""
-    i = np.arange(1, d + 1)
-    return math.sqrt(2 / (d + 1)) * np.sin(np.outer(i, i) * np.pi / (d + 1))
-
-
 @dataclass(frozen=True)
 class Mixture:
     """Classes y = +1 and -1, equally often: clean x ~ N(y mu, I_d), protected A_y x ~ N(y A_y mu, A_y^2).
@@ -70,6 +59,11 @@ class Mixture:
     def mu(self) -> np.ndarray:
         return np.full(self.d, self.norm / math.sqrt(self.d))
 
+    def matrix(self, y: int) -> np.ndarray:
+        """A_y [d,d], the filter of class y: 1 on the diagonal and a_y beside it."""
+        a = self.a_plus if y > 0 else self.a_minus
+        return np.eye(self.d) + a * (np.eye(self.d, k=1) + np.eye(self.d, k=-1))
+
     def draw(self, n: int, seed: int | np.random.Generator = 0) -> tuple[np.ndarray, np.ndarray]:
         """Draw n clean points x [n,d] and their classes y [n]."""
         rng = np.random.default_rng(seed)
@@ -90,16 +84,9 @@ def bayes_rule(mixture: Mixture) -> tuple[np.ndarray, np.ndarray, float]:
 
     x'Ax + b'x + c is twice the log likelihood ratio.
     """
-    q = eigenvectors(mixture.d)
-    quadratic, linear, c = _diagonal_rule(mixture)
-    return (q * quadratic) @ q, q @ linear, c
-
-
-def _diagonal_rule(mixture: Mixture) -> tuple[np.ndarray, np.ndarray, float]:
-    """The Bayes rule in the basis of the eigenvectors: the diagonal of A, b and c."""
-    minus, plus = (eigenvalues(mixture.d, a) for a in (mixture.a_minus, mixture.a_plus))
-    nu = eigenvectors(mixture.d) @ mixture.mu
-    return minus**-2 - plus**-2, 2 * (1 / minus + 1 / plus) * nu, 2 * float(np.log(minus / plus).sum())
+    minus, plus = (np.linalg.inv(mixture.matrix(y)) for y in (-1, 1))
+    c = 2 * (np.linalg.slogdet(plus).logabsdet - np.linalg.slogdet(minus).logabsdet)
+    return minus @ minus - plus @ plus, 2 * (minus + plus) @ mixture.mu, float(c)
 
 
 def decide(rule: tuple[np.ndarray, np.ndarray, float], x: np.ndarray) -> np.ndarray:
@@ -134,14 +121,15 @@ def probability_positive(quadratic: np.ndarray, linear: np.ndarray, constant: fl
 def accuracy(mixture: Mixture, *, protected: bool) -> float:
     """Accuracy of the Bayes rule of protected data, on protected or on clean data.
 
-    In the basis of the eigenvectors the rule is a sum over independent coordinates: see probability_positive.
+    Points of a class are m + S z with z ~ N(0, I), so the rule is a quadratic form in z, and in the basis of its
+    eigenvectors a sum over independent coordinates: see probability_positive.
     """
-    a, b, c = _diagonal_rule(mixture)
-    nu, right = eigenvectors(mixture.d) @ mixture.mu, []
-    for y, strength in ((1, mixture.a_plus), (-1, mixture.a_minus)):
-        scale = eigenvalues(mixture.d, strength) if protected else np.ones(mixture.d)
-        m = y * scale * nu  # the mean of the class; its coordinates are m + scale z
-        right.append(probability_positive(y * a * scale**2, y * (2 * a * m + b) * scale, y * (c + (a * m + b) @ m)))
+    (a, b, c), right = bayes_rule(mixture), []
+    for y in (1, -1):
+        s = mixture.matrix(y) if protected else np.eye(mixture.d)
+        m = y * s @ mixture.mu
+        quadratic, q = np.linalg.eigh(s @ a @ s)
+        right.append(probability_positive(y * quadratic, y * (q.T @ s @ (2 * a @ m + b)), y * (c + (a @ m + b) @ m)))
     return sum(right) / 2
 
 
@@ -191,8 +179,7 @@ def _draw_plane(axes, mixture: Mixture, points: int = 300) -> None:
     side, turn = np.linspace(-reach, reach, 161), np.linspace(0, 2 * np.pi, 100)
     for label, (colour, marker, name) in CLASSES.items():
         axes.plot(*x[y == label].T, marker, color=colour, ms=4, alpha=0.7, label=f"clean, {name}")
-        a = mixture.a_plus if label > 0 else mixture.a_minus
-        matrix = np.array([[1, a], [a, 1]])
+        matrix = mixture.matrix(label)
         rim = label * matrix @ mixture.mu + 2 * np.stack([np.cos(turn), np.sin(turn)], 1) @ matrix
         axes.plot(*rim.T, color=colour, lw=1, ls="--", label=f"filtered, {name} (2 s.d.)")
     grid = np.stack(np.meshgrid(side, side), -1).reshape(-1, 2)
