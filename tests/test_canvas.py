@@ -122,6 +122,13 @@ def test_images_keep_their_colours_on_the_page_and_a_drawing_is_small():
     assert len(canvas.as_html(drawn(), "alt")) < 40_000
 
 
+def test_a_live_figure_is_an_svg_of_the_same_place_and_text():
+    (_, kept), (_, live) = (Page(canvas.as_html(drawn(), "alt", live=live)).tags for live in (False, True))
+    kind, data = live[1]["src"].split(";base64,")
+    assert kind == "data:image/svg+xml" and b"<svg" in base64.b64decode(data)
+    assert (live[1]["alt"], live[1]["style"]) == (kept[1]["alt"], kept[1]["style"])
+
+
 def page_picture(page):
     _, image = Page(page).tags[1]
     with Image.open(io.BytesIO(base64.b64decode(image["src"].split(",")[1]))) as picture:

@@ -19,6 +19,7 @@ from semkit.analysis.study import crafted_noise
 from semkit.images.imageset import Split
 from semkit.images.loading import load
 from semkit.lessons import craftrun as crafting
+from semkit.lessons import twopixels
 from semkit.lessons.craftpanel import craft_panel
 from semkit.lessons.panels import Job, figure_panel, guess, quiz
 from semkit.nets.engine import Engine
@@ -505,6 +506,22 @@ def test_a_figure_panel_draws_with_the_values_of_its_knobs():
     slider.value, kind.value = 6, "b"
     assert seen == [(4, "a"), (6, "a"), (6, "b")]
     assert 'alt="alt 6 b"' in panel.figure.value and "caption</figcaption>" in panel.figure.value
+
+
+def test_a_knob_changes_its_figure_in_hardly_more_time_than_it_takes_to_draw_it():
+    def seconds(work):
+        """Of a core, the least of several times, because others may work beside."""
+        took = []
+        for _ in range(6):
+            began = time.process_time()
+            work()
+            took.append(time.process_time() - began)
+        return min(took)
+
+    panel = figure_panel(twopixels.draw_world, radius=widgets.FloatSlider(0.5), rho=widgets.FloatSlider(0.1))
+    drawing = seconds(lambda: twopixels.draw_world(0.5, 0.1)[0].canvas.draw())
+    redrawing = seconds(panel.redraw)
+    assert redrawing < 0.3 * 2 and redrawing < 2 * drawing
 
 
 def test_an_error_of_a_drawing_is_shown_and_raised():

@@ -227,8 +227,8 @@ class CraftPanel:
 
     def _draw_unfinished(self, progress: Progress, train: ImageSet, now: Settings, at: tuple, metrics: dict) -> None:
         progress.look(at[0], metrics["surrogate"], train, metrics["noise"])
-        self.losses.value, caption = progress.html(at[1]), "unfinished: step {} of {}".format(*at)
-        self.strip.value = crafting.strip_html(train, metrics["noise"], now, caption)
+        strip = crafting.strip_html(train, metrics["noise"], now, "unfinished: step {} of {}".format(*at))
+        self.losses.value, self.strip.value = progress.html(at[1]), strip  # both at once, because both name the step
 
     def _show(self, split: Split, data: str, progress: Progress, made: Made) -> None:
         """Remember what a run has made so far, and show it as B in place of the pictures of the unfinished run."""
