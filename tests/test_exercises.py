@@ -74,7 +74,7 @@ def one_number(loss, x, radius, draws):
 
 
 BROKEN_STABILITY = {
-    "1 times: once a draw are 5": lambda loss, x, radius, draws: -loss(Uniform(radius)(None, x, None)),
+    "1 times, and needs 5": lambda loss, x, radius, draws: -loss(Uniform(radius)(None, x, None)),
     "loss was asked at": with_u(lambda x, radius: Uniform(radius)(None, x, None)[0]),
     "clip them": with_u(lambda x, radius: x + radius * LEVEL * (2 * torch.rand_like(x) - 1)),
     "reaches 255 levels of 1/255": with_u(lambda x, radius: box(x + radius * (2 * torch.rand_like(x) - 1))),
@@ -192,7 +192,7 @@ def one_draw(gradient, x, delta, recipe):
 
 right_sem_step = sem_step_with()
 BROKEN_SEM_STEP = {
-    "1 times: once a draw are 3": lambda gradient, x, delta, recipe: right_sem_step(
+    "1 times, and needs 3": lambda gradient, x, delta, recipe: right_sem_step(
         gradient, x, delta, replace(recipe, samples=1)
     ),
     "gradient was asked at": sem_step_with(start=lambda x, delta: box(x + delta)[0]),

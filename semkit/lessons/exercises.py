@@ -153,7 +153,7 @@ def check_partial(partial: Callable) -> str:
     out_of_one = (xy - xz * yz) / (1 - np.array([xz, yz]) ** 2) ** 0.5
     assert np.abs(mine - out_of_one).min() > 1e-6, "z was taken out of one of the two only"
     assert abs(mine - wanted) < 1e-6, f"with z fixed it is {wanted:.2f}, not {mine:.2f}: a line has slope and intercept"
-    return f"the plain correlation is {xy:.2f}, with z fixed {wanted:.2f}"
+    return f"in the checker's test data the plain correlation is {xy:.2f}, and {wanted:.2f} with z fixed"
 
 
 @checker(
@@ -258,7 +258,7 @@ def check_rem_step(rem_step: Callable) -> str:
 
 def _check_draws(what: str, seen: list[torch.Tensor], z: torch.Tensor, radius: float, draws: int) -> None:
     """Raises AssertionError unless `seen` are `draws` images box(z + u), each u fresh and uniform within the radius."""
-    assert len(seen) == draws, f"it asks for the {what} {len(seen)} times: once a draw are {draws} times"
+    assert len(seen) == draws, f"it asks for the {what} {len(seen)} times, and needs {draws}: once for each draw"
     found = torch.stack(seen)
     assert found.shape[1:] == z.shape, f"the {what} was asked at {list(found.shape[1:])}, not at {list(z.shape)}"
     assert 0 <= found.min() and found.max() <= 1, "perturbed images leave [0, 1]: clip them to the box"
