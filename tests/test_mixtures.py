@@ -180,7 +180,7 @@ def test_the_lines_are_the_accuracies_over_the_dimension_and_the_chosen_one_is_m
     for name in NAMES:
         assert tuple(np.round([100 * accuracies(d, 1, 0, 0.5)[name] for d in DIMENSIONS], 6)) in drawn
     assert any(list(line.get_xdata()) == [10, 10] for line in figure.axes[1].lines)
-    assert [axes.get_title() for axes in figure.axes] == ["two dimensions", "and more of them"]
+    assert [axes.get_title() for axes in figure.axes] == ["two dimensions", "more dimensions"]
     assert collisions(figure)[1] == [] and "a = 0 and 0.5" in figure.get_suptitle()
     with pytest.raises(ValueError, match="a_plus must be in"):
         mixture_figure(2, 1, 0, 0.6)
