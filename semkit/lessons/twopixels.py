@@ -210,7 +210,9 @@ def draw_compared(rows: pd.DataFrame) -> tuple[Figure, str, str]:
     axes.set(xlabel="rho, radius of adversarial training (0: ERM)", ylabel="accuracy on clean test images (%)")
     axes.grid(alpha=0.3)
     _legend(axes)
-    how = "Lines: closed form. Bars: Monte-Carlo, 3 standard errors. Crosses: robust logistic regression."
+    how = (
+        "Lines: closed form. Bars: Monte-Carlo, 3 standard errors. Crosses: adversarially trained logistic regression."
+    )
     return figure, f"Accuracy over rho. {'; '.join(told)}", how
 
 
