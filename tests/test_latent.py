@@ -13,7 +13,6 @@ from semkit.lessons.latent import (
     Latent,
     accuracy,
     best,
-    gap,
     gaps,
     latent_model,
     rule,
@@ -146,7 +145,7 @@ def test_the_gap_falls_with_the_latent_dimension_and_monte_carlo_agrees(labels):
 
 def test_without_growing_factors_the_gap_stays():
     kept = stats.norm.cdf(2) - stats.norm.cdf(1.5)
-    rows = {c: gap(512, 8, 0.5, contrast=c) for c in ("pixel", "factor")}
+    rows = {c: gaps(512, 0.5, ratios=[1 / 64], contrast=c).iloc[0] for c in ("pixel", "factor")}
     assert rows["factor"]["gap"] == pytest.approx(kept, rel=0.15) and rows["pixel"]["gap"] < kept / 5
 
 
@@ -166,7 +165,7 @@ def test_contrast_is_what_is_held_fixed():
         (lambda: latent_model(0, 1), "the dimension d must be a whole number >= 1, got 0"),
         (lambda: latent_model(4, 5), "1 <= k <= d"),
         (lambda: gaps(10, 0.5), "the latent dimension k must be a whole number >= 1, got 2.5"),
-        (lambda: gap(8, 2, 0.5, samples=1.5), "samples must be a whole number >= 1, got 1.5"),
+        (lambda: gaps(8, 0.5, ratios=[1 / 4], samples=1.5), "samples must be a whole number >= 1, got 1.5"),
         (lambda: latent_model(4, 2, norm=0), "norm must be a finite number > 0, got 0"),
         (lambda: latent_model(4, 2, contrast="eye"), "contrast must be one of pixel, factor, got 'eye'"),
         (lambda: latent_model(4, 2, labels="logit"), "labels must be one of mixture, probit, got 'logit'"),

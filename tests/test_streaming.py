@@ -19,11 +19,11 @@ from PIL import Image
 from semkit.app.checking import protected_split
 from semkit.countermeasures.registry import counter
 from semkit.images import storage
+from semkit.images.corruptions import corrupted
 from semkit.images.loading import load
 from semkit.images.picture import BYTES_PER_PIXEL, apply_noise, read_image, write_png
 from semkit.images.quality import Quality, difference
 from semkit.images.storage import Storage, read_tensors, write_tensors, zeros
-from semkit.lessons.corruptions import corrupted
 from semkit.nets.engine import Engine
 from semkit.nets.lab import Lab
 from semkit.protections.crafting import CraftRecipe, Interrupted, craft

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -195,49 +196,44 @@ def sampled(
     return share_of(hits, samples)
 
 
-def gap(
+def gaps(
     d: int,
-    k: int,
     epsilon: float,
     *,
+    ratios: Sequence[float] = RATIOS,
     norm: float = 2.0,
     labels: str = "mixture",
     contrast: str = "pixel",
     samples: int = 0,
-    seed: int = 0,
-) -> dict:
-    """A row: labels, contrast, d, k, ratio k/d, epsilon, norm, seed, and the accuracies of the best rules
+    seeds: Sequence[int] = (0,),
+) -> pd.DataFrame:
+    """Rows of what robustness costs, one for each ratio k / d and each seed, which draws its own W, with the accuracies
 
         standard: the best rule without attack        robust: the best rule under attack, attacked
         cautious: the latter without attack           gap: standard - robust
 
     With samples > 0 also Monte Carlo estimates and standard errors: standard_sampled, standard_error, and so on.
-    """
-    model = latent_model(d, k, norm=norm, labels=labels, contrast=contrast, seed=seed)
-    d, k = model.W.shape
-    (plain, standard), (guarded, robust) = best(model), best(model, epsilon)
-    row = {
-        "labels": labels, "contrast": contrast, "d": d, "k": k, "ratio": k / d, "epsilon": epsilon,
-        "norm": norm, "seed": seed, "standard": standard, "robust": robust, "cautious": accuracy(model, guarded),
-        "gap": standard - robust,
-    }  # fmt: skip
-    if samples:
-        of = {"standard": (plain, 0), "robust": (guarded, epsilon), "cautious": (guarded, 0)}
-        for i, (name, what) in enumerate(of.items()):
-            row[f"{name}_sampled"], row[f"{name}_error"] = sampled(model, *what, samples=samples, seed=(seed, k, i))
-        row["gap_sampled"] = row["standard_sampled"] - row["robust_sampled"]
-        row["gap_error"] = math.hypot(row["standard_error"], row["robust_error"])
-    return row
-
-
-def gaps(
-    d: int, epsilon: float, *, ratios: Sequence[float] = RATIOS, seeds: Sequence[int] = (0,), **how
-) -> pd.DataFrame:
-    """Rows gap(d, ratio * d, epsilon, seed=seed, **how) of every ratio k / d and seed; each seed draws its own W.
-
     Raises ValueError unless ratio * d is a whole number from 1 to d.
     """
-    return pd.DataFrame([gap(d, ratio * d, epsilon, seed=seed, **how) for ratio in ratios for seed in seeds])
+    rows = []
+    for ratio, seed in product(ratios, seeds):
+        model = latent_model(d, ratio * d, norm=norm, labels=labels, contrast=contrast, seed=seed)
+        k = len(model.mu)
+        (plain, standard), (guarded, robust) = best(model), best(model, epsilon)
+        row = {
+            "labels": labels, "contrast": contrast, "d": d, "k": k, "ratio": k / d, "epsilon": epsilon, "norm": norm,
+            "seed": seed, "standard": standard, "robust": robust, "cautious": accuracy(model, guarded),
+            "gap": standard - robust,
+        }  # fmt: skip
+        of = {"standard": (plain, 0), "robust": (guarded, epsilon), "cautious": (guarded, 0)} if samples else {}
+        for i, (name, what) in enumerate(of.items()):
+            row[f"{name}_sampled"], row[f"{name}_error"] = sampled(model, *what, samples=samples, seed=(seed, k, i))
+        rows.append(row)
+    rows = pd.DataFrame(rows)
+    if samples:
+        rows["gap_sampled"] = rows["standard_sampled"] - rows["robust_sampled"]
+        rows["gap_error"] = np.hypot(rows["standard_error"], rows["robust_error"])
+    return rows
 
 
 @checker(

@@ -15,9 +15,9 @@ from torch import nn
 
 from semkit.analysis.canvas import Figure, legend, new_figure, reference, styles, titled
 from semkit.analysis.statistics import Rows
+from semkit.images.corruptions import KINDS, corrupted
 from semkit.images.imageset import ImageSet, Split
 from semkit.lessons.answers import checker
-from semkit.lessons.corruptions import KINDS, corrupted
 from semkit.nets import models
 from semkit.nets.engine import Engine, step_down
 from semkit.nets.lab import Lab, as_json, as_net, kept
