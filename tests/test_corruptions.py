@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 from scipy import ndimage
 
+from semkit.images import corruptions
 from semkit.images.corruptions import KINDS, SEVERITIES, corrupted
 from semkit.images.imageset import ImageSet
 from semkit.images.loading import load
-from semkit.lessons import corruptions
 
 RANDOM = {
     "gaussian_noise", "shot_noise", "impulse_noise", "glass_blur", "motion_blur", "snow", "frost", "fog",

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from functools import partial, wraps
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 if TYPE_CHECKING:
     from torch import Tensor  # late below, because a lesson about two pixels needs no torch
 
@@ -70,6 +72,12 @@ def check_tensor(mine: object, like: "Tensor") -> None:
     assert isinstance(mine, Tensor), f"it returns {type(mine).__name__}, not a tensor"
     assert mine.shape == like.shape, f"it returns the shape {list(mine.shape)}; asked for is {list(like.shape)}"
     assert mine.dtype == like.dtype, f"it returns {mine.dtype}; asked for is {like.dtype}"
+
+
+def reject(mine: object, mistakes: Mapping[str, object], tolerance: float = 1e-6) -> None:
+    """Raises AssertionError with the first text whose mistaken answer, a number or an array, is `mine`."""
+    for why, wrong in mistakes.items():
+        assert not np.allclose(mine, wrong, rtol=0, atol=tolerance), why
 
 
 def _is_starter(answer: object) -> bool:

@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 
 from semkit.images.pixels import LEVEL
-from semkit.lessons.answers import check_tensor, checker
+from semkit.lessons.answers import check_tensor, checker, reject
 from semkit.lessons.surrogates import objection
 from semkit.protections.crafting import CraftRecipe
 from semkit.training.perturb import PGD, Clean, Perturbation, Uniform
@@ -35,13 +35,12 @@ def check_points_lost(points_lost: Callable) -> str:
     )  # fmt: skip
     mine = points_lost(rows.copy())
     assert np.ndim(mine) == 0, "it returns many numbers: the mean over seeds is one number"
-    for wrong, why in (
-        (-15, "this is of protected images: a learner of protected images does well there, and nobody asks"),
-        (-50, "this is a gain: take the learner of protected images from that of clean ones"),
-        (35, "seed 2 has a learner of clean images only, so it cannot be paired: leave it out"),
-        (0.5, "this is a share of 1: a point is a hundredth of it"),
-    ):
-        assert abs(mine - wrong) > 1e-6, why
+    reject(mine, {
+        "this is of protected images: a learner of protected images does well there, and nobody asks": -15,
+        "this is a gain: take the learner of protected images from that of clean ones": -50,
+        "seed 2 has a learner of clean images only, so it cannot be paired: leave it out": 35,
+        "this is a share of 1: a point is a hundredth of it": 0.5,
+    })  # fmt: skip
     assert abs(mine - 50) < 1e-6, f"of these rows it is 40 and 60 points for seeds 0 and 1, so 50, not {mine:.4g}"
     return "this is sk.protection, and every lesson's measure"
 
@@ -60,12 +59,7 @@ def check_noise_step(noise_step: Callable) -> str:
     ICLR 2021.
     """
     x, delta, slopes, recipe = _step_asked(Clean(), 1)
-    seen = []
-
-    def gradient(a: torch.Tensor) -> torch.Tensor:
-        seen.append(a.detach().clone())
-        return slopes[0].clone()
-
+    gradient, seen = _recorded(lambda a, place: slopes[0].clone())
     mine = noise_step(gradient, x.clone(), delta.clone(), recipe)
     assert len(seen) == 1, f"it asks for the gradient {len(seen)} times: a noise step of EM needs it once"
     assert seen[0].shape == x.shape, f"the gradient was asked at {list(seen[0].shape)}, not at {list(x.shape)}"
@@ -118,12 +112,8 @@ def check_stability(stability: Callable) -> str:
 
     loss takes images [N,C,H,W] and gives a number; u is uniform within `radius` levels, fresh for every draw.
     """
-    x, radius, draws, seen = torch.linspace(0, 1, 3 * 16 * 16).view(1, 3, 16, 16), 4, 5, []
-
-    def loss(a: torch.Tensor) -> float:
-        seen.append(a.detach().clone())
-        return float(len(seen))  # 1, 2, ... draws
-
+    x, radius, draws = torch.linspace(0, 1, 3 * 16 * 16).view(1, 3, 16, 16), 4, 5
+    loss, seen = _recorded(lambda a, place: 1.0 + place)  # 1, 2, ... draws
     mine = stability(loss, x.clone(), radius, draws)
     _check_draws("loss", seen, x, radius, draws)
     wanted = -(draws + 1) / 2
@@ -170,20 +160,14 @@ def check_sem_step(sem_step: Callable) -> str:
     recipe a CraftRecipe whose noise side is Uniform. Source: Liu et al., AAAI 2024.
     """
     x, delta, slopes, recipe = _step_asked(Uniform(4), 3)
-    seen = []
-
-    def gradient(a: torch.Tensor) -> torch.Tensor:
-        seen.append(a.detach().clone())
-        return slopes[(len(seen) - 1) % recipe.samples]
-
+    gradient, seen = _recorded(lambda a, place: slopes[place % recipe.samples])
     mine = sem_step(gradient, x.clone(), delta.clone(), recipe)
     near_x = [a.shape == x.shape and (a - x).abs().max() <= 1.05 * recipe.noise_side.radius * LEVEL for a in seen]
     assert not near_x or not all(near_x), "the gradient is taken around x: take it around x + delta"
     _check_draws("gradient", seen, (x + delta).clamp(0, 1), recipe.noise_side.radius, recipe.samples)
     votes = {"the first draw": slopes[0], "the last draw": slopes[-1], "a vote of the signs": slopes.sign().sum(0)}
-    for name, direction in votes.items():
-        moved = _moved(delta, direction, recipe)
-        assert not torch.allclose(mine, moved, atol=1e-6), f"this follows {name}: sum the gradients, then take the sign"
+    told = "this follows {}: sum the gradients, then take the sign"
+    reject(mine, {told.format(name): _moved(delta, direction, recipe) for name, direction in votes.items()})
     _check_moved(mine, delta, slopes.sum(0), recipe)
     return "with PGD in place of the uniform draw this is a noise step of REM, with no draw one of EM"
 
@@ -197,6 +181,17 @@ def _step_asked(noise_side: Perturbation, samples: int) -> tuple[torch.Tensor, t
     return x, delta, torch.randn((samples, *x.shape), generator=generator), recipe
 
 
+def _recorded(answer: Callable) -> tuple[Callable, list[torch.Tensor]]:
+    """(a function of images, the images it was asked at): its n-th call returns answer(images, n), n from 0."""
+    seen = []
+
+    def asked(a: torch.Tensor):
+        seen.append(a.detach().clone())
+        return answer(a, len(seen) - 1)
+
+    return asked, seen
+
+
 def _moved(delta: torch.Tensor, slope: torch.Tensor, recipe: CraftRecipe, most: float | None = None) -> torch.Tensor:
     """delta after a step against the sign of the slope, clipped to the radius or to `most`."""
     most = most or recipe.radius * LEVEL
@@ -206,15 +201,13 @@ def _moved(delta: torch.Tensor, slope: torch.Tensor, recipe: CraftRecipe, most: 
 def _check_moved(mine: torch.Tensor, delta: torch.Tensor, slope: torch.Tensor, recipe: CraftRecipe) -> None:
     """Raises AssertionError unless `mine` is delta after a step against the sign of the slope."""
     check_tensor(mine, delta)
-
-    def is_mine(other: torch.Tensor) -> bool:
-        return torch.allclose(mine, other, atol=1e-6)
-
-    radius = recipe.radius * LEVEL
-    assert not is_mine(_moved(delta, -slope, recipe)), "this climbs the loss: error-minimising noise goes down"
-    assert not is_mine(_moved(delta, slope, recipe, 9)), "delta has left the radius: clip it after the step"
-    assert mine.abs().max() <= radius + 1e-6, f"delta reaches {mine.abs().max() / LEVEL:.3g} levels: one level is 1/255"
-    assert is_mine(_moved(delta, slope, recipe)), "every value must move by step_size against the slope's sign"
+    reject(mine, {
+        "this climbs the loss: error-minimising noise goes down": _moved(delta, -slope, recipe),
+        "delta has left the radius: clip it after the step": _moved(delta, slope, recipe, 9),
+    })  # fmt: skip
+    reach, right = mine.abs().max() / LEVEL, _moved(delta, slope, recipe)
+    assert reach <= recipe.radius + 1e-3, f"delta reaches {reach:.3g} levels: one level is 1/255"
+    assert torch.allclose(mine, right, atol=1e-6), "every value must move by step_size against the slope's sign"
 
 
 @checker(
@@ -231,27 +224,23 @@ def check_rem_step(rem_step: Callable) -> str:
     rho is recipe.noise_side.radius: one step of ascent stands for PGD. Source: Fu et al., ICLR 2022.
     """
     x, delta, phase, recipe = _step_asked(PGD(4, 1), 1)
-    seen, rho = [], recipe.noise_side.radius * LEVEL
-    z = (x + delta).clamp(0, 1)
+    z, rho = (x + delta).clamp(0, 1), recipe.noise_side.radius * LEVEL
 
-    def slope(a: torch.Tensor) -> torch.Tensor:
+    def slope(a: torch.Tensor, place: int = 0) -> torch.Tensor:
         return torch.sin(60 * a + 6 * phase[0])
-
-    def gradient(a: torch.Tensor) -> torch.Tensor:
-        seen.append(a.detach().clone())
-        return slope(a)
 
     def near(one: torch.Tensor, other: torch.Tensor) -> bool:
         return one.shape == other.shape and torch.allclose(one, other, atol=1e-6)
 
+    gradient, seen = _recorded(slope)
     mine, a = rem_step(gradient, x.clone(), delta.clone(), recipe), (z + rho * slope(z).sign()).clamp(0, 1)
     assert len(seen) == 2, f"it asks for the gradient {len(seen)} times: once to climb and once to move the noise are 2"
     assert near(seen[0], z), "the first gradient is taken at box(x + delta)"
     assert not near(seen[1], (z - rho * slope(z).sign()).clamp(0, 1)), "the perturbation goes down: an attack climbs"
     assert seen[1].min() >= 0 and seen[1].max() <= 1, "perturbed images leave [0, 1]: clip them to the box"
     assert near(seen[1], a), f"an attack moves every value by rho, {recipe.noise_side.radius:g} levels, along the sign"
-    first = _moved(delta, slope(z), recipe)
-    assert not near(mine, first), "this follows the gradient at x + delta: take the one where the climb ends"
+    first = "this follows the gradient at x + delta: take the one where the climb ends"
+    reject(mine, {first: _moved(delta, slope(z), recipe)})
     _check_moved(mine, delta, slope(a), recipe)
     return "and with 10 steps of ascent for each of 5 samples it costs eleven times what SEM's noise step costs"
 
