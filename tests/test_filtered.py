@@ -16,9 +16,8 @@ from PIL import Image
 
 from semkit.__main__ import main
 from semkit.analysis.report import read_rows
-from semkit.app.checking import check, likeness, protected_split
-from semkit.app.folder import load_originals, protect
-from semkit.app.outputs import OutputError
+from semkit.app.checking import OutputError, check, likeness, load_originals, protected_split
+from semkit.app.folder import protect
 from semkit.images.imageset import ImageSet
 from semkit.images.loading import load
 from semkit.images.picture import read_image

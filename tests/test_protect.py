@@ -15,9 +15,8 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from semkit.__main__ import main
-from semkit.app.checking import check, protected_split
-from semkit.app.folder import load_originals, protect
-from semkit.app.outputs import OutputError
+from semkit.app.checking import OutputError, check, load_originals, protected_split
+from semkit.app.folder import protect
 from semkit.images.files import is_image_name
 from semkit.images.loading import DataError, load
 from semkit.images.picture import read_image

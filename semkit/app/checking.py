@@ -1,8 +1,9 @@
-"""A protected folder beside its originals: the check of every file, and the images that learners get."""
+"""A protected folder beside its originals: its report, the check of every file, and the images that learners get."""
 
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 import pandas as pd
@@ -11,31 +12,145 @@ import torch.nn.functional as F
 from PIL import Image
 
 from semkit.analysis import survival
-from semkit.app.folder import Originals, job, load_originals, named_outputs
-from semkit.app.outputs import OutputError, read_report
-from semkit.images.files import is_image_name, output_names, shown
-from semkit.images.imageset import ImageSet, stratified_limit, stratified_share
-from semkit.images.loading import Split, find_folder, set_name
-from semkit.images.picture import UnreadableImage, read_image, working_image
-from semkit.images.pixels import check_radius
+from semkit.images.files import check_fields, is_image_name, one_line, output_names, read_json, shown
+from semkit.images.imageset import ImageSet, Split, stratified_limit, stratified_share
+from semkit.images.loading import check_size, decode, find_folder, load, readable, resized, set_name
+from semkit.images.picture import UnreadableImage, read_image, stored_size, working_image
+from semkit.images.pixels import check_count, check_name, check_radius, check_seed
 from semkit.images.quality import difference
 from semkit.images.storage import Storage, zeros
-from semkit.nets.lab import OnStep
+from semkit.nets.lab import Interrupted, OnStep
 from semkit.protections.methods import PROTECTIONS
 
-# (i, largest difference from the original in levels, original, protected) -> what is wrong with file i, if anything
-Judge = Callable[[int, int, Image.Image, Image.Image], str | None]
+# What `check` needs of a report, and of one of images that no radius bounds; what `protect` tells beside it.
+NEEDED = {"images": int, "radius": float | int | None, "size": int, "limit": int | None, "skip_unreadable": bool}
+UNBOUNDED = {"recipe": dict, "seed": int, "method": str}
+TOLD = {
+    "protected": int, "unchanged_files": int, "psnr_db": float | int | None, "ssim": float | int | None,
+    "seconds": float | int, "held": str, "skipped": list[str], "ignored": list[str],
+}  # fmt: skip
+TOLD_UNBOUNDED = {"bound": str, "largest_change": int}
+NATIVE = 32  # the side of every named set's images
+# (i, original i) -> what file i is held against, by how many levels it may differ, and what is said if it does
+Judge = Callable[[int, Image.Image], tuple[Image.Image, float, str]]
 LEFT_BY_SYSTEMS = ("Thumbs.db", "desktop.ini")
 ALIKE = 0.2  # correlation of blocks of pixels: filtered images have more with their originals, other images less
 
 
-def _within(radius: float) -> Judge:
-    """The judge of noise: no value may differ by more than the radius."""
+class OutputError(ValueError):
+    """An output folder that cannot be used; the message says what to do."""
 
-    def judge(i: int, apart: int, original: Image.Image, protected: Image.Image) -> str | None:
-        return f"differs by {apart} levels, the radius is {radius:g}" if apart > radius else None
 
-    return judge
+def job(on_step: OnStep | None, what: str) -> Callable[[int, int], None] | None:
+    """on_step for a job without metrics, as on_step(done, total); asked to stop, it raises Interrupted."""
+
+    def told(done: int, total: int) -> None:
+        if on_step(what, done, total, {}):
+            raise Interrupted(f"stopped while {what}, {done} of {total}")
+
+    return told if on_step else None
+
+
+@dataclass(frozen=True, eq=False)
+class Originals:
+    """The images to protect. images: at the size that nets see; outputs: the names of their PNGs, with '/'.
+
+    how: how they were chosen, as run.json has it. native: the set at its own size; for a folder None, as its files are
+    read from `root` when they are needed.
+    """
+
+    images: ImageSet
+    outputs: tuple[str, ...]
+    how: dict
+    native: ImageSet | None = None
+    root: Path = Path()
+    skipped: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
+
+    def read(self, i: int) -> Image.Image:
+        """Image i at its own size. Raises UnreadableImage."""
+        if self.native is None:
+            return read_image(self.root / self.images.files[i])
+        return Image.fromarray(self.native.images[i].permute(1, 2, 0).contiguous().numpy())
+
+    def size(self, i: int) -> tuple[int, int]:
+        """(width, height) of image i as it is stored, without decoding it."""
+        return stored_size(self.root / self.images.files[i]) if self.native is None else (NATIVE, NATIVE)
+
+
+def named_outputs(images: ImageSet) -> tuple[str, ...]:
+    """The names of a named set's files: class/00000.png."""
+    return tuple(f"{images.classes[label]}/{i:05d}.png" for i, label in enumerate(images.labels.tolist()))
+
+
+def load_originals(
+    source: str,
+    *,
+    size: int = 32,
+    limit: int | None = None,
+    root: str | None = None,
+    download: bool = False,
+    skip_unreadable: bool = False,
+    hold: str = "auto",
+    place: str | os.PathLike | None = None,
+    on_step: OnStep | None = None,
+) -> Originals:
+    """The images of `source` that protection covers: a named set's training images, or all of a folder (its train/).
+
+    hold: where their pixels are, "memory", "disk" (that of the folder `place`) or "auto": what fits.
+    Raises DataError for what cannot be read.
+    """
+    check_size(size)
+    storage = Storage(hold, place)
+    how = {"source": str(source), "size": size, "limit": limit, "skip_unreadable": skip_unreadable}
+    if set_name(source):
+        native = load(source, size=NATIVE, limit=limit, root=root, download=download).train
+        return Originals(resized(native, size, storage), named_outputs(native), how, native)
+    told, folder = job(on_step, "reading images"), replace(find_folder(source), test=None)
+    names = output_names(folder.train.names)
+    folder = readable(folder, told) if skip_unreadable else folder
+    [images] = decode(folder, [folder.train.limit(limit)], size, storage=storage, on_step=told)
+    named = tuple(names[name] for name in images.files)
+    return Originals(images, named, how, None, folder.root, folder.skipped, folder.ignored)
+
+
+def read_report(out: str | os.PathLike, *, whole: bool = False) -> dict:
+    """OUT/report.json with the fields that `check` needs; whole: with all that `protect` tells.
+
+    Raises OutputError where there is none, or where a field is missing or of another kind.
+    """
+    path = output_folder(out) / "report.json"
+    if not path.exists():
+        raise OutputError(f"{shown(path)} is missing; semkit protect writes it when it is done")
+    try:
+        report = check_fields(read_json(path), {**NEEDED, **(TOLD if whole else {})})
+        check_size(report["size"])
+        if report["limit"] is not None:
+            check_count(report["limit"], "limit", 1)
+        if report["radius"] is not None:
+            check_radius(report["radius"])
+        else:
+            check_seed(check_fields(report, {**UNBOUNDED, **(TOLD_UNBOUNDED if whole else {})})["seed"])
+            check_name(report["method"], tuple(PROTECTIONS), "method")
+    except ValueError as error:
+        told = f"{shown(path)} is damaged ({one_line(error)})"
+        raise OutputError(f"{told}; protect the images again, to another folder") from None
+    return report
+
+
+def output_folder(out: str | os.PathLike) -> Path:
+    """`out` as a Path; raises OutputError for an empty name, which would mean the current folder."""
+    if not os.fspath(out):
+        raise OutputError("the name of the output is empty: name a folder")
+    return Path(out)
+
+
+def _originals_of(
+    report: dict, source: str, out: str | os.PathLike, root: str | None, told: OnStep | None
+) -> Originals:
+    """The images that the report is about."""
+    how = {name: report[name] for name in ("size", "limit", "skip_unreadable")}
+    return load_originals(source, **how, root=root, place=out, on_step=told)
 
 
 def _as_made(report: dict, found: Originals, key: str | None) -> Judge:
@@ -58,13 +173,12 @@ def _as_made(report: dict, found: Originals, key: str | None) -> Judge:
     if key is not None or not any(option.private for option in protection.options):
         change = recipe.change(found.images.take(chosen), seed=seed)
 
-    def judge(i: int, apart: int, original: Image.Image, protected: Image.Image) -> str | None:
+    def judge(i: int, original: Image.Image) -> tuple[Image.Image, float, str]:
         if i not in places:
-            return f"differs by {apart} levels, and was to be left as it was" if apart else None
+            return original, 0, ", and was to be left as it was"
         if change is None:
-            return None
-        apart = difference(change.picture(places[i], original), protected)
-        return f"differs by {apart} levels from its original filtered with this key" if apart else None
+            return original, math.inf, ""
+        return change.picture(places[i], original), 0, " from its original filtered with this key"
 
     return judge
 
@@ -79,10 +193,12 @@ def _examined(found: Originals, judge: Judge, folder: Path, on_step: OnStep | No
         else:
             try:
                 original, protected = found.read(i), read_image(path)
-                apart = difference(original, protected)
+                apart, (wanted, most, words) = difference(original, protected), judge(i, original)
                 unchanged += apart == 0
-                if problem := judge(i, apart, original, protected):
-                    problems.append(f"{shown(name)}: {problem}")
+                if wanted is not original:
+                    apart = difference(wanted, protected)
+                if apart > most:
+                    problems.append(f"{shown(name)}: differs by {apart} levels{words}")
             except UnreadableImage as error:
                 problems.append(str(error))
             except ValueError as error:
@@ -131,9 +247,8 @@ def check(
         raise ValueError(f"{shown(out)} was not filtered: leave the key out")
     if not filtered:
         radius = check_radius(report["radius"] if radius is None else radius)
-    how = {name: report[name] for name in ("size", "limit", "skip_unreadable")}
-    found = load_originals(source, **how, root=root, storage=Storage(folder=out), on_step=on_step)
-    judge = _as_made(report, found, key) if filtered else _within(radius)
+    found = _originals_of(report, source, out, root, on_step)
+    judge = _as_made(report, found, key) if filtered else lambda _, x: (x, radius, f", the radius is {radius:g}")
     problems, unchanged = _examined(found, judge, Path(out) / "images", on_step)
     return {
         "checked": len(found.outputs), "unchanged": unchanged, "radius": radius, "problems": problems,
@@ -146,12 +261,9 @@ def likeness(images: torch.Tensor, others: torch.Tensor) -> float:
 
     4 x 4 blocks of every channel, less the channel's mean: a filter of a few pixels leaves them as they were, nearly.
     """
-
-    def blocks(x: torch.Tensor) -> torch.Tensor:
-        means = F.adaptive_avg_pool2d(x.float(), 4)
-        return (means - means.mean((2, 3), keepdim=True)).flatten(1)
-
-    return float(F.cosine_similarity(blocks(images), blocks(others)).mean())
+    means = (F.adaptive_avg_pool2d(x.float(), 4) for x in (images, others))
+    centred = ((x - x.mean((2, 3), keepdim=True)).flatten(1) for x in means)
+    return float(F.cosine_similarity(*centred).mean())
 
 
 def protected_split(split: Split, source: str, out: str | os.PathLike) -> Split:
@@ -203,8 +315,7 @@ def inspected(
     Raises DataError and OutputError for what cannot be read, and ValueError for countermeasures without survival.
     """
     report = read_report(out)
-    how = {name: report[name] for name in ("size", "limit", "skip_unreadable")}
-    found = load_originals(source, **how, root=root, storage=Storage(folder=out), on_step=on_step)
+    found = _originals_of(report, source, out, root, on_step)
     n, radius = max(survival.looked_at(report["size"]), len(found.images.classes)), report["radius"]
     chosen = stratified_limit(found.images.labels, n)
     clean = found.images.take(chosen)

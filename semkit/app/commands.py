@@ -8,9 +8,9 @@ from semkit.analysis import survival
 from semkit.analysis.cost import seconds_of
 from semkit.analysis.report import as_objects
 from semkit.app import checking, folder
+from semkit.app.checking import read_report
 from semkit.app.cli import FAILED, Report, announce, bars
 from semkit.app.experiments import bench, demo, engine_of, gpu_check, learn, reading, sweep, transform
-from semkit.app.outputs import read_report
 from semkit.images.files import duration, shown
 from semkit.images.imageset import ImageSet
 from semkit.nets.lab import Lab

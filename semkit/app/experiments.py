@@ -13,10 +13,9 @@ from semkit.analysis.measure import loss_rows, noise_rows, rise_rows
 from semkit.analysis.report import as_objects, bench_tables, table, write_bench, write_report, write_rows
 from semkit.analysis.statistics import interval
 from semkit.analysis.study import crafted_noise, grid, grid_recipes, learned_net, learned_row
-from semkit.app.checking import protected_split
+from semkit.app.checking import job, protected_split
 from semkit.app.cli import Report, announce, bars
-from semkit.app.folder import job
-from semkit.app.outputs import check_place, claim
+from semkit.app.folder import check_place, claim
 from semkit.countermeasures.registry import counter
 from semkit.countermeasures.transform import Transform
 from semkit.images.files import duration

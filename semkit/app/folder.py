@@ -1,139 +1,162 @@
-"""From IMAGES to a protected folder: OUT/images, OUT/report.json, and for noise OUT/noise.safetensors."""
+"""From IMAGES to a folder of results: OUT/run.json before the work, and for protected images OUT/report.json after it.
+
+A protected folder holds OUT/images, and for noise OUT/noise.safetensors.
+"""
 
 import hashlib
+import json
 import os
+import posixpath
+import shutil
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
 from semkit import __version__
-from semkit.app import outputs
-from semkit.app.outputs import OutputError
-from semkit.images.files import output_names, shown
+from semkit.app.checking import Originals, OutputError, job, load_originals, output_folder, read_report
+from semkit.images.files import atomic_write, check_fields, lock, one_line, read_json, remove_leftovers, shown
 from semkit.images.imageset import ImageSet, check_fraction, stratified_share
-from semkit.images.loading import check_size, decode, find_folder, load, readable, resized, set_name
-from semkit.images.picture import BYTES_PER_PIXEL, read_image, stored_size, write_png
+from semkit.images.loading import find_folder, set_name
+from semkit.images.picture import BYTES_PER_PIXEL, read_image, write_png
 from semkit.images.pixels import check_seed
 from semkit.images.quality import Quality
-from semkit.images.storage import AUTO, Storage, blocks, free_memory, zeros
-from semkit.nets.lab import Interrupted, Lab, OnStep, as_dict, code
+from semkit.images.storage import blocks, free_memory, zeros
+from semkit.nets.lab import Lab, OnStep, as_dict, code
 from semkit.nets.models import check_model
 from semkit.protections.base import Change, Recipe
 from semkit.protections.noise import Noise, save
 
 NOISE = "noise.safetensors"
+RESULTS = ("rows.csv", "table.md", "figure.png", "noise.csv", "losses.csv", "rises.csv")  # what a sweep writes
+LOCK = ".semkit-lock"  # in OUT, locked while a run works there
+GROWING = ("methods", "radii", "countermeasures")  # a sweep may have more of them the next time
 COMPARED = 20  # files of an interrupted run that tell whether its key is the one that is given now
-NATIVE = 32  # the side of every named set's images
 SMALL = 1 << 26  # bytes; where less is free, that is not because of one image
 
 
-def job(on_step: OnStep | None, what: str) -> Callable[[int, int], None] | None:
-    """on_step for a job without metrics, as on_step(done, total); asked to stop, it raises Interrupted."""
+def check_place(source: str, out: Path) -> None:
+    """Raises OutputError if `out` is no folder, or if it and the images lie in each other."""
+    if not set_name(source):
+        inside = Path(os.path.realpath(out))  # resolve() may raise on a link loop
+        if any(inside == at or at in inside.parents or inside in at.parents for at in _real_folders(source)):
+            raise OutputError(f"the output {shown(out)} and the images {shown(source)} lie in each other; name another")
+    if os.path.lexists(out) and not out.is_dir():
+        raise OutputError(f"the output {shown(out)} is a {'file' if out.exists() else 'broken link'}; name a folder")
 
-    def told(done: int, total: int) -> None:
-        if on_step(what, done, total, {}):
-            raise Interrupted(f"stopped while {what}, {done} of {total}")
 
-    return told if on_step else None
+def _real_folders(source: str) -> set[Path]:
+    """`source` and all folders with images of it, wherever links lead."""
+    found = find_folder(source)
+    names = chain.from_iterable(part.names for part in (found.train, found.test) if part)
+    return {Path(os.path.realpath(path)) for path in {found.root, *((found.root / name).parent for name in names)}}
 
 
-@dataclass(frozen=True, eq=False)
-class Originals:
-    """The images to protect. images: at the size that nets see; outputs: the names of their PNGs, with '/'.
+def check_links(out: Path, outputs: Iterable[str]) -> None:
+    """Raises OutputError if a folder that will be written to is a link out of `out`, perhaps to originals."""
+    inside = Path(os.path.realpath(out))
+    images = {out / "images" / posixpath.dirname(name) for name in outputs}
+    for folder in sorted({out / "unfinished", *images}):
+        if inside not in Path(os.path.realpath(folder)).parents:
+            raise OutputError(f"{shown(folder)} is a link out of {shown(out)}: remove it, or name another folder")
 
-    native: the set at its own size; for a folder None, as its files are read from `root` when they are needed.
+
+@contextmanager
+def only_run(out: Path, request: dict, resume: bool, start: Callable[[], object]) -> Iterator[None]:
+    """start(), then OUT/run.json is written; no other process works on OUT meanwhile, nor inside the block.
+
+    Raises OutputError if one does, and as check_request.
     """
-
-    images: ImageSet
-    outputs: tuple[str, ...]
-    native: ImageSet | None = None
-    root: Path = Path()
-    skipped: tuple[str, ...] = ()
-    ignored: tuple[str, ...] = ()
-
-    def read(self, i: int) -> Image.Image:
-        """Image i at its own size. Raises UnreadableImage."""
-        if self.native is None:
-            return read_image(self.root / self.images.files[i])
-        return Image.fromarray(self.native.images[i].permute(1, 2, 0).contiguous().numpy())
-
-    def size(self, i: int) -> tuple[int, int]:
-        """(width, height) of image i as it is stored, without decoding it."""
-        return stored_size(self.root / self.images.files[i]) if self.native is None else (NATIVE, NATIVE)
-
-
-def named_outputs(images: ImageSet) -> tuple[str, ...]:
-    """The names of a named set's files: class/00000.png."""
-    return tuple(f"{images.classes[label]}/{i:05d}.png" for i, label in enumerate(images.labels.tolist()))
+    out.mkdir(parents=True, exist_ok=True)
+    with open(out / LOCK, "ab") as file:
+        try:
+            lock(file)
+        except BlockingIOError:
+            raise OutputError(f"another run is at work on the output {shown(out)}; wait until it is done") from None
+        except OSError:  # a file system without locks
+            pass
+        try:
+            check_request(out, request, resume)  # again, because another run may have been here meanwhile
+            start()
+            write_record(out / "run.json", request)
+            (out / "report.json").unlink(missing_ok=True)  # of a finished run of which files are missing
+            yield
+        finally:
+            with suppress(OSError):  # on Windows it is open, and remove_leftovers removes it
+                os.unlink(file.name)
 
 
-def load_originals(
-    source: str,
-    *,
-    size: int = 32,
-    limit: int | None = None,
-    root: str | None = None,
-    download: bool = False,
-    skip_unreadable: bool = False,
-    storage: Storage = AUTO,
-    on_step: OnStep | None = None,
-) -> Originals:
-    """The images of `source` that protection covers: a named set's training images, or all of a folder (its train/).
+def check_request(out: Path, request: dict, resume: bool) -> None:
+    """Raises OutputError unless `out` is free, or holds what this request began and `resume` is asked for."""
+    if not (out / "run.json").exists():
+        # Hidden files are no one's work: a kill may leave one of ours.
+        if out.exists() and any(not path.name.startswith(".") for path in out.iterdir()):
+            raise OutputError(f"the output {shown(out)} is not empty; name another folder")
+        return
+    _check_same(out, request)
+    if not resume:
+        raise OutputError(f"the output {shown(out)} exists; --resume continues it, or name another folder")
 
-    Raises DataError for what cannot be read.
+
+def claim(out: Path, request: dict) -> None:
+    """OUT/run.json says of what the rows, the table and the figure in `out` are, before they are made.
+
+    Raises OutputError if `out` has some that are of other settings, fewer methods, radii and countermeasures excepted,
+    or of no known ones. Finished runs, in OUT/runs, are known by themselves.
     """
-    check_size(size)
-    if set_name(source):
-        native = load(source, size=NATIVE, limit=limit, root=root, download=download).train
-        return Originals(resized(native, size, storage), named_outputs(native), native)
-    told, folder = job(on_step, "reading images"), replace(find_folder(source), test=None)
-    names = output_names(folder.train.names)
-    folder = readable(folder, told) if skip_unreadable else folder
-    [images] = decode(folder, [folder.train.limit(limit)], size, storage=storage, on_step=told)
-    named = tuple(names[name] for name in images.files)
-    return Originals(images, named, None, folder.root, folder.skipped, folder.ignored)
+    request = json.loads(json.dumps(request))
+    if (out / "run.json").exists():
+        _check_same(out, request, GROWING)
+    elif not (out / "runs").is_dir() and (there := [name for name in RESULTS if (out / name).exists()]):
+        raise OutputError(f"the output {shown(out)} has a {there[0]} that is no sweep's of semkit; name another folder")
+    write_record(out / "run.json", request)
+    remove_leftovers(out)
 
 
-def _found(
-    source: str,
-    out: Path,
-    *,
-    size: int = 32,
-    limit: int | None = None,
-    root: str | None = None,
-    download: bool = False,
-    skip_unreadable: bool = False,
-    hold: str = "auto",
-    on_step: OnStep | None = None,
-) -> tuple[Originals, dict]:
-    """(the images to protect, how they were chosen). Raises DataError, and OutputError if `out` cannot be written to.
+def _check_same(out: Path, request: dict, growing: Collection[str] = ()) -> None:
+    """Raises OutputError unless OUT/run.json is that of the request, wherever its images are, or has fewer of some."""
+    run = out / "run.json"
+    try:
+        begun = check_fields(read_json(run), {})
+    except ValueError as error:
+        raise OutputError(f"{shown(run)} is damaged ({one_line(error)}); name another folder") from None
 
-    hold: where images are until they are written, "memory", "disk" or "auto"; the others: as of `load_originals`.
-    """
-    outputs.check_place(source, out)
-    how = {"size": size, "limit": limit, "skip_unreadable": skip_unreadable}
-    found = load_originals(source, **how, root=root, download=download, storage=Storage(hold, out), on_step=on_step)
-    outputs.check_links(out, found.outputs)
-    return found, {"source": str(source), **how}
+    def agrees(name: str, now) -> bool:
+        before = begun.get(name)
+        return before == now or (name in growing and isinstance(before, list) and all(one in now for one in before))
+
+    differing = [name for name, now in request.items() if name != "source" and not agrees(name, now)]
+    if differing:
+        what = ", ".join(name.replace("_", " ") for name in differing)
+        raise OutputError(f"the output {shown(out)} was begun with other settings ({what}); name another folder")
+
+
+def write_record(path: Path, values: dict) -> None:
+    """Write OUT/run.json or OUT/report.json, whole or not at all."""
+    atomic_write(path, json.dumps(values, indent=1, allow_nan=False).encode())
+
+
+def tidied(out: Path) -> dict:
+    """Remove what only an unfinished run needs, and return OUT/report.json; raises OutputError as read_report."""
+    shutil.rmtree(out / "unfinished", ignore_errors=True)  # a kill may have come after the report
+    remove_leftovers(out, age=0)
+    return read_report(out, whole=True)
 
 
 def _record(found: Originals, recipe: Recipe, share: float, seed: int, lab: Lab) -> dict:
-    """What OUT depends on, besides how its images were chosen. A fraction is told where it always was."""
-    told = as_dict(recipe)
-    fraction = {"fraction": share}
+    """What OUT depends on. The fraction is in the recipe if that has one."""
+    told, beside = as_dict(recipe), {} if recipe.radius is not None else {"method": recipe.method}
+    (told if "fraction" in told else beside)["fraction"] = share
+    print_of = hashlib.sha256(repr((found.images.fingerprint, found.outputs)).encode()).hexdigest()[:24]
     return {
-        "semkit": __version__, "code": code(__name__, recipe), "torch": torch.__version__,
-        "fingerprint": hashlib.sha256(repr((found.images.fingerprint, found.outputs)).encode()).hexdigest()[:24],
-        "recipe": told | fraction if "fraction" in told else told, "seed": seed,
-        **({} if "fraction" in told else fraction), **({"method": recipe.method} if recipe.radius is None else {}),
-        **(lab.engine.settings() if recipe.net else {}),
+        "semkit": __version__, "code": code(__name__, recipe), "torch": torch.__version__, "fingerprint": print_of,
+        "recipe": told, "seed": seed, **beside, **(lab.engine.settings() if recipe.net else {}), **found.how,
     }  # fmt: skip
 
 
@@ -188,31 +211,32 @@ def protect(
 
         report = sk.protect("PHOTOS", "OUT", sk.craft_recipe("sem", "lesson", radius=8))
     """
-    lab, out, seed = lab or Lab(), outputs.output_folder(out), check_seed(seed)
+    out, seed = output_folder(out), check_seed(seed)
+    lab = replace(lab or Lab(), cache=out / "unfinished")
     _check_settings(recipe, fraction, checkpoint_every)
-    found, how = _found(source, out, on_step=lab.on_step, **reading)
+    check_place(source, out)
+    found = load_originals(source, place=out, on_step=lab.on_step, **reading)
+    check_links(out, found.outputs)
     share, noisy = fraction * recipe.fraction, recipe.radius is not None
-    request = {**_record(found, recipe, share, seed, lab), **how}
-    index = stratified_share(found.images.labels, share, seed)
-    subset, chosen = found.images.take(index), {i: place for place, i in enumerate(index.tolist())}
+    request = _record(found, recipe, share, seed, lab)
+    chosen = {i: place for place, i in enumerate(stratified_share(found.images.labels, share, seed).tolist())}
+    subset = found.images.take(list(chosen))
     _check_images(found, chosen, recipe)
-    unfinished = replace(lab, cache=out / "unfinished")
-    changed = partial(recipe.change, subset, seed=seed, lab=unfinished, every=checkpoint_every)
+    changed = partial(recipe.change, subset, seed=seed, lab=lab, every=checkpoint_every)
     at_once = None if noisy else changed()  # may refuse, and takes no time
-    outputs.check_request(out, request, resume)
-    if at_once:
-        _check_begun(found, chosen, at_once, out)
-    written = [*[NOISE] * noisy, *(f"images/{name}" for name in found.outputs)]
-    if not outputs.finished(out, written):
-        with outputs.only_run(out, request, resume, lambda: on_start and on_start(subset)):
+    check_request(out, request, resume)
+    _check_begun(found, chosen, at_once, out)
+    written = ["report.json", *[NOISE] * noisy, *(f"images/{name}" for name in found.outputs)]
+    if not all((out / name).exists() for name in written):
+        with only_run(out, request, resume, lambda: on_start and on_start(subset)):
             made = _write(found, chosen, at_once or changed(), out, lab.on_step)
-            outputs.write_record(out / "report.json", {**request, **made})
-    return outputs.tidied(out)
+            write_record(out / "report.json", {**request, **made})
+    return tidied(out)
 
 
-def _check_begun(found: Originals, chosen: Mapping[int, int], change: Change, out: Path) -> None:
-    """Raises OutputError if files that are there already are not what this key makes of their originals."""
-    there = ((i, place) for i, place in chosen.items() if (out / "images" / found.outputs[i]).exists())
+def _check_begun(found: Originals, chosen: Mapping[int, int], change: Change | None, out: Path) -> None:
+    """Raises OutputError if files that are there already are not what a filter's key makes of their originals."""
+    there = ((i, place) for i, place in chosen.items() if change and (out / "images" / found.outputs[i]).exists())
     for i, place in islice(there, COMPARED):
         wanted, held = change.picture(place, found.read(i)), read_image(out / "images" / found.outputs[i])
         if not np.array_equal(np.asarray(wanted), np.asarray(held)):
