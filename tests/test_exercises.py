@@ -13,7 +13,7 @@ from scipy.special import ndtr
 
 from semkit.analysis.statistics import interval
 from semkit.images.pixels import LEVEL, box
-from semkit.lessons import defences, exercises, latent, mixtures, pruning, savings, twopixels, undoing
+from semkit.lessons import defences, exercises, latent, mixtures, pruning, savings, twopixels
 from semkit.lessons.answers import checker
 from semkit.lessons.surrogates import beats
 from semkit.training.perturb import Uniform
@@ -419,7 +419,7 @@ CASES = [
     (pruning.check_masks, right_masks, BROKEN_MASKS),
     (mixtures.check_recovered, right_recovered, BROKEN_RECOVERED),
     (twopixels.check_noise, twopixels.em_noise, BROKEN_NOISE),
-    (undoing.check_luma, luma_with(), BROKEN_LUMA),
+    (exercises.check_luma, luma_with(), BROKEN_LUMA),
 ]
 CHECKERS = {case[0].__name__: case for case in CASES}
 WRONG = [(check, message, twin) for check, _, broken in CASES for message, twin in broken.items()]

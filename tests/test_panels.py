@@ -20,7 +20,7 @@ from semkit.images.imageset import Split
 from semkit.images.loading import load
 from semkit.lessons import craftrun as crafting
 from semkit.lessons import twopixels
-from semkit.lessons.craftpanel import craft_panel
+from semkit.lessons.craftpanel import CraftPanel
 from semkit.lessons.panels import Job, figure_panel, guess, quiz
 from semkit.nets.engine import Engine
 from semkit.nets.lab import Lab
@@ -38,7 +38,7 @@ SPLIT = image_split(20)
 
 @pytest.fixture
 def panel(tmp_path):
-    made = craft_panel(SPLIT, lab=Lab(ENGINE, tmp_path / "runs"), preset="quick")
+    made = CraftPanel(SPLIT, lab=Lab(ENGINE, tmp_path / "runs"), preset="quick")
     yield made
     made.cancel()
     made.measuring.wait(60)
@@ -246,7 +246,7 @@ def test_the_settings_are_those_of_the_click_on_run(panel):
 
 
 def test_choosing_a_method_keeps_the_budget_and_a_button_sets_the_presets(tmp_path):
-    panel = craft_panel(SPLIT, lab=Lab(ENGINE, tmp_path), preset="demo")
+    panel = CraftPanel(SPLIT, lab=Lab(ENGINE, tmp_path), preset="demo")
     panel.surrogate_steps.value, panel.noise_steps.value, panel.samples.value = 250, 3, 4
     for method in ("em", "rem", "sem"):
         panel.method.value = method
@@ -318,13 +318,13 @@ def test_an_error_of_the_worker_is_shown_escaped_and_raised(panel, tmp_path):
 
 def test_a_panel_made_again_stops_the_worker_of_the_old_one(tmp_path):
     how = dict(lab=Lab(ENGINE, tmp_path), preset="quick")
-    old = craft_panel(SPLIT, **how)
+    old = CraftPanel(SPLIT, **how)
     old.surrogate_steps.value = old.surrogate_steps.max
     began, tell = threading.Event(), old._tell
     old._tell = lambda metrics: (began.set(), tell(metrics))
     old.start()
     assert began.wait(60)
-    new = craft_panel(SPLIT, **how)
+    new = CraftPanel(SPLIT, **how)
     assert old.wait(60) is None and old.status.value.startswith("<b>stopped</b>")
     new.start()
     assert new.wait(60) and not old._job.running
@@ -349,7 +349,7 @@ def test_save_writes_the_noise_that_is_shown(panel, tmp_path):
 
 def test_several_sets_are_chosen_by_name(tmp_path):
     sets = {"small": SPLIT, "large": image_split(30)}
-    panel = craft_panel(sets, lab=Lab(ENGINE, tmp_path), preset="quick")
+    panel = CraftPanel(sets, lab=Lab(ENGINE, tmp_path), preset="quick")
     panel.data.value = "large"
     panel.start()
     assert panel.wait(60).noise.levels.shape == (30, 3, 8, 8)
@@ -360,7 +360,7 @@ def test_several_sets_are_chosen_by_name(tmp_path):
 def test_the_embedded_images_are_protected_by_the_panel(tmp_path):
     whole = load("shapes")
     split = Split(whole.train.limit(20), whole.test.limit(20))
-    panel = craft_panel(split, lab=Lab(Engine("cpu", "float32"), tmp_path), preset="quick")
+    panel = CraftPanel(split, lab=Lab(Engine("cpu", "float32"), tmp_path), preset="quick")
     panel.start()
     made = panel.wait(120)
     assert made.noise.levels.shape == (20, 3, 32, 32) and int(made.noise.levels.abs().max()) == 8
@@ -474,11 +474,11 @@ def test_noise_that_may_be_seen_is_noted_before_and_after_the_run(panel):
 
 def test_runs_of_another_kernel_are_in_the_table_and_none_is_lost(panel, tmp_path):
     lab = Lab(ENGINE, tmp_path / "runs")
-    other = craft_panel(SPLIT, lab=lab, preset="quick", name="of another kernel")
+    other = CraftPanel(SPLIT, lab=lab, preset="quick", name="of another kernel")
     finished(panel, learners=True)
     finished(other, learners=False)  # the same run: it has no learners, and takes none away
     finished(other, radius=4)
-    new = craft_panel(SPLIT, lab=lab, preset="quick", name="after a restart")
+    new = CraftPanel(SPLIT, lab=lab, preset="quick", name="after a restart")
     assert new.history.table("run")["ρu"].tolist() == [4, 8] and titles(new) == ["A: run 1, SEM", "B: run 2, SEM"]
     assert new.history.table()["ERM"].notna().tolist() == [False, True]
     others = crafting.History.opened(lab, "demo"), crafting.History.opened(Lab(ENGINE), "quick")
@@ -625,10 +625,10 @@ import semkit as sk
 sk.load("nowhere")
 ---
 import torch
-from semkit.lessons.craftpanel import craft_panel
+from semkit.lessons.craftpanel import CraftPanel
 images = sk.ImageSet(torch.arange(20 * 192).reshape(20, 3, 8, 8).byte(), torch.arange(20) % 2, ("a", "b"))
 split, how = sk.Split(images, images), dict(preset="quick")
-panel = craft_panel(split, lab=sk.Lab(sk.Engine("cpu", "float32"), "runs"), **how)
+panel = CraftPanel(split, lab=sk.Lab(sk.Engine("cpu", "float32"), "runs"), **how)
 panel
 ---
 panel.wait()
@@ -639,7 +639,7 @@ _ = panel.wait()
 ---
 print(panel.status.value)
 ---
-panel = craft_panel(split, lab=sk.Lab(sk.Engine("cpu", "float32"), "a file"), **how)
+panel = CraftPanel(split, lab=sk.Lab(sk.Engine("cpu", "float32"), "a file"), **how)
 panel.start()
 panel.wait()"""
 

@@ -54,7 +54,10 @@ def compared_html(history: History, marks: Mapping[int, str]) -> str:
 
 
 class CraftPanel:
-    """The widgets of the craft panel, its run and its history: see craft_panel.
+    """A panel that crafts noise for a split, or for one of several by name, and trains learners on the result.
+
+    Runs are kept in lab.cache, by default in runs_folder(): a stopped run is resumed, a finished one is instant, and
+    the table has those of earlier kernels. seed: the first. A new panel stops the run of an older one of the same name.
 
     Attributes: the knobs data, method, radius, perturbation_radius, surrogate_steps, noise_steps, samples, learners,
     seeds, sort, a, b, pin and folder; the buttons budget, run, stop, keep; progress; the lines note, cost, status,
@@ -62,8 +65,17 @@ class CraftPanel:
     last run has made so far of its first seed, or None.
     """
 
-    def __init__(self, splits: Mapping[str, Split], *, lab: Lab, preset: str, seed: int, name: str):
-        self._splits, self._preset, self._how = dict(splits), preset, (seed, lab)
+    def __init__(
+        self,
+        split: Split | Mapping[str, Split],
+        *,
+        lab: Lab | None = None,
+        preset: str = "demo",
+        seed: int = 0,
+        name: str = "craft",
+    ):
+        self._splits = split if isinstance(split, Mapping) else {split.train.name: split}
+        self._preset, self._how = preset, (seed, lab := lab or Lab(cache=runs_folder()))
         self._job, self.measuring, self._drawing = Job(name), Job(f"{name}: speed"), threading.RLock()
         self.made, self._at, self._progress, self.history = None, None, {}, History.opened(lab, preset)
         self._make_knobs()
@@ -166,8 +178,7 @@ class CraftPanel:
 
     def start(self) -> bool:
         """Start a run with the current knobs in its thread; False, and nothing is done, if one is running."""
-        frozen = self.settings(), self.data.value, self.seeds.value
-        return self._job.start(partial(self._work, *frozen), partial(self._begin, *frozen), self._end)
+        return self._job.start(self._work, self._begin, self._end)
 
     def cancel(self) -> None:
         """Stop the run at its next step; Run with the same settings resumes it."""
@@ -181,15 +192,17 @@ class CraftPanel:
         """
         return self._job.wait(timeout)
 
-    def _begin(self, now: Settings, data: str, seeds: int) -> None:
+    def _begin(self) -> None:
+        self._asked = now, data, seeds = self.settings(), self.data.value, self.seeds.value  # knobs may move later
         self.run.disabled, self.stop.disabled, self._began, self._at = True, False, time.monotonic(), None
         self.strip.value = self.losses.value = self.stale.value = ""
         self.status.value, self.progress.bar_style = "starting", ""
         self.progress.value, self.progress.max = 0, seeds * now.passes(len(self._splits[data].train))
 
-    def _work(self, now: Settings, data: str, seeds: int, cancelled: Callable[[], bool]) -> Made:
+    def _work(self, cancelled: Callable[[], bool]) -> Made:
         self.measuring.wait()  # because the two would slow each other down
-        split, (first, lab) = self._splits[data], self._how
+        (now, data, seeds), (first, lab) = self._asked, self._how
+        split, each = self._splits[data], now.passes(len(self._splits[data].train))
         next_text, next_picture, found = 0.0, time.monotonic() + 0.5, []
 
         def on_step(progress: Progress, job: str, step: int, total: int, metrics: dict) -> bool:
@@ -206,7 +219,6 @@ class CraftPanel:
                     next_picture = time.monotonic() + max(2, 10 * (time.monotonic() - began))
             return cancelled()
 
-        each = now.passes(len(split.train))
         for seed in range(first, first + seeds):
             # a run that is resumed keeps its curves
             progress = self._progress.setdefault((data, repr(now.recipe), seed), Progress())
@@ -271,20 +283,3 @@ class CraftPanel:
 
     def _repr_mimebundle_(self, **how):
         return display(self.view, **how)
-
-
-def craft_panel(
-    split: Split | Mapping[str, Split],
-    *,
-    lab: Lab | None = None,
-    preset: str = "demo",
-    seed: int = 0,
-    name: str = "craft",
-) -> CraftPanel:
-    """A panel that crafts noise for a split, or for one of several by name, and trains learners on the result.
-
-    Runs are kept in lab.cache, by default in runs_folder(): a stopped run is resumed, a finished one is instant, and
-    the table has those of earlier kernels. seed: the first. A new panel stops the run of an older one of the same name.
-    """
-    splits = split if isinstance(split, Mapping) else {split.train.name: split}
-    return CraftPanel(splits, lab=lab or Lab(cache=runs_folder()), preset=preset, seed=seed, name=name)
