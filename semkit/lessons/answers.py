@@ -1,6 +1,6 @@
-"""What a student is told about an answer: right, not yet and why, not attempted, or that the code raised; and hints.
+"""Checkers of answers, their replies and their hints.
 
-A checker is a function of the student's answer whose assertions name a mistake each, made a checker by `checker`.
+A checker is a function of the student's answer; each of its assertions names a mistake. `checker` makes one.
 """
 
 import dis
@@ -75,7 +75,7 @@ def check_tensor(mine: object, like: "Tensor") -> None:
 
 
 def reject(mine: object, mistakes: Mapping[str, object], tolerance: float = 1e-6) -> None:
-    """Raises AssertionError with the first text whose mistaken answer, a number or an array, is `mine`."""
+    """Raises AssertionError if `mine`, a number or an array, is one of the mistakes, text -> mistaken answer."""
     for why, wrong in mistakes.items():
         assert not np.allclose(mine, wrong, rtol=0, atol=tolerance), why
 

@@ -41,7 +41,7 @@ VISIBLE = 30  # dB of PSNR: below it noise is often seen; noise of 8 levels in e
 
 @dataclass(frozen=True)
 class Settings:
-    """What a run does: it crafts noise by `recipe`, then trains `learners`, by training radius, if there are any."""
+    """What a run does: it crafts noise by `recipe`, then trains `learners`, training radius -> recipe."""
 
     method: str
     recipe: CraftRecipe
@@ -162,7 +162,7 @@ def run(split: Split, what: Settings, *, seed: int = 0, before: int = 0, lab: La
 
 
 def record(made: Made, split: Split, images: str, preset: str, progress: "Progress") -> dict:
-    """What the history keeps of a run of a split called `images`: first of its noise, then of its learners.
+    """The record of a run for the history: first of its noise, then of its learners. images: the name of the split.
 
     of: a hash of images and recipe, the same for all seeds. passes, seconds: of the noise. PSNR: in dB, of up to 2,000
     images. strip, curves: HTML. ERM, AT 4/255, and both with " clean" after them: accuracies of 1.

@@ -1,4 +1,4 @@
-"""The theory of `latent` on real images: how many dimensions they have, and what linear rules reach on two classes.
+"""The theory of `latent` on real images: their dimension, and the accuracy of linear rules on two classes.
 
 Images are arrays of floats [N,...] of any shape and unit; lengths such as epsilon are l2 norms in that unit.
 """

@@ -147,7 +147,7 @@ def seconds_rows(
 
 
 def cost(rows: pd.DataFrame) -> pd.Series:
-    """The passes of each row; a forward pass alone counts as FORWARD."""
+    """Passes of each row; a forward pass alone counts as FORWARD."""
     return rows["passes"] + FORWARD * rows["forward"]
 
 

@@ -1,4 +1,4 @@
-"""Whose robustness protects: noises side by side, the parts of a noise, and the nine pairs of two sides.
+"""Lesson 3: whose robustness protects. Noises and their parts, and the nine pairs of a noise and a surrogate side.
 
 Rows are those of the designs `pairs` and `parts`. A pair is named "noise side/surrogate side".
 """
@@ -53,7 +53,7 @@ def draw_noises(images: torch.Tensor, noises: Mapping[str, torch.Tensor], period
 
 
 def written(model: nn.Module, images: ImageSet, radius: int = 8, seed: int = 0) -> torch.Tensor:
-    """The noise int8 [N,3,H,W] that lowers this net's loss, by STEPS noise steps of EM from zero; the net stays.
+    """Noise int8 [N,3,H,W] that lowers this net's loss, by STEPS noise steps of EM from zero; the net is not trained.
 
     delta <- clip(delta - 2 * radius / STEPS * sign(grad L(f(t(x + delta)), y)), radius)
     """
@@ -69,8 +69,7 @@ def written(model: nn.Module, images: ImageSet, radius: int = 8, seed: int = 0) 
 def net_rows(
     split: Split, recipes: Mapping[str, LearnRecipe], *, seeds: Iterable[int] = (0,), lab: Lab | None = None
 ) -> pd.DataFrame:
-    """Rows of net, seed, accuracy, part, loss and energy: what the parts of the noise that a net has `written` do to
-    its own loss.
+    """Rows of net, seed, accuracy, part, loss and energy: a net's loss on images with each part of its own noise.
 
     Every net is trained on clean images and frozen; its noise is for LOOKED_AT of them. part: "none" (no noise),
     "whole" or one of measure.PARTS. loss: mean in nats. energy: the part's share.
@@ -89,7 +88,7 @@ def net_rows(
 
 
 def lowered(rows: pd.DataFrame, net: str) -> pd.DataFrame:
-    """By how much each part lowers this net's loss, of 1 for the whole noise: a line a seed, a column a part.
+    """The fall of this net's loss by each part alone, as a share of that by the whole noise: a line a seed.
 
     (loss without noise - loss with the part) / (loss without noise - loss with the whole);  rows as of `net_rows`
     """
@@ -194,7 +193,7 @@ COMPARED = {  # what is asked of the nine columns: the mean of some less the mea
 
 
 def by_seed(points: pd.DataFrame, compared: str) -> pd.Series:
-    """What one of COMPARED adds, in points, for each seed; points as of `protections`."""
+    """Points of protection that one of COMPARED adds, for each seed; points as of `protections`."""
     more, less = COMPARED[compared]
     return points.iloc[:, more].mean(axis=1) - points.iloc[:, less].mean(axis=1)
 

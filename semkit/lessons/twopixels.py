@@ -149,7 +149,7 @@ def over_window(d: np.ndarray, window: float, of: Callable = np.mean) -> np.ndar
 
 
 def chosen(window: float) -> dict[str, float]:
-    """The noise that each method takes: EM the minimum of L, SEM of its mean, REM of its maximum over the window.
+    """The noise of each method: EM minimises L, SEM its mean and REM its maximum over the window.
 
     >>> {method: "pit" if d < 0 else "valley" for method, d in sk.twopixels.chosen(0.5).items()}
     {'EM': 'pit', 'SEM': 'pit', 'REM': 'valley'}

@@ -1,4 +1,4 @@
-"""Lesson 2: error-minimising noise as it arises, and what a learner reads, the noise or the picture."""
+"""Lesson 2: a film of error-minimising noise, and whether learners read the noise or the picture."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -35,7 +35,7 @@ GREY = 128
 
 @dataclass
 class Film:
-    """Error-minimising noise as it arises over the surrogate's steps.
+    """Error-minimising noise over the steps of its surrogate, and what the surrogate gets right.
 
     images: the training images. radius: of the noise, in levels. steps: of the surrogate. every: steps from frame to
     frame.
@@ -152,7 +152,7 @@ def readings(surrogate: nn.Module, test: ImageSet, recipe: CraftRecipe) -> dict[
 def reading_rows(
     split: Split, *, preset: str = "demo", seeds: Iterable[int] = range(3), tests: int = 500, lab: Lab | None = None
 ) -> pd.DataFrame:
-    """A row for each learner, ERM and AT 4 on clean and on EM images, and each of `readings`: the share `right` of it.
+    """Rows of accuracy, `right`, on each of `readings`, of learners of clean and of EM images, ERM and AT 4.
 
     The first `tests` test images, stratified; everything of a seed is made with that seed.
     """
@@ -170,7 +170,7 @@ def reading_rows(
 
 
 def readings_figure(rows: pd.DataFrame, *, chance: float, title: str) -> canvas.Figure:
-    """What learners answer rightly of each of `readings`, means with 95 % intervals, a panel a training radius."""
+    """Accuracy on each of `readings`, means with 95 % intervals, a panel a training radius."""
     rows = rows.assign(right=100 * rows["right"]).sort_values("training_radius", kind="stable")
     names = list(rows["shown"].unique())
     figure, panels, radii = points_by_place(rows, "right", "shown", names, by="training_radius")
