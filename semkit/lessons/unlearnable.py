@@ -37,22 +37,20 @@ GREY = 128
 class Film:
     """Error-minimising noise over the steps of its surrogate, and what the surrogate gets right.
 
-    images: the training images. radius: of the noise, in levels. steps: of the surrogate. every: steps from frame to
-    frame.
+    images: the training images. every: steps from frame to frame.
     frames: step -> noise int8 [SHOWN,C,H,W] of the first images. progress.right: step -> what the surrogate labels
     rightly, as a share of some 200 images with their noise and of the same without.
     """
 
     images: ImageSet
-    radius: float
-    steps: int
+    recipe: CraftRecipe
     every: int
     frames: dict[int, torch.Tensor] = field(default_factory=dict)
     progress: Progress = field(default_factory=Progress)
 
     def look(self, what: str, step: int, total: int, metrics: dict) -> None:
         """Keep a frame of the first and of every `every`-th step of the surrogate: an on_step of crafting."""
-        if (step == 1 or step % self.every == 0) and step <= self.steps:
+        if (step == 1 or step % self.every == 0) and step <= self.recipe.sgd.steps:
             self.frames[step] = metrics["noise"][:SHOWN].cpu().clone()
             self.progress.look(step, metrics["surrogate"], self.images, metrics["noise"])
 
@@ -61,8 +59,7 @@ class Film:
         steps = list(self.frames)[: frame + 1]
         noise = self.frames[steps[-1]]
         images = self.images.images[: len(noise)].cpu()
-        rows = {"original": images, "protected": add_noise(images, noise), self._scale: rescaled(noise, self.radius)}
-        figure = self._beside_curves(rows, steps)
+        figure = self._beside_curves({"original": images, **self._rows(images, noise)}, steps)
         with_noise, without = (f"{100 * share:.0f} %" for share in self.progress.right[steps[-1]])
         told = f"Step {steps[-1]}: the surrogate labels {with_noise} rightly with noise, {without} without"
         return figure, told, f"{told}. First {len(noise)} images; shares of 200."
@@ -74,14 +71,13 @@ class Film:
         rows = {}
         for k in range(images):
             noise = torch.stack([self.frames[step][k] for step in chosen])
-            name = f"image {k + 1}" if images > 1 else ""
-            rows[f"{name} protected"] = add_noise(self.images.images[k].cpu(), noise)
-            rows[f"{name}'s {self._scale}"] = rescaled(noise, self.radius)
+            rows |= self._rows(self.images.images[k].cpu(), noise, f"image {k + 1}")
         return self._beside_curves(rows, steps, [f"step {step}" for step in chosen])
 
-    @property
-    def _scale(self) -> str:
-        return f"noise: ±{self.radius:g}\nas black, white"
+    def _rows(self, images: torch.Tensor, noise: torch.Tensor, of: str = "") -> dict:
+        radius, whose = self.recipe.radius, f"{of}'s " if of else ""
+        told = f"{whose}noise: ±{radius:g}\nas black, white"
+        return {f"{of} protected".strip(): add_noise(images, noise), told: rescaled(noise, radius)}
 
     def _beside_curves(self, rows: dict, steps: list[int], heads: Iterable[str] = ()) -> canvas.Figure:
         columns = len(next(iter(rows.values())))
@@ -90,13 +86,13 @@ class Film:
         draw_rows(left, rows)
         for axes, head in zip(left.axes, heads, strict=False):
             axes.set_title(head, fontsize="small")
-        draw_right(right.subplots(), {step: self.progress.right[step] for step in steps}, self.steps, "em")
+        draw_right(right.subplots(), {step: self.progress.right[step] for step in steps}, self.recipe.sgd.steps, "em")
         return figure
 
 
 def filmed(images: ImageSet, recipe: CraftRecipe, *, every: int = 20, seed: int = 0, lab: Lab | None = None) -> Film:
     """The Film of crafting noise by `recipe`; it and the noise are kept with lab.cache."""
-    lab, film = lab or Lab(), Film(images, recipe.radius, recipe.sgd.steps, every)
+    lab, film = lab or Lab(), Film(images, recipe, every)
 
     def make(_):
         looked_at = replace(lab, on_step=film.look)
