@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from operator import itemgetter
 
 import numpy as np
 import pandas as pd
@@ -23,7 +24,7 @@ from semkit.nets.engine import Engine, step_down
 from semkit.nets.lab import Lab, as_json, as_net, kept
 from semkit.training.bullettrain import KINDS as SORTED
 from semkit.training.bullettrain import BulletTrain, Mined, Mining, groups, mining, spread, threshold
-from semkit.training.learning import Learned, accuracy, fit
+from semkit.training.learning import accuracy, fit
 from semkit.training.objectives import AugMix, Mart, Trades
 from semkit.training.perturb import PGD, Clean
 from semkit.training.recipes import SGD, LearnRecipe
@@ -53,29 +54,25 @@ def recipes(sgd: SGD, model: str = "tiny") -> dict[tuple[str, str], LearnRecipe]
     return made
 
 
-def every_corruption(images: ImageSet, *, seed: int = 0) -> list[ImageSet]:
-    """The images with each of fifteen corruptions at severities 1 to 5."""
-    return [corrupted(images, kind, severity, seed=seed) for kind, severity in itertools.product(KINDS, range(1, 6))]
-
-
-def _row(done: Learned, recipe: LearnRecipe, test: ImageSet, worse: list[ImageSet]) -> dict:
-    attacked = recipe.perturbation != Clean()
-    found = [] if attacked else [accuracy(done.model, images) for images in worse]
-    return {
-        "clean": done.last, "attacked": accuracy(done.model, test, ATTACK) if attacked else None,
-        "corrupted": sum(found) / len(found) if found else None, "passes": done.passes.total,
-        "forward": done.passes.forward - len(test), "average": done.mined.average,
-        **{kind: done.mined.shares.get(kind) for kind in SORTED},
-    }  # fmt: skip
+def under_corruptions(model: nn.Module, images: ImageSet) -> float:
+    """Mean accuracy over fifteen corruptions of the images at severities 1 to 5."""
+    every = itertools.product(KINDS, range(1, 6))
+    found = [accuracy(model, corrupted(images, kind, severity)) for kind, severity in every]
+    return sum(found) / len(found)
 
 
 def _trained(split: Split, recipe: LearnRecipe, seed: int, lab: Lab) -> tuple[dict, nn.Module]:
     """(row without objective, form and seed; trained net), both kept in lab.cache."""
 
     def make(_) -> tuple[dict, nn.Module]:
-        test = split.test.limit(TESTED)
+        test, attacked = split.test.limit(TESTED), recipe.perturbation != Clean()
         done = fit(split.train, test, recipe, seed=seed, lab=lab)
-        return _row(done, recipe, test, every_corruption(split.test.limit(CORRUPTED))), done.model
+        return {
+            "clean": done.last, "attacked": accuracy(done.model, test, ATTACK) if attacked else None,
+            "corrupted": None if attacked else under_corruptions(done.model, split.test.limit(CORRUPTED)),
+            "passes": done.passes.total, "forward": done.passes.forward - len(test), "average": done.mined.average,
+            **{kind: done.mined.shares.get(kind) for kind in SORTED},
+        }, done.model  # fmt: skip
 
     parts = (split.train.fingerprint, split.test.fingerprint, recipe, seed)
     return kept(lab, "spared", parts, make, as_json(), as_net(recipe, split.train, lab.engine))
@@ -151,31 +148,30 @@ def cost(rows: pd.DataFrame) -> pd.Series:
     return rows["passes"] + FORWARD * rows["forward"]
 
 
-def _both(rows: pd.DataFrame, values: pd.Series, form: str, by: str) -> tuple[pd.Series, pd.Series]:
-    """(values of the plain form, values of this form) by seed or round, where both exist."""
-    found = rows.assign(value=values).pivot(index=by, columns="form", values="value")
+def _both(rows: Rows, objective: str, form: str, by: str, values: Callable) -> tuple[pd.Series, pd.Series]:
+    """values(rows) of an objective's plain form and of this form, by seed or round, where both exist."""
+    mine = pd.DataFrame(rows).query("objective == @objective")
+    found = mine.assign(value=values).pivot(index=by, columns="form", values="value")
     found = found.reindex(columns=["plain", form]).dropna()
     return found["plain"], found[form]
 
 
 def fewer(rows: Rows, objective: str, form: str = "bullettrain") -> pd.Series:
     """By seed: passes of the plain form / passes of this form."""
-    rows = pd.DataFrame(rows).query("objective == @objective")
-    plain, mine = _both(rows, cost(rows), form, "seed")
+    plain, mine = _both(rows, objective, form, "seed", cost)
     return plain / mine
 
 
 def lost(rows: Rows, objective: str, column: str, form: str = "bullettrain") -> pd.Series:
     """By seed: accuracy (`column`) of the plain form less that of this form, in points."""
-    rows = pd.DataFrame(rows).query("objective == @objective")
-    plain, mine = _both(rows, rows[column], form, "seed")
+    plain, mine = _both(rows, objective, form, "seed", itemgetter(column))
     return 100 * (plain - mine)
 
 
 def faster(rows: Rows, objective: str, form: str = "bullettrain", *, threads: int = 1) -> pd.Series:
     """By round: seconds of a step of the plain form / seconds of a step of this form."""
-    rows = pd.DataFrame(rows).query("objective == @objective and threads == @threads")
-    plain, mine = _both(rows, rows["seconds"], form, "round")
+    rows = pd.DataFrame(rows).query("threads == @threads")
+    plain, mine = _both(rows, objective, form, "round", itemgetter("seconds"))
     return plain / mine
 
 
