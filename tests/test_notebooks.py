@@ -161,7 +161,7 @@ def parts(nb, path):
         "minutes at the top": minutes(nb),
         "a guess": "guess" in prose(nb).lower(),
         "a knob in upper case": any(re.fullmatch(r"[A-Z][A-Z_]+", name) for name in names),
-        "a panel": any("_panel(" in cell.source for cell in code(nb)),
+        "a panel": any("panel(" in cell.source.lower() for cell in code(nb)),
         "an exercise": any(text.startswith(("not attempted: ", "not yet")) for cell in code(nb) for text in said(cell)),
         "a folded solution that its checker passes": any(text.startswith("right: ") for text in told),
         "sources": re.search(r"^#+ .*sources", prose(nb), re.I | re.M),
