@@ -157,15 +157,6 @@ def test_the_two_analyses_are_drawn_with_the_seeds(rows):
     assert [label.get_text() for label in axes.get_yticklabels()] == list(COMPARED)
 
 
-def test_curves_are_thin_lines_by_seed_beside_those_of_clean_images(rows):
-    figure, alt, caption = surrogates.draw_curves(rows, 4)
-    assert [axes.get_title() for axes in figure.axes][5] == "random/adversarial (SEM)"
-    mine = rows[(rows["method"] == PAIRS[5]) & (rows["training_radius"] == 4)]
-    drawn = [line.get_xydata().tolist() for line in figure.axes[5].lines]
-    assert drawn[3:] == [[[step, 100 * share] for step, share in curve] for curve in mine["curve"]] and len(drawn) == 6
-    assert caption.startswith("AT 4/255; ") and f"{PAIRS[5]} {100 * mine['last'].mean():.0f} %" in alt
-
-
 def test_parts_are_drawn_with_their_share_of_the_energy_where_learners_had_them(rows):
     few = rows[(rows["training_radius"] == 0) | ~rows["method"].isin(["sem, grey", "sem, colour", "em"])]
     figure, alt, _ = surrogates.draw_parts(few, {"em": NOISE, "sem": NOISE})
@@ -194,14 +185,13 @@ def test_the_low_part_alone_is_drawn_where_a_period_is_asked_for(images):
     assert pictures[0].std() > pictures[1].std() > 0
 
 
-@pytest.mark.parametrize("name", ["noises", "nets", "pairs", "effects", "curves", "parts"])
+@pytest.mark.parametrize("name", ["noises", "nets", "pairs", "effects", "parts"])
 def test_no_text_of_a_figure_covers_another(name, rows, nets, images):
     figure, alt, caption = {
         "noises": lambda: surrogates.draw_noises(images.images, NAMED),
         "nets": lambda: surrogates.draw_nets(nets),
         "pairs": lambda: surrogates.draw_pairs(rows),
         "effects": lambda: surrogates.draw_effects({"AT 4/255": protections(rows, 4), "ERM": protections(rows, 0)}),
-        "curves": lambda: surrogates.draw_curves(rows, 4),
         "parts": lambda: surrogates.draw_parts(rows, {"em": NOISE, "sem": NOISE}),
     }[name]()
     assert collisions(figure) == ([], []) and alt and caption

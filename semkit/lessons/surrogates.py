@@ -160,7 +160,7 @@ def _dots_figure(
 
 
 def _recipe(rows: pd.DataFrame) -> str:
-    presets = " and ".join(rows["preset"].unique())
+    presets = " and ".join(rows["preset"].str.partition(",")[0].unique())  # without what a run set otherwise
     return f"Preset {presets}, {rows['seed'].nunique()} seeds; accuracy on clean test images."
 
 
@@ -230,7 +230,8 @@ def draw_pairs(rows: pd.DataFrame) -> Drawn:
 def draw_effects(points: Mapping[str, pd.DataFrame]) -> Drawn:
     """What each of COMPARED adds, a panel a learner: its seeds as dots, and the intervals of both analyses."""
     figure, told, looks = new_figure(9.2, 2.9), [], {"t over the seeds": ("0.5", "o"), "seed as block": ("0.1", "s")}
-    panels, places = figure.subplots(1, len(points), sharey=True, squeeze=False)[0], np.arange(len(COMPARED))
+    panels = figure.subplots(1, len(points), sharex=True, sharey=True, squeeze=False)[0]
+    places = np.arange(len(COMPARED))
     for axes, (name, table) in zip(panels, points.items(), strict=True):
         found = effects(table)
         told += [f"{name}, {row.compared}, {row.analysis}: {row.decision}" for row in found.itertuples()]
@@ -248,29 +249,6 @@ def draw_effects(points: Mapping[str, pd.DataFrame]) -> Drawn:
     figure.supxlabel("points of protection, beyond none on that side", fontsize="medium")
     legend(panels[-1])
     return figure, "; ".join(told), "Bars: 95 % intervals."
-
-
-def draw_curves(rows: pd.DataFrame, training_radius: float) -> Drawn:
-    """Accuracy over the learner's steps, a panel a pair, a thin line a seed; grey: learners on clean images."""
-    rows = rows[rows["training_radius"] == training_radius]
-    figure = new_figure(9.2, 6.4)
-    grid = figure.subplots(3, 3, sharex=True, sharey=True)
-    for axes, name in zip(grid.flat, PAIRS, strict=True):
-        for method in ("clean", name):
-            mine = rows[rows["method"] == method]
-            for colour, seed, curve in zip(SPARE, mine["seed"], mine["curve"], strict=False):
-                look = dict(color="0.75", lw=2) if method == "clean" else dict(color=colour, lw=1, label=f"{seed}")
-                axes.plot([step for step, _ in curve], [100 * share for _, share in curve], **look)
-        axes.grid(alpha=0.3)
-        published = f" ({PUBLISHED[name]})" if name in PUBLISHED else ""
-        axes.set_title(name + published, fontsize="medium")
-    figure.supxlabel("learner's step", fontsize="medium")
-    figure.supylabel("accuracy on clean test images (%)", fontsize="medium")
-    legend(grid[0, -1], "seed")
-    last = rows.groupby("method")["last"].mean()
-    told = ", ".join(f"{name} {100 * last[name]:.0f} %" for name in ("clean", *PAIRS))
-    caption = f"{learner(training_radius)}; {_recipe(rows)} Grey: clean."
-    return figure, f"Learning curves, last mean accuracy: {told}", caption
 
 
 def beats(points: pd.DataFrame, one: str, other: str) -> bool:
