@@ -219,6 +219,7 @@ SEM = {
     "the same on the embedded images, two processors": points(
         lambda *tables: pd.concat(lost("sem", 4, "em")(rows) for rows in tables)
     ),
+    "SEM's recipe without any perturbation, none/none, protects from AT 4/255": points(lost("none/none", 4)),
     "SEM's perturbations protect from AT 4/255, beside the same recipe without them": points(
         lost("sem", 4, "em, SEM's recipe")
     ),
