@@ -22,9 +22,9 @@ from safetensors.torch import load_file, save_file
 from semkit import __version__
 from semkit.__main__ import main
 from semkit.analysis import cluster
+from semkit.analysis.figures import sweep_figure
 from semkit.analysis.report import read_rows
 from semkit.app.cli import COMMANDS
-from semkit.app.experiments import sweep_figure
 from semkit.nets.engine import Engine
 from semkit.nets.lab import Lab
 from semkit.protections.methods import craft_recipe

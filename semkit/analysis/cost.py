@@ -11,6 +11,8 @@ from pathlib import Path
 import torch
 
 from semkit.images.augment import Augment
+from semkit.images.files import duration
+from semkit.images.imageset import ImageSet
 from semkit.nets import models
 from semkit.nets.engine import Engine, Passes, batches_per_pass, count_passes, input_gradient, train_step
 from semkit.protections.base import Recipe
@@ -67,6 +69,13 @@ def seconds_of(
         gradient, training = _probed[key]
         total += passes.input_gradient * gradient + passes.training * training
     return total
+
+
+def in_words(recipes: list[Work], train: ImageSet, engine: Engine, seeds: int) -> str:
+    """The passes and the time that these recipes take, each once for every seed, in words."""
+    n, classes, size = len(train), len(train.classes), train.images.shape[-1]
+    seconds = seeds * seconds_of(recipes, n, classes, size, engine)
+    return f"{seeds * passes_of(recipes, n).total:,} passes on {engine.device}, at most about {duration(seconds)}"
 
 
 def probe(

@@ -15,8 +15,12 @@ from semkit.analysis import canvas
 from semkit.analysis.canvas import Figure, new_figure, styles, titled
 from semkit.analysis.pictures import draw_rows, strip_rows
 from semkit.analysis.statistics import Correlation, Rows, interval, learner
+from semkit.analysis.study import crafted_noise
 from semkit.countermeasures import registry
-from semkit.protections.methods import DEFAULT
+from semkit.images.imageset import ImageSet
+from semkit.nets.lab import Lab
+from semkit.protections.base import Recipe
+from semkit.protections.methods import DEFAULT, METHODS
 
 PAIR = "noise side/surrogate side"
 ACCURACY = "accuracy on clean test images (%)"
@@ -65,6 +69,29 @@ def protection_figure(
     draw_rows(left, strip_rows(originals, noises, radius))
     _draw_accuracy(right.subplots(), rows, chance)
     return titled(figure, title)
+
+
+def sweep_figure(rows: pd.DataFrame, train: ImageSet, crafts: Mapping[str, Recipe | None], lab: Lab) -> Figure | None:
+    """The figure of a sweep of countermeasures, or of named methods that add noise; None for any other.
+
+    rows: with the columns of study.grid and `preset`. The noise is drawn from -radius to +radius of its own recipes.
+    """
+    seeds = rows["seed"].unique()
+    many = f"{len(seeds)} seed" + "s" * (len(seeds) > 1)
+    title = f"{train.name}: {len(train)} training images, {rows['preset'][0]} preset, {many}"
+    about = dict(title=title, chance=1 / len(train.classes))
+    if "countermeasure" in rows:
+        return countermeasures_figure(rows, **about)
+    makers = {method: recipe for method, recipe in crafts.items() if recipe}
+    if any(recipe.radius is None for recipe in makers.values()) or not crafts.keys() <= METHODS.keys():
+        return None
+    place = [train.labels.tolist().index(k) for k in range(min(6, len(train.classes)))]
+    made = {
+        method: crafted_noise(train, recipe, seed=int(seeds[0]), lab=lab)[0].levels[place]
+        for method, recipe in makers.items()
+    }
+    radius = max((recipe.radius for recipe in makers.values()), default=0)
+    return protection_figure(rows, train.images[place], made, radius=radius, **about)
 
 
 def curves_figure(rows: Rows, *, chance: float | None = None, title: str) -> Figure:

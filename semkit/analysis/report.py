@@ -87,9 +87,8 @@ def read_rows(path: str | os.PathLike) -> pd.DataFrame:
     return rows
 
 
-def write_report(out: Path, rows: pd.DataFrame, text: str, figure: "Figure | None") -> None:
-    """The rows, their table and their figure, if there is one: rows.csv, table.md and figure.png in `out`."""
-    write_rows(rows, out / "rows.csv")
+def write_report(out: Path, text: str, figure: "Figure | None") -> None:
+    """A table and its figure, if there is one, as table.md and figure.png in `out`."""
     atomic_write(out / "table.md", (text + "\n").encode())
     if figure:
         from semkit.analysis.canvas import save
@@ -169,12 +168,3 @@ def bench_figure(result: dict) -> "Figure":
     right.grid(axis="y", alpha=0.3)
     names = "engine against plain PyTorch", "engine less one thing against itself", "cost of crafting an image"
     return titled(figure, f"{_conditions(result)}, bars: smallest to largest", figure.axes, names)
-
-
-def write_bench(result: dict, out: Path) -> None:
-    """Writes what `semkit bench` measured to the folder `out`, as bench.json, table.md and figure.png."""
-    from semkit.analysis.canvas import save
-
-    atomic_write(out / "bench.json", json.dumps(result, indent=1, allow_nan=False).encode())
-    atomic_write(out / "table.md", (bench_tables(result) + "\n").encode())
-    save(bench_figure(result), out / "figure.png")

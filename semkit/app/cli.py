@@ -13,6 +13,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from tqdm import tqdm
 
@@ -79,8 +80,19 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         top.error(str(error))
     options, extra = top.parse_known_args(arguments)
     if extra:
-        top.error(f"unrecognized arguments: {words.repeatable(extra, options)}")
+        top.error(f"unrecognized arguments: {_repeatable(extra, options)}")
     return options
+
+
+def _repeatable(words: list[str], options: argparse.Namespace) -> str:
+    """The words, but not those that may be a piece of a key: what an option is given, or what follows a key."""
+    from semkit.protections.methods import PROTECTIONS, options_of
+
+    private = [name for name, (option, _) in options_of(PROTECTIONS).items() if option.private]
+    if named := [word.partition("=")[0] for word in words if word.startswith("-")]:
+        return " ".join(named)
+    hint = "quote what has spaces in it"
+    return hint if any(getattr(options, name, None) for name in private) else f"{' '.join(map(shown, words))}; {hint}"
 
 
 def _told(work: Callable[[], int | None], hint: str) -> int:
@@ -239,3 +251,29 @@ def bars() -> Iterator:
         for which, handler in before.items():
             signal.signal(which, handler)
         close()
+
+
+def lab(options) -> None:
+    """semkit lab: JupyterLab at a notebook, in this folder or in the notebook's own."""
+    notebook = Path(options.notebook)
+    if not notebook.exists():
+        raise ValueError(f"no notebook {shown(notebook)}; run semkit lab in semkit's own folder, or name a notebook")
+    _check_account()
+    notebook = notebook.resolve()
+    here = Path.cwd() if notebook.is_relative_to(Path.cwd()) else notebook.parent
+    from jupyterlab.labapp import LabApp  # takes a second that the other commands need not pay
+
+    LabApp.launch_instance([str(notebook), f"--ServerApp.root_dir={here}"])
+
+
+def _check_account() -> None:
+    """Raises ValueError for root, whom Jupyter refuses with a page of log, unless Jupyter's configuration allows it."""
+    from jupyter_server.serverapp import ServerApp
+
+    if hasattr(os, "geteuid") and os.geteuid() == 0:
+        settings = ServerApp()
+        settings.load_config_file()
+        if not settings.allow_root:
+            raise ValueError(
+                "JupyterLab does not run as root: use another account, or start it by jupyter lab --allow-root"
+            )

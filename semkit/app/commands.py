@@ -1,55 +1,50 @@
-"""The commands about images, noise files and notebooks, and the table of all commands: options become recipes."""
+"""The work of every command: options become recipes, results become lines, JSON, tables and figures."""
 
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
-from semkit.analysis import survival
-from semkit.analysis.cost import seconds_of
-from semkit.analysis.report import as_objects
+import pandas as pd
+
+from semkit.analysis import cost, survival
+from semkit.analysis.cluster import check_scheduler
+from semkit.analysis.designs import DESIGNS, LEARNERS, METHODS, reference_recipe
+from semkit.analysis.measure import loss_rows, noise_rows, rise_rows
+from semkit.analysis.report import as_objects, bench_figure, bench_tables, table, write_report, write_rows
+from semkit.analysis.statistics import interval
+from semkit.analysis.study import grid, grid_recipes, learned_net, learned_row
 from semkit.app import checking, folder
-from semkit.app.checking import read_report
-from semkit.app.cli import FAILED, Report, announce, bars
-from semkit.app.experiments import bench, demo, engine_of, gpu_check, learn, reading, sweep, transform
+from semkit.app.checking import job
+from semkit.app.cli import FAILED, Report, announce, bars, lab
+from semkit.app.options import engine_of, own_values, reading
+from semkit.countermeasures.registry import counter
+from semkit.countermeasures.transform import Transform
 from semkit.images.files import duration, shown
-from semkit.images.imageset import ImageSet
-from semkit.nets.lab import Lab
-from semkit.protections import conversion
-from semkit.protections.methods import PROTECTIONS, options_of
+from semkit.images.imageset import ImageSet, Split, limit_test, not_among
+from semkit.images.loading import load
+from semkit.images.storage import Storage
+from semkit.lessons.defences import defence_rows, defences_figure, defences_table
+from semkit.nets.engine import Engine
+from semkit.nets.lab import Lab, OnStep
+from semkit.protections import conversion, methods
+from semkit.protections.base import Recipe
+from semkit.protections.methods import PROTECTIONS
+from semkit.training.recipes import LearnRecipe, lasting, learn_recipe
 
 MOST_SHOWN = 10
-
-
-def _own_values(method: str, given: Mapping[str, object]) -> dict:
-    """The values of the method's own options: as given, else a private one from the environment, else their defaults.
-
-    Raises ValueError for options of other methods that were given, and for a private one that is nowhere.
-    """
-    protection, every = PROTECTIONS[method], options_of(PROTECTIONS)
-    own = {option.name: option for option in protection.options}
-    given = {name: value for name, value in given.items() if name in every and value is not None}
-    if wrong := [every[name][0].flag for name in every if name in given.keys() - own]:
-        because = f" ({protection.bound})" if protection.bound else ""
-        raise ValueError(f"{', '.join(wrong)}: not for --method {method}{because}")
-    for name, option in own.items():
-        if option.private and name not in given:
-            if (value := os.environ.get(option.variable)) is None:
-                place = f"put it into the environment variable {option.variable}"
-                raise ValueError(f"--method {method} needs a private {name}: {place}")
-            given[name] = value
-    return {name: option.default for name, option in own.items()} | given
 
 
 def protect(options) -> None:
     """semkit protect: protected copies of images; reports what was written."""
     report, engine = Report(options.json), engine_of(options)
     recipe = PROTECTIONS[options.method].recipe(
-        options.preset, size=options.size, **_own_values(options.method, vars(options))
+        options.preset, size=options.size, **own_values(options.method, vars(options))
     )
 
     def say_cost(images: ImageSet) -> None:
         if passes := recipe.cost(len(images)).total:
-            seconds = seconds_of([recipe], len(images), len(images.classes), options.size, engine)
+            seconds = cost.seconds_of([recipe], len(images), len(images.classes), options.size, engine)
             announce(
                 f"{options.method.upper()} noise for {len(images)} images, {options.preset} preset: {passes:,} passes "
                 f"of {recipe.net} at {recipe.augment.output_size(options.size)} px on {engine.device}, "
@@ -87,7 +82,7 @@ def check(options) -> int | None:
 
     The key in the environment counts for filtered images only.
     """
-    report, key, made = Report(options.json), options.key, read_report(options.out)
+    report, key, made = Report(options.json), options.key, checking.read_report(options.out)
     if key is None and made["radius"] is None:
         variables = [option.variable for option in PROTECTIONS[made["method"]].options if option.private]
         key = next(map(os.environ.get, variables), None)
@@ -120,6 +115,198 @@ def inspect(options) -> None:
     report.line(survival.in_words(told, rows))
 
 
+def _seeds(options) -> range:
+    return range(options.seed, options.seed + options.seeds)
+
+
+def _split(options, report: Report, on_step: OnStep) -> Split:
+    """IMAGES after --limit, --without, --protected and --test-limit; says which files were left out.
+
+    --without is about the originals, because protected images differ from them in every byte. What has to lie on a disk
+    lies on that of --out or --cache.
+    """
+    told, place = job(on_step, "reading images"), Storage(options.hold, options.out or options.cache)
+    how = dict(reading(options), seed=options.split_seed, storage=place, on_step=told)
+    split = load(options.images, **how)
+    report.skipped(split.skipped)
+    report.left_out(split.ignored, "the report of learn --json")
+    kept, n = range(len(split.train)), len(split.train)
+    if options.without:
+        kept = not_among(split.train, load(options.images, **{**how, "limit": options.without}).train)
+        if len(kept) < 2:
+            raise ValueError(f"--without {options.without} leaves {len(kept)} of {n} images to train on, 2 are needed")
+    if options.protected:
+        split = checking.protected_split(split, options.images, options.protected)
+    return limit_test(replace(split, train=split.train.take(kept)), options.test_limit)
+
+
+def learn(options) -> None:
+    """semkit learn: fresh learners on images, protected or not; reports their accuracy on clean test images."""
+    report, engine, radius = Report(options.json), engine_of(options), options.perturbation_radius
+    recipe = learn_recipe(
+        options.preset, perturbation_radius=radius, norm=options.norm, learner=options.learner, size=options.size
+    )
+    if options.save and options.seeds > 1:
+        raise ValueError("one net can be saved: --seeds 1")
+    rows = []
+    with bars() as on_step:
+        split = _split(options, report, on_step)
+        train, recipe = counter(split.train, recipe, options.countermeasure, engine, split.spare)
+        kind = f"AT {radius:g} ({options.norm})" if radius else "ERM"
+        passes = cost.in_words([recipe], train, engine, options.seeds)
+        announce(f"{options.seeds} x {kind}: {recipe.model} on {train!r}, {passes}")
+        for seed in _seeds(options):
+            lab = Lab(engine, options.cache, on_step, f"training, seed {seed}")
+            if options.save:
+                row, _ = learned_net(train, split.test, recipe, file=options.save, seed=seed, lab=lab)
+            else:
+                row = learned_row(train, split.test, recipe, seed=seed, lab=lab)
+            report.line(f"seed {seed}: clean test accuracy last {row['last']:.3f}, best {row['best']:.3f}")
+            rows.append({"seed": seed, **row})
+    mean, low, high = interval([row["last"] for row in rows])
+    last = {"mean": mean, "low": low, "high": high} if len(rows) > 1 else {"mean": mean}
+    report.values({
+        "images": repr(train), "test_images": len(split.test), "recipe": repr(recipe), "last": last, "rows": rows,
+        "countermeasures": list(options.countermeasure), "skipped": list(split.skipped), "ignored": list(split.ignored),
+    })  # fmt: skip
+    if len(rows) > 1:
+        report.line(f"last, mean of {len(rows)} seeds: {mean:.3f}, 95 % interval {low:.3f} to {high:.3f}")
+
+
+def _claim(options, split: Split, engine: Engine, **settings) -> None:
+    """Leave rows, table and figure of other images, recipes or engines alone; some settings may grow."""
+    told = {name: getattr(options, name) for name in ("command", "preset", "learner_steps")}
+    images = [split.train.fingerprint, split.test.fingerprint]
+    folder.claim(options.out, {**told, **settings, "engine": engine.settings(), "fingerprint": images})
+
+
+def _report_rows(options, rows: pd.DataFrame, text: str, figure) -> None:
+    """Write rows, their table and their figure to OUT, and the table, or the rows as JSON, to stdout."""
+    write_rows(rows, options.out / "rows.csv")
+    write_report(options.out, text, figure)
+    Report(options.json).values(as_objects(rows))
+    Report(options.json).line(text)
+
+
+def _recipes(options) -> tuple[dict[str, Recipe | None], dict[float | str, LearnRecipe]]:
+    """(what makes the images, what trains on them), by name. Raises ValueError for options that exclude each other."""
+    design, preset, size, steps = options.design, options.preset, options.size, options.learner_steps
+    if design and options.methods:
+        raise ValueError(f"--design {design} has methods of its own: leave --methods out")
+    if design in LEARNERS and options.radii:
+        raise ValueError(f"--design {design} has learners of its own: leave --radii out")
+    crafts, learners = methods.sweep_recipes(options.methods or METHODS, options.radii or (0, 4), preset, size=size)
+    crafts = DESIGNS[design](preset, size) if design else crafts
+    if options.measure_noise and not any(recipe and recipe.net for recipe in crafts.values()):
+        raise ValueError("none of these methods adds noise that could be measured: leave --measure-noise out")
+    return crafts, {r: lasting(recipe, steps) if steps else recipe for r, recipe in learners.items()}
+
+
+def sweep(options) -> None:
+    """semkit sweep, and semkit demo over the embedded images: rows, a table and a figure."""
+    from semkit.analysis import figures  # matplotlib takes a second that the other commands need not pay
+
+    folder.check_place(options.images, options.out)
+    engine, design, steps, seeds = engine_of(options), options.design, options.learner_steps, _seeds(options)
+    crafts, learners = _recipes(options)
+    check_scheduler(Lab(engine, scheduler=options.scheduler))  # before images are read, which may take long
+    with bars() as on_step:
+        split = _split(options, Report(options.json), on_step)
+        if design in LEARNERS:
+            learners = LEARNERS[design](options.preset, options.size, split, steps)
+            if design == "cuda-defences" and not split.spare:
+                announce("no fine-tuned learners: they begin with the test images that --test-limit N leaves over")
+        after = dict(countermeasures=options.countermeasures)
+        recipes = grid_recipes(split, crafts, learners, **after)  # raises before the folder is claimed
+        _claim(
+            options, split, engine, methods=options.methods or METHODS, design=design, radii=options.radii or (0, 4),
+            **after,
+        )  # fmt: skip
+        times = f"{len(options.countermeasures)} countermeasures x " if options.countermeasures else ""
+        announce(
+            f"{split.train!r}, {len(split.test)} test images: {len(crafts)} methods x {times}{len(learners)} ways x "
+            f"{len(seeds)} seeds in {engine.precision}, {cost.in_words(recipes, split.train, engine, len(seeds))}"
+        )
+        lab = Lab(engine, options.out / "runs", on_step, workers=options.workers, scheduler=options.scheduler)
+        rises = options.measure_noise and not options.countermeasures
+        rows = grid(split, crafts, learners, keep_nets=rises, seeds=seeds, lab=lab, **after)
+        rows.insert(0, "preset", options.preset + f", {steps} learner steps" * bool(steps))
+        _report_rows(options, rows, table(rows), figures.sweep_figure(rows, split.train, crafts, lab))
+        if options.measure_noise:
+            _measure(options, split, crafts, learners, rows["preset"][0], lab)
+
+
+def _measure(
+    options, split: Split, crafts: Mapping[str, Recipe | None], learners: Mapping, preset: str, lab: Lab
+) -> None:
+    """Write what perturbations do to every noise, and to the learners that no countermeasure changed."""
+    reference, how = reference_recipe(options.preset, options.size), dict(seeds=_seeds(options), lab=lab)
+    found = {
+        "noise.csv": noise_rows(split, crafts, reference=reference, **how),
+        "losses.csv": loss_rows(split, crafts, **how),
+    }
+    if not options.countermeasures:
+        found["rises.csv"] = rise_rows(split, crafts, learners, **how)
+    for name, rows in found.items():
+        rows.insert(0, "preset", preset)
+        write_rows(rows, options.out / name)
+
+
+def transform(options) -> None:
+    """semkit transform: a classifier behind an adversarial-example transform under attacks, ERM and AT beside it."""
+    folder.check_place(options.images, options.out)
+    engine, radius, attacked = engine_of(options), options.radius, options.attacked
+    _, learners = methods.sweep_recipes((), (0, radius), options.preset, size=options.size)
+    if options.learner_steps:
+        learners[0] = lasting(learners[0], options.learner_steps)
+    with bars() as on_step:
+        split, behind = _split(options, Report(options.json), on_step), Transform(options.net)
+        _claim(options, split, engine, radius=radius, attacked=attacked, net=behind.content)
+        train, trained = split.train, [*learners.values(), learners[0]]
+        announce(
+            f"{options.seeds * len(trained)} learners on {train!r}, "
+            f"{cost.in_words(trained, train, engine, options.seeds)}; then {attacked} test images are attacked"
+        )
+        lab = Lab(engine, options.out / "runs", on_step)
+        rows = defence_rows(split, behind, learners, radius=radius, attacked=attacked, seeds=_seeds(options), lab=lab)
+        title = f"{train.name}: {len(train)} training images, {rows['n'][0]} attacked at {radius:g}/255"
+        figure = defences_figure(rows, chance=1 / len(train.classes), title=title)
+        _report_rows(options, rows, defences_table(rows), figure)
+
+
+def bench(options) -> None:
+    """semkit bench: the engine beside plain PyTorch; reports the table."""
+    from semkit.analysis.speed import QUICK, Plan, measure
+
+    if options.out:
+        options.out.mkdir(parents=True, exist_ok=True)  # fails before minutes of work, not after
+    names = ("nets", "batch", "rounds", "samples", "attack_steps")
+    given = {name: value for name in names if (value := getattr(options, name)) is not None}
+    report, plan = Report(options.json), replace(QUICK if options.quick else Plan(), **given)
+    with bars() as on_step:
+        engine = engine_of(options)
+        announce(f"{' and '.join(plan.nets)} on {engine.device} in {engine.precision}, rounds: {plan.rounds}")
+        result = measure(plan, Lab(engine, on_step=on_step))
+    report.values(result)
+    report.line(bench_tables(result))
+    if options.out:
+        folder.write_record(options.out / "bench.json", result)
+        write_report(options.out, bench_tables(result), bench_figure(result))
+
+
+def gpu_check(options) -> None:
+    """semkit gpu-check: a prepared run on a GPU, part by part within a time limit; reports its rows."""
+    from semkit.analysis.gpucheck import TINY, Scale, run
+
+    folder.check_place(options.images, options.out)
+    report = Report(options.json)
+    with bars() as on_step:
+        split, lab = _split(options, report, on_step), Lab(engine_of(options), on_step=on_step)
+        rows = run(split, options.out, limit=options.time_limit, scale=TINY if options.tiny else Scale(), lab=lab)
+    report.values({"rows": as_objects(rows)})
+    report.line(rows.drop(columns=["curve", "engine"], errors="ignore").to_string(index=False, na_rep=""))
+
+
 def convert(options) -> None:
     """semkit convert: the noise of SRC as DST, whose suffix says the kind; reports shape and radius."""
     report, to = Report(options.json), options.destination
@@ -130,19 +317,6 @@ def convert(options) -> None:
     report.line(f"{shown(to)}: {'x'.join(map(str, shape))}, radius {noise.radius:g}")
 
 
-def lab(options) -> None:
-    """semkit lab: JupyterLab at a notebook, in this folder or in the notebook's own."""
-    notebook = Path(options.notebook)
-    if not notebook.exists():
-        raise ValueError(f"no notebook {shown(notebook)}; run semkit lab in semkit's own folder, or name a notebook")
-    _check_account()
-    notebook = notebook.resolve()
-    here = Path.cwd() if notebook.is_relative_to(Path.cwd()) else notebook.parent
-    from jupyterlab.labapp import LabApp  # takes a second that the other commands need not pay
-
-    LabApp.launch_instance([str(notebook), f"--ServerApp.root_dir={here}"])
-
-
 def page(options) -> None:
     """semkit page: one HTML file with sliders; a file that is no page of this command is left alone."""
     from semkit.lessons.page import write  # matplotlib takes a second that the other commands need not pay
@@ -150,20 +324,7 @@ def page(options) -> None:
     announce(f"{shown(options.out)}, {write(options.out, options.results) / 1000:.0f} kB: open it in a browser")
 
 
-def _check_account() -> None:
-    """Raises ValueError for root, whom Jupyter refuses with a page of log, unless Jupyter's configuration allows it."""
-    from jupyter_server.serverapp import ServerApp
-
-    if hasattr(os, "geteuid") and os.geteuid() == 0:
-        settings = ServerApp()
-        settings.load_config_file()
-        if not settings.allow_root:
-            raise ValueError(
-                "JupyterLab does not run as root: use another account, or start it by jupyter lab --allow-root"
-            )
-
-
 COMMANDS: dict[str, Callable] = {  # name -> what does its work, given the options; returns an exit code, None if fine
-    "demo": demo, "sweep": sweep, "protect": protect, "transform": transform, "check": check, "inspect": inspect,
+    "demo": sweep, "sweep": sweep, "protect": protect, "transform": transform, "check": check, "inspect": inspect,
     "learn": learn, "convert": convert, "bench": bench, "gpu-check": gpu_check, "lab": lab, "page": page,
 }  # fmt: skip

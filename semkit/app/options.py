@@ -1,6 +1,7 @@
-"""The words of the command line: the options of every command, and what may stand in them."""
+"""The words of the command line: the options of every command, what may stand in them, and what they become."""
 
 import argparse
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -12,7 +13,7 @@ from semkit.countermeasures.registry import COUNTERMEASURES, check_countermeasur
 from semkit.images.files import shown
 from semkit.images.pixels import NORMS, check_name, check_radius, parse_count
 from semkit.images.storage import HOLDS
-from semkit.nets.engine import FAST_PATHS
+from semkit.nets.engine import FAST_PATHS, Engine
 from semkit.nets.models import LARGE, MODELS, check_model, check_net
 from semkit.protections.methods import DEFAULT, METHODS, PROTECTIONS, options_of
 from semkit.protections.noise import UNITS
@@ -20,8 +21,6 @@ from semkit.training.recipes import PRESETS
 
 MOST_SEEDS = 9999
 KNOWN = ", ".join(name + each.spelling for name, each in COUNTERMEASURES.items())
-# What `experiments` asks every command that reads images for, and most have no option for.
-UNLESS_GIVEN = dict(split_seed=0, without=None, protected=None, test_limit=None, out=None, cache=None)
 
 
 def _kind(check: Callable, metavar: str, **more) -> dict:
@@ -68,16 +67,13 @@ def _device(text: str) -> str:
     return text
 
 
-def _name(metavar: str) -> dict:
-    return _kind(_filled, metavar)
-
-
 def _path(metavar: str) -> dict:
     return _kind(lambda text: Path(_filled(text)), metavar)
 
 
 SWITCH = dict(action="store_true")
 RADIUS = _kind(check_radius, "R")
+DATA = "--data", "folder of torchvision's data sets ($SEMKIT_DATA, else ~/.cache/semkit)", _kind(_filled, "DIR")
 AFTER = dict(nargs="+", **_kind(check_countermeasure, "NAME"))
 
 
@@ -94,20 +90,17 @@ def _group(parser, title: str | None = None) -> Callable:
 
 
 def _add_images(parser) -> None:
-    parser.set_defaults(**UNLESS_GIVEN)
+    # What `commands` asks every command that reads images for, and most have no option for.
+    parser.set_defaults(split_seed=0, without=None, protected=None, test_limit=None, out=None, cache=None)
     sets = "shapes (embedded), cifar10, cifar100, svhn, or a folder with a sub-folder of images for each class"
-    _group(parser)("images", sets, _name("IMAGES"))
+    _group(parser)("images", sets, _kind(_filled, "IMAGES"))
     add = _group(parser, "images")
-    _add_data(add)
+    add(*DATA)
     add("--download", "let torchvision download the data set", SWITCH)
     add("--limit", "use N training images, the same share of every class", _whole(2))
     add("--size", "resize images to N x N pixels for the nets", _whole(8), default=32)
     add("--hold", "where images are kept: memory, disk, or auto: what fits", _word(HOLDS, "storage"), default="auto")
     add("--skip-unreadable", "leave out files that cannot be read, and list them", SWITCH)
-
-
-def _add_data(add: Callable) -> None:
-    add("--data", "folder of torchvision's data sets ($SEMKIT_DATA, else ~/.cache/semkit)", _name("DIR"))
 
 
 def _add_run(parser, preset: str = "lesson") -> None:
@@ -174,7 +167,7 @@ def _sweep(parser) -> None:
     _add_rows(parser, 3, required=True)
     add = _group(parser, "processes (need Dask)")
     add("--workers", "spread runs over N processes of one thread each", _whole(1))
-    add("--scheduler", "spread runs over the workers of a Dask scheduler, tcp://HOST:PORT", _name("ADDRESS"))
+    add("--scheduler", "spread runs over the workers of a Dask scheduler, tcp://HOST:PORT", _kind(_filled, "ADDRESS"))
 
 
 def _protect(parser) -> None:
@@ -204,9 +197,9 @@ def _transform(parser) -> None:
 
 def _add_protected(parser) -> Callable:
     add = _group(parser)
-    add("images", "the images that were protected", _name("IMAGES"))
+    add("images", "the images that were protected", _kind(_filled, "IMAGES"))
     add("out", "the folder that semkit protect wrote", _path("OUT"))
-    _add_data(add)
+    add(*DATA)
     add("--json", "write the report as JSON to stdout", SWITCH)
     return add
 
@@ -243,8 +236,8 @@ def _learn(parser) -> None:
 
 def _convert(parser) -> None:
     add = _group(parser)
-    add("source", "a noise file, or a folder of PNGs 0.png to n.png", _name("SRC"))
-    add("destination", "its suffix says the format; without one it is a folder of PNGs", _name("DST"))
+    add("source", "a noise file, or a folder of PNGs 0.png to n.png", _kind(_filled, "SRC"))
+    add("destination", "its suffix says the format; without one it is a folder of PNGs", _kind(_filled, "DST"))
     add("--radius", "radius of foreign noise, in levels (its largest value)", RADIUS)
     units = "unit of foreign floats: levels, fraction (of 1), or auto: by their size"
     add("--unit", units, _word(UNITS, "unit"), default="auto")
@@ -276,7 +269,7 @@ def _gpu_check(parser) -> None:
 
 def _lab(parser) -> None:
     first = "notebooks/00_index.ipynb"
-    _group(parser)("notebook", "the notebook to open", _name("NOTEBOOK"), nargs="?", default=first)
+    _group(parser)("notebook", "the notebook to open", _kind(_filled, "NOTEBOOK"), nargs="?", default=first)
 
 
 def _page(parser) -> None:
@@ -301,10 +294,33 @@ def add_options(command: str, parsers: Mapping[str, argparse.ArgumentParser]) ->
     add(parsers[command])
 
 
-def repeatable(words: list[str], options: argparse.Namespace) -> str:
-    """The words, but not those that may be a piece of a key: what an option is given, or what follows a key."""
-    private = [name for name, (option, _) in options_of(PROTECTIONS).items() if option.private]
-    if named := [word.partition("=")[0] for word in words if word.startswith("-")]:
-        return " ".join(named)
-    hint = "quote what has spaces in it"
-    return hint if any(getattr(options, name, None) for name in private) else f"{' '.join(map(shown, words))}; {hint}"
+def engine_of(options) -> Engine:
+    """The engine that --device, --precision, --compile and --switch-off ask for."""
+    off = {name: value for path in options.switch_off for name, value in FAST_PATHS[path].items()}
+    return Engine(options.device, options.precision, compile=options.compile, **off)
+
+
+def reading(options) -> dict:
+    """Which images are meant, beside IMAGES itself: keywords of `load` and `folder.protect`."""
+    names = ("size", "limit", "download", "skip_unreadable")
+    return {"root": options.data, **{name: getattr(options, name) for name in names}}
+
+
+def own_values(method: str, given: Mapping[str, object]) -> dict:
+    """The values of the method's own options: as given, else a private one from the environment, else their defaults.
+
+    Raises ValueError for options of other methods that were given, and for a private one that is nowhere.
+    """
+    protection, every = PROTECTIONS[method], options_of(PROTECTIONS)
+    own = {option.name: option for option in protection.options}
+    given = {name: value for name, value in given.items() if name in every and value is not None}
+    if wrong := [every[name][0].flag for name in every if name in given.keys() - own]:
+        because = f" ({protection.bound})" if protection.bound else ""
+        raise ValueError(f"{', '.join(wrong)}: not for --method {method}{because}")
+    for name, option in own.items():
+        if option.private and name not in given:
+            if (value := os.environ.get(option.variable)) is None:
+                place = f"put it into the environment variable {option.variable}"
+                raise ValueError(f"--method {method} needs a private {name}: {place}")
+            given[name] = value
+    return {name: option.default for name, option in own.items()} | given
