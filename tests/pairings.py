@@ -100,6 +100,27 @@ def work_of(part, net, other):
     return pairing
 
 
+def late_moves(method):
+    """By how much evaluation-time moves raise the loss of the oldest learners more than generation-time ones."""
+
+    def pairing(rows):
+        oldest = rows[rows["learner"] == rows["learner"].iloc[-1]]
+        raised = oldest.pivot(index="seed", columns=["perturbation", "method"], values="rise")
+        return raised["evaluation-time", method] - raised["generation-time", method]
+
+    return pairing
+
+
+def hardened(judge):
+    """The rise of a judge's loss under worst moves, on REM's noise less on SEM's."""
+
+    def pairing(rows):
+        rows = rows.assign(rise=-rows[f"{judge}_robustness"] - rows[f"{judge}_loss"])
+        return less(*(last(rows, f"{side}/adversarial", "rise") for side in ("adversarial", "random")))
+
+    return pairing
+
+
 def passes(method, than):
     """Passes of crafting, as a share of another method's."""
 
@@ -246,6 +267,12 @@ SEM = {
     "more robust noise protects less from ERM, one frozen judge a seed": rank_correlation(0),
     "hardening noise against 8 levels costs protection from AT 4/255": points(lost("none 0", 4, "adversarial 8")),
     "hardening noise against 8 levels costs protection from ERM": points(lost("none 0", 0, "adversarial 8")),
+    "hardened noise, REM's, withstands the worst moves of its own surrogate better than SEM's": hardened("noise"),
+    "the same, judged by another seed's surrogate": hardened("other"),
+    "the worst moves of the surrogate are not the worst ones of the learner, SEM's noise": late_moves("random/adversarial"),
+    "so REM's noise meets the wrong moves, more than SEM's": lambda rows: less(
+        late_moves("adversarial/adversarial")(rows), late_moves("random/adversarial")(rows)
+    ),
     "JPEG at quality 10 gives back more than half of what SEM took": points(back("sem", "jpeg")),
     "grey-scale gives back more than half of what SEM took": points(back("sem", "grayscale")),
     "the more of EM's and SEM's noise a countermeasure leaves, the more it still takes": survival_of("em", "sem"),
