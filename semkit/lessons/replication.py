@@ -27,11 +27,11 @@ def related(points: pd.DataFrame, learner: str, view: str, title: str) -> tuple[
 
     view: "all points", or "within a seed", which also shows the mean of every noise side with 95 % intervals.
     """
-    inside = view == "within a seed"
+    inside, points = view == "within a seed", points.assign(protection=100 * points["protection"])
     if inside:
         points = within_seed(points, [MEASURE, "protection"])
     found = correlation(points[MEASURE], points["protection"])
-    names = {"xlabel": "noise robustness (nats)", "ylabel": f"protection under {learner} (accuracy)"}
+    names = {"xlabel": "noise robustness (nats)", "ylabel": f"protection under {learner} (points)"}
     if inside:
         names = {axis: f"{name}, less its seed's mean" for axis, name in names.items()}
     what = f"{title}, {learner}, {view}"
