@@ -10,10 +10,10 @@ from nets import batch, net
 from photos import by_pillow, each_image, image_set
 from scipy import ndimage
 
-from semkit.countermeasures.augmentations import Coin, Plasma, Sharpened, TrivialAugment, plasma
+from semkit.countermeasures.augmentations import Coin, Cutout, Plasma, Sharpened, TrivialAugment, plasma
 from semkit.countermeasures.registry import COUNTERMEASURES, UERASER, ByAugment, counter
 from semkit.countermeasures.trainers import Worst
-from semkit.images.augment import Cutout, FlipCrop, Identity
+from semkit.images.augment import FlipCrop, Identity
 from semkit.images.pixels import to_float
 from semkit.nets.engine import Engine, predict
 from semkit.nets.lab import Lab
@@ -171,5 +171,5 @@ def test_trivialaugment_is_torchvisions_on_the_augmented_image_with_a_seed_for_e
 
 def of_image(drawn, i):
     """The draws of image i of TrivialAugment(Cutout(FlipCrop()))."""
-    (flipped, *corner), seeds = drawn
-    return (tuple(d[i : i + 1] for d in flipped), *(c[i : i + 1] for c in corner)), seeds[i : i + 1]
+    (flipped, corner), seeds = drawn
+    return tuple(tuple(d[i : i + 1] for d in part) for part in (flipped, corner)), seeds[i : i + 1]

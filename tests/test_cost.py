@@ -8,7 +8,8 @@ import torch
 from pages import fresh_pages
 
 from semkit.analysis.cost import passes_of, peak_memory, probe, seconds_of
-from semkit.images.augment import Cutout, FlipCrop, Identity, ResizedCrop
+from semkit.countermeasures.augmentations import Cutout
+from semkit.images.augment import FlipCrop, Identity, ResizedCrop
 from semkit.nets.engine import Engine, count_passes
 from semkit.protections.methods import craft_recipe
 from semkit.training.recipes import learn_recipe

@@ -11,6 +11,7 @@ from scipy import ndimage
 
 from semkit.analysis.cost import passes_of
 from semkit.analysis.study import grid, grid_recipes, learned_row
+from semkit.countermeasures.augmentations import ColorJitter, Cutout
 from semkit.countermeasures.pixelwise import (
     bilateral,
     bitdepth,
@@ -31,7 +32,7 @@ from semkit.countermeasures.registry import (
     place_of,
 )
 from semkit.countermeasures.trainers import ClassBlur, Gaussian, RandomBlur, Worst
-from semkit.images.augment import ColorJitter, Cutout, FlipCrop
+from semkit.images.augment import FlipCrop
 from semkit.nets.engine import Engine
 from semkit.nets.lab import Lab
 from semkit.training.learning import fit, pretrained_weights

@@ -1,50 +1,102 @@
 """Countermeasures at every load: augmentations around another one, `first`, the learner's crop and flip."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from semkit.countermeasures.pixelwise import dct_matrix
-from semkit.images.augment import Augment, FlipCrop
-from semkit.images.pixels import check_share, seeded, to_float
+from semkit.images.augment import Around, Augment, FlipCrop, luma
+from semkit.images.pixels import check_count, check_share, seeded, settle, through_levels
 from semkit.protections.cuda import blur
 
 PLUS = ((0.0, 1.0, 0.0), (1.0, 0.0, 1.0), (0.0, 1.0, 0.0))  # the four neighbours of a pixel
 
 
 @dataclass(frozen=True)
-class Around:
-    """Base of augmentations that change the images before or after another augmentation, `first`.
+class Cutout(Around):
+    """The augmentation `first`, then a grey square around a random pixel of each image, clipped at the border.
 
-    apply(x, (drawn, own)) = after(first.apply(before(x, own), drawn), own)
+    side: of the square, in pixels. Grey is 1/2, which the nets centre to 0. Source: DeVries & Taylor, 2017.
     """
 
+    side: int = 16
     first: Augment = FlipCrop()
 
-    def output_size(self, size: int) -> int:
-        return self.first.output_size(size)
+    def __post_init__(self):
+        settle(self, side=partial(check_count, least=1))
 
-    def draw(self, n: int, size: tuple[int, int], generator: Generator) -> tuple:
-        """(first's draws, own draws)."""
-        drawn = self.first.draw(n, size, generator)
-        return drawn, self.own(n, tuple(map(self.output_size, size)), generator)
+    def own(self, n: int, size: tuple[int, int], generator: Generator) -> tuple:
+        """(top, left) of the squares, [N] each."""
+        corners = (torch.randint(0, side, (n,), generator=generator, device=generator.device) for side in size)
+        return tuple(corner - self.side // 2 for corner in corners)
 
-    def apply(self, x: Tensor, drawn: tuple) -> Tensor:
-        return self.after(self.first.apply(self.before(x, drawn[1]), drawn[0]), drawn[1])
+    def after(self, x: Tensor, own: tuple) -> Tensor:
+        def within(start: Tensor, side: int) -> Tensor:
+            place = torch.arange(side, device=x.device) - start[:, None]
+            return (place >= 0) & (place < self.side)
 
-    def own(self, n: int, size: tuple[int, int], generator: Generator):
-        """The random numbers for n images that `first` makes of this size, an entry an image."""
-        raise NotImplementedError
+        rows, columns = (within(start, side) for start, side in zip(own, x.shape[2:], strict=True))
+        return x.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None], 0.5)
 
-    def before(self, x: Tensor, own) -> Tensor:
-        """x [N,C,H,W] in [0,1] as `first` gets it."""
-        return x
 
-    def after(self, x: Tensor, own) -> Tensor:
-        """The result, of what `first` made of it."""
-        return x
+def turned(x: Tensor, turns: Tensor) -> Tensor:
+    """Rotate the hues of x [N,3,H,W], those of image n by turns[n] [N] of the colour circle.
+
+    Each pixel keeps its greatest and least value:
+
+        hue, in sixths of the circle = (G - B) / c where R is the greatest, 2 + (B - R) / c, 4 + (R - G) / c
+        channel = greatest - c min(k, 4 - k) within [0, 1],  k = (5, 3, 1) + hue mod 6,  c = greatest - least
+    """
+    (r, g, b), high, low = x.unbind(1), x.amax(1), x.amin(1)
+    c = high - low
+    wide = torch.where(c > 0, c, 1)
+    hue = torch.where(high == r, (g - b) / wide, torch.where(high == g, 2 + (b - r) / wide, 4 + (r - g) / wide))
+    hue = hue + 6 * turns[:, None, None]
+    k = torch.stack([(start + hue) % 6 for start in (5, 3, 1)], 1)
+    return high[:, None] - c[:, None] * torch.minimum(k, 4 - k).clamp(0, 1)
+
+
+@dataclass(frozen=True)
+class ColorJitter(Around):
+    """The augmentation `first`, then random brightness, contrast, saturation and hue for each image.
+
+        x <- b x;  x <- c x + (1 - c) mean luma(x);  x <- s x + (1 - s) luma(x);  x <- turned(x, h), each within [0, 1]
+
+    b ~ U(1 - brightness, 1 + brightness), c and s likewise, h ~ U(-hue, hue) in turns of the colour circle. The order
+    is fixed; torchvision's ColorJitter draws the order and the factors, once for a whole batch. Raises ValueError for a
+    share outside 0 to 1 and a hue outside 0 to 1/2.
+    """
+
+    brightness: float = 0.4
+    contrast: float = 0.4
+    saturation: float = 0.4
+    hue: float = 0.1
+    first: Augment = FlipCrop()
+
+    def __post_init__(self):
+        settle(self, **dict.fromkeys(("brightness", "contrast", "saturation"), check_share))
+        if not 0 <= self.hue <= 0.5:
+            raise ValueError(f"hue is 0 to 0.5, in turns of the colour circle, got {self.hue!r}")
+
+    def own(self, n: int, size: tuple[int, int], generator: Generator) -> Tensor:
+        """b, c, s and h of each image, [4,N]."""
+        spans = torch.tensor([self.brightness, self.contrast, self.saturation, self.hue], device=generator.device)
+        u = 2 * torch.rand(4, n, generator=generator, device=generator.device) - 1
+        return u * spans[:, None] + torch.tensor([1, 1, 1, 0], device=u.device)[:, None]
+
+    def after(self, x: Tensor, own: Tensor) -> Tensor:
+        brightness, contrast, saturation, turns = own.to(x.dtype)
+
+        def blended(other: Tensor, share: Tensor) -> Tensor:
+            return torch.lerp(other, x, share[:, None, None, None]).clamp(0, 1)
+
+        x = blended(torch.zeros_like(x), brightness)
+        x = blended(luma(x).mean((2, 3), keepdim=True).expand_as(x), contrast)
+        x = blended(luma(x).expand_as(x), saturation)
+        return turned(x, turns)
 
 
 @dataclass(frozen=True)
@@ -54,6 +106,8 @@ class TrivialAugment(Around):
     Source: Müller & Hutter, ICCV 2021 (the wide space).
     """
 
+    first: Augment = FlipCrop()
+
     def own(self, n: int, size: tuple[int, int], generator: Generator) -> Tensor:
         """A seed for each image."""
         return torch.randint(2**62, (n,), generator=generator, device=generator.device)
@@ -61,11 +115,15 @@ class TrivialAugment(Around):
     def after(self, x: Tensor, own: Tensor) -> Tensor:
         from torchvision.transforms import v2  # takes two seconds to import
 
-        trivial, levels = v2.TrivialAugmentWide(), (255 * x).round().clamp(0, 255).to("cpu", torch.uint8)
-        for i, seed in enumerate(own.tolist()):
-            with seeded(seed):
-                levels[i] = trivial(levels[i])
-        return torch.empty_like(x).copy_(to_float(levels))
+        trivial = v2.TrivialAugmentWide()
+
+        def change(levels: Tensor) -> Tensor:
+            for image, seed in zip(levels, own.tolist(), strict=True):
+                with seeded(seed):
+                    image.copy_(trivial(image))
+            return levels
+
+        return through_levels(x, change)
 
 
 def plasma(u: Tensor, roughness: Tensor) -> Tensor:
@@ -99,6 +157,8 @@ class Plasma(Around):
     F, F': plasma fractals of roughness ~ U(.3, .7), one for each channel. Source: Qin et al., UEraser, 2023.
     """
 
+    first: Augment = FlipCrop()
+
     def own(self, n: int, size: tuple[int, int], generator: Generator) -> tuple:
         """(two random grids, roughness and intensity, which of the three changes are made, an order of channels)."""
         how, side = dict(generator=generator, device=generator.device), 2 ** (max(2, *size) - 2).bit_length() + 1
@@ -127,6 +187,7 @@ class Coin(Around):
     reach 2 is the published severity 4. Source: Li et al., AAAI 2025.
     """
 
+    first: Augment = FlipCrop()
     reach: float = 2.0
 
     def own(self, n: int, size: tuple[int, int], generator: Generator) -> Tensor:
@@ -159,12 +220,13 @@ class Sharpened(Around):
     Source: Kim & Sandoval-Segura, Learning from Convolution-based Unlearnable Datasets, 2024.
     """
 
+    first: Augment = FlipCrop()
     centre: float = 2.5
     spread: float = 0.1
     kept: float = 0.3
 
     def __post_init__(self):
-        object.__setattr__(self, "kept", check_share(self.kept, "kept"))
+        settle(self, kept=check_share)
 
     def own(self, n: int, size: tuple[int, int], generator: Generator) -> Tensor:
         """Five normal numbers an image."""

@@ -10,19 +10,10 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from semkit.images.picture import through_jpeg
+from semkit.images.picture import each_picture, through_jpeg
 from semkit.images.pixels import check_count, to_float
 
 BATCH = 1000  # images that are floats at one time
-
-
-def _each(images: Tensor, change: Callable[[np.ndarray], np.ndarray]) -> Tensor:
-    """Apply `change` to each image as a uint8 [H,W,3] array."""
-    done = torch.empty_like(images)
-    for i, image in enumerate(images):
-        levels = image.permute(1, 2, 0).cpu().contiguous().numpy()
-        done[i] = torch.from_numpy(change(levels)).permute(2, 0, 1)
-    return done
 
 
 def jpeg(images: Tensor, quality: int = 10) -> Tensor:
@@ -31,7 +22,7 @@ def jpeg(images: Tensor, quality: int = 10) -> Tensor:
     Source: Liu et al., Image Shortcut Squeezing, ICML 2023.
     """
     check_count(quality, "quality", 1, 95)
-    return _each(images, lambda levels: through_jpeg(levels, quality))
+    return each_picture(images, lambda levels: through_jpeg(levels, quality))
 
 
 def webp(images: Tensor, quality: int = 10) -> Tensor:
@@ -41,7 +32,7 @@ def webp(images: Tensor, quality: int = 10) -> Tensor:
         Image.fromarray(levels).save(file := io.BytesIO(), "WEBP", quality=quality)
         return np.array(Image.open(file).convert("RGB"))
 
-    return _each(images, through)
+    return each_picture(images, through)
 
 
 def resize(images: Tensor, percent: int = 50) -> Tensor:
@@ -53,7 +44,7 @@ def resize(images: Tensor, percent: int = 50) -> Tensor:
         resized = Image.fromarray(levels).resize(small, Image.Resampling.BICUBIC)
         return np.array(resized.resize((width, height), Image.Resampling.BICUBIC))
 
-    return _each(images, there_and_back)
+    return each_picture(images, there_and_back)
 
 
 def grayjpeg(images: Tensor, quality: int = 10) -> Tensor:

@@ -12,9 +12,9 @@ from functools import partial
 from torch import Tensor
 
 from semkit.countermeasures import pixelwise, trainers
-from semkit.countermeasures.augmentations import Coin, Plasma, Sharpened, TrivialAugment
+from semkit.countermeasures.augmentations import Coin, ColorJitter, Cutout, Plasma, Sharpened, TrivialAugment
 from semkit.countermeasures.transform import Transform, transformed
-from semkit.images.augment import JPEG, ColorJitter, Cutout, Identity, OneOf
+from semkit.images.augment import JPEG, Identity, OneOf
 from semkit.images.imageset import ImageSet
 from semkit.images.pixels import check_name
 from semkit.nets.engine import Engine

@@ -10,30 +10,38 @@ augment.output_size(s).
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 
-from semkit.images.picture import through_jpeg
-from semkit.images.pixels import box, check_count, check_share, to_float
+from semkit.images.picture import each_picture, through_jpeg
+from semkit.images.pixels import box, check_count, settle, through_levels
 
 
-@dataclass(frozen=True)
-class Identity:
-    """No augmentation: t(x) = x."""
+class Augment:
+    """Base of all augmentations; this one does nothing."""
 
     def output_size(self, size: int) -> int:
+        """The side of the result, for images of side `size`."""
         return size
 
     def draw(self, n: int, size: tuple[int, int], generator: torch.Generator) -> tuple:
+        """The random numbers that `apply` needs for n images of this size (height, width), an entry an image."""
         return ()
 
     def apply(self, x: torch.Tensor, drawn: tuple) -> torch.Tensor:
+        """t(x), from x [N,C,H,W] and its draws."""
         return x
 
 
 @dataclass(frozen=True)
-class FlipCrop:
+class Identity(Augment):
+    """No augmentation: t(x) = x."""
+
+
+@dataclass(frozen=True)
+class FlipCrop(Augment):
     """Random horizontal flip, then zero-padding by `pad` and a random crop back to the image's size.
 
         apply(x, (flip, top, left))[n, c, i, j] = pad(flip(x))[n, c, i + top[n], j + left[n]]
@@ -50,10 +58,7 @@ class FlipCrop:
     flip: bool = True
 
     def __post_init__(self):
-        object.__setattr__(self, "pad", check_count(self.pad, "pad"))
-
-    def output_size(self, size: int) -> int:
-        return size
+        settle(self, pad=check_count)
 
     def draw(self, n: int, size: tuple[int, int], generator: torch.Generator) -> tuple:
         device = generator.device
@@ -97,7 +102,7 @@ def _flipped_and_cropped(x, flip, top, left, pad: int) -> torch.Tensor:
 
 
 @dataclass(frozen=True)
-class ResizedCrop:
+class ResizedCrop(Augment):
     """Random horizontal flip and a random part of the image, resized to `size` (RandomResizedCrop, bilinear).
 
     The part's area is `scale` of the image, its aspect ratio log-uniform in `ratio`; both are cut to fit.
@@ -129,38 +134,36 @@ class ResizedCrop:
         return F.grid_sample(x, grid, padding_mode="border", align_corners=False)
 
 
-@dataclass(frozen=True)
-class Cutout:
-    """The augmentation `first`, then a grey square around a random pixel of each image, clipped at the border.
+class Around(Augment):
+    """Base of augmentations that change the images before or after another augmentation, `first`.
 
-    side: of the square, in pixels. Grey is 1/2, which the nets centre to 0. Source: DeVries & Taylor, 2017.
+    apply(x, (drawn, own)) = after(first.apply(before(x, own), drawn), own)
     """
 
-    side: int = 16
-    first: Identity | FlipCrop | ResizedCrop = FlipCrop()
-
-    def __post_init__(self):
-        object.__setattr__(self, "side", check_count(self.side, "side", 1))
+    first: Augment
 
     def output_size(self, size: int) -> int:
         return self.first.output_size(size)
 
     def draw(self, n: int, size: tuple[int, int], generator: torch.Generator) -> tuple:
+        """(first's draws, own draws)."""
         drawn = self.first.draw(n, size, generator)
-        seen = [self.output_size(side) for side in size]
-        corners = (torch.randint(0, side, (n,), generator=generator, device=generator.device) for side in seen)
-        return drawn, *(corner - self.side // 2 for corner in corners)
+        return drawn, self.own(n, tuple(map(self.output_size, size)), generator)
 
     def apply(self, x: torch.Tensor, drawn: tuple) -> torch.Tensor:
-        before, top, left = drawn
-        x = self.first.apply(x, before)
+        return self.after(self.first.apply(self.before(x, drawn[1]), drawn[0]), drawn[1])
 
-        def within(start: torch.Tensor, side: int) -> torch.Tensor:
-            place = torch.arange(side, device=x.device) - start[:, None]
-            return (place >= 0) & (place < self.side)
+    def own(self, n: int, size: tuple[int, int], generator: torch.Generator):
+        """The random numbers for n images that `first` makes of this size, an entry an image."""
+        raise NotImplementedError
 
-        rows, columns = (within(start, side) for start, side in zip((top, left), x.shape[2:], strict=True))
-        return x.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None], 0.5)
+    def before(self, x: torch.Tensor, own) -> torch.Tensor:
+        """x [N,C,H,W] in [0,1] as `first` gets it."""
+        return x
+
+    def after(self, x: torch.Tensor, own) -> torch.Tensor:
+        """The result, of what `first` made of it."""
+        return x
 
 
 def luma(x: torch.Tensor) -> torch.Tensor:
@@ -168,70 +171,8 @@ def luma(x: torch.Tensor) -> torch.Tensor:
     return (x * torch.tensor([0.299, 0.587, 0.114], dtype=x.dtype, device=x.device)[:, None, None]).sum(1, keepdim=True)
 
 
-def turned(x: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
-    """Rotate the hues of x [N,3,H,W], those of image n by turns[n] [N] of the colour circle.
-
-    Each pixel keeps its greatest and least value:
-
-        hue, in sixths of the circle = (G - B) / c where R is the greatest, 2 + (B - R) / c, 4 + (R - G) / c
-        channel = greatest - c min(k, 4 - k) within [0, 1],  k = (5, 3, 1) + hue mod 6,  c = greatest - least
-    """
-    (r, g, b), high, low = x.unbind(1), x.amax(1), x.amin(1)
-    c = high - low
-    wide = torch.where(c > 0, c, 1)
-    hue = torch.where(high == r, (g - b) / wide, torch.where(high == g, 2 + (b - r) / wide, 4 + (r - g) / wide))
-    hue = hue + 6 * turns[:, None, None]
-    k = torch.stack([(start + hue) % 6 for start in (5, 3, 1)], 1)
-    return high[:, None] - c[:, None] * torch.minimum(k, 4 - k).clamp(0, 1)
-
-
 @dataclass(frozen=True)
-class ColorJitter:
-    """The augmentation `first`, then random brightness, contrast, saturation and hue for each image.
-
-        x <- b x;  x <- c x + (1 - c) mean luma(x);  x <- s x + (1 - s) luma(x);  x <- turned(x, h), each within [0, 1]
-
-    b ~ U(1 - brightness, 1 + brightness), c and s likewise, h ~ U(-hue, hue) in turns of the colour circle. The order
-    is fixed; torchvision's ColorJitter draws the order and the factors, once for a whole batch. Raises ValueError for a
-    share outside 0 to 1 and a hue outside 0 to 1/2.
-    """
-
-    brightness: float = 0.4
-    contrast: float = 0.4
-    saturation: float = 0.4
-    hue: float = 0.1
-    first: Identity | FlipCrop | ResizedCrop | Cutout = FlipCrop()
-
-    def __post_init__(self):
-        for name in ("brightness", "contrast", "saturation"):
-            object.__setattr__(self, name, check_share(getattr(self, name), name))
-        if not 0 <= self.hue <= 0.5:
-            raise ValueError(f"hue is 0 to 0.5, in turns of the colour circle, got {self.hue!r}")
-
-    def output_size(self, size: int) -> int:
-        return self.first.output_size(size)
-
-    def draw(self, n: int, size: tuple[int, int], generator: torch.Generator) -> tuple:
-        drawn = self.first.draw(n, size, generator)
-        spans = torch.tensor([self.brightness, self.contrast, self.saturation, self.hue], device=generator.device)
-        u = 2 * torch.rand(4, n, generator=generator, device=generator.device) - 1
-        return drawn, *(u * spans[:, None] + torch.tensor([1, 1, 1, 0], device=u.device)[:, None])
-
-    def apply(self, x: torch.Tensor, drawn: tuple) -> torch.Tensor:
-        x = self.first.apply(x, drawn[0])
-        brightness, contrast, saturation, turns = (values.to(x.dtype) for values in drawn[1:])
-
-        def blended(other: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
-            return torch.lerp(other, x, share[:, None, None, None]).clamp(0, 1)
-
-        x = blended(torch.zeros_like(x), brightness)
-        x = blended(luma(x).mean((2, 3), keepdim=True).expand_as(x), contrast)
-        x = blended(luma(x).expand_as(x), saturation)
-        return turned(x, turns)
-
-
-@dataclass(frozen=True)
-class Grey(Identity):
+class Grey(Augment):
     """Grey-scale: all three channels become the luma, .299 R + .587 G + .114 B."""
 
     def apply(self, x: torch.Tensor, drawn: tuple) -> torch.Tensor:
@@ -239,7 +180,7 @@ class Grey(Identity):
 
 
 @dataclass(frozen=True)
-class GaussianBlur(Identity):
+class GaussianBlur(Augment):
     """Blur with the Gaussian of 3 x 3 pixels, 1/4 1/2 1/4 down and across; mirrored at the border."""
 
     def apply(self, x: torch.Tensor, drawn: tuple) -> torch.Tensor:
@@ -249,7 +190,7 @@ class GaussianBlur(Identity):
 
 
 @dataclass(frozen=True)
-class JPEG(Identity):
+class JPEG(Augment):
     """JPEG of this quality, 1 to 95, each image through Pillow's codec; straight-through.
 
     Values are what Pillow decodes, gradients those of the identity, because the codec's own are zero almost everywhere.
@@ -259,18 +200,16 @@ class JPEG(Identity):
     quality: int = 10
 
     def __post_init__(self):
-        object.__setattr__(self, "quality", check_count(self.quality, "quality", 1, 95))
+        settle(self, quality=partial(check_count, least=1, most=95))
 
     def apply(self, x: torch.Tensor, drawn: tuple) -> torch.Tensor:
-        levels = (255 * x.detach()).round().to("cpu", torch.uint8).permute(0, 2, 3, 1).contiguous()
-        for image in levels.numpy():
-            image[...] = through_jpeg(image, self.quality)
-        decoded = to_float(levels.to(x.device), x.dtype).permute(0, 3, 1, 2)
+        codec = partial(through_jpeg, quality=self.quality)
+        decoded = through_levels(x, lambda levels: each_picture(levels, codec))
         return decoded + (x - x.detach())  # the value of `decoded`, the gradient of x
 
 
 @dataclass(frozen=True)
-class OneOf:
+class OneOf(Around):
     """The augmentation `first`, then for each image one of `ways`, all equally likely.
 
     With it the noise is crafted, and the surrogate trained, on images as countermeasures leave them. Images are clipped
@@ -281,26 +220,19 @@ class OneOf:
     torch.Size([5, 3, 8, 8])
     """
 
-    ways: tuple[Identity | Grey | GaussianBlur | JPEG, ...]
-    first: Identity | FlipCrop | ResizedCrop = FlipCrop()
+    ways: tuple[Augment, ...]
+    first: Augment = FlipCrop()
 
-    def output_size(self, size: int) -> int:
-        return self.first.output_size(size)
+    def own(self, n: int, size: tuple[int, int], generator: torch.Generator) -> torch.Tensor:
+        """Which way [N] each image goes."""
+        return torch.randint(len(self.ways), (n,), generator=generator, device=generator.device)
 
-    def draw(self, n: int, size: tuple[int, int], generator: torch.Generator) -> tuple:
-        drawn = self.first.draw(n, size, generator)
-        return drawn, torch.randint(len(self.ways), (n,), generator=generator, device=generator.device)
-
-    def apply(self, x: torch.Tensor, drawn: tuple) -> torch.Tensor:
-        before, which = drawn
-        x = box(self.first.apply(x, before))
+    def after(self, x: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+        x = box(x)
         changed = x.clone()
         for k, way in enumerate(self.ways):
-            changed[which == k] = way.apply(x[which == k], ())
+            changed[own == k] = way.apply(x[own == k], ())
         return changed
-
-
-Augment = Identity | FlipCrop | ResizedCrop | Cutout | ColorJitter | OneOf
 
 
 def views(augment: Augment, x: torch.Tensor, draws: Sequence[tuple]) -> torch.Tensor:

@@ -3,10 +3,11 @@
 import io
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
+import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from semkit.images.files import atomic_write, shown
@@ -126,6 +127,15 @@ def through_jpeg(levels: np.ndarray, quality: int) -> np.ndarray:
     """Compress uint8 [H,W,3] as JPEG of this quality, with colour at half resolution, and decode it again."""
     Image.fromarray(levels).save(file := io.BytesIO(), "JPEG", quality=quality)
     return np.array(Image.open(file))
+
+
+def each_picture(images: torch.Tensor, change: Callable[[np.ndarray], np.ndarray]) -> torch.Tensor:
+    """Apply `change` to each of the uint8 images [N,3,H,W], as an array [H,W,3]."""
+    done = torch.empty_like(images)
+    for i, image in enumerate(images):
+        levels = image.permute(1, 2, 0).cpu().contiguous().numpy()
+        done[i] = torch.from_numpy(change(levels)).permute(2, 0, 1)
+    return done
 
 
 def _check_mode(image: Image.Image) -> None:

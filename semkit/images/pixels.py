@@ -168,6 +168,12 @@ def to_levels(noise: torch.Tensor) -> torch.Tensor:
     return (noise * 255).round().clamp(-128, 127).to(torch.int8)
 
 
+def through_levels(x: torch.Tensor, change: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    """Apply change(levels) to x in [0, 1] as uint8 levels on the CPU; the result is like x and has no gradient."""
+    levels = (255 * x.detach()).round().clamp(0, 255).to("cpu", torch.uint8)
+    return torch.empty_like(x).copy_(to_float(change(levels), x.dtype))
+
+
 def add_noise(images: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
     """clip(images + noise, 0, 255): uint8 images [N,C,H,W] and int8 noise in levels -> protected uint8 images.
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from semkit.images.pixels import check_count, check_nonnegative, drawn_seed, seeded, settle, to_float
+from semkit.images.pixels import check_count, check_nonnegative, drawn_seed, seeded, settle, through_levels
 from semkit.nets.engine import predict, training_logits
 from semkit.nets.weights import lasso
 from semkit.training.bullettrain import BulletTrain, Mining
@@ -213,10 +213,8 @@ def mixed(x: Tensor, severity: int = 3, generator: Generator | None = None) -> T
     all_ops=False leaves out brightness, contrast, colour and sharpness, because corrupted test images have them.
     torchvision draws from torch's global generator, which is seeded from `generator` for this call and then restored.
     """
-    levels = (255 * x).round().clamp(0, 255).to("cpu", torch.uint8)
     with seeded(drawn_seed(generator)):
-        out = torch.stack([_transform(severity)(image) for image in levels])
-    return torch.empty_like(x).copy_(to_float(out))
+        return through_levels(x, lambda levels: torch.stack([_transform(severity)(image) for image in levels]))
 
 
 def disagreement(*answers: Tensor) -> Tensor:
