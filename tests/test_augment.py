@@ -19,7 +19,6 @@ from semkit.images.augment import (
     OneOf,
     ResizedCrop,
     luma,
-    views,
 )
 from semkit.images.pixels import to_float
 
@@ -92,17 +91,6 @@ def test_gradients_flow_back_through_flip_crop_to_the_pixels_they_came_from():
     g = floats(*x.shape, seed=5).double()
     got = torch.autograd.grad(t.apply(x, drawn), x, g)[0]
     assert torch.equal(got, transposed_one_by_one(g, drawn, 3))
-
-
-@pytest.mark.parametrize("t", [Identity(), FlipCrop(4), ResizedCrop(6), Cutout(3)], ids=lambda t: type(t).__name__)
-@pytest.mark.parametrize("many", [1, 3])
-def test_views_of_several_draws_are_those_of_one_after_the_other(t, many):
-    x, g = IMAGES["float32"].clone().requires_grad_(), generator(6)
-    draws = [t.draw(len(x), x.shape[2:], g) for _ in range(many)]
-    together, apart = views(t, x, draws), torch.cat([t.apply(x, drawn) for drawn in draws])
-    assert torch.equal(together, apart)
-    slope = floats(*apart.shape, seed=7)
-    assert torch.equal(*(torch.autograd.grad(made, x, slope)[0] for made in (together, apart)))
 
 
 def test_every_image_draws_its_own_flip_and_place():

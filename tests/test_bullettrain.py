@@ -9,7 +9,7 @@ import torch
 from nets import batch, net
 from photos import image_set, image_split
 
-from semkit.images.storage import read_tensors, write_tensors
+from semkit.images.files import read_tensors, write_tensors
 from semkit.nets.engine import Engine, count_passes, predict, training_logits
 from semkit.nets.lab import Lab
 from semkit.protections.crafting import CraftRecipe, Interrupted, craft

@@ -29,7 +29,7 @@ from semkit.nets.engine import (
     predict,
     train_step,
 )
-from semkit.nets.folding import Folded
+from semkit.nets.weights import Folded
 from semkit.training.perturb import PGD
 
 CPU = Engine("cpu", "float32")

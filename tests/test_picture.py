@@ -17,13 +17,13 @@ from semkit.images.picture import (
     MODES,
     UnreadableImage,
     apply_noise,
+    difference,
     fit_noise,
     read_image,
     stored_size,
     working_image,
     write_png,
 )
-from semkit.images.quality import difference
 
 RNG = np.random.default_rng(0)
 RGB = Image.fromarray(hostile.pixels(RNG, 24, 16))

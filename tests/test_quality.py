@@ -6,8 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from semkit.images.picture import apply_noise
-from semkit.images.quality import difference, noise_survival, ssim
+from semkit.images.picture import apply_noise, difference, noise_survival, ssim
 
 RNG = np.random.default_rng(0)
 RGB = Image.fromarray(hostile.pixels(RNG, 24, 16))

@@ -18,12 +18,12 @@ from PIL import Image
 
 from semkit.app.checking import protected_split
 from semkit.countermeasures.registry import counter
-from semkit.images import storage
+from semkit.images import imageset
 from semkit.images.corruptions import corrupted
+from semkit.images.files import out_of_memory, read_tensors, write_tensors
+from semkit.images.imageset import Storage, zeros
 from semkit.images.loading import load
-from semkit.images.picture import BYTES_PER_PIXEL, apply_noise, read_image, write_png
-from semkit.images.quality import Quality, difference
-from semkit.images.storage import Storage, read_tensors, write_tensors, zeros
+from semkit.images.picture import BYTES_PER_PIXEL, Quality, apply_noise, difference, read_image, write_png
 from semkit.nets.engine import Engine
 from semkit.nets.lab import Lab
 from semkit.protections.crafting import CraftRecipe, Interrupted, craft
@@ -55,7 +55,7 @@ def streamed(images, folder):
 def both(tmp_path, monkeypatch):
     """(a set in memory, the same streamed in blocks of 3 images)."""
     images = image_set(20, classes=3)
-    monkeypatch.setattr(storage, "BLOCK", 3 * images.images[0].nbytes + 1)
+    monkeypatch.setattr(imageset, "BLOCK", 3 * images.images[0].nbytes + 1)
     return images, streamed(images, tmp_path)
 
 
@@ -63,7 +63,7 @@ def both(tmp_path, monkeypatch):
 
 
 def test_large_sets_go_to_disk_and_small_ones_to_memory(tmp_path):
-    free = storage.free_memory()
+    free = imageset.free_memory()
     auto = Storage(folder=tmp_path)
     assert auto.scratch(free // 100) is None and auto.scratch(free // 2) == tmp_path
     assert Storage("memory").scratch(100 * free) is None
@@ -80,12 +80,12 @@ def test_a_control_group_has_left_what_it_and_those_above_it_have_not_used(tmp_p
         (tmp_path / name / "memory.max").write_text(limit)
         (tmp_path / name / "memory.current").write_text(f"{used}\n")
         (tmp_path / name / "memory.stat").write_text(f"anon 3\ninactive_file {cached}\nactive_file 7\n")
-    assert storage.left_in_groups(tmp_path, "job/step") == [650, 400]
-    assert storage.left_in_groups(tmp_path, "job/gone") == [400] and storage.left_in_groups(tmp_path, "") == []
+    assert imageset.left_in_groups(tmp_path, "job/step") == [650, 400]
+    assert imageset.left_in_groups(tmp_path, "job/gone") == [400] and imageset.left_in_groups(tmp_path, "") == []
 
 
 def test_free_memory_is_between_nothing_and_all():
-    assert 0 < storage.free_memory() < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert 0 < imageset.free_memory() < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 @pytest.mark.parametrize("reserve", ["by the system", "by writing"])
@@ -105,11 +105,11 @@ def test_a_mapped_tensor_has_its_room_and_leaves_no_file(tmp_path, monkeypatch, 
 @pytest.mark.parametrize("n", [1, 2, 3, 7])
 def test_blocks_are_all_rows_once(monkeypatch, n):
     values = torch.arange(7 * 4, dtype=torch.uint8).view(7, 4)
-    monkeypatch.setattr(storage, "BLOCK", 4 * n)
-    parts = [values[part] for part in storage.blocks(values)]
+    monkeypatch.setattr(imageset, "BLOCK", 4 * n)
+    parts = [values[part] for part in imageset.blocks(values)]
     assert torch.cat(parts).equal(values) and max(map(len, parts)) == n
-    monkeypatch.setattr(storage, "BLOCK", 1)  # less than a row
-    assert [len(values[part]) for part in storage.blocks(values)] == [1] * 7
+    monkeypatch.setattr(imageset, "BLOCK", 1)  # less than a row
+    assert [len(values[part]) for part in imageset.blocks(values)] == [1] * 7
 
 
 # -- the same results --------------------------------------------------------------------------------------------------
@@ -253,7 +253,7 @@ def fits_in_memory(hold, folder, n):
         use_a_set(hold, folder, n)
     except (MemoryError, RuntimeError) as error:
         print(error)
-        return 3 if storage.out_of_memory(error) else 1
+        return 3 if out_of_memory(error) else 1
 
 
 @pytest.mark.whole
@@ -356,7 +356,7 @@ def test_after_no_memory_a_run_goes_on_from_its_state(both, tmp_path):
 
     with pytest.raises(RuntimeError) as said:
         craft(both[0], RECIPE, lab=Lab(ENGINE, on_step=die), checkpoint=tmp_path / "state", every=0)
-    assert storage.out_of_memory(said.value)
+    assert out_of_memory(said.value)
     taken = []
     watch = lambda what, step, *_: taken.append(step) or False  # noqa: E731
     gone_on = craft(both[0], RECIPE, lab=Lab(ENGINE, on_step=watch), checkpoint=tmp_path / "state")
@@ -372,4 +372,4 @@ def test_after_no_memory_a_run_goes_on_from_its_state(both, tmp_path):
     ],
 )  # fmt: skip
 def test_what_counts_as_no_memory(error, is_it):
-    assert storage.out_of_memory(error) is is_it
+    assert out_of_memory(error) is is_it

@@ -28,7 +28,7 @@ from semkit.analysis.survival import (
 )
 from semkit.countermeasures.registry import COUNTERMEASURES
 from semkit.images.imageset import ImageSet
-from semkit.images.quality import ssim
+from semkit.images.picture import ssim
 from semkit.nets.engine import Engine
 from semkit.nets.lab import Lab
 from semkit.protections.base import Crafted, NoiseRecipe

@@ -20,8 +20,8 @@ from semkit.countermeasures.pixelwise import dct_matrix, linear_softmax
 from semkit.countermeasures.registry import COUNTERMEASURES, ByAugment, ByImage, ByNet, Countermeasure, label_of, named
 from semkit.images.augment import FlipCrop
 from semkit.images.imageset import ImageSet, stratified_split
+from semkit.images.picture import SAMPLE, WINDOW, ssim
 from semkit.images.pixels import add_noise, to_float
-from semkit.images.quality import SAMPLE, WINDOW, ssim
 from semkit.nets.engine import Engine
 from semkit.nets.lab import Lab
 from semkit.protections.base import Recipe

@@ -13,12 +13,10 @@ from PIL import Image
 
 from semkit.analysis import survival
 from semkit.images.files import check_fields, is_image_name, one_line, output_names, read_json, shown
-from semkit.images.imageset import ImageSet, Split, stratified_limit, stratified_share
+from semkit.images.imageset import ImageSet, Split, Storage, stratified_limit, stratified_share
 from semkit.images.loading import check_size, decode, find_folder, load, readable, resized, set_name
-from semkit.images.picture import UnreadableImage, read_image, stored_size, working_image
+from semkit.images.picture import UnreadableImage, difference, read_image, stored_size, working_image
 from semkit.images.pixels import check_count, check_name, check_radius, check_seed
-from semkit.images.quality import difference
-from semkit.images.storage import Storage, zeros
 from semkit.nets.lab import Interrupted, OnStep
 from semkit.protections.methods import PROTECTIONS
 
@@ -284,7 +282,7 @@ def protected_split(split: Split, source: str, out: str | os.PathLike) -> Split:
 
 def _protected(train: ImageSet, outputs: Sequence[str], out: str | os.PathLike, report: dict) -> ImageSet:
     """The set with each image replaced by its protected file, of the name in `outputs`. Raises OutputError."""
-    images = zeros(train.images.shape, torch.uint8, train.scratch)
+    images = train.zeros()
     for i, name in enumerate(outputs):
         try:
             images[i] = torch.from_numpy(working_image(read_image(Path(out) / "images" / name), images.shape[-1]))

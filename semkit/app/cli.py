@@ -18,7 +18,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from semkit import __version__
-from semkit.images.files import one_line, shown
+from semkit.images.files import one_line, out_of_memory, shown
 
 FINE, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 130
 FEW = 3  # names in a line
@@ -97,7 +97,6 @@ def _repeatable(words: list[str], options: argparse.Namespace) -> str:
 
 def _told(work: Callable[[], int | None], hint: str) -> int:
     """The exit code of work(), FINE for None; its errors as one line, with `hint` how to go on."""
-    from semkit.images.storage import out_of_memory
     from semkit.nets.lab import Interrupted
 
     try:

@@ -22,12 +22,10 @@ import torch
 from semkit import __version__
 from semkit.app.checking import Originals, OutputError, job, load_originals, output_folder, read_report
 from semkit.images.files import atomic_write, check_fields, lock, one_line, read_json, remove_leftovers, shown
-from semkit.images.imageset import ImageSet, check_fraction, stratified_share
+from semkit.images.imageset import ImageSet, blocks, free_memory, stratified_share
 from semkit.images.loading import find_folder, set_name
-from semkit.images.picture import BYTES_PER_PIXEL, read_image, write_png
-from semkit.images.pixels import check_seed
-from semkit.images.quality import Quality
-from semkit.images.storage import blocks, free_memory, zeros
+from semkit.images.picture import BYTES_PER_PIXEL, Quality, read_image, write_png
+from semkit.images.pixels import check_fraction, check_seed
 from semkit.nets.lab import Lab, OnStep, as_dict, code
 from semkit.nets.models import check_model
 from semkit.protections.base import Change, Recipe
@@ -263,7 +261,7 @@ def _of_all(noise: Noise, chosen: Sequence[int], images: ImageSet) -> Noise:
     """The noise of all images: that of the chosen ones, 0 for the others."""
     levels = noise.levels
     if len(chosen) < len(images):
-        levels = zeros(images.images.shape, torch.int8, images.scratch)
+        levels = images.zeros(dtype=torch.int8)
         for part in blocks(noise.levels):
             levels[chosen[part]] = noise.levels[part]
     return Noise(levels, noise.radius, noise.recipe, images.fingerprint, images.classes)

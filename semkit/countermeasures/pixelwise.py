@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from semkit.images.picture import each_picture, through_jpeg
+from semkit.images.augment import each_picture
+from semkit.images.picture import through_jpeg
 from semkit.images.pixels import check_count, to_float
 
 BATCH = 1000  # images that are floats at one time

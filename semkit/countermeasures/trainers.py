@@ -4,15 +4,15 @@ Where no other source is named: Sadasivan et al., CUDA, CVPR 2023, whose authors
 """
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from semkit.images import storage
 from semkit.images.augment import Augment, Identity
 from semkit.images.imageset import ImageSet
-from semkit.images.pixels import LEVEL, check_count, check_radius, check_share, to_draw
+from semkit.images.pixels import LEVEL, check_count, check_fraction, check_radius, check_share, settle, to_draw
 from semkit.nets.engine import input_gradient, predict
 from semkit.protections.cuda import blur, convolve
 from semkit.training.learning import accuracy
@@ -44,9 +44,7 @@ class RandomBlur(Perturbation):
     passes = 0
 
     def __post_init__(self):
-        check_count(self.kernel, "kernel", 2)
-        if not 0 < self.strength <= 1:
-            raise ValueError(f"strength must be above 0 and at most 1, got {self.strength:g}")
+        settle(self, kernel=partial(check_count, least=2), strength=check_fraction)
 
     def draw(self, x: Tensor, generator: Generator | None = None) -> Tensor:
         """The filters, [N,kernel,kernel]."""
@@ -72,7 +70,7 @@ class Gaussian(Perturbation):
     passes = 0
 
     def __post_init__(self):
-        object.__setattr__(self, "sigma", check_radius(self.sigma, "sigma"))
+        settle(self, sigma=check_radius)
 
     def draw(self, x: Tensor, generator: Generator | None = None) -> Tensor:
         """sigma n, shaped x."""
@@ -122,8 +120,7 @@ class ClassBlur(Perturbation):
     whole_batch = True
 
     def __post_init__(self):
-        check_count(self.kernel, "kernel", 2)
-        check_count(self.steps, "steps")
+        settle(self, kernel=partial(check_count, least=2), steps=check_count)
 
     @property
     def passes(self) -> int:
@@ -167,8 +164,7 @@ class Worst(Perturbation):
     passes = 0
 
     def __post_init__(self):
-        object.__setattr__(self, "draws", check_count(self.draws, "draws", 1))
-        object.__setattr__(self, "until", check_share(self.until, "until"))
+        settle(self, draws=partial(check_count, least=1), until=check_share)
 
     def at(self, progress: float) -> "Worst":
         return self if progress < self.until else replace(self, draws=1)
@@ -209,9 +205,7 @@ def reweight(recipe: LearnRecipe, train: ImageSet, spare: ImageSet) -> LearnReci
 def added(train: ImageSet, spare: ImageSet) -> ImageSet:
     """The training images and clean ones besides: a trainer with partial clean data."""
     n = len(train)
-    both = storage.zeros((n + len(spare), *train.images.shape[1:]), torch.uint8, train.scratch, train.images.device)
-    for part in storage.blocks(train.images):
-        both[:n][part] = train.images[part]
-    both[n:] = spare.images
+    both = train.zeros((n + len(spare), *train.images.shape[1:]))
+    both[:n], both[n:] = train.images, spare.images
     labels = torch.cat([train.labels, spare.labels.to(train.labels.device)])
     return replace(train, images=both, labels=labels, files=())

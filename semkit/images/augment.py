@@ -8,14 +8,15 @@ augment.output_size(s).
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
-from semkit.images.picture import each_picture, through_jpeg
+from semkit.images.picture import through_jpeg
 from semkit.images.pixels import box, check_count, settle, through_levels
 
 
@@ -46,8 +47,7 @@ class FlipCrop(Augment):
 
         apply(x, (flip, top, left))[n, c, i, j] = pad(flip(x))[n, c, i + top[n], j + left[n]]
 
-    x [N,C,H,W] of any dtype; one gather for the whole batch. Draws for k * N images give k views of each image: all
-    images, then all images again.
+    x [N,C,H,W] of any dtype; one gather for the whole batch.
 
     >>> augment, x = FlipCrop(pad=2), torch.rand(5, 3, 8, 8)
     >>> augment.apply(x, augment.draw(5, (8, 8), torch.Generator())).shape
@@ -76,29 +76,26 @@ class _FlipCrop(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: torch.Tensor, flip: torch.Tensor, top: torch.Tensor, left: torch.Tensor, pad: int):
         ctx.save_for_backward(flip, 2 * pad - top, torch.where(flip, left, 2 * pad - left))
-        ctx.pad, ctx.n = pad, len(x)
+        ctx.pad = pad
         return _flipped_and_cropped(x, flip, top, left, pad)
 
     @staticmethod
     def backward(ctx, slope: torch.Tensor):
-        total, *others = reversed(_flipped_and_cropped(slope, *ctx.saved_tensors, ctx.pad).split(ctx.n))
-        for other in others:  # from the last one, because autograd adds the gradients of several views in this order
-            total = total + other
-        return total, None, None, None, None
+        return _flipped_and_cropped(slope, *ctx.saved_tensors, ctx.pad), None, None, None, None
 
 
 def _flipped_and_cropped(x, flip, top, left, pad: int) -> torch.Tensor:
-    (n, c, h, w), views = x.shape, len(flip)
+    n, c, h, w = x.shape
     # Rows of C channels, and one row of zeros for all pixels outside: one gather, whose result is channels_last.
     table, outside = torch.cat([x.permute(0, 2, 3, 1).reshape(-1, c), x.new_zeros(1, c)]), n * h * w
     i = top[:, None] + torch.arange(-pad, h - pad, device=x.device)
     j = left[:, None] + torch.arange(-pad, w - pad, device=x.device)
-    first = torch.arange(views, device=x.device)[:, None] % n * h
+    first = torch.arange(n, device=x.device)[:, None] * h
     i = torch.where((i >= 0) & (i < h), (first + i) * w, outside)
     j = torch.where((j >= 0) & (j < w), torch.where(flip[:, None], w - 1 - j, j), outside)
     short = torch.int32 if outside < 2**30 else torch.int64  # half the memory
     index = (i.to(short)[:, :, None] + j.to(short)[:, None, :]).clamp_(max=outside)
-    return table.index_select(0, index.flatten()).view(views, h, w, c).permute(0, 3, 1, 2)
+    return table.index_select(0, index.flatten()).view(n, h, w, c).permute(0, 3, 1, 2)
 
 
 @dataclass(frozen=True)
@@ -189,6 +186,15 @@ class GaussianBlur(Augment):
         return (x[..., :-2] + 2 * x[..., 1:-1] + x[..., 2:]) / 4
 
 
+def each_picture(images: torch.Tensor, change: Callable[[np.ndarray], np.ndarray]) -> torch.Tensor:
+    """Apply `change` to each of the uint8 images [N,3,H,W], as an array [H,W,3]."""
+    done = torch.empty_like(images)
+    for i, image in enumerate(images):
+        levels = image.permute(1, 2, 0).cpu().contiguous().numpy()
+        done[i] = torch.from_numpy(change(levels)).permute(2, 0, 1)
+    return done
+
+
 @dataclass(frozen=True)
 class JPEG(Augment):
     """JPEG of this quality, 1 to 95, each image through Pillow's codec; straight-through.
@@ -233,13 +239,6 @@ class OneOf(Around):
         for k, way in enumerate(self.ways):
             changed[own == k] = way.apply(x[own == k], ())
         return changed
-
-
-def views(augment: Augment, x: torch.Tensor, draws: Sequence[tuple]) -> torch.Tensor:
-    """t(x) for each of the draws: x [N,...] -> [len(draws) * N,...], all images under the first draw, then the next."""
-    if isinstance(augment, FlipCrop):
-        return augment.apply(x, tuple(map(torch.cat, zip(*draws, strict=True))))
-    return as_one([augment.apply(x, drawn) for drawn in draws])
 
 
 def as_one(parts: Sequence[torch.Tensor]) -> torch.Tensor:

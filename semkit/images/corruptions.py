@@ -16,7 +16,6 @@ from torch import Generator, Tensor
 from semkit.images.imageset import ImageSet
 from semkit.images.picture import through_jpeg
 from semkit.images.pixels import check_count, drawn_seed, to_float
-from semkit.images.storage import zeros
 
 BATCH = 256
 Draws = Sequence[Generator]  # one generator for each image of a batch
@@ -208,7 +207,7 @@ def corrupted(images: ImageSet, kind: str, severity: int, *, seed: int = 0) -> I
         raise ValueError(f"severity must be 0 to 5, got {severity}")
     if severity == 0:
         return images
-    function, made = KINDS[kind], zeros(images.images.shape, torch.uint8, images.scratch, images.images.device)
+    function, made = KINDS[kind], images.zeros()
     stream = torch.Generator().manual_seed(seed * 1_000_003 + list(KINDS).index(kind))
     for start in range(0, len(images), BATCH):
         x = to_float(images.images[start : start + BATCH].cpu())

@@ -1,8 +1,9 @@
-"""Files: the images below a folder, the names of their PNGs, files that are written whole or not at all, JSON."""
+"""Files: the images below a folder, the names of their PNGs, files written whole or not at all, JSON and tensors."""
 
 import json
 import os
 import posixpath
+import re
 import time
 import unicodedata
 from collections import Counter
@@ -11,7 +12,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from secrets import token_hex
 from types import GenericAlias, UnionType
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
+
+if TYPE_CHECKING:  # torch is imported where it is needed, because semkit --help needs none
+    import torch
 
 # The suffixes of torchvision's ImageFolder, and GIF. Of several frames the first is read.
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
@@ -217,3 +221,56 @@ def remove_leftovers(folder: str | os.PathLike, age: float = 1) -> None:
                 with open(path, "r+b") as file:
                     lock(file)
                 path.unlink()
+
+
+def write_tensors(path: str | Path, tensors: Mapping[str, "torch.Tensor"], record: dict) -> None:
+    """Write tensors as safetensors, whole or not at all; record: JSON in the metadata "semkit". Raises OSError."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    tensors = {name: values.detach().cpu().contiguous() for name, values in tensors.items()}
+    metadata = {"semkit": json.dumps(record, sort_keys=True)}
+
+    def content(file):
+        mode = os.stat(file.name).st_mode  # safetensors replaces the file by one that only its owner may read
+        try:  # by name, because safetensors then writes from the tensors' own memory, without a copy
+            save_file(tensors, file.name, metadata=metadata)
+            os.chmod(file.name, mode)
+        except SafetensorError as error:
+            code = os.name == "posix" and re.search(r"os error (\d+)", str(error))
+            raise (OSError(int(code[1]), os.strerror(int(code[1]))) if code else OSError(one_line(error))) from error
+
+    atomic_write(path, content)
+
+
+def read_tensors(path: str | Path, fields: Iterable[str]) -> tuple[dict[str, "torch.Tensor"], dict]:
+    """(tensors, mapped from the file, and these fields of the record) that write_tensors wrote; raises ValueError."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        open(path, "rb").close()  # of a file without permission, safetensors says that it is missing
+        with safe_open(path, framework="pt") as file:
+            tensors, record = {name: file.get_tensor(name) for name in file.keys()}, (file.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        reason = getattr(error, "strerror", None) or one_line(error)
+        raise ValueError(f"not a readable safetensors file: {reason}") from error
+    if "semkit" not in record:
+        raise ValueError("no semkit metadata in it: this file was not written by semkit")
+    try:
+        record = json.loads(record["semkit"])
+        return tensors, {name: record[name] for name in fields}
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise ValueError(f"its semkit metadata is damaged: {type(error).__name__} {one_line(error)}") from error
+
+
+NO_MEMORY = (
+    "not enough memory", "cannot allocate memory", "can't allocate memory", "out of memory", "bad_alloc",
+    "alloc_failed", "could not create a prim",  # oneDNN's, which has no other reason with the nets here
+)  # fmt: skip
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error of Python or torch means that the memory of the machine or the GPU ran out."""
+    message = str(error).lower()  # no regular expression, because compiling one takes memory
+    of_torch = isinstance(error, RuntimeError) and any(words in message for words in NO_MEMORY)
+    return isinstance(error, MemoryError) or of_torch

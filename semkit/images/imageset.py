@@ -1,14 +1,138 @@
-"""Labelled images as tensors: ImageSet and Split, their seeded parts, their fingerprint."""
+"""Labelled images as tensors, in memory or streamed from disk: ImageSet, Split, their seeded parts, their storage."""
 
+import errno
 import hashlib
-from collections.abc import Callable
+import math
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
-from semkit.images import storage
-from semkit.images.pixels import add_noise, check_count
+from semkit.images.pixels import add_noise, check_count, check_fraction, check_name
+
+HOLDS = ("auto", "memory", "disk")
+SHARE = 8  # a set in memory takes at most an eighth of what is free, because its noise and copies take as much each
+BLOCK = 1 << 20  # bytes of a set that are processed at once, so that temporary copies stay small
+
+
+@dataclass(frozen=True)
+class Storage:
+    """Where loaded sets are kept; results do not depend on it.
+
+    hold: "memory", "disk", or "auto": memory for sets that are small compared to what is free, else disk.
+    folder: for files on disk, by default the system's temporary folder. Raises ValueError for another word.
+    """
+
+    hold: str = "auto"
+    folder: str | os.PathLike | None = None
+
+    def __post_init__(self):
+        check_name(self.hold, HOLDS, "storage")
+
+    def scratch(self, size: int) -> Path | None:
+        """The folder for a set of `size` bytes, the nearest existing one at or above `folder`; None for memory."""
+        if self.hold == "memory":
+            return None
+        if self.hold == "auto" and ((free := free_memory()) is None or size <= free // SHARE):
+            return None
+        folder = Path(self.folder or tempfile.gettempdir()).absolute()
+        return next(place for place in (folder, *folder.parents) if place.is_dir())
+
+
+AUTO = Storage()
+
+
+def free_memory() -> int | None:
+    """Bytes of memory that this process can still take; None on systems other than Linux.
+
+    The minimum of what is left of the machine, of the control groups (containers) and of the limits (ulimit).
+    """
+    if not (info := Path("/proc/meminfo")).exists():
+        return None
+    own = Path("/proc/self/cgroup")
+    group = re.search(r"^0::/(.*)$", own.read_text() if own.exists() else "", re.MULTILINE)
+    groups = left_in_groups(Path("/sys/fs/cgroup"), group[1] if group else "")
+    return max(0, min([1024 * _number("MemAvailable:", info), *groups, *_left_in_limits()]))
+
+
+def _number(name: str, path: Path) -> int:
+    """The number after `name` at the beginning of a line of the file."""
+    return int(re.search(rf"^{name}\s+(\d+)", path.read_text(), re.MULTILINE)[1])
+
+
+def _left_in_limits() -> list[int]:
+    import resource  # not on every system, but on those with /proc
+
+    limits, status = {"VmSize:": resource.RLIMIT_AS, "VmData:": resource.RLIMIT_DATA}, Path("/proc/self/status")
+    most = {used: resource.getrlimit(limit)[0] for used, limit in limits.items()}
+    return [n - 1024 * _number(used, status) for used, n in most.items() if n != resource.RLIM_INFINITY]
+
+
+def left_in_groups(root: Path, name: str) -> list[int]:
+    """Bytes left in each control group from root/name up to root that has a limit; cached files count as free."""
+    left, group = [], root / name
+    for at in (group, *(parent for parent in group.parents if parent.is_relative_to(root))):
+        limit = at / "memory.max"
+        if limit.exists() and (most := limit.read_text().strip()) != "max":
+            used = int((at / "memory.current").read_text()) - _number("inactive_file", at / "memory.stat")
+            left.append(int(most) - used)
+    return left
+
+
+def zeros(shape, dtype: torch.dtype, scratch: Path | None = None, device: str | torch.device = "cpu") -> torch.Tensor:
+    """A tensor of zeros on `device`, or mapped from a file in the folder `scratch`.
+
+    The file has no name, so nothing of it is left when the tensor is gone, even after a kill. Its room is reserved at
+    once: a full disk raises OSError here, and does not crash the process later.
+    """
+    size = math.prod(shape) * dtype.itemsize
+    if scratch is None or not size:
+        return torch.zeros(shape, dtype=dtype, device=device)
+    try:
+        if size > shutil.disk_usage(scratch).free:  # else other programs would meet a full disk for a moment
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        with tempfile.TemporaryFile(dir=scratch, prefix=".semkit-", suffix=".tmp") as file:
+            _reserve(file, size)
+            mapped = np.memmap(file, np.uint8, "r+", shape=(size,))
+    except OSError as error:
+        error.filename = os.fspath(scratch)
+        raise
+    return torch.from_numpy(mapped).view(dtype).view(tuple(shape))
+
+
+def _reserve(file, size: int) -> None:
+    if hasattr(os, "posix_fallocate"):
+        try:
+            return os.posix_fallocate(file.fileno(), 0, size)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # on file systems that cannot reserve
+                raise
+    for start in range(0, size, BLOCK):
+        file.write(bytes(min(BLOCK, size - start)))
+    file.flush()
+
+
+def blocks(values: torch.Tensor | np.ndarray) -> Iterator[slice]:
+    """Slices of the rows of [N,...], of at most BLOCK bytes but at least one row each."""
+    rows = max(1, BLOCK // max(1, values[:1].nbytes))
+    return (slice(start, start + rows) for start in range(0, len(values), rows))
+
+
+def taken(source: torch.Tensor, index: torch.Tensor, scratch: Path | None = None) -> torch.Tensor:
+    """A copy of source[index], on the device of `source` or mapped from a file in `scratch` (see zeros)."""
+    index = index.to(source.device)
+    if scratch is None:
+        return source[index]
+    made = zeros((len(index), *source.shape[1:]), source.dtype, scratch)
+    for part in blocks(made):
+        made[part] = source[index[part]]
+    return made
 
 
 def _ranks(labels: torch.Tensor, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -37,13 +161,6 @@ def stratified_limit(labels: torch.Tensor, n: int, seed: int = 0) -> torch.Tenso
         raise ValueError(f"limit must be at least the number of classes, {classes}, got {n}")
     ranks, sizes = _ranks(labels.cpu(), seed)
     return (ranks / sizes.double()).argsort(stable=True)[:n].sort().values
-
-
-def check_fraction(fraction: float) -> float:
-    """`fraction` if it is above 0 and at most 1; raises ValueError otherwise."""
-    if not 0 < fraction <= 1:
-        raise ValueError(f"fraction must be above 0 and at most 1, got {fraction}")
-    return fraction
 
 
 def stratified_share(labels: torch.Tensor, fraction: float, seed: int = 0) -> torch.Tensor:
@@ -124,6 +241,10 @@ class ImageSet:
             digest.update(part.cpu().contiguous().numpy())
         return digest.hexdigest()
 
+    def zeros(self, shape: Sequence[int] | None = None, dtype: torch.dtype = torch.uint8) -> torch.Tensor:
+        """Zeros where the set is, on its device or mapped from a file; shape: by default that of the images."""
+        return zeros(self.images.shape if shape is None else shape, dtype, self.scratch, self.images.device)
+
     def take(self, index) -> "ImageSet":
         """The images at `index`: a tensor or list of indices, a mask, or a slice."""
         everything = torch.arange(len(self))
@@ -131,7 +252,7 @@ class ImageSet:
         if index.equal(everything):
             return self
         files = tuple(self.files[i] for i in index.tolist()) if self.files else ()
-        images = storage.rows(self.images, index, self.scratch)
+        images = taken(self.images, index, self.scratch)
         return replace(self, images=images, labels=self.labels[index.to(self.labels.device)], files=files)
 
     def batch(self, index: torch.Tensor | slice) -> tuple[torch.Tensor, torch.Tensor]:
@@ -158,15 +279,15 @@ class ImageSet:
 
     def changed(self, change: Callable[[torch.Tensor, slice], torch.Tensor]) -> "ImageSet":
         """The set with every block of images replaced by change(images[part], part), stored where the set is."""
-        images = storage.zeros(self.images.shape, torch.uint8, self.scratch, self.images.device)
-        for part in storage.blocks(images):
+        images = self.zeros()
+        for part in blocks(images):
             images[part] = change(self.images[part], part)
         return replace(self, images=images)
 
     def to(self, device: str | torch.device) -> "ImageSet":
         """The set on `device`. Images that are streamed or too large for the GPU stay; batches move one by one."""
         device = torch.device(device)
-        many = device.type == "cuda" and self.images.nbytes > torch.cuda.mem_get_info(device)[0] // storage.SHARE
+        many = device.type == "cuda" and self.images.nbytes > torch.cuda.mem_get_info(device)[0] // SHARE
         images = self.images if self.scratch or many else self.images.to(device)
         return replace(self, images=images, labels=self.labels.to(device))
 

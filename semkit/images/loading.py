@@ -13,11 +13,10 @@ import torch
 from PIL import Image
 
 from semkit.images.files import find_images, is_image_name, shown
-from semkit.images.imageset import ImageSet, Split, stratified_limit, stratified_split
+from semkit.images.imageset import AUTO, ImageSet, Split, Storage, stratified_limit, stratified_split, zeros
 from semkit.images.picture import UnreadableImage, read_image, working_image
 from semkit.images.pixels import check_count
 from semkit.images.shapes import embedded
-from semkit.images.storage import AUTO, Storage, zeros
 
 NAMES = ("shapes", "cifar10", "cifar100", "svhn")
 TESTS = ("test", "val", "valid", "validation", "eval", "dev")  # names of a folder of test images, the first first

@@ -1,10 +1,12 @@
-"""One image: read from its file and written back, with noise at its own size, through JPEG, at the size of nets."""
+"""One image: read from its file and written back, with noise at its own size, at the size of nets; how it changed."""
 
 import io
+import math
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 import torch
@@ -19,6 +21,9 @@ MODES = ("L", "LA", "RGB", "RGBA")
 _LARGEST_PROFILE = 1 << 20  # bytes; Pillow refuses to read a PNG with a larger colour profile
 BYTES_PER_PIXEL = 16  # peak memory of reading, protecting, writing and measuring an image
 _STRIP = 1 << 18  # pixels of a large image that are processed at once
+SAMPLE = 200  # images of a set for which SSIM and survival are computed
+CENTRE = 256  # SSIM is computed on the central 256 pixels of larger images, because it is slow on photos
+WINDOW = 11
 
 
 class UnreadableImage(ValueError):
@@ -129,15 +134,6 @@ def through_jpeg(levels: np.ndarray, quality: int) -> np.ndarray:
     return np.array(Image.open(file))
 
 
-def each_picture(images: torch.Tensor, change: Callable[[np.ndarray], np.ndarray]) -> torch.Tensor:
-    """Apply `change` to each of the uint8 images [N,3,H,W], as an array [H,W,3]."""
-    done = torch.empty_like(images)
-    for i, image in enumerate(images):
-        levels = image.permute(1, 2, 0).cpu().contiguous().numpy()
-        done[i] = torch.from_numpy(change(levels)).permute(2, 0, 1)
-    return done
-
-
 def _check_mode(image: Image.Image) -> None:
     if image.mode not in MODES:
         raise ValueError(f"an image of mode {', '.join(MODES)} is needed, got {image.mode}")
@@ -154,12 +150,13 @@ def _strips(length: int, across: int) -> Iterator[slice]:
     return (slice(start, start + step) for start in range(0, length, step))
 
 
-def bands(*images: Image.Image) -> Iterator[tuple[Image.Image, ...]]:
-    """Cut images of one size into the same bands of rows, so that large photos need little memory."""
-    width, height = images[0].size
+def _changes(original: Image.Image, protected: Image.Image, mode: str) -> Iterator[np.ndarray]:
+    """protected - original, both converted to `mode`: int32 [rows,width,...], in bands of rows to spare memory."""
+    width, height = original.size
     for rows in _strips(height, width):
         box = (0, rows.start, width, min(rows.stop, height))
-        yield tuple(image.crop(box) for image in images)
+        before, after = (np.asarray(one.crop(box).convert(mode)).astype(np.int32) for one in (original, protected))
+        yield after - before
 
 
 # What is left of +-8 noise of a short crafting run at 32 px (46 % at the limit) after 120x90 or 500x375 pixels and the
@@ -186,17 +183,6 @@ def _fitted_plane(wanted: np.ndarray, size: tuple[int, int], limit: int) -> np.n
     return np.rint(fitted, out=fitted).astype(np.int8)
 
 
-def _fitted_planes(noise: np.ndarray, size: tuple[int, int], radius: float) -> Iterator[np.ndarray]:
-    limit = min(int(check_radius(radius)), 127)
-    if noise.dtype != np.int8 or noise.ndim != 3 or noise.shape[0] != 3:
-        raise ValueError(f"int8 noise of shape (3, height, width) is needed, got {noise.dtype} {noise.shape}")
-    if noise.shape[1:] == size[::-1]:
-        yield from noise.clip(-limit, limit)
-    else:
-        for plane in noise.astype(np.float32):
-            yield _fitted_plane(plane, size, limit)
-
-
 def fit_noise(noise: np.ndarray, size: tuple[int, int], radius: float) -> np.ndarray:
     """Enlarge int8 noise [3,h,w] to the size (width, height) of an image: int8 [3,height,width], |noise| <= radius.
 
@@ -207,7 +193,15 @@ def fit_noise(noise: np.ndarray, size: tuple[int, int], radius: float) -> np.nda
     >>> fit_noise(np.full((3, 8, 8), 5, np.int8), (20, 10), radius=8).shape
     (3, 10, 20)
     """
-    return np.stack(list(_fitted_planes(noise, tuple(size), radius)))
+    limit = min(int(check_radius(radius)), 127)
+    if noise.dtype != np.int8 or noise.ndim != 3 or noise.shape[0] != 3:
+        raise ValueError(f"int8 noise of shape (3, height, width) is needed, got {noise.dtype} {noise.shape}")
+    if noise.shape[1:] == tuple(size)[::-1]:
+        return noise.clip(-limit, limit)
+    fitted = np.empty((3, *size[::-1]), np.int8)
+    for plane, wanted in zip(fitted, noise.astype(np.float32), strict=True):
+        plane[...] = _fitted_plane(wanted, size, limit)
+    return fitted
 
 
 def apply_noise(image: Image.Image, noise: np.ndarray, radius: float) -> Image.Image:
@@ -216,9 +210,9 @@ def apply_noise(image: Image.Image, noise: np.ndarray, radius: float) -> Image.I
     Grey images get the mean of the three noise channels, rounded. Raises ValueError for other modes and shapes.
     """
     _check_mode(image)
-    planes = _fitted_planes(noise, image.size, radius)
+    planes = fit_noise(noise, image.size, radius)
     if image.mode in ("L", "LA"):
-        planes = [(sum(plane.astype(np.int16) for plane in planes) + 1) // 3]  # a third is never half-way: rounded
+        planes = [(planes.sum(0, dtype=np.int16) + 1) // 3]  # a third is never half-way: rounded
     pixels = np.array(image)
     colour = pixels.reshape(*pixels.shape[:2], -1)
     for channel, plane in enumerate(planes):
@@ -234,3 +228,103 @@ def working_image(image: Image.Image, size: int) -> np.ndarray:
     if image.size != (size, size):
         image = image.resize((size, size), Image.Resampling.BILINEAR)
     return np.ascontiguousarray(np.moveaxis(np.asarray(image), -1, 0))
+
+
+def difference(original: Image.Image, protected: Image.Image) -> int:
+    """max |protected - original| over all pixels and channels, in levels.
+
+    Raises ValueError if sizes, modes or alpha channels differ.
+    """
+    if original.size != protected.size:
+        sizes = ["x".join(map(str, image.size)) for image in (original, protected)]
+        raise ValueError(f"the original has {sizes[0]} pixels, the protected image {sizes[1]}")
+    if original.mode != protected.mode:
+        raise ValueError(f"the original has mode {original.mode}, the protected image {protected.mode}")
+    largest = 0
+    for apart in _changes(original, protected, original.mode):
+        if original.mode.endswith("A") and apart[..., -1].any():
+            raise ValueError("the alpha channels differ")
+        largest = max(largest, int(np.abs(apart).max()))
+    return largest
+
+
+def noise_survival(original: Image.Image, protected: Image.Image, noise: np.ndarray) -> tuple[float, float]:
+    """How much of int8 noise [3,size,size] is left after a resize to size x size: (correlation, share of mean |noise|).
+
+    (0, 0) for zero noise. The correlation is 0 if the noise, or what is left of it, is constant.
+    """
+    if not noise.any():
+        return 0.0, 0.0
+    size, wanted = noise.shape[-1], noise.astype(np.float64)
+    left = working_image(protected, size).astype(np.float64) - working_image(original, size)
+    share = float(np.abs(left).mean() / np.abs(wanted).mean())
+    if left.std() == 0 or wanted.std() == 0:
+        return 0.0, share
+    return float(np.corrcoef(left.ravel(), wanted.ravel())[0, 1]), share
+
+
+def ssim(x: np.ndarray | torch.Tensor, y: np.ndarray | torch.Tensor) -> float:
+    """Structural similarity of two images [C,H,W] in levels 0..255, at least 11 pixels wide and high.
+
+        SSIM = mean of (2 mx my + a) (2 cxy + b) / ((mx^2 + my^2 + a) (vx + vy + b)),  a = 2.55^2, b = 7.65^2
+
+    mx, vx, cxy: mean, variance and covariance under a Gaussian window of 11 pixels, sigma 1.5, around every pixel; the
+    images are reflected at their edges. Source: Wang et al., IEEE TIP 2004.
+
+    >>> ssim(np.zeros((3, 16, 16)), np.zeros((3, 16, 16)))
+    1.0
+    """
+    from scipy.ndimage import gaussian_filter  # half a second that importing semkit need not pay
+
+    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    mean = partial(gaussian_filter, sigma=1.5, radius=WINDOW // 2, mode="mirror", axes=(1, 2))
+    mx, my, a, b = mean(x), mean(y), 2.55**2, 7.65**2
+    vx, vy, cxy = mean(x * x) - mx**2, mean(y * y) - my**2, mean(x * y) - mx * my
+    return float(((2 * mx * my + a) * (2 * cxy + b) / ((mx**2 + my**2 + a) * (vx + vy + b))).mean())
+
+
+def _centre(image: Image.Image) -> np.ndarray:
+    width, height = image.size
+    left, top = max(0, (width - CENTRE) // 2), max(0, (height - CENTRE) // 2)
+    part = image.crop((left, top, min(left + CENTRE, width), min(top + CENTRE, height)))
+    return np.moveaxis(np.asarray(part.convert("RGB")), -1, 0)
+
+
+class Quality:
+    """Quality of a protected set of `count` images: PSNR over all of them, SSIM and survival over about SAMPLE."""
+
+    def __init__(self, count: int):
+        self._every = max(1, count // SAMPLE)
+        self._seen = self._unchanged = self._squares = self._values = 0
+        self._ssim, self._survival = [], []
+        self.largest = 0  # change of any value so far, in levels
+
+    def add(self, original: Image.Image, protected: Image.Image, noise: np.ndarray | None = None) -> None:
+        """Add an original and its protected image; noise: int8 [3,size,size] that was fitted to it, if any."""
+        squares, width, height = 0, *original.size
+        for apart in _changes(original, protected, "RGB"):
+            self.largest = max(self.largest, int(np.abs(apart).max()))
+            squares += int((apart**2).sum(dtype=np.int64))
+        self._squares, self._values = self._squares + squares, self._values + 3 * width * height
+        self._unchanged += squares == 0
+        if self._seen % self._every == 0:
+            if min(original.size) >= WINDOW:
+                self._ssim.append(ssim(_centre(original), _centre(protected)))
+            if noise is not None and noise.any():
+                self._survival.append(noise_survival(original, protected, noise))
+        self._seen += 1
+
+    def report(self) -> dict:
+        """The numbers for a report; None where there is no image to measure."""
+        psnr = 10 * math.log10(255**2 * self._values / self._squares) if self._squares else None
+        correlation, share = np.mean(self._survival, axis=0).tolist() if self._survival else (None, None)
+        survival = {"noise_correlation": _rounded(correlation, 3), "noise_share": _rounded(share, 3)}
+        similar = float(np.mean(self._ssim)) if self._ssim else None
+        return {
+            "unchanged_files": self._unchanged, "psnr_db": _rounded(psnr, 2), "ssim": _rounded(similar, 4),
+            "after_resize_to_working_size": survival,
+        }  # fmt: skip
+
+
+def _rounded(value: float | None, digits: int) -> float | None:
+    return None if value is None else round(value, digits)

@@ -95,6 +95,13 @@ def check_share(value: float, name: str) -> float:
     return float(value)
 
 
+def check_fraction(value: float, name: str = "fraction") -> float:
+    """`value` as a float if it is above 0 and at most 1; raises ValueError otherwise."""
+    if not 0 < float(value) <= 1:
+        raise ValueError(f"{name} must be above 0 and at most 1, got {value:g}")
+    return float(value)
+
+
 def check_nonnegative(value: float, name: str) -> float:
     """`value` as a float if it is finite and >= 0; raises ValueError otherwise."""
     if not 0 <= float(value) < math.inf:

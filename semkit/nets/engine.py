@@ -14,8 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from semkit.images.pixels import to_float
-from semkit.nets.folding import Folded
-from semkit.nets.weights import alphas
+from semkit.nets.weights import Folded, alphas
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 LARGEST_KEPT = 2**25  # bytes of a block that glibc keeps when it is freed, the most that it allows

@@ -31,10 +31,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from semkit.images.files import one_line, shown
+from semkit.images.files import one_line, read_tensors, shown, write_tensors
 from semkit.images.imageset import ImageSet
 from semkit.images.pixels import check_count, check_name, seeded
-from semkit.images.storage import read_tensors, write_tensors
 from semkit.nets.engine import Engine
 from semkit.nets.weights import with_noise_injection
 

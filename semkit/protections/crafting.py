@@ -10,10 +10,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from semkit.images import storage
-from semkit.images.augment import Augment, FlipCrop, as_one, views
-from semkit.images.imageset import ImageSet
-from semkit.images.pixels import LEVEL, box, check_count, check_share, check_step_size, to_levels, uniform
+from semkit.images.augment import Augment, FlipCrop, as_one
+from semkit.images.imageset import ImageSet, taken
+from semkit.images.pixels import LEVEL, box, check_count, check_share, check_step_size, settle, to_levels, uniform
 from semkit.nets.engine import Engine, Passes, batches_per_pass, count_passes, input_gradient, step_down
 from semkit.nets.lab import Interrupted, Lab
 from semkit.nets.models import fresh
@@ -66,12 +65,9 @@ class CraftRecipe(NoiseRecipe):
     sgd: SGD = SGD(steps=5000, batch=128, milestones=(2000, 4000))
 
     def __post_init__(self):
-        object.__setattr__(self, "radius", check_noise_radius(self.radius))
-        object.__setattr__(self, "step_size", check_step_size(self.step_size))
-        object.__setattr__(self, "steps", check_count(self.steps, "steps"))
-        object.__setattr__(self, "samples", check_count(self.samples, "samples", 1))
-        for name in ("fade_in", "ramp", "colour"):
-            object.__setattr__(self, name, check_share(getattr(self, name), name))
+        settle(self, radius=check_noise_radius, step_size=check_step_size)
+        settle(self, steps=check_count, samples=partial(check_count, least=1))
+        settle(self, fade_in=check_share, ramp=check_share, colour=check_share)
         if self.start not in STARTS:
             raise ValueError(f"start must be one of {', '.join(STARTS)}, got {self.start!r}")
         if self.class_wise and self.start != "warm":
@@ -174,7 +170,7 @@ def _straight_through(model, protected, seen, y, recipe: CraftRecipe, generator,
         draws.append(recipe.augment.draw(len(leaf), leaf.shape[2:], generator))
         drawn.append(recipe.noise_side.draw(seen, generator))
     with torch.enable_grad():
-        z = box(views(recipe.augment, leaf, draws))
+        z = box(as_one([recipe.augment.apply(leaf, one) for one in draws]))
     y = y if samples == 1 else y.repeat(samples)
     a = recipe.noise_side.apply(model, z.detach(), y, as_one(drawn))
     return torch.autograd.grad(z, leaf, input_gradient(model, a, y))[0]
@@ -256,8 +252,7 @@ def _fresh(images: ImageSet, recipe: CraftRecipe, seed: int, engine: Engine) -> 
     """The state before the first step: fresh weights, no noise."""
     model = engine.prepare(fresh(recipe, images, seed))
     shape = (len(images.classes) if recipe.class_wise else len(images), *images.images.shape[1:])
-    noise = storage.zeros(shape, torch.int8, images.scratch, images.images.device)
-    return State(model, recipe.sgd.optimizer(model), noise, [], Passes())
+    return State(model, recipe.sgd.optimizer(model), images.zeros(shape, torch.int8), [], Passes())
 
 
 def craft(
@@ -301,6 +296,6 @@ def craft(
                 saved = time.monotonic()
             if stop:
                 raise Interrupted(f"stopped after step {state.step} of {total}")
-    noise = storage.rows(state.noise, images.labels, images.scratch) if recipe.class_wise else state.noise
+    noise = taken(state.noise, images.labels, images.scratch) if recipe.class_wise else state.noise
     noise = noise.cpu()  # a GPU is done with its last steps only here
     return Crafted(noise, state.model, state.losses, state.passes, time.monotonic() - began)

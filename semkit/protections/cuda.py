@@ -14,15 +14,13 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from semkit.images import storage
-from semkit.images.imageset import ImageSet, check_fraction, stratified_share
-from semkit.images.pixels import check_count, parse_count, to_float
+from semkit.images.imageset import ImageSet, stratified_share
+from semkit.images.pixels import check_count, check_fraction, parse_count, to_float
 from semkit.nets.lab import Lab
 from semkit.protections.base import Change, Option, Protection, Recipe
 
 KEY_LENGTH = 8  # characters, at least
 LARGEST_KERNEL = 255
-BATCH = 256
 ASSIGNMENTS = ("own", "one", "permuted")
 BOUND = "no radius bounds a convolution"
 
@@ -50,8 +48,7 @@ def class_filters(key: str, classes: int, *, size: int = 3, strength: float = 0.
         raise ValueError(f"the key must have {KEY_LENGTH} characters at least")
     check_count(classes, "classes", 1)
     check_count(size, "kernel", 2, LARGEST_KERNEL)
-    if not 0 < strength <= 1:
-        raise ValueError(f"strength must be above 0 and at most 1, got {strength:g}")
+    check_fraction(strength, "strength")
     u = np.stack([_uniforms(key, label, size) for label in range(classes)])
     filters = strength * u[:, :-1]
     filters[np.arange(classes), (u[:, -1] * size * size).astype(int)] = 1
@@ -108,11 +105,15 @@ def convolve_set(images: ImageSet, filters: torch.Tensor, *, fraction: float = 1
     """
     if len(filters) < len(images.classes):
         raise ValueError(f"{len(images.classes)} classes need as many filters, got {len(filters)}")
-    labels, everything = images.labels.cpu(), torch.arange(len(images))
-    pixels = storage.rows(images.images.cpu(), everything, images.scratch)
-    for part in stratified_share(labels, fraction, seed).split(BATCH):
-        pixels[part] = _filtered(pixels[part], filters[labels[part]])
-    return replace(images, images=pixels.to(images.images.device))
+    labels, chosen = images.labels.cpu(), torch.zeros(len(images), dtype=torch.bool)
+    chosen[stratified_share(labels, fraction, seed)] = True
+
+    def change(pixels: torch.Tensor, part: slice) -> torch.Tensor:
+        pixels, mine = pixels.cpu().clone(), chosen[part]
+        pixels[mine] = _filtered(pixels[mine], filters[labels[part][mine]])
+        return pixels
+
+    return images.changed(change)
 
 
 def convolve_picture(image: Image.Image, kernel: torch.Tensor) -> Image.Image:

@@ -8,7 +8,7 @@ import torch
 
 from semkit.images.augment import JPEG, Augment, GaussianBlur, Grey, Identity, OneOf, ResizedCrop
 from semkit.images.imageset import ImageSet
-from semkit.images.pixels import check_count, check_name, check_radius, check_share
+from semkit.images.pixels import check_count, check_name, check_radius, check_share, settle
 from semkit.nets.lab import Lab
 from semkit.nets.models import LARGE, MODELS, check_model
 from semkit.protections.base import Crafted, NoiseRecipe, Option, Protection, Recipe
@@ -107,8 +107,7 @@ class RandomGrey(NoiseRecipe):
     block: int = 4
 
     def __post_init__(self):
-        object.__setattr__(self, "radius", check_noise_radius(self.radius))
-        object.__setattr__(self, "block", check_count(self.block, "block", 1))
+        settle(self, radius=check_noise_radius, block=partial(check_count, least=1))
 
     def craft(self, images: ImageSet, *, seed: int, lab: Lab, **_) -> Crafted:
         """The noise: the pattern of each image's class."""

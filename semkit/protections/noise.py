@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from semkit import __version__
-from semkit.images.files import check_fields, one_line, shown
+from semkit.images.files import check_fields, one_line, read_tensors, shown, write_tensors
+from semkit.images.imageset import blocks
 from semkit.images.pixels import check_radius
-from semkit.images.storage import blocks, read_tensors, write_tensors
 
 UNITS = ("auto", "levels", "fraction")
 LARGEST = 128.5 / 255  # the largest fraction of 1 that rounds to a level of int8
@@ -23,13 +23,13 @@ class NoiseError(ValueError):
     """An invalid noise or noise file; the message is one line."""
 
 
-def check_noise_radius(radius: float) -> float:
+def check_noise_radius(radius: float, name: str = "radius") -> float:
     """`radius` as a float if noise in whole int8 levels can have it: 0, or 1 to 127; raises ValueError otherwise."""
-    radius = check_radius(radius)
+    radius = check_radius(radius, name)
     if 0 < radius < 1:
-        raise ValueError(f"radius must be 1 level at least, because noise is stored in whole levels, got {radius:g}")
+        raise ValueError(f"{name} must be 1 level at least, because noise is stored in whole levels, got {radius:g}")
     if radius > 127:
-        raise ValueError(f"radius must be at most 127 levels, which is what int8 noise holds, got {radius:g}")
+        raise ValueError(f"{name} must be at most 127 levels, which is what int8 noise holds, got {radius:g}")
     return radius
 
 

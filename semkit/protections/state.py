@@ -7,8 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from semkit.images.files import check_fields, one_line, shown
-from semkit.images.storage import out_of_memory, read_tensors, write_tensors
+from semkit.images.files import check_fields, one_line, out_of_memory, read_tensors, shown, write_tensors
 from semkit.nets.engine import Passes
 from semkit.training.bullettrain import KINDS, Mined
 
