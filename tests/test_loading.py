@@ -54,12 +54,12 @@ def test_folder_with_parts(tmp_path, test):
     (tmp_path / "extra").mkdir()
     (tmp_path / "train" / "list.csv").write_text("")
     found = scan(tmp_path)
-    assert found.train.names == tuple(f"train/{c}/{i}.png" for c in "ab" for i in range(4))
-    assert found.train.labels == (0,) * 4 + (1,) * 4
-    assert found.test.names == tuple(f"{test}/{c}/{i}.png" for c in "ab" for i in range(2))
+    assert list(found.train) == list(f"train/{c}/{i}.png" for c in "ab" for i in range(4))
+    assert list(found.train.values()) == [0] * 4 + [1] * 4
+    assert list(found.test) == list(f"{test}/{c}/{i}.png" for c in "ab" for i in range(2))
     assert found.ignored == ("extra/", "train/list.csv")
     parts = load(tmp_path, limit=2)
-    assert parts.train.labels.tolist() == [0, 1] and parts.test.files == found.test.names
+    assert parts.train.labels.tolist() == [0, 1] and parts.test.files == tuple(found.test)
     folder_of(tmp_path / test, "c", n=1)
     with pytest.raises(DataError, match=rf"class 'c' is in {test}/ but not in train/"):
         scan(tmp_path)
@@ -73,7 +73,7 @@ def test_train_and_test_are_found_in_any_case_test_before_val(tmp_path):
         folder_of(tmp_path / name, "a", "b", n=1)
         if found:
             whole = scan(tmp_path)
-            assert (whole.train.names[0], whole.test.names[0]) == ("Train/a/0.png", found)
+            assert (next(iter(whole.train)), next(iter(whole.test))) == ("Train/a/0.png", found)
 
 
 def test_a_train_folder_alone_is_divided_as_a_folder_without_parts_is(tmp_path):
@@ -81,7 +81,7 @@ def test_a_train_folder_alone_is_divided_as_a_folder_without_parts_is(tmp_path):
     Image.new("L", (3, 3)).save(alone / "loose.png")
     found = scan(alone)
     assert found.classes == ("a", "b") and found.test is None and found.ignored == ("loose.png",)
-    assert found.train.names == tuple(f"Train/{name}" for name in scan(plain).train.names)
+    assert list(found.train) == list(f"Train/{name}" for name in scan(plain).train)
     ours, theirs = load(alone), load(plain)
     assert ours.train.fingerprint == theirs.train.fingerprint and ours.test.fingerprint == theirs.test.fingerprint
 
@@ -95,7 +95,7 @@ def test_a_train_folder_beside_an_unknown_one_is_one_line(tmp_path):
         "to the folder of test images, another one to train/ if it is a class, or move the other folder away",
     )
     (root / "holdout").rename(root / "dev")
-    assert scan(root).classes == ("a", "b") and scan(root).test.names[0] == "dev/a/0.png"
+    assert scan(root).classes == ("a", "b") and next(iter(scan(root).test)) == "dev/a/0.png"
 
 
 def test_train_may_be_a_class(tmp_path):
@@ -108,8 +108,8 @@ def test_train_may_be_a_class(tmp_path):
 def test_scan_covers_every_file_of_a_hostile_folder(hostile_folder):
     folder, names = hostile_folder
     found = scan(folder)
-    assert found.test is None and list(found.train.names) == names and found.classes == hostile.CLASSES
-    assert [name.split("/")[0] for name in names] == [found.classes[label] for label in found.train.labels]
+    assert found.test is None and list(found.train) == names and found.classes == hostile.CLASSES
+    assert [name.split("/")[0] for name in names] == [found.classes[label] for label in found.train.values()]
     [whole] = decode(found, [found.train], size=32)
     assert len(whole) == len(names) and readable(found) == found and whole.files == tuple(names)
 

@@ -271,7 +271,7 @@ def protected_split(split: Split, source: str, out: str | os.PathLike) -> Split:
     """
     report, train = read_report(out), split.train
     if not set_name(source):
-        names = output_names(find_folder(source).train.names)
+        names = output_names(find_folder(source).train)
         outputs = tuple(names[name] for name in train.files)
     elif len(train) == report["images"]:
         outputs = named_outputs(train)

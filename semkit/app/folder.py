@@ -52,7 +52,7 @@ def check_place(source: str, out: Path) -> None:
 def _real_folders(source: str) -> set[Path]:
     """`source` and all folders with images of it, wherever links lead."""
     found = find_folder(source)
-    names = chain.from_iterable(part.names for part in (found.train, found.test) if part)
+    names = chain.from_iterable(found.parts)
     return {Path(os.path.realpath(path)) for path in {found.root, *((found.root / name).parent for name in names)}}
 
 

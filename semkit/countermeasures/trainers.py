@@ -40,8 +40,6 @@ class RandomBlur(Perturbation):
 
     kernel: int = 3
     strength: float = 0.3
-    radius = 0.0
-    passes = 0
 
     def __post_init__(self):
         settle(self, kernel=partial(check_count, least=2), strength=check_fraction)
@@ -66,8 +64,6 @@ class Gaussian(Perturbation):
     """
 
     sigma: float = 127.5
-    radius = 0.0
-    passes = 0
 
     def __post_init__(self):
         settle(self, sigma=check_radius)
@@ -116,7 +112,6 @@ class ClassBlur(Perturbation):
     kernel: int = 5
     steps: int = 10
     rate: float = 0.1
-    radius = 0.0
     whole_batch = True
 
     def __post_init__(self):
@@ -126,10 +121,6 @@ class ClassBlur(Perturbation):
     def passes(self) -> int:
         """Input gradients per image."""
         return self.steps
-
-    def draw(self, x: Tensor, generator: Generator | None = None) -> Tensor:
-        """Nothing for each image: [N,C,H,0]."""
-        return x[..., :0]
 
     def apply(self, model: nn.Module, x: Tensor, y: Tensor, drawn: Tensor, target: Tensor | None = None) -> Tensor:
         x, k, goal = x.detach(), self.kernel, y if target is None else target
@@ -160,8 +151,6 @@ class Worst(Perturbation):
     augment: Augment = Identity()
     draws: int = 5
     until: float = 1.0
-    radius = 0.0
-    passes = 0
 
     def __post_init__(self):
         settle(self, draws=partial(check_count, least=1), until=check_share)

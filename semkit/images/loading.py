@@ -20,6 +20,7 @@ from semkit.images.shapes import embedded
 
 NAMES = ("shapes", "cifar10", "cifar100", "svhn")
 TESTS = ("test", "val", "valid", "validation", "eval", "dev")  # names of a folder of test images, the first first
+Part = dict[str, int]  # image files, as names relative to their folder -> label
 LARGEST = 16384  # the largest side of a net's images, in pixels
 OnStep = Callable[[int, int], object]  # on_step(done, total)
 
@@ -33,25 +34,8 @@ class DataError(ValueError):
 
 
 @dataclass(frozen=True)
-class Part:
-    """Image files, as names relative to their folder, and their labels."""
-
-    names: tuple[str, ...]
-    labels: tuple[int, ...]
-
-    def take(self, index: Iterable[int]) -> "Part":
-        """The files at `index`."""
-        index = list(index)
-        return Part(tuple(self.names[i] for i in index), tuple(self.labels[i] for i in index))
-
-    def limit(self, n: int | None, seed: int = 0) -> "Part":
-        """n files, every class in its share and at least once; all files without a limit."""
-        return self if n is None else self.take(stratified_limit(torch.tensor(self.labels), n, seed).tolist())
-
-
-@dataclass(frozen=True)
 class Folder:
-    """The image files of a folder: those of train/ and of test/, or all of them as train.
+    """The image files of a folder: those of train/ and of test/, or all of them as train; relative name -> label.
 
     ignored: names of files, and of folders ('name/'), that are not images of a class. skipped: see `readable`.
     """
@@ -67,6 +51,21 @@ class Folder:
     def parts(self) -> list[Part]:
         """[train] or [train, test]."""
         return [self.train, self.test] if self.test else [self.train]
+
+
+def chosen(part: Part, index: Iterable[int]) -> Part:
+    """The files at `index`."""
+    names = list(part)
+    return {names[i]: part[names[i]] for i in index}
+
+
+def limited(part: Part, n: int | None, seed: int = 0) -> Part:
+    """n files, every class in its share and at least once; all files without a limit."""
+    return part if n is None else chosen(part, stratified_limit(_labels(part), n, seed).tolist())
+
+
+def _labels(part: Part) -> torch.Tensor:
+    return torch.tensor(list(part.values()), dtype=torch.int64)
 
 
 def check_size(size: int) -> int:
@@ -150,8 +149,7 @@ def _class_images(root: Path, below: str = "") -> tuple[dict[str, tuple[str, ...
 
 
 def _part(images: dict[str, tuple[str, ...]]) -> Part:
-    labels = (label for label, names in enumerate(images.values()) for _ in names)
-    return Part(tuple(name for names in images.values() for name in names), tuple(labels))
+    return {name: label for label, names in enumerate(images.values()) for name in names}
 
 
 def readable(folder: Folder, on_step: OnStep | None = None) -> Folder:
@@ -159,7 +157,7 @@ def readable(folder: Folder, on_step: OnStep | None = None) -> Folder:
 
     Raises DataError if a class would be left without images.
     """
-    names, skipped = [name for part in folder.parts for name in part.names], set()
+    names, skipped = [name for part in folder.parts for name in part], set()
     for done, name in enumerate(names, 1):
         try:
             read_image(folder.root / name)
@@ -167,9 +165,9 @@ def readable(folder: Folder, on_step: OnStep | None = None) -> Folder:
             skipped.add(name)
         if on_step:
             on_step(done, len(names))
-    parts = [part.take(i for i, name in enumerate(part.names) if name not in skipped) for part in folder.parts]
+    parts = [{name: label for name, label in part.items() if name not in skipped} for part in folder.parts]
     for part, found in zip(folder.parts, parts, strict=True):
-        for label in sorted(set(part.labels) - set(found.labels)):
+        for label in sorted(set(part.values()) - set(found.values())):
             name = shown(folder.classes[label])
             raise DataError(f"{shown(folder.root)}: class {name!r} has no images that can be read")
     left_out = tuple(name for name in names if name in skipped)
@@ -193,10 +191,10 @@ def decode(
     folder: Folder, parts: Sequence[Part], size: int, *, storage: Storage = AUTO, on_step: OnStep | None = None
 ) -> list[ImageSet]:
     """Decode the files of some parts of a folder, resized to size x size; raises DataError for an unreadable file."""
-    sets, done, total = [], 0, sum(len(part.names) for part in parts)
+    sets, done, total = [], 0, sum(map(len, parts))
     for part in parts:
-        images, scratch = _room(len(part.names), size, storage)
-        for image, name in zip(images, part.names, strict=True):
+        images, scratch = _room(len(part), size, storage)
+        for image, name in zip(images, part, strict=True):
             try:
                 image.copy_(torch.from_numpy(working_image(read_image(folder.root / name), size)))
             except UnreadableImage as error:
@@ -204,21 +202,21 @@ def decode(
             done += 1
             if on_step:
                 on_step(done, total)
-        labels, name = torch.tensor(part.labels, dtype=torch.int64), folder.root.resolve().name
-        sets.append(ImageSet(images, labels, folder.classes, name, part.names, scratch))
+        name = folder.root.resolve().name
+        sets.append(ImageSet(images, _labels(part), folder.classes, name, tuple(part), scratch))
     return sets
 
 
 def _train_and_test(folder: Folder, seed: int, limit: int | None) -> list[Part]:
     """[train limited, test]; without test/, train is divided. Raises DataError if a class has a single image then."""
     if folder.test:
-        return [folder.train.limit(limit, seed), folder.test]
-    labels = torch.tensor(folder.train.labels)
+        return [limited(folder.train, limit, seed), folder.test]
+    labels = _labels(folder.train)
     if (counts := labels.bincount()).min() < 2:
         single = shown(folder.classes[counts.argmin()])
         raise DataError(f"{shown(folder.root)}: class {single!r} has one image; training and test need one each")
-    train, test = (folder.train.take(index.tolist()) for index in stratified_split(labels, seed=seed))
-    return [train.limit(limit, seed), test]
+    train, test = (chosen(folder.train, index.tolist()) for index in stratified_split(labels, seed=seed))
+    return [limited(train, limit, seed), test]
 
 
 def data_root(root: str | os.PathLike | None = None) -> Path:

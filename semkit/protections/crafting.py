@@ -5,6 +5,7 @@ import os
 import time
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -241,13 +242,6 @@ def _remake(images: ImageSet, recipe: CraftRecipe, seed: int, engine: Engine, st
         yield
 
 
-def _phases(images: ImageSet, recipe: CraftRecipe, seed: int, engine: Engine, state: State):
-    if state.step < recipe.sgd.steps:
-        yield from _train(images, recipe, seed, engine, state)
-    if not recipe.class_wise:
-        yield from _remake(images, recipe, seed, engine, state)
-
-
 def _fresh(images: ImageSet, recipe: CraftRecipe, seed: int, engine: Engine) -> State:
     """The state before the first step: fresh weights, no noise."""
     model = engine.prepare(fresh(recipe, images, seed))
@@ -281,12 +275,13 @@ def craft(
     images = images.to(lab.engine.device)
     state = _fresh(images, recipe, seed, lab.engine)
     file = None if checkpoint is None else Path(checkpoint)
+    phases = (_train,) if recipe.class_wise else (_train, _remake)
     total = recipe.sgd.steps + (0 if recipe.class_wise else math.ceil(len(images) / recipe.sgd.batch))
     if file and file.exists():
         state.load(file, made_by, total)
     began, saved, pause = time.monotonic() - state.seconds, time.monotonic(), every
     with count_passes(state.passes), mining(state.mined):
-        for _ in _phases(images, recipe, seed, lab.engine, state):
+        for _ in chain.from_iterable(phase(images, recipe, seed, lab.engine, state) for phase in phases):
             state.step += 1
             state.seconds = time.monotonic() - began
             metrics = {"loss": state.losses[-1], "passes": state.passes.total, **state.mined.now}

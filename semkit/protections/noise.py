@@ -1,6 +1,7 @@
 """The noise of a whole set: int8 levels with radius, recipe and data set, in one safetensors file."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -171,8 +172,13 @@ def check_fits(noise: Noise, images) -> None:
         )
 
 
-def _clipped(noise: Noise, images: torch.Tensor):
-    """Yield (levels, effective levels), int16, in blocks; raises NoiseError unless images are uint8 of its shape."""
+def effective(noise: Noise, images: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """(levels, effective levels) in blocks of images, int16: what is left of the noise after clipping to the box.
+
+        effective = clip(images + levels, 0, 255) - images
+
+    This is what a learner sees. images uint8 [N,C,H,W]; raises NoiseError for other shapes.
+    """
     if images.dtype != torch.uint8 or images.shape != noise.levels.shape:
         raise NoiseError(
             f"noise {tuple(noise.levels.shape)} needs uint8 images of that shape, got {images.dtype} "
@@ -184,20 +190,12 @@ def _clipped(noise: Noise, images: torch.Tensor):
         yield levels, levels.clamp(-x, 255 - x)
 
 
-def effective(noise: Noise, images: torch.Tensor) -> torch.Tensor:
-    """The effective noise, after clipping to the box: clip(images + levels, 0, 255) - images, int8 [N,C,H,W].
-
-    This is what a learner sees. images uint8 [N,C,H,W]; raises NoiseError for other shapes.
-    """
-    return torch.cat([left.to(torch.int8) for _, left in _clipped(noise, images)])
-
-
 def clipped_fraction(noise: Noise, images: torch.Tensor) -> float:
     """The share of the values of a noise that the box clips: mean(effective != levels), 0 to 1.
 
     images uint8 [N,C,H,W]. Raises NoiseError for other shapes.
     """
-    cut = sum(int((left != levels).count_nonzero()) for levels, left in _clipped(noise, images))
+    cut = sum(int((left != levels).count_nonzero()) for levels, left in effective(noise, images))
     return cut / noise.levels.numel()
 
 
@@ -206,4 +204,4 @@ def mean_effective(noise: Noise, images: torch.Tensor) -> float:
 
     images uint8 [N,C,H,W]. Raises NoiseError for other shapes.
     """
-    return sum(int(left.abs().sum()) for _, left in _clipped(noise, images)) / noise.levels.numel()
+    return sum(int(left.abs().sum()) for _, left in effective(noise, images)) / noise.levels.numel()

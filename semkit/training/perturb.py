@@ -29,26 +29,26 @@ from semkit.nets.engine import input_gradient
 
 
 class Perturbation:
-    """Base of all perturbations. radius: in pixel levels. passes: input gradients per image.
+    """Base of all perturbations; this one does nothing. radius: in pixel levels. passes: input gradients per image.
 
     whole_batch: True if the change of an image depends on the other images of its batch.
     """
 
-    radius: float
-    passes: int
+    radius: float = 0.0
+    passes: int = 0
     whole_batch = False
 
     def draw(self, x: Tensor, generator: Generator | None = None) -> Tensor:
-        """The random numbers that `apply` needs, one row per image of x."""
-        raise NotImplementedError
+        """The random numbers that `apply` needs, one row per image of x; by default none, [N,C,H,0]."""
+        return x[..., :0]
 
     def apply(self, model: nn.Module, x: Tensor, y: Tensor, drawn: Tensor, target: Tensor | None = None) -> Tensor:
         """The perturbed images, from x and their draws."""
-        raise NotImplementedError
+        return x
 
     def scaled(self, share: float) -> "Perturbation":
         """The same at a share of its radius and step size."""
-        return replace(self, radius=self.radius * share)
+        return replace(self, radius=self.radius * share) if self.radius else self
 
     def at(self, progress: float) -> "Perturbation":
         """The perturbation at this share of a learner's training, 0 to 1; most stay the same."""
@@ -75,19 +75,6 @@ class Clean(Perturbation):
     (0.0, 0)
     """
 
-    radius = 0.0
-    passes = 0
-
-    def draw(self, x: Tensor, generator: Generator | None = None) -> Tensor:
-        """Nothing for each image: [N,C,H,0]."""
-        return x[..., :0]
-
-    def apply(self, model: nn.Module, x: Tensor, y: Tensor, drawn: Tensor, target: Tensor | None = None) -> Tensor:
-        return x
-
-    def scaled(self, share: float) -> "Clean":
-        return self
-
 
 @dataclass(frozen=True)
 class Uniform(Perturbation):
@@ -101,7 +88,6 @@ class Uniform(Perturbation):
 
     radius: float = 4
     norm: str = "linf"
-    passes = 0
 
     def __post_init__(self):
         settle(self, radius=check_radius, norm=check_norm)
