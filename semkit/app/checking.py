@@ -14,7 +14,7 @@ from PIL import Image
 from semkit.analysis import survival
 from semkit.images.files import check_fields, is_image_name, one_line, output_names, read_json, shown
 from semkit.images.imageset import ImageSet, Split, Storage, stratified_limit, stratified_share
-from semkit.images.loading import check_size, decode, find_folder, load, readable, resized, set_name
+from semkit.images.loading import check_size, decode, find_folder, limited, load, readable, resized, set_name
 from semkit.images.picture import UnreadableImage, difference, read_image, stored_size, working_image
 from semkit.images.pixels import check_count, check_name, check_radius, check_seed
 from semkit.nets.lab import Interrupted, OnStep
@@ -105,9 +105,9 @@ def load_originals(
         native = load(source, size=NATIVE, limit=limit, root=root, download=download).train
         return Originals(resized(native, size, storage), named_outputs(native), how, native)
     told, folder = job(on_step, "reading images"), replace(find_folder(source), test=None)
-    names = output_names(folder.train.names)
+    names = output_names(folder.train)
     folder = readable(folder, told) if skip_unreadable else folder
-    [images] = decode(folder, [folder.train.limit(limit)], size, storage=storage, on_step=told)
+    [images] = decode(folder, [limited(folder.train, limit)], size, storage=storage, on_step=told)
     named = tuple(names[name] for name in images.files)
     return Originals(images, named, how, None, folder.root, folder.skipped, folder.ignored)
 
