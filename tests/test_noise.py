@@ -12,7 +12,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from semkit.protections.noise import Noise, NoiseError, check_fits, clipped_fraction, effective, load, save
+from semkit.protections.noise import (
+    Noise,
+    NoiseError,
+    check_fits,
+    clipped_fraction,
+    effective,
+    load,
+    mean_effective,
+    save,
+)
 
 FINGERPRINT = "ab12" * 16
 
@@ -215,7 +224,7 @@ def test_effective_noise_across_blocks():
 
 @pytest.mark.parametrize("images", [torch.zeros(5, 3, 4, 6), torch.zeros(1, 3, 4, 6, dtype=torch.uint8)])
 def test_effective_noise_needs_images_of_its_shape(images):
-    for measure in (effective, clipped_fraction):
+    for measure in (mean_effective, clipped_fraction):
         with pytest.raises(NoiseError, match="needs uint8 images of that shape"):
             measure(make(), images)
 
