@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.ndimage  # noqa: F401, for the processes that may not take the memory of its import
 import torch
 from forked import finish
 from pages import fresh_pages
