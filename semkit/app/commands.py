@@ -21,9 +21,8 @@ from semkit.app.options import engine_of, own_values, reading
 from semkit.countermeasures.registry import counter
 from semkit.countermeasures.transform import Transform
 from semkit.images.files import duration, shown
-from semkit.images.imageset import ImageSet, Split, limit_test, not_among
+from semkit.images.imageset import ImageSet, Split, Storage, limit_test, not_among
 from semkit.images.loading import load
-from semkit.images.imageset import Storage
 from semkit.lessons.defences import defence_rows, defences_figure, defences_table
 from semkit.nets.engine import Engine
 from semkit.nets.lab import Lab, OnStep

@@ -13,7 +13,6 @@ from semkit.countermeasures.registry import COUNTERMEASURES, check_countermeasur
 from semkit.images.files import shown
 from semkit.images.imageset import HOLDS
 from semkit.images.pixels import NORMS, check_name, check_radius, parse_count
-from semkit.images.imageset import HOLDS
 from semkit.nets.engine import FAST_PATHS, Engine
 from semkit.nets.models import LARGE, MODELS, check_model, check_net
 from semkit.protections.methods import DEFAULT, METHODS, PROTECTIONS, options_of
