@@ -48,8 +48,8 @@ def test_a_blocked_difference_is_least_squares_with_a_column_for_every_seed_and_
     weights[more], weights[less] = 1 / 2, -1 / 3
     weights = np.concatenate([np.zeros(4), weights[1:]])
     error = np.sqrt(rest / (values.size - rank) * weights @ np.linalg.inv(design.T @ design) @ weights)
-    low, high = stats.t.interval(0.9, values.size - rank, loc=weights @ beta, scale=error)
-    assert blocked_difference(values, more, less, 0.9) == pytest.approx((weights @ beta, low, high))
+    low, high = stats.t.interval(0.95, values.size - rank, loc=weights @ beta, scale=error)
+    assert blocked_difference(values, more, less) == pytest.approx((weights @ beta, low, high))
 
 
 def test_of_two_treatments_it_is_the_paired_t_interval():

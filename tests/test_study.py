@@ -17,7 +17,7 @@ from photos import image_set, image_split
 import semkit
 from semkit.analysis.cost import passes_of
 from semkit.analysis.report import as_objects
-from semkit.analysis.study import crafted_noise, crafted_surrogate, grid, grid_recipes, learned_row, training_set
+from semkit.analysis.study import crafted_noise, crafted_surrogate, grid, grid_recipes, learned_row
 from semkit.countermeasures.trainers import Gaussian, Smoothed
 from semkit.images.augment import Identity
 from semkit.nets.engine import Engine, predict
@@ -322,8 +322,8 @@ def test_a_grid_of_filters_is_learners_on_filtered_images_tested_on_filtered_one
         filtered = convolve_set(split.test, tested)
         assert of.at["cuda", f"on_{name}"] == accuracy(done.model, filtered)
     assert of.loc[["clean", "one", "rest"], "on_own"].isna().all()
-    rest, _ = training_set(split.train, CleanPart(0.5), seed=3)
-    half, _ = training_set(split.train, ClassFilters(fraction=0.5), seed=3)
+    rest, _ = CleanPart(0.5).apply(split.train, seed=3)
+    half, _ = ClassFilters(fraction=0.5).apply(split.train, seed=3)
     untouched = (half.images == split.train.images).flatten(1).all(1)
     assert torch.equal(rest.images, split.train.images[untouched]) and len(rest) == 10
     again = grid(split, crafts, {"ours": LEARN}, seeds=[3], lab=Lab(ENGINE, tmp_path, never))

@@ -46,16 +46,10 @@ def titled(figure: Figure, title: str, panels: Sequence = (), names: Sequence[st
     return figure
 
 
-def _methods():
-    """(METHODS, SIDES, label_of); imported late because they take torch, which a figure without methods need not."""
-    from semkit.protections.methods import METHODS, SIDES, label_of
-
-    return METHODS, SIDES, label_of
-
-
 def noise_side(method: str) -> str:
     """none, random or adversarial, where the name tells it ("sem", "random/none", "random 4"), else the name."""
-    _, SIDES, _ = _methods()
+    from semkit.protections.methods import SIDES  # takes torch, which a figure without methods need not
+
     published = {method: side for side, method in SIDES.items()}
     told = re.match(r"(none|random|adversarial)(?=/| \d|$)", method)
     return told[0] if told else published.get(method, method)
@@ -70,7 +64,8 @@ def styles(methods: Iterable[str]) -> dict[str, dict]:
     >>> styles(["none/none", "adversarial/random"])["adversarial/random"]
     {'color': '#D55E00', 'marker': '^', 'ls': '-.'}
     """
-    METHODS, SIDES, _ = _methods()
+    from semkit.protections.methods import METHODS, SIDES
+
     known, methods = {name: method.style for name, method in METHODS.items()} | KINDS, list(methods)
     alike = len({method.partition("/")[2] for method in methods if "/" in method}) == 1
     colours, markers = cycle(SPARE), cycle("os^DvPX*<>")
@@ -99,7 +94,9 @@ def draw_lines(
 
     errorbar: seaborn's, for another band. label: of a method, {} its name. style: of all lines, before the methods'.
     """
-    look, (*_, label_of) = styles(rows["method"].unique()), _methods()
+    from semkit.protections.methods import label_of
+
+    look = styles(rows["method"].unique())
     for method, mine in rows.groupby("method", sort=False):
         how = {**look[method], "ms": 4, "label": label.format(label_of(method)), **style}
         band = dict(errorbar=errorbar, err_kws={"alpha": 0.15, "lw": 0})
@@ -135,7 +132,8 @@ def chance_line(line: Callable, chance: float | None) -> None:
 
 def legend(axes, title: str | None = None) -> None:
     """The legend of the axes, right of them, where it hides nothing; dotted lines of reference come last."""
-    *_, label_of = _methods()
+    from semkit.protections.methods import label_of
+
     found = sorted(zip(*axes.get_legend_handles_labels(), strict=True), key=lambda entry: entry[0] in axes.lines)
     handles, labels = zip(*((handle, label_of(label)) for handle, label in found), strict=True)
     where = dict(loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0, frameon=False)

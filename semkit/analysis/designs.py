@@ -1,14 +1,14 @@
 """The designed experiments behind the lessons: sets of recipes that differ in one thing."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 
 import torch
 
-from semkit.analysis.measure import PARTS, noise_part
+from semkit.analysis.measure import PARTS, Crafts, noise_part
 from semkit.countermeasures.registry import COUNTERMEASURES, BySpare, learner_after
 from semkit.images.augment import Augment, FlipCrop, Identity
 from semkit.images.imageset import ImageSet, Split
@@ -22,7 +22,6 @@ from semkit.protections.methods import PROTECTIONS, craft_recipe
 from semkit.training.perturb import PGD, Clean, Perturbation, Uniform
 from semkit.training.recipes import SGD, LearnRecipe, lasting, learn_recipe
 
-Crafts = Mapping[str, Recipe | None]
 METHODS = ("clean", "em", "sem")  # of a sweep that names none
 AGES = (1 / 6, 1 / 2, 1)  # of the learners of `stability`, as shares of the preset's AT steps
 

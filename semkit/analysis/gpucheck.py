@@ -9,12 +9,12 @@ Parts, in this order, each saved in OUT as it ends, so that a run that is cut of
     noise-*.npz    the noise, 5,000 images a file
 """
 
+import itertools
 import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,7 @@ from torch import nn
 
 from semkit.analysis.cost import gradient_flops, seconds_of
 from semkit.analysis.report import write_rows
-from semkit.analysis.speed import hardware, seconds_of_call
+from semkit.analysis.speed import GRADIENT, PRODUCT, Plan, hardware, product, seconds_of_call, works
 from semkit.analysis.study import crafted_noise, learned_row
 from semkit.images.augment import FlipCrop
 from semkit.images.files import atomic_write, one_line
@@ -113,75 +113,57 @@ def speeds(engine: Engine, scale: Scale) -> Iterator[dict]:
 
     A path that fails has "why_not" in place of a rate.
     """
-    dtype, flops = getattr(torch, engine.precision), []
+    flops, each = [], gradient_flops(scale.net, 1)
     for side in scale.products:
-        a, b = torch.rand(2, side, side, device=engine.device).to(dtype)
-        flops.append(2 * side**3 / seconds_of_call(partial(torch.mm, a, b.t()), engine.device))
-        yield dict(path="matrix product", batch=side, flops=flops[-1])
-    each = gradient_flops(scale.net, 1)
-    for batch in scale.batches:
-        images = torch.randint(0, 256, (batch, 3, 32, 32), dtype=torch.uint8)
-        y = (torch.arange(batch) % 10).to(engine.device)
-        for path in ("engine", "not folded", "compiled", "CUDA graph"):
-            try:
-                rate = batch / seconds_of_call(_way(path, engine, scale.net, images, y), engine.device)
-                yield dict(path=path, batch=batch, images_per_second=rate, share=rate * each / max(flops))
-            except Exception as error:  # whatever a compiler or a driver raises is the finding
-                yield dict(path=path, batch=batch, why_not=one_line(error))
+        flops.append(2 * side**3 / seconds_of_call(product(side, engine), engine.device))
+        yield dict(path=PRODUCT, batch=side, flops=flops[-1])
+    for batch, path in itertools.product(scale.batches, ("engine", "not folded", "compiled", "CUDA graph")):
+        try:
+            rate = batch / seconds_of_call(_way(path, engine, scale.net, batch), engine.device)
+            yield dict(path=path, batch=batch, images_per_second=rate, share=rate * each / max(flops))
+        except Exception as error:  # whatever a compiler or a driver raises is the finding
+            yield dict(path=path, batch=batch, why_not=one_line(error))
 
 
-def _way(path: str, engine: Engine, net: str, images: torch.Tensor, y: torch.Tensor) -> Callable[[], object]:
-    if path == "CUDA graph" and torch.device(engine.device).type != "cuda":
-        raise ValueError("needs a CUDA GPU")
+def _way(path: str, engine: Engine, net: str, batch: int) -> Callable[[], object]:
     changed = {"compiled": dict(compile=True), "not folded": dict(fold=False)}.get(path, {})
-    engine = replace(engine, **changed)
-    model = engine.prepare(models.build(net, 10))
-    run = partial(input_gradient, model, engine.images(images), y)
+    run = works(Plan((net,), batch), net, replace(engine, **changed), False)[GRADIENT]
+    model = run.args[0]
     if path == "CUDA graph":
-        return graphed(model, engine.images(images), y)
+        if torch.device(engine.device).type != "cuda":
+            raise ValueError("needs a CUDA GPU")
+        return graphed(*run.args)
     run()
     if path == "compiled" and model.folded.not_compiled:
         raise ValueError(model.folded.not_compiled)
     return run
 
 
-@dataclass(frozen=True)
-class Job:
-    """One run: the noise of `method`, or a learner on what `method` made, in the order of the run."""
-
-    method: str
-    recipe: CraftRecipe | LearnRecipe
-    countermeasures: tuple[str, ...] = ()
-
-    @property
-    def row(self) -> dict:
-        """What names the run in rows.csv."""
-        if isinstance(self.recipe, CraftRecipe):
-            return {"method": self.method, "what": "noise"}
-        at = getattr(self.recipe.perturbation, "radius", 0)
-        return {"method": self.method, "what": " ".join(["learner", *self.countermeasures]), "training_radius": at}
+Job = tuple[dict, CraftRecipe | LearnRecipe, tuple[str, ...]]  # what names it in rows.csv, recipe, countermeasures
 
 
 def jobs(n: int, scale: Scale) -> list[Job]:
-    """The runs for n training images, the most telling first; the last have the published recipe."""
+    """The noises and learners for n training images, the most telling first; the last have the published recipe."""
 
     def lasting_for(recipe, epochs: float):
         steps = max(2, round(epochs * n / scale.batch))
         return replace(lasted := lasting(recipe, steps), sgd=replace(lasted.sgd, batch=scale.batch))
 
-    def learner(radius: float) -> LearnRecipe:
-        recipe = learn_recipe("lesson", perturbation_radius=radius, learner=scale.net)
-        return lasting_for(replace(recipe, evaluations=2), scale.at_epochs if radius else scale.erm_epochs)
+    def noise(method: str, recipe: CraftRecipe) -> Job:
+        return {"method": method, "what": "noise"}, replace(recipe, surrogate=scale.net), ()
 
-    noises = [
-        Job(method, lasting_for(craft_recipe(method, "lesson", surrogate=scale.net), scale.visits))
-        for method in ("sem", "em")
-    ]
-    learners = [Job(method, learner(radius)) for radius in (0, 4) for method in ("sem", "em", "clean")]
-    undone = [Job(method, learner(0), (name,)) for name in UNDONE for method in ("sem", "clean")]
-    published = replace(craft_recipe("sem", "paper"), surrogate=scale.net)
-    published = [Job("sem, published", published)] + [Job("sem, published", learner(radius)) for radius in (0, 4)]
-    return [*noises, *learners, *undone, *published]
+    def learner(method: str, radius: float, *names: str) -> Job:
+        recipe = replace(learn_recipe("lesson", perturbation_radius=radius, learner=scale.net), evaluations=2)
+        row = {"method": method, "what": " ".join(["learner", *names]), "training_radius": recipe.perturbation.radius}
+        return row, lasting_for(recipe, scale.at_epochs if radius else scale.erm_epochs), names
+
+    published = "sem, published"
+    return [
+        *(noise(method, lasting_for(craft_recipe(method, "lesson"), scale.visits)) for method in ("sem", "em")),
+        *(learner(method, radius) for radius in (0, 4) for method in ("sem", "em", "clean")),
+        *(learner(method, 0, name) for name in UNDONE for method in ("sem", "clean")),
+        noise(published, craft_recipe("sem", "paper")), *(learner(published, radius) for radius in (0, 4)),
+    ]  # fmt: skip
 
 
 def run(
@@ -190,50 +172,38 @@ def run(
     """All parts within `limit` seconds; returns the rows of rows.csv. What OUT has already is not made again."""
     end, scale = time.monotonic() + limit, scale or Scale()
     lab = replace(lab or Lab(), cache=out / "runs")
-    out.mkdir(parents=True, exist_ok=True)
-    _part(out / "numbers.json", lambda: numbers(lab.engine.device))
-    _part(out / "speed.json", lambda: {"hardware": hardware(lab.engine), "rows": list(speeds(lab.engine, scale))})
+    parts = {
+        "numbers.json": lambda: numbers(lab.engine.device),
+        "speed.json": lambda: {"hardware": hardware(lab.engine), "rows": list(speeds(lab.engine, scale))},
+    }
+    for name, make in parts.items():
+        if not (out / name).exists():
+            atomic_write(out / name, json.dumps(make(), indent=1).encode())
     rows, made = [], {"clean": split.train}
     for job in jobs(len(split.train), scale):
-        rows.append(
-            {
-                **job.row,
-                "device": lab.engine.device,
-                "images": len(split.train),
-                **_made(job, split, made, out, end, lab),
-            }
-        )
-        write_rows(pd.DataFrame(rows), out / "rows.csv")
+        told = {"device": lab.engine.device, "images": len(split.train)}
+        rows.append(job[0] | told | _made(job, split, made, out, end, lab))
+        write_rows(rows, out / "rows.csv")
     return pd.DataFrame(rows)
-
-
-def _part(path: Path, make: Callable[[], object]) -> None:
-    if not path.exists():
-        atomic_write(path, json.dumps(make(), indent=1).encode())
 
 
 def _made(job: Job, split: Split, made: dict, out: Path, end: float, lab: Lab) -> dict:
     """The job's numbers; {"skipped": why} if it does not fit into the time left, or what it builds on was skipped."""
-    is_noise = isinstance(job.recipe, CraftRecipe)
-    if not is_noise and job.method not in made:
+    row, recipe, names = job
+    method, is_noise = row["method"], isinstance(recipe, CraftRecipe)
+    if not is_noise and method not in made:
         return {"skipped": "its noise was not made"}
-    train = split.train if is_noise else made[job.method]
-    size = train.images.shape[-1]
-    needed = seconds_of([job.recipe], len(train), len(train.classes), size, lab.engine)
+    train = split.train if is_noise else made[method]
+    needed = seconds_of([recipe], len(train), len(train.classes), train.images.shape[-1], lab.engine)
     if needed > (left := end - time.monotonic()):
         return {"skipped": f"needs {needed:.0f} s of {max(left, 0):.0f} s left"}
-    watched = replace(lab, on_step=partial(_in_time, end, lab.on_step), what="")
+    in_time = replace(lab, on_step=lambda *told: (lab.on_step and lab.on_step(*told)) or time.monotonic() > end)
     with suppress(Interrupted):
         if not is_noise:
-            return learned_row(train, split.test, job.recipe, countermeasures=job.countermeasures, lab=watched)
-        noise, cost = crafted_noise(split.train, job.recipe, lab=watched)
-        made[job.method] = split.train.with_noise(noise.levels)
-        for at in range(0, len(noise.levels), CHUNK):
-            name = f"noise-{job.method.replace(', ', '-')}-{at // CHUNK:02d}.npz"
-            np.savez_compressed(out / name, noise=noise.levels[at : at + CHUNK].numpy())
+            return learned_row(train, split.test, recipe, countermeasures=names, lab=in_time)
+        noise, cost = crafted_noise(train, recipe, lab=in_time)
+        made[method] = train.with_noise(noise.levels)
+        for at, levels in enumerate(noise.levels.split(CHUNK)):
+            np.savez_compressed(out / f"noise-{method.replace(', ', '-')}-{at:02d}.npz", noise=levels.numpy())
         return cost
     return {"skipped": "stopped at the time limit; the same command goes on"}
-
-
-def _in_time(end: float, on_step: Callable | None, *told) -> bool:
-    return bool(on_step and on_step(*told)) or time.monotonic() > end

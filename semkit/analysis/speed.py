@@ -175,6 +175,12 @@ def seconds_of_call(run: Callable[[], object], device: str) -> float:
     return seconds / calls
 
 
+def product(side: int, engine: Engine) -> Callable[[], Tensor]:
+    """A product of two matrices of side x side, whose rate bounds that of a net."""
+    a, b = torch.rand(2, side, side, device=engine.device).to(getattr(torch, engine.precision))
+    return partial(torch.mm, a, b.t())
+
+
 def _seconds_of_work(work: str, plan: Plan, net: str, engine: Engine, plain: bool) -> float:
     return seconds_of_call(works(plan, net, engine, plain)[work], engine.device)
 
@@ -200,8 +206,7 @@ def runs_of_net(plan: Plan, net: str, engine: Engine, process: ProcessPoolExecut
         run = partial(_seconds_of_work, work, plan, net, other, plain)
         runs[work, path] = partial(_result_of, process, run) if plain or not other.keep_memory else run
     for side in (4096, 8192) if engine.device.startswith("cuda") else (1024, 2048):
-        a, b = torch.rand(2, side, side, device=engine.device).to(getattr(torch, engine.precision))
-        runs[PRODUCT, str(side)] = partial(seconds_of_call, partial(torch.mm, a, b.t()), engine.device)
+        runs[PRODUCT, str(side)] = partial(seconds_of_call, product(side, engine), engine.device)
     return runs
 
 

@@ -11,6 +11,7 @@ import pandas as pd
 from scipy.special import fdtrc, ndtr, ndtri, stdtrit
 
 Rows = pd.DataFrame | Sequence[dict]
+ONE_SIDE = 0.975  # the quantile at which a 95 % interval ends
 
 
 def learner(radius: float) -> str:
@@ -24,8 +25,8 @@ def trained_by(rows: pd.DataFrame) -> pd.Series:
     return by_radius.where(rows["learner"].isna(), rows["learner"]) if "learner" in rows else by_radius
 
 
-def interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float, float]:
-    """(mean, low, high): the mean over seeds and its Student-t interval, mean -+ t * std / sqrt(n).
+def interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """(mean, low, high): the mean over seeds and its 95 % Student-t interval, mean -+ t * std / sqrt(n).
 
     With one value low and high are nan: one seed has no spread.
 
@@ -36,7 +37,7 @@ def interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, 
     n, mean = len(values), float(values.mean())
     if n < 2:
         return mean, float("nan"), float("nan")
-    half = stdtrit(n - 1, (1 + confidence) / 2) * (values.std(ddof=1) / np.sqrt(n))
+    half = stdtrit(n - 1, ONE_SIDE) * (values.std(ddof=1) / np.sqrt(n))
     return mean, mean - float(half), mean + float(half)
 
 
@@ -55,9 +56,9 @@ def _residual(values: np.ndarray) -> tuple[float, int]:
 
 
 def blocked_difference(
-    values: Sequence[Sequence[float]], more: Sequence[int], less: Sequence[int], confidence: float = 0.95
+    values: Sequence[Sequence[float]], more: Sequence[int], less: Sequence[int]
 ) -> tuple[float, float, float]:
-    """(mean, low, high): the mean of columns `more` less that of columns `less`, with the seed as block.
+    """(mean, low, high): the mean of columns `more` less that of `less` with its 95 % interval, seeds as blocks.
 
     values [S, C]: a line for each seed, a column for each treatment. The model is value = seed + treatment + residual:
 
@@ -77,7 +78,7 @@ def blocked_difference(
         raise ValueError(f"more and less must name different columns, got {more} and {less}")
     s2, freedom = _residual(values)
     error = np.sqrt(s2 * (1 / len(more) + 1 / len(less)) / len(values))
-    mean, half = values[:, more].mean() - values[:, less].mean(), stdtrit(freedom, (1 + confidence) / 2) * error
+    mean, half = values[:, more].mean() - values[:, less].mean(), stdtrit(freedom, ONE_SIDE) * error
     return float(mean), float(mean - half), float(mean + half)
 
 
@@ -130,17 +131,15 @@ def attenuated(correlation: float, reliabilities: tuple[float, float]) -> float:
     return correlation * float(np.sqrt(np.prod(reliabilities)))
 
 
-def _critical(n: int, confidence: float) -> float:
-    """atanh of the smallest |r| of n pairs that differs from 0 in Student's two-sided test."""
+def _critical(n: int) -> float:
+    """atanh of the smallest |r| of n pairs that differs from 0 in Student's two-sided 5 % test."""
     if n < 4:
         raise ValueError(f"a correlation needs 4 pairs or more, got {n}")
-    t = stdtrit(n - 2, (1 + confidence) / 2)
+    t = stdtrit(n - 2, ONE_SIDE)
     return float(np.arctanh(t / np.sqrt(n - 2 + t * t)))
 
 
-def power(
-    correlation: float, n: int, reliabilities: tuple[float, float] = (1, 1), *, confidence: float = 0.95
-) -> float:
+def power(correlation: float, n: int, reliabilities: tuple[float, float] = (1, 1)) -> float:
     """The probability that n pairs show a true correlation as one of its sign that differs from 0.
 
         power = P(N(atanh(|attenuated(correlation, reliabilities)|), 1 / (n - 3)) > atanh(critical r of n pairs))
@@ -151,18 +150,16 @@ def power(
     0.09
     """
     seen = min(abs(attenuated(correlation, reliabilities)), 1 - 1e-12)
-    return float(ndtr((np.arctanh(seen) - _critical(n, confidence)) * np.sqrt(n - 3)))
+    return float(ndtr((np.arctanh(seen) - _critical(n)) * np.sqrt(n - 3)))
 
 
-def detectable(
-    n: int, reliabilities: tuple[float, float] = (1, 1), *, power: float = 0.8, confidence: float = 0.95
-) -> float:
+def detectable(n: int, reliabilities: tuple[float, float] = (1, 1), *, power: float = 0.8) -> float:
     """The smallest true |correlation| that n pairs show with this power; nan if not even a correlation of 1.
 
     >>> round(detectable(8), 2)
     0.85
     """
-    seen = np.tanh(_critical(n, confidence) + ndtri(power) / np.sqrt(n - 3))
+    seen = np.tanh(_critical(n) + ndtri(power) / np.sqrt(n - 3))
     least = attenuated(1, reliabilities)
     return float(seen / least) if seen <= least else float("nan")
 

@@ -56,16 +56,6 @@ def crafted_surrogate(
     return noise, surrogate.eval().requires_grad_(False)
 
 
-def training_set(
-    train: ImageSet, recipe: Recipe | None, *, seed: int = 0, lab: Lab | None = None
-) -> tuple[ImageSet, dict]:
-    """Apply a protection: (training images, cost of their noise as of crafted_noise, {} without noise).
-
-    recipe: the protection; None leaves the images as they are.
-    """
-    return recipe.apply(train, seed=seed, lab=lab) if recipe else (train, {})
-
-
 def _learned(train: ImageSet, test: ImageSet, recipe: LearnRecipe, also: Mapping, seed: int, lab: Lab) -> tuple:
     """Train a learner: (its row, its net). Countermeasures have been applied."""
     mined = []
@@ -193,14 +183,14 @@ def grid(
         alone = partial(grid, split, keep_nets=keep_nets, lab=Lab(lab.engine, lab.cache and Path(lab.cache).resolve()))
         spread(_runs(alone, crafts, learners, [(name,) for name in countermeasures] or [()], seeds), lab)
     for seed, (method, made_by) in itertools.product(seeds, crafts.items()):
-        train, noise_cost = training_set(split.train, made_by, seed=seed, lab=lab.doing(f"{method} noise, seed {seed}"))
+        job = lab.doing(f"{method} noise, seed {seed}")
+        train, noise_cost = made_by.apply(split.train, seed=seed, lab=job) if made_by else (split.train, {})
         also = made_by.tests(split.test, seed=seed) if made_by else {}
         firsts = [{"countermeasure": name} for name in countermeasures] or [{}]
         for first, (name, learn_by) in itertools.product(firsts, learners.items()):
             named = {"learner": name} if isinstance(name, str) else {}
-            radius = learn_by.perturbation.radius
-            row = {"method": method, **first, "training_radius": radius, "seed": seed, **named}
-            way = name if named else learner(radius)
+            row = {"method": method, **first, "training_radius": learn_by.perturbation.radius, "seed": seed, **named}
+            way = name if named else learner(row["training_radius"])
             job = lab.doing(", ".join((method, *first.values(), way, f"seed {seed}")))
             row |= learned_row(
                 train, split.test, learn_by, countermeasures=tuple(first.values()), also=also, spare=split.spare,

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from semkit.analysis.report import markdown
-from semkit.analysis.study import training_set
 from semkit.countermeasures.pixelwise import dct_matrix, linear_softmax
 from semkit.countermeasures.registry import COUNTERMEASURES, ByAugment, ByImage, ByNet, Countermeasure, label_of, named
 from semkit.images.augment import FlipCrop
@@ -139,7 +138,7 @@ def predicted_survival(
         for method, recipe in crafts.items():
             if recipe is not None:
                 job = lab.doing(f"{method} noise, seed {seed}")
-                protected, _ = training_set(train, recipe, seed=seed, lab=job)
+                protected, _ = recipe.apply(train, seed=seed, lab=job)
                 rows = survival_rows(train, protected, names, engine=lab.engine)
                 rows.insert(0, "method", method)
                 rows.insert(1, "seed", seed)
