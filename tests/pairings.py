@@ -269,7 +269,9 @@ SEM = {
     "hardening noise against 8 levels costs protection from ERM": points(lost("none 0", 0, "adversarial 8")),
     "hardened noise, REM's, withstands the worst moves of its own surrogate better than SEM's": hardened("noise"),
     "the same, judged by another seed's surrogate": hardened("other"),
-    "the worst moves of the surrogate are not the worst ones of the learner, SEM's noise": late_moves("random/adversarial"),
+    "the worst moves of the surrogate are not the worst ones of the learner, SEM's noise": late_moves(
+        "random/adversarial"
+    ),
     "so REM's noise meets the wrong moves, more than SEM's": lambda rows: less(
         late_moves("adversarial/adversarial")(rows), late_moves("random/adversarial")(rows)
     ),

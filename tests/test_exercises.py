@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from scipy.special import ndtr
 
 from semkit.analysis.statistics import interval
+from semkit.countermeasures.registry import named
 from semkit.images.pixels import LEVEL, box
-from semkit.lessons import defences, exercises, latent, mixtures, pruning, savings, twopixels
+from semkit.lessons import defences, exercises, latent, mixtures, pruning, savings, twopixels, undoing
 from semkit.lessons.answers import checker
 from semkit.lessons.surrogates import beats
 from semkit.training.perturb import Uniform
@@ -405,6 +406,21 @@ BROKEN_LUMA = {
     "must be .299": luma_with(1, 1, 1),
 }
 
+
+def without_luma(images):
+    x = images.float()
+    return (x - x.mean(1, keepdim=True) + 128).clamp(0, 255).round().byte()
+
+
+BROKEN_COUNTERMEASURE = {
+    "returns torch.float32": lambda images: images / 255,
+    "the shape": lambda images: images[:, :1],
+    "in place": lambda images: images.copy_(without_luma(images)),
+    "as they are": lambda images: images.clone(),
+    "all values are alike": lambda images: images * 0,
+    "100 % of the noise is left: at least half": named("grayscale").change,
+}
+
 CASES = [
     (exercises.check_noise_step, right_noise_step, BROKEN_NOISE_STEP),
     (exercises.check_stability, right_stability, BROKEN_STABILITY),
@@ -420,6 +436,7 @@ CASES = [
     (mixtures.check_recovered, right_recovered, BROKEN_RECOVERED),
     (twopixels.check_noise, twopixels.em_noise, BROKEN_NOISE),
     (exercises.check_luma, luma_with(), BROKEN_LUMA),
+    (undoing.check_countermeasure, without_luma, BROKEN_COUNTERMEASURE),
 ]
 CHECKERS = {case[0].__name__: case for case in CASES}
 WRONG = [(check, message, twin) for check, _, broken in CASES for message, twin in broken.items()]
@@ -499,6 +516,11 @@ def test_a_wrong_image_is_drawn_beside_the_one_asked_for():
     reply = mixtures.check_recovered(turned_recovered)
     assert [name.split("\n")[0] for name in reply.pictures] == ["target", "yours", "difference"]
     assert re.search(r'not yet, because .*</p><figure.*<img alt="target, yours, difference', reply._repr_html_())
+
+
+def test_a_protected_set_may_be_attacked_by_a_name_of_the_registry():
+    assert re.search("'jpg'.*jpeg", repr(undoing.check_countermeasure("jpg")))
+    assert repr(undoing.check_countermeasure("bitdepth-8")).endswith("as they are, with all of the noise")
 
 
 def test_a_reply_is_escaped():
