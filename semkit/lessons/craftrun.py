@@ -48,11 +48,10 @@ class Settings:
     learners: dict[int, LearnRecipe]
 
     def __str__(self) -> str:
-        recipe = self.recipe
+        made = self.recipe
         return (
-            f"{self.name}, radius {recipe.radius:g}, noise side {recipe.noise_side}, surrogate side "
-            f"{recipe.surrogate_side}, surrogate steps {recipe.sgd.steps}, noise steps {recipe.steps}, EOT samples "
-            f"{recipe.samples}"
+            f"{self.name}, radius {made.radius:g}, perturbation radius {made.surrogate_side.radius:g}; "
+            f"{made.sgd.steps} surrogate steps, noise steps x draws: {made.steps} x {made.samples}"
         )
 
     @property
