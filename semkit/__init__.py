@@ -16,8 +16,7 @@ __version__ = "0.6.0"
 PUBLIC = {  # module -> its public names
     "analysis.canvas": "show",
     "analysis.figures": (
-        "accuracy_figure countermeasures_figure curves_figure lines_figure losses_figure reached_figure "
-        "rises_figure scatter_figure"
+        "accuracy_figure countermeasures_figure curves_figure lines_figure losses_figure rises_figure scatter_figure"
     ),
     "analysis.pictures": (
         "class_means_figure embedding_figure gallery_figure images_figure spectrum_figure strip_figure"

@@ -82,11 +82,6 @@ def protection():
     return figures.protection_figure(FOUR, images, noise, radius=8, title="Protection", chance=0.1)
 
 
-def reached():
-    rows = [{"method": m, "cost": c, "good": g} for m, c, g in (("a", 1, 5), ("a", 3, 7), ("b", 10, 1), ("b", 10, 1))]
-    return figures.reached_figure(rows, x="cost", xlabel="cost", columns={"good": "good"}, title="reached")
-
-
 FIGURES = {
     "accuracy": lambda: figures.accuracy_figure(FOUR, chance=0.1, title="Accuracy"),
     "accuracy of pairs": lambda: figures.accuracy_figure(PAIRS, chance=0.1, title="Accuracy"),
@@ -95,7 +90,6 @@ FIGURES = {
     "losses": lambda: figures.losses_figure(LOSSES, title="Losses"),
     "lines": lambda: lines(points=("guess", "error")),
     "protection": protection,
-    "reached": reached,
     "countermeasures": lambda: figures.countermeasures_figure(COUNTERED, chance=0.1, title="Countermeasures"),
     "rises": lambda: figures.rises_figure(RISES, title="Rises"),
     "progress": lambda: figures.progress_figure({0: 2.0, 50: 0.5}, {0: (0.1, 0.1), 50: (0.9, 0.2)}, 100),
@@ -215,13 +209,6 @@ def test_on_the_log_scale_mean_and_band_of_losses_are_geometric_and_stay_above_z
     assert axes.get_yscale() == "log" and interval(losses)[1] < 0 < low
     assert axes.lines[0].get_xydata() == pytest.approx(np.array([(1, mean), (2, 2 * mean)]))
     assert bands(axes)[0][1] == pytest.approx((low, high), abs=1e-8)
-
-
-def test_what_is_reached_is_drawn_at_its_means():
-    (axes,) = reached().axes
-    points = {bars.get_label(): tuple(float(v[0]) for v in bars.lines[0].get_data()) for bars in axes.containers}
-    assert points == {"a": (2, 6), "b": (10, 1)}
-    assert axes.get_xlim()[0] == 0 and axes.get_xscale() == "linear"
 
 
 def test_places_are_named_above_their_points():

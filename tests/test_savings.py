@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from drawn import collisions
 from photos import image_split
 from safetensors.torch import load_file
 
@@ -107,3 +108,29 @@ def test_spreads_are_drawn_by_kind_and_all_of_them():
     assert counts == [len(index) for index in groups(v, 0.25)]
     named = {label.split(":")[0] for label in axes.get_legend_handles_labels()[1]}
     assert named == {"outlier", "boundary", "robust", "limit"}
+
+
+def test_forms_are_drawn_in_order_at_their_means_over_their_passes():
+    rows = [
+        {
+            "objective": objective,
+            "form": form,
+            "clean": clean + 0.1 * seed,
+            "attacked": 0.2,
+            "passes": 2000,
+            "forward": 0,
+        }
+        for objective, clean in (("trades", 0.5), ("mart", 0.3))
+        for form in ("one step", "bullettrain", "plain")
+        for seed in (0, 1)
+    ]
+    rows.append({"objective": "augmix", "form": "plain", "clean": 0.9, "attacked": None, "passes": 9000, "forward": 0})
+    figure = savings.forms_figure(rows, title="forms")
+    clean, attacked = figure.axes
+    assert [label.get_text() for label in clean.get_xticklabels()] == [
+        f"{form}\n2 k passes" for form in ("plain", "BulletTrain", "one step")
+    ]
+    means = [line.get_ydata().tolist() for line in clean.lines if len(line.get_ydata()) == 3]
+    assert [pytest.approx(mean) for mean in means] == [[55] * 3, [35] * 3]
+    assert [text.get_text() for text in attacked.get_legend().get_texts()] == ["TRADES", "MART"]
+    assert collisions(figure) == ([], [])

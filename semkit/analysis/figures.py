@@ -256,31 +256,6 @@ def lines_figure(
     return titled(figure, title)
 
 
-def reached_figure(
-    rows: Rows,
-    *,
-    x: str,
-    xlabel: str,
-    columns: Mapping[str, str],
-    title: str,
-) -> Figure:
-    """A point a method: mean of a column over that of x, 95 % intervals of both over rows; a panel a column.
-
-    columns: column -> label of its axis.
-    """
-    rows = pd.DataFrame(rows)
-    figure, look = new_figure(2.4 + 3.4 * len(columns), 3.8), styles(rows["method"].unique())
-    panels = figure.subplots(1, len(columns), squeeze=False)[0]
-    for axes, (column, label) in zip(panels, columns.items(), strict=True):
-        for method, mine in rows.groupby("method", sort=False):
-            _draw_mean(axes, mine[[x, column]], ms=7, label=method, **look[method] | {"ls": ""})
-        axes.set(xlim=(0, None), ylabel=label)
-        axes.grid(alpha=0.3)
-    figure.supxlabel(xlabel, fontsize="medium")
-    canvas.legend(panels[-1])
-    return titled(figure, title)
-
-
 def draw_right(axes, right: Mapping[int, tuple[float, float]], total: int, method: str = DEFAULT) -> None:
     """The shares of images that a surrogate labels rightly over its steps: step -> (with noise, without)."""
     for place, (name, look) in enumerate({"with their noise": method, "without": "clean"}.items()):
