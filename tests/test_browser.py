@@ -295,13 +295,65 @@ def test_the_panel_in_jupyterlab(chromium, folder):
             shot(page, folder, "lab-5-dark")
 
 
-@pytest.mark.skipif(not importlib.util.find_spec("voila"), reason="voila is missing: pip install 'semkit[browser]'")
-def test_the_panel_in_voila(chromium, folder):
-    book = folder / "notebooks" / NOTEBOOK.name
+@contextmanager
+def in_voila(chromium, folder, book):
+    """The page of a notebook in Voilà."""
+    if not importlib.util.find_spec("voila"):
+        pytest.skip("voila is missing: pip install 'semkit[browser]'")
     port = free_port()
     start = str(book), "--no-browser", f"--port={port}", "--Voila.ip=127.0.0.1", "--Voila.port_retries=0"
     with (
         server(folder, port, "voila", *start, ready="/voila/static/") as address,
         opened(chromium, address, "") as page,
     ):
+        yield page
+
+
+def test_the_panel_in_voila(chromium, folder):
+    with in_voila(chromium, folder, folder / "notebooks" / NOTEBOOK.name) as page:
         drive(page, folder, "voila").button("Stop").click()
+
+
+SMALL = """\
+import semkit as sk
+mine = sk.panels.guess("How wide a window does SEM need?", 0, 10)
+mine
+---
+def draw(window):
+    figure, alt, caption = sk.twopixels.draw_landscape(window / 10)
+    return mine.on(figure, "x"), f"{alt}; {mine}", caption
+
+
+sk.panels.figure_panel(draw, window=(1, 15, 5))
+---
+sk.panels.quiz("Which pit does EM take?", {"deep": "The lowest loss.", "wide": "It does not look around."}, "deep")"""
+
+
+def test_by_keyboard_alone_a_knob_a_guess_and_a_quiz_change_what_a_screen_reader_says(chromium, folder):
+    cells = [*map(nbformat.v4.new_code_cell, SMALL.split("\n---\n"))]
+    fold = "<details><summary>Solution</summary>\n\nthe deep one\n\n</details>"
+    nbformat.write(
+        nbformat.v4.new_notebook(cells=[*cells, nbformat.v4.new_markdown_cell(fold)]), folder / "small.ipynb"
+    )
+    with in_voila(chromium, folder, folder / "small.ipynb") as page:
+        image = page.locator(".semkit-figure img")
+        image.wait_for(timeout=MINUTES)
+        guess, window = page.locator(".noUi-handle").all()
+        alt, before = image.get_attribute("alt"), image.get_attribute("src")
+        drawn, _, guessed = alt.rpartition("; ")
+        assert guessed == "no guess"
+        guess.focus()
+        page.keyboard.press("ArrowRight")
+        window.focus()
+        page.keyboard.press("End")
+        api.expect(image).to_have_attribute("alt", re.compile("; your guess: 6$"), timeout=SECONDS)
+        assert not image.get_attribute("alt").startswith(drawn) and image.get_attribute("src") != before
+        page.get_by_role("radio").first.focus()
+        page.keyboard.press("Space")
+        api.expect(page.locator(".semkit-reply", has_text="right: The lowest loss.")).to_be_visible(timeout=SECONDS)
+        solution = page.get_by_text("the deep one")
+        api.expect(solution).to_be_hidden()
+        page.locator("summary").focus()
+        page.keyboard.press("Enter")
+        api.expect(solution).to_be_visible()
+        shot(page, folder, "voila-4-small")
