@@ -14,7 +14,7 @@ from hostile import make_hostile
 
 os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
 torch.set_num_threads(1)
-LONG = {"test_cluster", "test_resume", "test_protect"}  # 15 seconds and more
+LONG = {"test_cli", "test_cluster", "test_panels", "test_resume"}  # 15 seconds and more
 NUMBERS = {  # what another processor computes with other rounding
     "augment", "augmix", "bullettrain", "corruptions", "craft_oracle", "defences", "engine", "factors", "latent",
     "learn", "measure", "mixing", "mixtures", "models", "noise", "objectives", "perturb", "picture",

@@ -638,7 +638,7 @@ def test_what_a_trainer_does_in_training_works_in_learn_and_in_a_sweep(here, cap
     assert run(*learn, "finetune", "--test-limit", 2, "--seeds", 2) == 0
     said = capsys.readouterr()
     assert [row["pretrained_seed"] for row in json.loads(said.out)["rows"]] == [0, 1]
-    assert f" {2 * 30 * (8 + 6):,} passes" in said.err  # a pretraining on the six images that are left, for every seed
+    assert f" {2 * 10 * (8 + 6):,} passes" in said.err  # a pretraining on the six images that are left, for every seed
     sweep = ["sweep", "photos", "--out", "out", "--methods", "clean", "--seeds", "1", *QUICK, "--test-limit", 2]
     names = ["none", "randomblur", "smoothing", "at-l2", "dat", "finetune", "lastlayer"]
     refused = complaint(capsys, *sweep, "--countermeasures", *names)

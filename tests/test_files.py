@@ -157,6 +157,7 @@ def test_writers_that_mix_would_be_seen(tmp_path):
 KILLED = "import os, sys; from semkit.images.files import *; atomic_write(sys.argv[1], lambda file: os._exit(9))"
 
 
+@pytest.mark.whole
 def test_what_killed_writers_leave_is_removed_and_nothing_else(tmp_path):
     names = lambda: sorted(path.name for path in tmp_path.rglob("*") if path.is_file())  # noqa: E731
     for name in ("image.png", "below/image.png"):

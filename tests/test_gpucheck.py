@@ -14,7 +14,7 @@ from semkit.images.loading import load
 from semkit.nets.engine import Engine
 from semkit.nets.lab import Lab
 
-SMALL = replace(gpucheck.TINY, batch=8, visits=1, erm_epochs=1)
+SMALL = replace(gpucheck.TINY, batch=8, visits=1, erm_epochs=1, batches=(4,), products=(64,))
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +35,9 @@ def test_a_device_that_computes_something_else_is_told():
     assert gpucheck.error_of(2 * exact, exact) == pytest.approx(1)
 
 
+@pytest.mark.whole  # torch.compile starts a compiler
 def test_a_path_that_fails_says_why_and_the_others_have_a_rate():
-    rows = list(gpucheck.speeds(Engine("cpu", "float32"), replace(gpucheck.TINY, batches=(4,), products=(64,))))
+    rows = list(gpucheck.speeds(Engine("cpu", "float32"), SMALL))
     rates = {row["path"]: row for row in rows}
     assert rates["engine"]["images_per_second"] > 0 and 0 < rates["engine"]["share"]
     assert "CUDA" in rates["CUDA graph"]["why_not"]
@@ -49,6 +50,7 @@ def test_a_scale_of_half_a_million_passes_asks_for_a_ninth_of_the_published_ones
     assert all(noises[method].sgd.batch == 512 for method in ("sem", "em"))
 
 
+@pytest.mark.whole  # torch.compile starts a compiler
 def test_what_does_not_fit_is_skipped_with_its_time_and_made_at_the_next_call(split, tmp_path):
     lab = Lab(Engine("cpu", "float32"))
     rows = gpucheck.run(split, tmp_path, limit=0, scale=SMALL, lab=lab)

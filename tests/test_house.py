@@ -1,6 +1,7 @@
 """The house: a folder is a floor, and a floor imports only from those above it in the list."""
 
 import ast
+import functools
 import subprocess
 import sys
 from graphlib import CycleError, TopologicalSorter
@@ -64,6 +65,7 @@ def floor(module):
     return FLOORS.index(module.split(".")[0])
 
 
+@functools.cache
 def parsed(module):
     return ast.parse(MODULES[module].read_text())
 
@@ -149,6 +151,7 @@ def test_a_special_case_would_be_seen():
     assert set(protections_named(twin, PROTECTIONS)) == {"CraftRecipe", "cuda", "ClassFilters"}
 
 
+@pytest.mark.whole
 def test_the_package_and_a_lesson_without_a_net_take_no_torch():
     code = "import sys, semkit as sk; sk.show, sk.panels, sk.answers; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -279,6 +279,7 @@ def test_without_timm_the_message_says_what_to_install(monkeypatch):
         models.build("deit_tiny", 10)
 
 
+@pytest.mark.whole
 def test_importing_the_models_imports_neither_library():
     code = "import sys, semkit.nets.models; print(sorted({'torchvision', 'timm'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -1,5 +1,7 @@
 """The rows of BulletTrain: passes against the shares they report, kept runs, times in turn; and how they are drawn."""
 
+import shutil
+
 import pytest
 import torch
 from drawn import collisions
@@ -56,15 +58,13 @@ def test_a_second_call_takes_what_was_kept(made):
     assert again.equals(rows) and {path: path.stat().st_mtime_ns for path in cache.iterdir()} == files
 
 
-def test_a_kept_net_that_is_lost_is_made_again_and_is_the_same(tmp_path):
-    def rows():
-        return savings.training_rows(image_split(classes=3), seeds=[4], sgd=FEW, lab=Lab(ENGINE, tmp_path))
-
-    first = rows()
-    lost = min(tmp_path.glob("*.weights"))
+def test_a_kept_net_that_is_lost_is_made_again_and_is_the_same(made, tmp_path):
+    cache = shutil.copytree(made[0], tmp_path / "cache")
+    lost = min(cache.glob("*.weights"))
     before = load_file(lost)
     lost.unlink()
-    assert rows().equals(first) and all(torch.equal(value, before[name]) for name, value in load_file(lost).items())
+    rows = savings.training_rows(image_split(classes=3), seeds=[4], sgd=FEW, lab=Lab(ENGINE, cache))
+    assert rows.equals(made[1]) and all(torch.equal(value, before[name]) for name, value in load_file(lost).items())
 
 
 def test_times_are_taken_in_turn(made):

@@ -45,6 +45,21 @@ def never(*_):
     raise AssertionError("this run was kept and must not be made again")
 
 
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory):
+    """The cache of noise and of a learner, to be read only."""
+    split, folder = image_split(20), tmp_path_factory.mktemp("kept")
+    crafted_noise(split.train, CRAFT, lab=Lab(ENGINE, folder))
+    learned_row(split.train, split.test, LEARN, lab=Lab(ENGINE, folder))
+    return folder
+
+
+@pytest.fixture
+def kept_runs(pristine, tmp_path):
+    """A copy of that cache."""
+    return shutil.copytree(pristine, tmp_path / "kept")
+
+
 def test_a_second_call_is_the_kept_result_and_touches_no_file(tmp_path):
     split, how = image_split(20), {"lab": Lab(ENGINE, tmp_path)}
     noise, cost = crafted_noise(split.train, CRAFT, **how)
@@ -87,17 +102,14 @@ def other_images():
 
 
 @pytest.mark.parametrize("change", ["seed", "precision", *other_images()])
-def test_whatever_changes_the_result_is_another_run(tmp_path, change):
-    images, test = image_set(20), image_set(10, seed=1)
-    crafted_noise(images, CRAFT, lab=Lab(ENGINE, tmp_path))
-    learned_row(images, test, LEARN, lab=Lab(ENGINE, tmp_path))
-    files = len(stamps(tmp_path))
+def test_whatever_changes_the_result_is_another_run(kept_runs, change):
+    split, files = image_split(20), len(stamps(kept_runs))
     engine = Engine("cpu", "float64") if change == "precision" else ENGINE
-    how = {"seed": int(change == "seed"), "lab": Lab(engine, tmp_path)}
-    images = other_images().get(change, images)
+    how = {"seed": int(change == "seed"), "lab": Lab(engine, kept_runs)}
+    images = other_images().get(change, split.train)
     crafted_noise(images, CRAFT, **how)
-    learned_row(images, test, LEARN, **how)
-    assert len(stamps(tmp_path)) == 2 * files
+    learned_row(images, split.test, LEARN, **how)
+    assert len(stamps(kept_runs)) == 2 * files
 
 
 def test_images_changed_in_place_are_another_run(tmp_path):
@@ -120,6 +132,7 @@ RUNS = {  # what is made -> the module that makes it, and its recipe
 }  # fmt: skip
 
 
+@pytest.mark.whole
 def test_changed_code_makes_new_runs_of_what_runs_it_and_finds_the_other_ones(tmp_path):
     shutil.copytree(Path(semkit.__file__).parent, tmp_path / "semkit", ignore=shutil.ignore_patterns("__pycache__"))
     keys = ", ".join(f"key({of})" for of in RUNS.values())
@@ -193,44 +206,38 @@ def test_a_damaged_surrogate_that_is_deleted_as_told_is_made_again(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["noise*.safetensors", "noise*.json", "learner*.json"])
-def test_a_damaged_kept_file_is_named_and_not_used(tmp_path, kind):
-    split, how = image_split(20), {"lab": Lab(ENGINE, tmp_path)}
-    crafted_noise(split.train, CRAFT, **how)
-    learned_row(split.train, split.test, LEARN, **how)
-    (path,) = tmp_path.glob(kind)
+def test_a_damaged_kept_file_is_named_and_not_used(kept_runs, kind):
+    split, lab = image_split(20), Lab(ENGINE, kept_runs, never)
+    (path,) = kept_runs.glob(kind)
     for damage in (b"", path.read_bytes()[:-1], b"\xff\xfe\0 what is this"):
         path.write_bytes(damage)
         with pytest.raises(ValueError, match=f"{path.name} is damaged .*; delete it to make it again"):
             if kind.startswith("noise"):
-                crafted_noise(split.train, CRAFT, lab=Lab(ENGINE, tmp_path, never))
+                crafted_noise(split.train, CRAFT, lab=lab)
             else:
-                learned_row(split.train, split.test, LEARN, lab=Lab(ENGINE, tmp_path, never))
+                learned_row(split.train, split.test, LEARN, lab=lab)
 
 
 @pytest.mark.parametrize("kind", ["noise*.safetensors", "noise*.json", "noise*.weights", "learner*.json"])
 @pytest.mark.parametrize(
     "content", ["[1]", "null", "{}", "[" * 100_000, '{"passes": "x"}', None], ids=lambda c: str(c)[:5]
 )
-def test_a_kept_file_of_another_kind_is_named_and_not_used(tmp_path, kind, content):
-    split, how = image_split(20), {"lab": Lab(ENGINE, tmp_path)}
-    crafted_noise(split.train, CRAFT, **how)
-    learned_row(split.train, split.test, LEARN, **how)
-    (path,) = tmp_path.glob(kind)
+def test_a_kept_file_of_another_kind_is_named_and_not_used(kept_runs, kind, content):
+    split, lab = image_split(20), Lab(ENGINE, kept_runs, never)
+    (path,) = kept_runs.glob(kind)
     path.unlink()
     if content is None:
         os.mkfifo(path)
     else:
         path.write_text(content)
     with pytest.raises(ValueError, match=f"{path.name} is damaged .*; delete it to make it again"):
-        crafted_surrogate(split.train, CRAFT, lab=Lab(ENGINE, tmp_path, never))
-        learned_row(split.train, split.test, LEARN, lab=Lab(ENGINE, tmp_path, never))
+        crafted_surrogate(split.train, CRAFT, lab=lab)
+        learned_row(split.train, split.test, LEARN, lab=lab)
 
 
 @pytest.mark.parametrize("other", ["louder", "another recipe", "class-wise"])
-def test_kept_noise_of_another_recipe_is_named_and_not_used(tmp_path, other):
-    images, how = image_set(20), {"lab": Lab(ENGINE, tmp_path)}
-    crafted_noise(images, CRAFT, **how)
-    (path,) = tmp_path.glob("noise*.safetensors")
+def test_kept_noise_of_another_recipe_is_named_and_not_used(kept_runs, other):
+    (path,) = kept_runs.glob("noise*.safetensors")
     noise = load(path)
     if other == "louder":
         noise = replace(noise, levels=torch.full_like(noise.levels, 60), radius=60)
@@ -240,7 +247,7 @@ def test_kept_noise_of_another_recipe_is_named_and_not_used(tmp_path, other):
         noise = replace(noise, levels=noise.levels[:2], class_wise=True)
     save(noise, path)
     with pytest.raises(ValueError, match=f"{path.name} is damaged .noise of another recipe.*; delete it to make it"):
-        crafted_noise(images, CRAFT, lab=Lab(ENGINE, tmp_path, never))
+        crafted_noise(image_set(20), CRAFT, lab=Lab(ENGINE, kept_runs, never))
 
 
 def test_a_stopped_learner_is_not_kept(tmp_path):

@@ -40,7 +40,7 @@ def passes_of(recipes: Iterable[Work], n: int) -> Passes:
 
     >>> from semkit.protections.methods import craft_recipe
     >>> passes_of([craft_recipe("em", "quick")], 20).total
-    1840
+    640
     """
     costs = [recipe.cost(images) for recipe, images in _with_pretraining(recipes, n)]
     return Passes(sum(one.input_gradient for one in costs), sum(one.training for one in costs))

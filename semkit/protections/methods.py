@@ -27,7 +27,7 @@ def _fields(method: str, preset: str, radius: float) -> dict:
     """The fields of a CraftRecipe at a preset, besides its two sides."""
     if preset == "quick":
         how = dict(steps=2, samples=1, start="zero", surrogate="tiny")
-        return dict(step_size=radius / 2, sgd=SGD(steps=30, batch=32), **how)
+        return dict(step_size=radius / 2, sgd=SGD(steps=10, batch=32), **how)
     if preset == "paper":
         return dict(step_size=radius / 5)
     if preset == "paper, large":

@@ -184,7 +184,7 @@ def learn_recipe(
         perturbation = attack(radius, {"quick": 1, "demo": 2, "lesson": 2, "paper": 10}[preset], norm)
     # A lesson's ERM takes more steps than its AT, because one of AT costs three times as much.
     recipe = {
-        "quick": LearnRecipe(model="tiny", sgd=SGD(steps=30, batch=32), evaluations=2),
+        "quick": LearnRecipe(model="tiny", sgd=SGD(steps=10, batch=32), evaluations=2),
         "demo": LearnRecipe(model="tiny", sgd=SGD(steps=600 if radius else 700, batch=64), evaluations=5),
         "lesson": LearnRecipe(model="tiny", sgd=SGD(steps=930 if radius else 2400, batch=64), evaluations=10),
         "paper": LearnRecipe(model=STRIDE1, augment=ResizedCrop(224)) if large else LearnRecipe(),
