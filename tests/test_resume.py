@@ -28,14 +28,14 @@ from semkit.training.recipes import SGD
 
 ENGINE = Engine("cpu", "float32")
 KILLS = 5
-QUICK = ["--preset", "quick", "--size", "8", "--seed", "3"]
+QUICK = ["--preset", "quick", "--size", "24", "--seed", "3"]  # long enough to be stopped halfway
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     """(the folder of photos, what a run that was left alone wrote, its seconds)."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    photos = make_photos(folder / "photos", 36)
+    photos = make_photos(folder / "photos", 36, size=24)
     finish(["--version"], folder / "log")  # the process that the others are forked from is up
     began = time.monotonic()
     assert finish(["protect", str(photos), str(folder / "out"), *QUICK], folder / "log") == 0
