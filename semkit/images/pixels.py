@@ -98,7 +98,7 @@ def check_share(value: float, name: str) -> float:
 def check_fraction(value: float, name: str = "fraction") -> float:
     """`value` as a float if it is above 0 and at most 1; raises ValueError otherwise."""
     if not 0 < float(value) <= 1:
-        raise ValueError(f"{name} must be above 0 and at most 1, got {value:g}")
+        raise ValueError(f"{name} must be above 0 and at most 1, got {value!r}")
     return float(value)
 
 
