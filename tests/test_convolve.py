@@ -127,19 +127,6 @@ def test_the_controls_are_the_same_filters_given_to_other_classes():
         ClassFilters(assignment="two")
 
 
-def test_a_fraction_is_of_every_class_and_leaves_the_others_as_they_are(images):
-    filters = class_filters(KEY, 4)
-    whole, half = convolve_set(images, filters), convolve_set(images, filters, fraction=0.5)
-    changed = (half.images != images.images).flatten(1).any(1)
-    assert images.labels[changed].bincount().tolist() == [3] * 4
-    assert torch.equal(half.images[changed], whole.images[changed])
-    assert torch.equal(half.images[~changed], images.images[~changed])
-    other = convolve_set(images, filters, fraction=0.5, seed=1)
-    assert not torch.equal(other.images, half.images)
-    least = convolve_set(images, filters, fraction=1e-9)
-    assert ((least.images != images.images).flatten(1).any(1)).sum() == 4
-
-
 def test_what_surrounds_an_image_does_not_change_its_bytes():
     many = image_set(600, size=6, classes=3)
     filters = class_filters(KEY, 3)
@@ -198,8 +185,5 @@ def test_a_set_that_cannot_be_filtered_is_refused(images):
         convolve_set(images, class_filters(KEY, 4, size=11))
     with pytest.raises(ValueError, match="4 classes need as many filters, got 3"):
         convolve_set(images, class_filters(KEY, 3))
-    for fraction in (0, 1.1, float("nan")):
-        with pytest.raises(ValueError, match="fraction must be above 0 and at most 1"):
-            convolve_set(images, class_filters(KEY, 4), fraction=fraction)
     few = replace(images, labels=images.labels * 0)
     assert len(convolve_set(few, class_filters(KEY, 4))) == 24

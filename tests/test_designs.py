@@ -120,6 +120,20 @@ def test_parts_are_of_the_noise_that_the_same_seed_makes_and_take_no_passes_of_t
         assert cost["passes"] == recipe.cost(20).total == 0
 
 
+def test_shares_of_sem_images_are_of_one_noise_a_seed_which_is_crafted_once(tmp_path):
+    made, split, lab = DESIGNS["partial"]("quick", 32), image_split(20), Lab(ENGINE, tmp_path)
+    assert made["sem"] == craft_recipe("sem", "quick") and len(made) == 12
+    whole, cost = made["sem"].apply(split.train, seed=1, lab=lab)
+    kept = Lab(ENGINE, tmp_path, lambda what, *_: pytest.fail(f"{what}: the whole noise was kept"))
+    for share in (20, 40, 60, 80, 90):
+        mixture, told = made[f"{share}% protected"].apply(split.train, seed=1, lab=kept)
+        rest, _ = made[f"the other {100 - share}% alone"].apply(split.train, seed=1)
+        clean = (mixture.images == split.train.images).flatten(1).all(1)
+        assert told == cost and len(rest) == clean.sum() == 20 * (100 - share) // 100
+        assert torch.equal(mixture.images[~clean], whole.images[~clean])
+    assert passes_of([recipe for recipe in made.values() if recipe], 20).total == cost["passes"]
+
+
 def test_noise_rows_are_the_measures_of_every_noise(tmp_path):
     split = image_split(20)
     quick = craft_recipe("sem", "quick")

@@ -47,7 +47,7 @@ def known(tree):
 # A protection is named in its own file and in the dict of all; experiments, which are about some, name those.
 OF_PROTECTIONS = {"protections.cuda", "protections.methods", "analysis.designs", "analysis.gpucheck"}
 OF_DEVICES = {"analysis.cost", "analysis.speed", "images.imageset", "nets.engine"}  # "cuda"
-OF_ONE = {"ClassFilters", "CleanPart", "class_filters", "EM", "REM", "SEM", "CUDA"}
+OF_ONE = {"ClassFilters", "class_filters", "EM", "REM", "SEM", "CUDA"}
 
 
 def protections_named(tree, names):

@@ -14,8 +14,7 @@ from semkit.analysis.report import read_rows
 from semkit.app.folder import protect
 from semkit.nets.engine import Engine
 from semkit.nets.lab import Lab
-from semkit.protections.base import Change, Crafted, NoiseRecipe, Protection, Recipe
-from semkit.protections.cuda import CleanPart
+from semkit.protections.base import Change, CleanPart, Crafted, NoiseRecipe, PartlyProtected, Protection, Recipe
 from semkit.protections.methods import METHODS, PROTECTIONS, RADIUS, label_of, sweep_recipes
 
 LAB = Lab(Engine("cpu", "float32"))
@@ -127,9 +126,32 @@ def test_an_option_of_another_protection_is_refused_by_name(two_more, tmp_path, 
         assert words in capsys.readouterr().err
 
 
+def test_a_share_of_every_class_is_protected_and_its_rest_is_what_is_left_clean():
+    images = image_set(60, 8, classes=3)
+    whole, before = Stripes().apply(images, lab=LAB)[0].images, torch.zeros(60, dtype=torch.bool)
+    for share in (1e-9, 0.2, 0.6, 0.9):
+        mixture, cost = PartlyProtected(Stripes(), share).apply(images, seed=1, lab=LAB)
+        changed = (mixture.images != images.images).flatten(1).any(1)
+        assert images.labels[changed].bincount().tolist() == [max(1, round(20 * share))] * 3
+        assert torch.equal(mixture.images[changed], whole[changed]) and torch.equal(mixture.labels, images.labels)
+        rest, _ = CleanPart(share).apply(images, seed=1)
+        assert torch.equal(rest.images, images.images[~changed]) and torch.equal(rest.labels, images.labels[~changed])
+        assert changed[before].all() and cost["passes"] == 0
+        before = changed
+    assert not torch.equal(PartlyProtected(Stripes(), 0.9).apply(images, seed=2, lab=LAB)[0].images, mixture.images)
+    assert torch.equal(PartlyProtected(Stripes(), 1).apply(images, lab=LAB)[0].images, whole)
+    for wrong in (0, 1.1, float("nan")):
+        with pytest.raises(ValueError, match="share must be above 0 and at most 1"):
+            PartlyProtected(Stripes(), wrong)
+    with pytest.raises(ValueError, match="nothing is left clean where all is protected"):
+        CleanPart(1)
+
+
 def test_a_recipe_that_is_made_for_measurements_changes_no_pictures(tmp_path):
-    with pytest.raises(ValueError, match=r"CleanPart.* is made for measurements, not for folders of pictures"):
-        protect(str(make_photos(tmp_path / "in", 8)), tmp_path / "out", CleanPart(0.5), size=8)
+    photos = str(make_photos(tmp_path / "in", 8))
+    for recipe in (CleanPart(0.5), PartlyProtected(Stripes(), 0.5)):
+        with pytest.raises(ValueError, match="is made for measurements, not for folders of pictures"):
+            protect(photos, tmp_path / "out", recipe, size=8)
     with pytest.raises(ValueError, match="unknown method 'cud'"):
         sweep_recipes(["cud"], [0])
     assert not (tmp_path / "out").exists()

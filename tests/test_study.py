@@ -22,8 +22,9 @@ from semkit.countermeasures.trainers import Gaussian, Smoothed
 from semkit.images.augment import Identity
 from semkit.nets.engine import Engine, predict
 from semkit.nets.lab import Lab, key
+from semkit.protections.base import CleanPart, PartlyProtected
 from semkit.protections.crafting import CraftRecipe, Interrupted, craft
-from semkit.protections.cuda import ClassFilters, CleanPart, class_filters, convolve_set
+from semkit.protections.cuda import ClassFilters, class_filters, convolve_set
 from semkit.protections.methods import sweep_recipes
 from semkit.protections.noise import load, save
 from semkit.training.bullettrain import KINDS, BulletTrain
@@ -330,7 +331,7 @@ def test_a_grid_of_filters_is_learners_on_filtered_images_tested_on_filtered_one
         assert of.at["cuda", f"on_{name}"] == accuracy(done.model, filtered)
     assert of.loc[["clean", "one", "rest"], "on_own"].isna().all()
     rest, _ = CleanPart(0.5).apply(split.train, seed=3)
-    half, _ = ClassFilters(fraction=0.5).apply(split.train, seed=3)
+    half, _ = PartlyProtected(ClassFilters(), 0.5).apply(split.train, seed=3)
     untouched = (half.images == split.train.images).flatten(1).all(1)
     assert torch.equal(rest.images, split.train.images[untouched]) and len(rest) == 10
     again = grid(split, crafts, {"ours": LEARN}, seeds=[3], lab=Lab(ENGINE, tmp_path, never))

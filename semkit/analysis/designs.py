@@ -15,9 +15,9 @@ from semkit.images.imageset import ImageSet, Split
 from semkit.images.pixels import to_levels
 from semkit.nets.engine import Passes, count_passes
 from semkit.nets.lab import Lab
-from semkit.protections.base import Crafted, NoiseRecipe, Recipe
+from semkit.protections.base import CleanPart, Crafted, NoiseRecipe, PartlyProtected, Recipe
 from semkit.protections.crafting import CraftRecipe, noise_of_batch
-from semkit.protections.cuda import ClassFilters, CleanPart
+from semkit.protections.cuda import ClassFilters
 from semkit.protections.methods import PROTECTIONS, craft_recipe
 from semkit.training.perturb import PGD, Clean, Perturbation, Uniform
 from semkit.training.recipes import SGD, LearnRecipe, lasting, learn_recipe
@@ -199,7 +199,15 @@ def cuda_controls(preset: str, size: int) -> Crafts:
 
 def cuda_parts(preset: str, size: int) -> Crafts:
     """Four images in five of every class filtered, the fifth clean; and those fifths alone."""
-    return {"clean": None, "80% filtered": ClassFilters(fraction=0.8), "the other 20% alone": CleanPart(0.8)}
+    return {"clean": None, "80% filtered": PartlyProtected(ClassFilters(), 0.8), "the other 20% alone": CleanPart(0.8)}
+
+
+def partly(preset: str, size: int) -> Crafts:
+    """SEM on a growing share of every class, and the clean rest of each alone: what does the protected part add?"""
+    sem, shares = craft_recipe("sem", preset, size=size), (20, 40, 60, 80, 90)
+    mixtures = {f"{share}% protected": PartlyProtected(sem, share / 100) for share in shares}
+    rests = {f"the other {100 - share}% alone": CleanPart(share / 100) for share in shares}
+    return {"clean": None, "sem": sem, **mixtures, **rests}
 
 
 def cuda_defences(preset: str, size: int) -> Crafts:
@@ -230,7 +238,7 @@ DESIGNS: dict[str, Callable[[str, int], Crafts]] = {
     "pairs": pairs, "noise-sides": noise_sides, "sides-alone": sides_alone, "budgets": budgets, "cuda": cuda,
     "cuda-controls": cuda_controls, "cuda-parts": cuda_parts, "cuda-defences": cuda_defences,
     "frozen-judge": frozen_judge, "frozen-judge-long": frozen_judge_long, "stability": stability, "parts": noise_parts,
-    "achromatic": achromatic, "colours": colours,
+    "achromatic": achromatic, "colours": colours, "partial": partly,
 }  # fmt: skip
 DEFENCES = ("randomblur", "smoothing", "finetune", "lastlayer", "at-l2", "dat")
 

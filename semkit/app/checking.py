@@ -156,18 +156,19 @@ def _as_made(report: dict, found: Originals, key: str | None) -> Judge:
 
     Without the key only the latter can be judged. Raises OutputError if the report does not say how files were made.
     """
-    protection, seed = PROTECTIONS[report["method"]], report["seed"]
+    protection, seed, told = PROTECTIONS[report["method"]], report["seed"], dict(report["recipe"])
     try:
-        recipe = protection.recipe("quick", **report["recipe"])
+        fraction = told.pop("fraction", 1) * report.get("fraction", 1)  # in the recipe until 0.6
+        recipe = protection.recipe("quick", **told)
         if recipe.radius is not None:
             raise ValueError(f"{report['method']} has a radius")
-        chosen = stratified_share(found.images.labels, recipe.fraction * report.get("fraction", 1), seed)
+        chosen = stratified_share(found.images.labels, fraction, seed)
     except (TypeError, ValueError, OverflowError):
         raise OutputError("report.json is damaged; protect the images again, to another folder") from None
     places = {i: place for place, i in enumerate(chosen.tolist())}
     change = None
     if key is not None:
-        recipe = protection.recipe("quick", **{**report["recipe"], "key": key})
+        recipe = protection.recipe("quick", **{**told, "key": key})
     if key is not None or not any(option.private for option in protection.options):
         change = recipe.change(found.images.take(chosen), seed=seed)
 

@@ -147,14 +147,14 @@ def tidied(out: Path) -> dict:
     return read_report(out, whole=True)
 
 
-def _record(found: Originals, recipe: Recipe, share: float, seed: int, lab: Lab) -> dict:
-    """What OUT depends on. The fraction is in the recipe if that has one."""
-    told, beside = as_dict(recipe), {} if recipe.radius is not None else {"method": recipe.method}
-    (told if "fraction" in told else beside)["fraction"] = share
+def _record(found: Originals, recipe: Recipe, fraction: float, seed: int, lab: Lab) -> dict:
+    """What OUT depends on."""
+    beside = {} if recipe.radius is not None else {"method": recipe.method}
     print_of = hashlib.sha256(repr((found.images.fingerprint, found.outputs)).encode()).hexdigest()[:24]
     return {
         "semkit": __version__, "code": code(__name__, recipe), "torch": torch.__version__, "fingerprint": print_of,
-        "recipe": told, "seed": seed, **beside, **(lab.engine.settings() if recipe.net else {}), **found.how,
+        "recipe": as_dict(recipe), "seed": seed, "fraction": fraction, **beside,
+        **(lab.engine.settings() if recipe.net else {}), **found.how,
     }  # fmt: skip
 
 
@@ -201,10 +201,10 @@ def protect(
     """Protect `source`: writes OUT/images/..., OUT/report.json and for noise OUT/noise.safetensors; returns the report.
 
     Images keep their names (as .png), sizes and modes. Noise is crafted at size x size and fitted to each image's own
-    size, where an 8-bit value moves by at most recipe.radius. `fraction` (times the recipe's own) of every class is
-    protected, the rest is written unchanged. After a stop or a kill the same call with resume=True goes on to the same
-    bytes; the state of a crafting is saved every checkpoint_every seconds. on_start is given the images that are
-    protected. reading: size (32), limit, root, download, skip_unreadable and hold ("memory", "disk" or "auto").
+    size, where an 8-bit value moves by at most recipe.radius. `fraction` of every class is protected,
+    the rest is written unchanged. After a stop or a kill the same call with resume=True goes on to the same bytes; the
+    state of a crafting is saved every checkpoint_every seconds. on_start is given the images that are protected.
+    reading: size (32), limit, root, download, skip_unreadable and hold ("memory", "disk" or "auto").
     Raises DataError, OutputError or ValueError before anything is written; none of them shows a private key.
 
         report = sk.protect("PHOTOS", "OUT", sk.craft_recipe("sem", "lesson", radius=8))
@@ -215,9 +215,8 @@ def protect(
     check_place(source, out)
     found = load_originals(source, place=out, on_step=lab.on_step, **reading)
     check_links(out, found.outputs)
-    share, noisy = fraction * recipe.fraction, recipe.radius is not None
-    request = _record(found, recipe, share, seed, lab)
-    chosen = {i: place for place, i in enumerate(stratified_share(found.images.labels, share, seed).tolist())}
+    noisy, request = recipe.radius is not None, _record(found, recipe, fraction, seed, lab)
+    chosen = {i: place for place, i in enumerate(stratified_share(found.images.labels, fraction, seed).tolist())}
     subset = found.images.take(list(chosen))
     _check_images(found, chosen, recipe)
     changed = partial(recipe.change, subset, seed=seed, lab=lab, every=checkpoint_every)

@@ -9,8 +9,9 @@ from PIL import Image
 from torch import nn
 
 from semkit.images.augment import Augment, FlipCrop
-from semkit.images.imageset import ImageSet
+from semkit.images.imageset import ImageSet, stratified_share
 from semkit.images.picture import apply_noise
+from semkit.images.pixels import check_fraction
 from semkit.nets.engine import Passes, how_run
 from semkit.nets.lab import Lab, Store, as_dict, as_json, as_net, kept
 from semkit.protections.noise import Noise, clipped_fraction, load, mean_effective, save
@@ -83,13 +84,12 @@ class Recipe:
     """Base of the recipes of protections, which are frozen dataclasses.
 
     radius: the largest change of a value in levels, None if no radius bounds it. net: the name of its surrogate, None
-    without one; then the result does not depend on the engine. fraction: the share of every class that is changed.
-    method: the name in PROTECTIONS, needed without a radius, because `semkit check` then applies the recipe again.
+    without one; then the result does not depend on the engine. method: the
+    name in PROTECTIONS, needed without a radius, because `semkit check` then applies the recipe again.
     """
 
     radius: float | None = None
     net: str | None = None
-    fraction: float = 1.0
     method: str | None = None
 
     def cost(self, n: int) -> Passes:
@@ -110,6 +110,53 @@ class Recipe:
 
     def check_size(self, width: int, height: int) -> None:
         """Raise ValueError for a size of pictures that the recipe cannot change."""
+
+
+def _left_clean(images: ImageSet, protected: float, seed: int) -> torch.Tensor:
+    """The images, bool [N], that are left clean where a share of every class is protected."""
+    left = torch.ones(len(images), dtype=torch.bool)
+    left[stratified_share(images.labels.cpu(), protected, seed)] = False
+    return left
+
+
+@dataclass(frozen=True)
+class PartlyProtected(Recipe):
+    """A share of every class as the recipe `whole` protects it, the rest clean; larger shares contain smaller ones.
+
+    It takes no passes besides those of `whole`, which makes its noise for all images. Raises ValueError for a share
+    outside (0, 1].
+    """
+
+    whole: Recipe
+    share: float
+
+    def __post_init__(self):
+        check_fraction(self.share, "share")
+
+    def apply(self, images: ImageSet, *, seed: int = 0, lab: Lab | None = None) -> tuple[ImageSet, dict]:
+        protected, cost = self.whole.apply(images, seed=seed, lab=lab)
+        left = _left_clean(images, self.share, seed).to(images.images.device)[:, None, None, None]
+        return protected.changed(lambda pixels, part: torch.where(left[part], images.images[part], pixels)), cost
+
+    def tests(self, images: ImageSet, *, seed: int = 0) -> dict[str, ImageSet]:
+        return self.whole.tests(images, seed=seed)
+
+
+@dataclass(frozen=True)
+class CleanPart(Recipe):
+    """The images that PartlyProtected with this share and seed leaves clean, without the others.
+
+    Raises ValueError for a share outside (0, 1).
+    """
+
+    share: float
+
+    def __post_init__(self):
+        if check_fraction(self.share, "share") == 1:
+            raise ValueError("nothing is left clean where all is protected")
+
+    def apply(self, images: ImageSet, *, seed: int = 0, lab: Lab | None = None) -> tuple[ImageSet, dict]:
+        return images.take(_left_clean(images, self.share, seed)), {}
 
 
 @dataclass

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from semkit.images.imageset import ImageSet, stratified_share
+from semkit.images.imageset import ImageSet
 from semkit.images.pixels import check_count, check_fraction, parse_count, to_float
 from semkit.nets.lab import Lab
 from semkit.protections.base import Change, Option, Protection, Recipe
@@ -96,24 +96,17 @@ def _filtered(images: torch.Tensor, filters: torch.Tensor) -> torch.Tensor:
     return (255 * convolve(to_float(images, torch.float64), filters)).round().to(torch.uint8)
 
 
-def convolve_set(images: ImageSet, filters: torch.Tensor, *, fraction: float = 1.0, seed: int = 0) -> ImageSet:
-    """The set with `fraction` of every class filtered, each image by the filter of its label; the others unchanged.
+def convolve_set(images: ImageSet, filters: torch.Tensor) -> ImageSet:
+    """The set with each image filtered by the filter of its label.
 
     Values are rounded to 8 bits. Computed on the CPU, so that the bytes do not depend on where the images are. The
-    change is not bounded by a radius. fraction: at least an image of every class, chosen by the seed.
-    Raises ValueError for fewer filters than classes, a kernel larger than the images, or a fraction outside (0, 1].
+    change is not bounded by a radius. Raises ValueError for fewer filters than classes and a kernel larger than the
+    images.
     """
     if len(filters) < len(images.classes):
         raise ValueError(f"{len(images.classes)} classes need as many filters, got {len(filters)}")
-    labels, chosen = images.labels.cpu(), torch.zeros(len(images), dtype=torch.bool)
-    chosen[stratified_share(labels, fraction, seed)] = True
-
-    def change(pixels: torch.Tensor, part: slice) -> torch.Tensor:
-        pixels, mine = pixels.cpu().clone(), chosen[part]
-        pixels[mine] = _filtered(pixels[mine], filters[labels[part][mine]])
-        return pixels
-
-    return images.changed(change)
+    labels = images.labels.cpu()
+    return images.changed(lambda pixels, part: _filtered(pixels.cpu(), filters[labels[part]]))
 
 
 def convolve_picture(image: Image.Image, kernel: torch.Tensor) -> Image.Image:
@@ -133,18 +126,17 @@ def convolve_picture(image: Image.Image, kernel: torch.Tensor) -> Image.Image:
 
 @dataclass(frozen=True)
 class ClassFilters(Recipe):
-    """CUDA as a recipe: the filters of class_filters, for a share of every class.
+    """CUDA as a recipe: the filters of class_filters.
 
     assignment: "own"; as controls "one", class 0's filter for all classes, or "permuted", each class that of the next.
     key: private, in no repr, file or message. Pictures are changed with a key only; sets without one, for a
     measurement, with a key that anyone can make from the seed.
-    Raises ValueError as class_filters does, and for an unknown assignment or a fraction outside (0, 1].
+    Raises ValueError as class_filters does, and for an unknown assignment.
     """
 
     kernel: int = 3
     strength: float = 0.3
     assignment: str = "own"
-    fraction: float = 1.0
     key: str | None = field(default=None, repr=False)
 
     method = "cuda"
@@ -153,7 +145,6 @@ class ClassFilters(Recipe):
         if self.assignment not in ASSIGNMENTS:
             raise ValueError(f"assignment must be one of {', '.join(ASSIGNMENTS)}, got {self.assignment!r}")
         self.filters(2)
-        check_fraction(self.fraction)
 
     def filters(self, classes: int, seed: int = 0) -> torch.Tensor:
         """[classes,k,k]: the filter of every class."""
@@ -162,8 +153,8 @@ class ClassFilters(Recipe):
         return {"own": own, "one": own[:1].expand_as(own), "permuted": own.roll(-1, 0)}[self.assignment]
 
     def apply(self, images: ImageSet, *, seed: int = 0, lab: Lab | None = None) -> tuple[ImageSet, dict]:
-        """(the set with the chosen images filtered as convolve_set does, {})."""
-        return convolve_set(images, self.filters(len(images.classes), seed), fraction=self.fraction, seed=seed), {}
+        """(the set as convolve_set filters it, {})."""
+        return convolve_set(images, self.filters(len(images.classes), seed)), {}
 
     def change(self, images: ImageSet, *, seed: int = 0, lab: Lab | None = None, every: float = 20) -> Change:
         """Every picture by the filter of its class. Raises ValueError without a key."""
@@ -179,32 +170,12 @@ class ClassFilters(Recipe):
         """
         if self.assignment != "own":
             return {}
-        others = {name: replace(self, assignment=name, fraction=1.0) for name in ("own", "permuted")}
+        others = {name: replace(self, assignment=name) for name in ("own", "permuted")}
         return {name: other.apply(images, seed=seed)[0] for name, other in others.items()}
 
     def check_size(self, width: int, height: int) -> None:
         """Raises ValueError for a picture smaller than the kernel."""
         check_kernel(self.kernel, width, height)
-
-
-@dataclass(frozen=True)
-class CleanPart(Recipe):
-    """To compare with a share of protected images: what ClassFilters(fraction=...) leaves, without the rest.
-
-    Raises ValueError for a fraction outside (0, 1).
-    """
-
-    fraction: float
-
-    def __post_init__(self):
-        if check_fraction(self.fraction) == 1:
-            raise ValueError("nothing is left clean where all is protected")
-
-    def apply(self, images: ImageSet, *, seed: int = 0, lab: Lab | None = None) -> tuple[ImageSet, dict]:
-        """(the images that are left clean, {})."""
-        left = torch.ones(len(images), dtype=torch.bool)
-        left[stratified_share(images.labels.cpu(), self.fraction, seed)] = False
-        return images.take(left), {}
 
 
 KEY = Option(
