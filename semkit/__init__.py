@@ -16,29 +16,26 @@ __version__ = "0.6.0"
 PUBLIC = {  # module -> its public names
     "analysis.canvas": "show",
     "analysis.figures": (
-        "accuracy_figure countermeasures_figure curves_figure lines_figure losses_figure rises_figure scatter_figure"
+        "accuracy_figure countermeasures_figure lines_figure losses_figure rises_figure scatter_figure"
     ),
     "analysis.pictures": (
         "class_means_figure embedding_figure gallery_figure images_figure spectrum_figure strip_figure"
     ),
     "analysis.report": "read_rows",
-    "analysis.statistics": "blocked_difference correlation decide interval paired protection verdict",
+    "analysis.statistics": "correlation decide interval paired protection verdict",
     "analysis.study": "crafted_noise crafted_surrogate grid learned_net learned_row",
     "app.folder": "protect",
     "app.checking": "check",
     "countermeasures.registry": "COUNTERMEASURES",
-    "images.augment": "FlipCrop Identity ResizedCrop",
     "images.imageset": "ImageSet Split",
     "images.loading": "load",
     "nets.engine": "Engine",
     "nets.lab": "Interrupted Lab runs_folder",
     "protections.conversion": "convert",
     "protections.crafting": "CraftRecipe craft",
-    "protections.noise": "Noise",
     "protections.methods": "PROTECTIONS craft_recipe sweep_recipes",
     "training.bullettrain": "BulletTrain",
     "training.learning": "accuracy fit",
-    "training.objectives": "AugMix Mart Plain Trades",
     "training.perturb": "Clean PGD Uniform",
     "training.recipes": "LearnRecipe SGD learn_recipe",
 }

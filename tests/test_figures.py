@@ -85,7 +85,6 @@ def protection():
 FIGURES = {
     "accuracy": lambda: figures.accuracy_figure(FOUR, chance=0.1, title="Accuracy"),
     "accuracy of pairs": lambda: figures.accuracy_figure(PAIRS, chance=0.1, title="Accuracy"),
-    "curves": lambda: figures.curves_figure(FOUR, chance=0.1, title="Curves"),
     "scatter": scatter,
     "losses": lambda: figures.losses_figure(LOSSES, title="Losses"),
     "lines": lambda: lines(points=("guess", "error")),
@@ -121,20 +120,6 @@ def test_one_seed_has_no_interval_and_one_method_is_enough():
     assert all(np.isnan(ends).all() and np.isfinite(means).all() for means, ends in error_bars(axes, 4))
     (axes,) = figures.accuracy_figure([row for row in FOUR if row["method"] == "em"], title="t").axes
     assert texts(axes) == ["EM"]
-
-
-def test_curves_have_a_panel_a_radius_and_bands_of_intervals():
-    figure = figures.curves_figure(FOUR, chance=0.1, title="t")
-    assert [axes.get_title() for axes in figure.axes] == ["ERM", "AT 2/255", "AT 4/255"]
-    axes = figure.axes[2]
-    for place, step in enumerate((10, 20, 40)):
-        mine = [r["curve"][place][1] for r in FOUR if (r["method"], r["training_radius"]) == ("em", 4)]
-        mean, low, high = 100 * np.array(interval(mine))
-        assert axes.lines[1].get_xydata()[place] == pytest.approx((step, mean))
-        assert bands(axes)[1][step] == pytest.approx((low, high))
-    assert texts(axes)[1] == "EM" and figure.axes[0].get_legend() is None
-    alone = figures.curves_figure([row for row in FOUR if row["training_radius"] == 4], title="Curves")
-    assert alone.get_suptitle() == "Curves (AT 4/255)" and alone.axes[0].get_title() == ""
 
 
 def test_a_scatter_shows_which_points_are_of_a_seed_and_which_of_a_method_and_says_the_correlation():

@@ -13,8 +13,6 @@ from semkit.analysis.statistics import (
     blocked_difference,
     correlation,
     decide,
-    detectable,
-    early_stopped,
     interval,
     paired,
     power,
@@ -85,21 +83,18 @@ def test_f_of_a_design_with_one_seed_as_block_is_the_squared_paired_t():
     assert (found.f, found.p) == pytest.approx((paired.statistic**2, paired.pvalue))
 
 
-def test_reliability_is_cronbachs_alpha_of_the_seeds_and_an_intraclass_correlation():
+def test_reliability_is_cronbachs_alpha_of_the_seeds():
     values = simulated(4, 6) + np.arange(6)
     seeds = values.T  # columns of the seeds are the items of a questionnaire
     alpha = 4 / 3 * (1 - seeds.var(0, ddof=1).sum() / seeds.sum(1).var(ddof=1))
-    found = reliability(values)
-    assert found.of_mean == pytest.approx(alpha)
-    assert found.of_mean == pytest.approx(4 * found.of_one / (1 + 3 * found.of_one))  # Spearman and Brown
-    assert found.seeds_for(found.of_mean) == pytest.approx(4)
+    assert reliability(values).of_mean == pytest.approx(alpha)
 
 
 def test_treatments_that_do_not_differ_have_no_reliability_however_many_seeds():
     found = reliability([[1, 2], [2, 1]])
-    assert (found.f, found.of_mean, found.of_one) == (0, 0, 0) and found.p == 1 and found.seeds_for() == float("inf")
+    assert (found.f, found.of_mean, found.p) == (0, 0, 1)
     exact = reliability([[1, 2, 4], [2, 3, 5]])
-    assert (exact.f, exact.p, exact.of_mean, exact.of_one, exact.seeds_for()) == (float("inf"), 0, 1, 1, 0)
+    assert (exact.f, exact.p, exact.of_mean) == (float("inf"), 0, 1)
 
 
 def test_measured_with_scatter_a_correlation_shrinks_as_the_formula_says():
@@ -118,14 +113,6 @@ def test_power_is_how_often_simulated_designs_find_the_correlation(true, reliabi
     found = [stats.pearsonr(a, b) for a, b in zip(x, y, strict=True)]
     share = np.mean([f.pvalue < 0.05 and f.statistic * true > 0 for f in found])
     assert power(true, 8, reliabilities) == pytest.approx(share, abs=0.04)  # Fisher's approximation
-
-
-def test_what_a_design_can_detect_is_what_it_has_that_power_for():
-    for n, reliabilities in ((8, (1, 1)), (40, (0.8, 0.9))):
-        assert power(detectable(n, reliabilities), n, reliabilities) == pytest.approx(0.8)
-    assert np.isnan(detectable(8, (0.25, 0.29)))
-    with pytest.raises(ValueError, match="4 pairs or more, got 3"):
-        detectable(3)
 
 
 def test_the_eight_noise_sides_do_not_differ_in_protection_but_do_in_what_a_reference_sees():
@@ -253,13 +240,3 @@ def test_correlation_agrees_with_scipy_and_its_interval_with_fishers():
 def test_a_correlation_of_too_little_is_refused(x, y):
     with pytest.raises(ValueError, match="a correlation needs"):
         correlation(x, y)
-
-
-def test_a_learner_stopped_early_has_its_best_accuracy_and_is_called_an_oracle():
-    rows = read_rows(Path(__file__).parents[1] / "results" / "countermeasures" / "rows.csv")
-    none = rows[rows["countermeasure"] == "none"]
-    stopped = early_stopped(none)
-    assert list(stopped["last"]) == [max(accuracy for _, accuracy in curve) for curve in none["curve"]]
-    assert (stopped["last"] >= none["last"]).all() and set(stopped["countermeasure"]) == {"early stopping (oracle)"}
-    means = 100 * stopped.groupby("method")["last"].mean()
-    assert means.to_dict() == pytest.approx({"clean": 60.2, "em": 22.15, "sem": 24.0, "cuda": 42.2}, abs=0.06)

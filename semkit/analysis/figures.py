@@ -31,12 +31,6 @@ def _percent(rows: Rows, column: str) -> pd.DataFrame:
     return rows.assign(**{column: 100 * rows[column]})
 
 
-def _legend_of_accuracy(axes, rows: pd.DataFrame, chance: float | None) -> None:
-    canvas.chance_line(axes.axhline, chance)
-    axes.set(ylim=(0, 100), ylabel=ACCURACY)
-    canvas.legend(axes, PAIR if rows["method"].str.contains("/").any() else None)
-
-
 def _draw_accuracy(axes, rows: Rows, chance: float | None) -> None:
     rows = _percent(rows, "last")
     radii = sorted(rows["training_radius"].unique())
@@ -44,7 +38,9 @@ def _draw_accuracy(axes, rows: Rows, chance: float | None) -> None:
     axes.set(xticks=radii, xticklabels=["0\n(ERM)" if r == 0 else f"{r:g}" for r in radii])
     axes.set_xlabel("learner's training radius (levels of 255)")
     axes.grid(axis="y", alpha=0.3)
-    _legend_of_accuracy(axes, rows, chance)
+    canvas.chance_line(axes.axhline, chance)
+    axes.set(ylim=(0, 100), ylabel=ACCURACY)
+    canvas.legend(axes, PAIR if rows["method"].str.contains("/").any() else None)
 
 
 def accuracy_figure(rows: Rows, *, chance: float | None = None, title: str) -> Figure:
@@ -92,22 +88,6 @@ def sweep_figure(rows: pd.DataFrame, train: ImageSet, crafts: Mapping[str, Recip
     }
     radius = max((recipe.radius for recipe in makers.values()), default=0)
     return protection_figure(rows, train.images[place], made, radius=radius, **about)
-
-
-def curves_figure(rows: Rows, *, chance: float | None = None, title: str) -> Figure:
-    """Learning curves, a panel a training radius: means as lines a method, 95 % bands over seeds."""
-    rows = pd.DataFrame(rows).explode("curve", ignore_index=True)
-    rows[["step", "accuracy"]] = rows["curve"].tolist()
-    rows["accuracy"] *= 100
-    radii = sorted(rows["training_radius"].unique())
-    figure = new_figure(min(9.5, 4 + 2.5 * len(radii)), 3.8)
-    panels = figure.subplots(1, len(radii), sharey=True, squeeze=False)[0]
-    for axes, radius in zip(panels, radii, strict=True):
-        canvas.draw_lines(axes, rows[rows["training_radius"] == radius], "step", "accuracy")
-        axes.set(xlabel="learner's step", ylabel=None)
-    _legend_of_accuracy(panels[-1], rows, chance)
-    panels[0].set_ylabel(ACCURACY)
-    return titled(figure, title, panels, [learner(radius) for radius in radii])
 
 
 def points_by_place(rows: pd.DataFrame, value: str, place: str, names: Sequence[str], *, by: str) -> tuple:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy.special import fdtrc, ndtr, ndtri, stdtrit
+from scipy.special import fdtrc, ndtr, stdtrit
 
 Rows = pd.DataFrame | Sequence[dict]
 ONE_SIDE = 0.975  # the quantile at which a 95 % interval ends
@@ -87,27 +87,18 @@ class Reliability:
     """Whether treatments differ by more than their seeds scatter, and how far means over the seeds can be relied on.
 
     f, p: of the treatments, with the seed as block. of_mean: the share of the means' variance that is not scatter of
-    the seeds; of_one: that share for a single seed (intraclass correlation). None is below 0.
+    the seeds, at least 0.
     """
 
     f: float
     p: float
     of_mean: float
-    of_one: float
-
-    def seeds_for(self, reliability: float = 0.8) -> float:
-        """How many seeds give means of this reliability (Spearman and Brown); inf where the treatments do not differ.
-
-        seeds = reliability / (1 - reliability) * (1 - of_one) / of_one
-        """
-        ratio = (1 - self.of_one) / self.of_one if self.of_one else float("inf")
-        return reliability / (1 - reliability) * ratio
 
 
 def reliability(values: Sequence[Sequence[float]]) -> Reliability:
     """The Reliability of values [S, C]: a line for each seed, a column for each treatment, as of blocked_difference.
 
-        f = S * var(means of the columns) / s2;  of_mean = 1 - 1 / f;  of_one = (f - 1) / (f - 1 + S)
+        f = S * var(means of the columns) / s2;  of_mean = 1 - 1 / f
 
     Raises ValueError for fewer than 2 seeds or treatments.
     """
@@ -115,9 +106,7 @@ def reliability(values: Sequence[Sequence[float]]) -> Reliability:
     seeds, columns = values.shape
     s2, freedom = _residual(values)
     f = float(seeds * values.mean(0).var(ddof=1) / s2) if s2 else float("inf")
-    above = max(0.0, f - 1)
-    of_one = 1.0 if np.isinf(f) else above / (above + seeds)
-    return Reliability(f, float(fdtrc(columns - 1, freedom, f)), max(0.0, 1 - 1 / f) if f else 0.0, of_one)
+    return Reliability(f, float(fdtrc(columns - 1, freedom, f)), max(0.0, 1 - 1 / f) if f else 0.0)
 
 
 def attenuated(correlation: float, reliabilities: tuple[float, float]) -> float:
@@ -151,17 +140,6 @@ def power(correlation: float, n: int, reliabilities: tuple[float, float] = (1, 1
     """
     seen = min(abs(attenuated(correlation, reliabilities)), 1 - 1e-12)
     return float(ndtr((np.arctanh(seen) - _critical(n)) * np.sqrt(n - 3)))
-
-
-def detectable(n: int, reliabilities: tuple[float, float] = (1, 1), *, power: float = 0.8) -> float:
-    """The smallest true |correlation| that n pairs show with this power; nan if not even a correlation of 1.
-
-    >>> round(detectable(8), 2)
-    0.85
-    """
-    seen = np.tanh(_critical(n) + ndtri(power) / np.sqrt(n - 3))
-    least = attenuated(1, reliabilities)
-    return float(seen / least) if seen <= least else float("nan")
 
 
 def decide(low: float, high: float, margin: str) -> str:
@@ -263,18 +241,6 @@ def protection(rows: Rows, method: str, training_radius: float) -> pd.Series:
     last = rows.pivot(index="seed", columns="method", values="last")
     last = last.reindex(columns=list(dict.fromkeys(["clean", method]))).dropna()
     return (last["clean"] - last[method]).rename("protection")
-
-
-def early_stopped(rows: Rows) -> pd.DataFrame:
-    """Rows of learners as if each had been stopped at its best evaluation: `last` is its `best`.
-
-    An oracle, because `best` is chosen on the test images: the most that clean validation images could keep. In figures
-    and tables its countermeasure is "early stopping (oracle)".
-
-        rows = pd.concat([rows, early_stopped(rows[rows["countermeasure"] == "none"])])
-    """
-    rows = pd.DataFrame(rows)
-    return rows.assign(last=rows["best"], countermeasure="early stopping (oracle)")
 
 
 def paired(noise_rows: Rows, learner_rows: Rows, training_radius: float) -> pd.DataFrame:

@@ -2,7 +2,7 @@
 
 To add one, write a function and add a line to COUNTERMEASURES; it then works on the command line, in grids and figures.
 Two need no entry: adversarial training at any radius is a learner with PGD(radius), and early stopping is a row's
-`best` in place of its `last` (statistics.early_stopped), an oracle, because `best` is chosen on the test images.
+`best` in place of its `last`, an oracle, because `best` is chosen on the test images.
 """
 
 from collections.abc import Callable, Sequence

@@ -98,7 +98,7 @@ class Trades(TwoBatches):
     Two train-mode passes per image and one forward pass in eval mode, for the prediction at x.
     Source: Zhang et al., ICML 2019.
 
-    >>> sk.Trades(), sk.Trades().passes
+    >>> Trades(), Trades().passes
     (Trades(beta=6.0), 2)
     """
 
@@ -121,7 +121,8 @@ class Mart(TwoBatches):
     p = softmax(f(x)), q = softmax(f(a)), a = perturbation(x). Two train-mode passes per image.
     Source: Wang et al., ICLR 2020.
 
-        recipe = sk.LearnRecipe(sk.PGD(8), objective=sk.Mart(beta=5))
+    >>> sk.LearnRecipe(sk.PGD(8), objective=Mart()).cost(1000).training  # two passes an image
+    10240000
     """
 
     beta: float = 5
@@ -237,7 +238,8 @@ class AugMix:
     Raises ValueError for a negative weight or a severity outside 1 to 10.
     Sources: Hendrycks et al., ICLR 2020; Hua et al., NeurIPS 2021, as this kit reads its text on AugMix.
 
-        recipe = sk.LearnRecipe(objective=sk.AugMix())
+    >>> sk.LearnRecipe(objective=AugMix()).cost(1000).training  # three passes an image
+    15360000
     """
 
     weight: float = 12
