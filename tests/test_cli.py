@@ -25,6 +25,7 @@ from semkit.analysis import cluster
 from semkit.analysis.figures import sweep_figure
 from semkit.analysis.report import read_rows
 from semkit.app.cli import COMMANDS
+from semkit.images.loading import load
 from semkit.nets.engine import Engine
 from semkit.nets.lab import Lab
 from semkit.protections.methods import craft_recipe
@@ -483,6 +484,19 @@ def test_a_design_is_measured_and_a_second_call_finds_its_runs(here):
     before = contents(here / "out")
     assert run(*sweep, "--learner-steps", 6) == 0
     assert contents(here / "out") == before
+
+
+def test_strips_show_protected_images_above_their_noise(here):
+    sweep = ["sweep", "photos", "--out", "out", "--methods", "clean", "em", "cuda", "--radii", "0", "--strips", *QUICK]
+    assert run(*sweep, "--seeds", 1, "--learner-steps", 1) == 0
+    assert [*contents(here / "out/strips")] == ["em.png"]
+    picture = np.asarray(Image.open(here / "out/strips/em.png")).astype(int)
+    train = load("photos", size=8).train
+    for k in (0, 1):
+        first = train.images[train.labels.tolist().index(k)].permute(1, 2, 0).numpy().astype(int)
+        change, noise = picture[:8, 8 * k : 8 * k + 8] - first, picture[8:, 8 * k : 8 * k + 8]
+        assert np.abs(change).max() == 8 and (noise.min(), noise.max()) == (0, 255)
+        assert (noise[change > 0] > 127).all() and (noise[change < 0] < 128).all()
 
 
 def test_the_learners_of_a_design_train_as_long_as_asked_for(here, capsys):

@@ -41,6 +41,7 @@ from semkit.analysis.statistics import protection_for_passes
 from semkit.analysis.study import crafted_surrogate, grid
 from semkit.countermeasures.registry import COUNTERMEASURES
 from semkit.images.augment import FlipCrop, Identity
+from semkit.lessons.craftrun import settings
 from semkit.nets.engine import Engine, predict
 from semkit.nets.lab import Interrupted, Lab
 from semkit.protections.crafting import craft
@@ -297,3 +298,14 @@ def test_fine_tuning_goes_on_from_one_net_with_all_layers_or_the_last_one_alone(
     assert replace(last, pretrained=every.pretrained) == every and every.pretrained.images is spare
     assert made["AT L2 0.5"].perturbation == COUNTERMEASURES["at-l2"].change() == PGD(127.5, 10, norm="l2")
     assert made.keys() - learners_after(names, "quick", 32, image_split()).keys() == {"fine-tuned", "last layer"}
+
+
+def test_the_map_has_what_the_panels_knobs_ask_for():
+    made = DESIGNS["map"]("demo", 32)
+    assert len(made) == 1 + 5 * 5 * 2 and made["8-600-4"] == craft_recipe("sem", "demo")
+    for knobs in ("2-75-0", "16-1200-4"):
+        radius, steps, around = map(int, knobs.split("-"))
+        asked = settings("sem", "demo", radius=radius, surrogate_steps=steps, perturbation_radius=around)
+        assert made[knobs] == asked.recipe
+    assert made["2-75-0"].noise_side == made["2-75-0"].surrogate_side == Clean()
+    assert made["8-600-0"] == sides_alone("demo", 32)["em, SEM's recipe"]

@@ -234,11 +234,24 @@ def colours(preset: str, size: int) -> Crafts:
     return {"clean": None, **made}
 
 
+def knobs(preset: str, size: int) -> Crafts:
+    """SEM's recipe over noise radius, surrogate steps, of an eighth to twice the preset's, and perturbation radius.
+
+    Named by the three: the demo preset's own is "8-600-4". At perturbation radius 0 it has EM's sides.
+    """
+    made: Crafts = {"clean": None}
+    for radius, share, around in product((2, 4, 8, 12, 16), (1 / 8, 1 / 4, 1 / 2, 1, 2), (0, 4)):
+        recipe = craft_recipe("sem", preset, radius=radius, perturbation_radius=around, size=size)
+        steps = round(share * recipe.sgd.steps)
+        made[f"{radius}-{steps}-{around}"] = lasting(recipe, steps)
+    return made
+
+
 DESIGNS: dict[str, Callable[[str, int], Crafts]] = {
     "pairs": pairs, "noise-sides": noise_sides, "sides-alone": sides_alone, "budgets": budgets, "cuda": cuda,
     "cuda-controls": cuda_controls, "cuda-parts": cuda_parts, "cuda-defences": cuda_defences,
     "frozen-judge": frozen_judge, "frozen-judge-long": frozen_judge_long, "stability": stability, "parts": noise_parts,
-    "achromatic": achromatic, "colours": colours, "partial": partly,
+    "achromatic": achromatic, "colours": colours, "partial": partly, "map": knobs,
 }  # fmt: skip
 DEFENCES = ("randomblur", "smoothing", "finetune", "lastlayer", "at-l2", "dat")
 

@@ -6,13 +6,20 @@ sk.show(sk.strip_figure(split.train.images[:6], {"em": noise.levels[:6]}, radius
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+from PIL import Image
 
 from semkit.analysis.canvas import Figure, draw_lines, legend, new_figure, reference, styles, titled
 from semkit.analysis.measure import class_means, radial_spectrum
+from semkit.analysis.study import crafted_noise
+from semkit.images.imageset import ImageSet
+from semkit.images.picture import write_png
+from semkit.nets.lab import Lab
+from semkit.protections.base import Recipe
 from semkit.protections.methods import label_of
 
 
@@ -49,6 +56,17 @@ def strip_rows(originals: torch.Tensor, noises: Mapping[str, torch.Tensor], radi
         rows[f"{label}:\nprotected"] = (originals.to(torch.int16) + noise).clamp(0, 255).to(torch.uint8)
         rows[f"{label}: noise\n±{radius:g} as\nblack, white"] = rescaled(noise, radius)
     return rows
+
+
+def write_strips(train: ImageSet, crafts: Mapping[str, Recipe | None], *, seed: int, lab: Lab, out: Path) -> None:
+    """For each noise a PNG OUT/METHOD.png: an image of each of the first four classes, protected, above its noise."""
+    place = [train.labels.tolist().index(k) for k in range(min(4, len(train.classes)))]
+    for method, recipe in crafts.items():
+        if recipe and recipe.radius is not None:
+            noise = crafted_noise(train, recipe, seed=seed, lab=lab)[0].levels[place]
+            _, *rows = strip_rows(train.images[place], {method: noise}, recipe.radius).values()
+            side_by_side = [np.asarray(row).transpose(2, 0, 3, 1).reshape(row.shape[2], -1, 3) for row in rows]
+            write_png(Image.fromarray(np.vstack(side_by_side)), out / f"{method}.png")
 
 
 def strip_figure(originals: torch.Tensor, noises: Mapping[str, torch.Tensor], *, radius: float) -> Figure:

@@ -141,13 +141,12 @@ def _split(options, report: Report, on_step: OnStep) -> Split:
 
 def learn(options) -> None:
     """semkit learn: fresh learners on images, protected or not; reports their accuracy on clean test images."""
-    report, engine, radius = Report(options.json), engine_of(options), options.perturbation_radius
+    report, engine, radius, rows = Report(options.json), engine_of(options), options.perturbation_radius, []
     recipe = learn_recipe(
         options.preset, perturbation_radius=radius, norm=options.norm, learner=options.learner, size=options.size
     )
     if options.save and options.seeds > 1:
         raise ValueError("one net can be saved: --seeds 1")
-    rows = []
     with bars() as on_step:
         split = _split(options, report, on_step)
         train, recipe = counter(split.train, recipe, options.countermeasure, engine, split.spare)
@@ -203,7 +202,7 @@ def _recipes(options) -> tuple[dict[str, Recipe | None], dict[float | str, Learn
 
 def sweep(options) -> None:
     """semkit sweep, and semkit demo over the embedded images: rows, a table and a figure."""
-    from semkit.analysis import figures  # matplotlib takes a second that the other commands need not pay
+    from semkit.analysis import figures, pictures  # matplotlib takes a second that other commands need not pay
 
     folder.check_place(options.images, options.out)
     engine, design, steps, seeds = engine_of(options), options.design, options.learner_steps, _seeds(options)
@@ -231,6 +230,8 @@ def sweep(options) -> None:
         rows = grid(split, crafts, learners, keep_nets=rises, seeds=seeds, lab=lab, **after)
         rows.insert(0, "preset", options.preset + f", {steps} learner steps" * bool(steps))
         _report_rows(options, rows, table(rows), figures.sweep_figure(rows, split.train, crafts, lab))
+        if options.strips:
+            pictures.write_strips(split.train, crafts, seed=options.seed, lab=lab, out=options.out / "strips")
         if options.measure_noise:
             _measure(options, split, crafts, learners, rows["preset"][0], lab)
 

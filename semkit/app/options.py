@@ -163,6 +163,7 @@ def _sweep(parser) -> None:
     add("--test-limit", "use N test images", _whole(2))
     measured = "measure how perturbations move noises and learners: noise.csv, losses.csv and rises.csv"
     add("--measure-noise", measured, SWITCH)
+    add("--strips", "write a picture of every noise: strips/METHOD.png", SWITCH)
     _add_run(parser)
     _add_rows(parser, 3, required=True)
     add = _group(parser, "processes (need Dask)")

@@ -27,7 +27,6 @@ from semkit.protections.crafting import CraftRecipe
 from semkit.protections.methods import craft_recipe, label_of
 from semkit.protections.noise import Noise
 from semkit.training.learning import accuracy
-from semkit.training.perturb import Clean
 from semkit.training.recipes import LearnRecipe, lasting, learn_recipe
 
 TRAINING_RADII = (0, 4)  # of the learners: ERM and AT
@@ -91,11 +90,9 @@ def settings(
 ) -> Settings:
     """The Settings of a method at a preset; steps and samples that are given replace those of the preset.
 
-    At perturbation_radius 0 both sides are Clean(), whatever the method. Milestones move with the surrogate steps.
+    Milestones move with the surrogate steps.
     """
-    recipe = craft_recipe(method, preset, radius=radius, perturbation_radius=perturbation_radius or 1, size=size)
-    if not perturbation_radius:
-        recipe = replace(recipe, noise_side=Clean(), surrogate_side=Clean())
+    recipe = craft_recipe(method, preset, radius=radius, perturbation_radius=perturbation_radius, size=size)
     recipe = lasting(recipe, surrogate_steps or recipe.sgd.steps)
     budget = dict(steps=noise_steps or recipe.steps, samples=samples or recipe.samples)
     radii = TRAINING_RADII if learners else ()

@@ -74,7 +74,8 @@ def craft_recipe(
         "paper, large": PGD(r, 7, r / 4 or None),
     }[preset]  # fmt: skip
     sides = {"sem": (Uniform(r), pgd), "rem": (pgd, pgd), "em": (Clean(), Clean())}
-    recipe = CraftRecipe(*sides[check_name(method, tuple(sides), "method")], radius, **_fields(method, preset, radius))
+    fields = _fields(check_name(method, tuple(sides), "method"), preset, radius)
+    recipe = CraftRecipe(*sides[method if r else "em"], radius, **fields)
     start = "warm" if class_wise else recipe.start
     return replace(recipe, surrogate=surrogate or recipe.surrogate, class_wise=class_wise, start=start, colour=colour)
 
