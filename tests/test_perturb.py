@@ -15,7 +15,7 @@ from semkit.countermeasures.trainers import ClassBlur, Gaussian, RandomBlur
 from semkit.images.pixels import LEVEL, NORMS, random_point
 from semkit.nets.engine import count_passes
 from semkit.training.bullettrain import BulletTrain, Mined, mining
-from semkit.training.perturb import EOT, PGD, Clean, Uniform
+from semkit.training.perturb import EOT, NFGSM, PGD, Clean, Uniform
 
 ORDER = {"linf": np.inf, "l2": 2, "l1": 1}
 
@@ -117,6 +117,18 @@ def test_linf_pgd_on_a_linear_model_forgets_its_start_and_respects_the_box():
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
 
 
+def test_n_fgsm_takes_one_step_of_the_radius_from_twice_the_radius_and_leaves_the_ball():
+    x, y = batch(4, dtype=torch.float64)[0], torch.tensor([0, 1, 0, 1])
+    w = torch.randn(3, 8, 8, generator=generator(7), dtype=torch.float64)
+    start = (x + 2 * random_point(x, 8 * LEVEL, "linf", generator(3))).clamp(0, 1)
+    expected = (start + 8 * LEVEL * (1 - 2 * y.double()).view(-1, 1, 1, 1) * w.sign()).clamp(0, 1)
+    got = NFGSM(8)(Linear(w), x, y, generator(3))
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
+    assert 20 * LEVEL < (got - x).abs().max() <= 24 * LEVEL
+    projected = PGD(8, 1, 8)(Linear(w), x, y, generator(3))
+    assert (projected - x).abs().max() <= 8 * LEVEL * (1 + 1e-9)
+
+
 @pytest.mark.parametrize("norm", NORMS)
 def test_pgd_raises_the_loss_above_a_random_point_of_the_same_ball(norm):
     model, (x, y) = net(), batch(16)
@@ -144,7 +156,7 @@ def test_pgd_without_steps_is_its_random_start(norm):
 def test_radius_zero_is_clean(norm):
     model, (x, y) = net(), batch()
     assert torch.equal(Clean()(model, x, y), x)
-    for p in (PGD(0, norm=norm), PGD(0, 3, 1, norm), Uniform(0, norm)):
+    for p in (PGD(0, norm=norm), PGD(0, 3, 1, norm), Uniform(0, norm), NFGSM(0)):
         assert torch.equal(p(model, x, y, generator()), x)
 
 
@@ -159,7 +171,7 @@ def test_uniform_follows_its_law_and_piles_up_at_the_box():
 
 # -- limits ------------------------------------------------------------------------------------------------------------
 
-EVERY = [Clean(), Uniform(8), PGD(8, 4, 3)]
+EVERY = [Clean(), Uniform(8), NFGSM(8), PGD(8, 4, 3)]
 EVERY += [p for norm in ("l2", "l1") for p in (Uniform(100, norm), PGD(100, 4, 60, norm))]
 
 
@@ -172,7 +184,8 @@ def test_ball_box_dtype_and_shape_hold(p, dtype):
     got = p(model, x, y, generator())
     assert got.dtype == dtype and got.shape == x.shape and not got.requires_grad
     assert got.min() >= 0 and got.max() <= 1
-    assert lengths(got - x, getattr(p, "norm", "linf")).max() <= p.radius * LEVEL * (1 + 1e-5)
+    reach = 3 * p.radius if isinstance(p, NFGSM) else p.radius
+    assert lengths(got - x, getattr(p, "norm", "linf")).max() <= reach * LEVEL * (1 + 1e-5)
     assert torch.equal(x, kept)
 
 
@@ -226,7 +239,16 @@ def test_the_default_step_is_a_fifth_of_the_radius():
     assert PGD(4) == PGD(4, step_size=0.8) and PGD(8).step_size == 1.6
 
 
-COSTS = [(Clean(), 0), (Uniform(4), 0), (PGD(4), 10), (PGD(4, 3), 3), (PGD(0), 0), (PGD(4, 0), 0)]
+COSTS = [
+    (Clean(), 0),
+    (Uniform(4), 0),
+    (PGD(4), 10),
+    (PGD(4, 3), 3),
+    (PGD(0), 0),
+    (PGD(4, 0), 0),
+    (NFGSM(4), 1),
+    (NFGSM(0), 0),
+]
 
 
 @pytest.mark.parametrize(("p", "passes"), COSTS, ids=repr)
@@ -237,10 +259,10 @@ def test_a_perturbation_knows_its_cost(p, passes):
     assert p.passes == passes and counted.input_gradient == passes * len(x)
 
 
-SIDES = Clean(), Uniform(4), PGD(4, 3), EOT(4, 3, draws=2), RandomBlur(), Gaussian(), ClassBlur(steps=3), BulletTrain()
+SIDES = Clean(), Uniform(4), NFGSM(4), PGD(4, 3), EOT(4, 3, draws=2), RandomBlur(), Gaussian(), ClassBlur(steps=3)
 
 
-@pytest.mark.parametrize("side", SIDES, ids=lambda side: type(side).__name__)
+@pytest.mark.parametrize("side", [*SIDES, BulletTrain()], ids=lambda side: type(side).__name__)
 def test_a_perturbation_knows_whether_an_image_depends_on_the_others_of_its_batch(side):
     model, (x, y) = net(torch.float64), batch(8, dtype=torch.float64)
     y = torch.where(y < 2, model(x).argmax(1), y)  # half of them right: of every kind that BulletTrain knows

@@ -19,8 +19,8 @@ from semkit.protections.base import CleanPart, Crafted, NoiseRecipe, PartlyProte
 from semkit.protections.crafting import CraftRecipe, noise_of_batch
 from semkit.protections.cuda import ClassFilters
 from semkit.protections.methods import PROTECTIONS, craft_recipe
-from semkit.training.perturb import PGD, Clean, Perturbation, Uniform
-from semkit.training.recipes import SGD, LearnRecipe, lasting, learn_recipe
+from semkit.training.perturb import NFGSM, PGD, Clean, Perturbation, Uniform
+from semkit.training.recipes import SGD, LearnRecipe, attack, lasting, learn_recipe
 
 METHODS = ("clean", "em", "sem")  # of a sweep that names none
 AGES = (1 / 6, 1 / 2, 1)  # of the learners of `stability`, as shares of the preset's AT steps
@@ -187,6 +187,26 @@ def budgets(preset: str, size: int) -> Crafts:
     }
 
 
+def frontier(preset: str, size: int) -> Crafts:
+    """SEM with one saving after the other, named "noise steps x EOT samples" as in `budgets`.
+
+    The surrogate side's PGD becomes a single step: R-FGSM starts at random in the ball, N-FGSM at random in one of
+    twice the radius.
+    """
+    sem = craft_recipe("sem", preset, size=size)
+    radius, draw = sem.surrogate_side.radius, replace(sem, samples=1)
+    single = replace(draw, surrogate_side=NFGSM(radius))
+    return {
+        "clean": None,
+        f"{sem.steps} x {sem.samples}": sem,
+        f"{sem.steps} x 1": draw,
+        f"{sem.steps} x 1, R-FGSM": replace(draw, surrogate_side=attack(radius, 1)),
+        f"{sem.steps} x 1, N-FGSM": single,
+        f"{sem.steps} x 1, N-FGSM, 3/4 of the training": lasting(single, 3 * sem.sgd.steps // 4),
+        "1 x 1, N-FGSM": replace(single, steps=1),
+    }
+
+
 def cuda(preset: str, size: int) -> Crafts:
     """Class-wise filters of two strengths."""
     return {"clean": None, "cuda .3": ClassFilters(), "cuda .5": ClassFilters(strength=0.5)}
@@ -251,7 +271,7 @@ DESIGNS: dict[str, Callable[[str, int], Crafts]] = {
     "pairs": pairs, "noise-sides": noise_sides, "sides-alone": sides_alone, "budgets": budgets, "cuda": cuda,
     "cuda-controls": cuda_controls, "cuda-parts": cuda_parts, "cuda-defences": cuda_defences,
     "frozen-judge": frozen_judge, "frozen-judge-long": frozen_judge_long, "stability": stability, "parts": noise_parts,
-    "achromatic": achromatic, "colours": colours, "partial": partly, "map": knobs,
+    "achromatic": achromatic, "colours": colours, "partial": partly, "map": knobs, "frontier": frontier,
 }  # fmt: skip
 DEFENCES = ("randomblur", "smoothing", "finetune", "lastlayer", "at-l2", "dat")
 

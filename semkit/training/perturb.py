@@ -182,6 +182,37 @@ class EOT(PGD):
         return sum(super(EOT, self).gradient(model, x, y) for _ in range(self.draws)) / self.draws
 
 
+@dataclass(frozen=True)
+class NFGSM(Perturbation):
+    """One step of ascent from random noise of twice the radius, not projected onto the ball (N-FGSM).
+
+        z = box(x + u),  u ~ U(-2 radius, 2 radius);   x_adv = box(z + radius * sign(grad CE(f(z), y)))
+
+    So x_adv is up to three times the radius from x. Source: de Jorge et al., NeurIPS 2022.
+    """
+
+    radius: float = 4
+
+    def __post_init__(self):
+        settle(self, radius=check_radius)
+
+    @property
+    def passes(self) -> int:
+        """Input gradients per image."""
+        return 1 if self.radius else 0
+
+    def draw(self, x: Tensor, generator: Generator | None = None) -> Tensor:
+        """u, shaped x."""
+        return random_point(x, 2 * self.radius * LEVEL, "linf", generator)
+
+    def apply(self, model: nn.Module, x: Tensor, y: Tensor, drawn: Tensor, target: Tensor | None = None) -> Tensor:
+        if not self.radius:
+            return x
+        z = (x.detach() + drawn).clamp_(0, 1)
+        uphill = input_gradient(model, z, y if target is None else target).sign_()
+        return uphill.mul_(self.radius * LEVEL).add_(z).clamp_(0, 1)
+
+
 def shrunk(perturbation: Perturbation, share: float) -> Perturbation:
     """The perturbation with `share` of its radius and step size; Clean() where less than half a level is left."""
     if share >= 1 or not perturbation.radius:
