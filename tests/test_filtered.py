@@ -176,7 +176,7 @@ def test_a_fraction_of_every_class_is_filtered_the_rest_is_as_it_was_and_check_k
     assert Counter(name[0] for name, is_changed in changed.items() if is_changed) == {"a": 6, "b": 6}
     assert (report["protected"], report["fraction"]) == (12, 0.5)
     assert not check(str(photos), tmp_path / "out", key=KEY)["problems"]
-    report["recipe"]["fraction"] = report.pop("fraction")  # as an earlier 0.6 wrote it
+    report["recipe"]["fraction"] = report.pop("fraction")  # as 0.5 wrote it
     (tmp_path / "out/report.json").write_text(json.dumps(report))
     assert not check(str(photos), tmp_path / "out", key=KEY)["problems"]
     untouched = next(name for name, is_changed in changed.items() if not is_changed)

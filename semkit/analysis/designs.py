@@ -119,14 +119,6 @@ def frozen_judge(preset: str, size: int, **budget) -> Crafts:
     return {"clean": None, **{name: FrozenRecipe(judge, side, **budget) for name, side in sides.items()}}
 
 
-def frozen_judge_long(preset: str, size: int) -> Crafts:
-    """The same with what it takes until noise crafted against a radius withstands that radius best.
-
-    60 steps, and no augmentation: the random views of an augmentation undo what the inner ascent brings.
-    """
-    return frozen_judge(preset, size, steps=60, augment=Identity())
-
-
 def stability(preset: str, size: int) -> Crafts:
     """The noise sides none, random (SEM) and adversarial (REM) under an adversarial surrogate side."""
     return {name: made for name, made in pairs(preset, size).items() if not name.endswith(("/none", "/random"))}
@@ -270,7 +262,10 @@ def knobs(preset: str, size: int) -> Crafts:
 DESIGNS: dict[str, Callable[[str, int], Crafts]] = {
     "pairs": pairs, "noise-sides": noise_sides, "sides-alone": sides_alone, "budgets": budgets, "cuda": cuda,
     "cuda-controls": cuda_controls, "cuda-parts": cuda_parts, "cuda-defences": cuda_defences,
-    "frozen-judge": frozen_judge, "frozen-judge-long": frozen_judge_long, "stability": stability, "parts": noise_parts,
+    # Long and without augmentation, because its random views undo what the inner ascent brings: only then does noise
+    # crafted against a radius withstand that radius best.
+    "frozen-judge": frozen_judge, "frozen-judge-long": partial(frozen_judge, steps=60, augment=Identity()),
+    "stability": stability, "parts": noise_parts,
     "achromatic": achromatic, "colours": colours, "partial": partly, "map": knobs, "frontier": frontier,
 }  # fmt: skip
 DEFENCES = ("randomblur", "smoothing", "finetune", "lastlayer", "at-l2", "dat")
