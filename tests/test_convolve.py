@@ -123,7 +123,7 @@ def test_the_controls_are_the_same_filters_given_to_other_classes():
     own, one, permuted = (ClassFilters(assignment=how, key=KEY).filters(4) for how in ("own", "one", "permuted"))
     assert torch.equal(one, own[:1].expand(4, 3, 3)) and torch.equal(permuted, own[[1, 2, 3, 0]])
     assert len({str(kernel.tolist()) for kernel in own}) == 4
-    with pytest.raises(ValueError, match="assignment must be one of own, one, permuted, got 'two'"):
+    with pytest.raises(ValueError, match="unknown assignment 'two'; known are own, one, permuted"):
         ClassFilters(assignment="two")
 
 

@@ -161,7 +161,7 @@ def test_a_grid_that_was_stopped_goes_on_to_the_rows_of_one_that_was_not(tmp_pat
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
-        (lambda: Mixed("mixin", 4), "images are mixed by mixup or cutmix, not by 'mixin'"),
+        (lambda: Mixed("mixin", 4), "unknown mixture 'mixin'; did you mean mixup"),
         (lambda: Mixed("mixup", 0), "classes must be a whole number >= 1"),
         (lambda: Mixed("mixup", 4, 0), "alpha must be a finite number above 0, got 0"),
         (lambda: Mixed("mixup", 4, float("nan")), "alpha must be a finite number above 0"),

@@ -195,7 +195,10 @@ class Shown:
 
 
 def show(figure: Figure, *, alt: str, caption: str = "") -> Shown:
-    """The figure for the end of a notebook's cell, with alternative text for those who cannot see it and a caption."""
+    """The figure for the end of a notebook's cell, with alternative text for those who cannot see it and a caption.
+
+    sk.show(sk.accuracy_figure(rows, title="EM"), alt="Accuracy by training radius").save("em.pdf")
+    """
     return Shown(as_html(figure, alt, caption), alt, figure)
 
 

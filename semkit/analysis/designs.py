@@ -143,7 +143,11 @@ class PartRecipe(NoiseRecipe):
 
 
 def noise_parts(preset: str, size: int) -> Crafts:
-    """EM and SEM, and each part of their noise alone: low and high frequencies, grey and colour."""
+    """EM and SEM, and each part of their noise alone: low and high frequencies, grey and colour.
+
+    >>> list(noise_parts("demo", 32))[:4]
+    ['clean', 'em', 'em, low', 'em, high']
+    """
     crafts: dict[str, Recipe | None] = {"clean": None}
     for method in ("em", "sem"):
         whole = craft_recipe(method, preset, size=size)

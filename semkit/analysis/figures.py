@@ -1,8 +1,4 @@
-"""Figures of rows, one function each: rows in (a DataFrame or a list of dicts), a matplotlib Figure out.
-
-rows = sk.read_rows("results/shapes-demo/rows.csv")
-sk.show(sk.accuracy_figure(rows, chance=0.1, title="EM and SEM"), alt="Accuracy by training radius, EM and SEM")
-"""
+"""Figures of rows, one function each: rows in (a DataFrame or a list of dicts), a matplotlib Figure out."""
 
 from collections.abc import Mapping, Sequence
 
@@ -44,7 +40,12 @@ def _draw_accuracy(axes, rows: Rows, chance: float | None) -> None:
 
 
 def accuracy_figure(rows: Rows, *, chance: float | None = None, title: str) -> Figure:
-    """Clean test accuracy over the learner's training radius, a line a method, 95 % intervals over seeds."""
+    """Clean test accuracy over the learner's training radius, a line a method, 95 % intervals over seeds.
+
+    >>> rows = pd.DataFrame({"method": ["clean", "em"], "training_radius": 0, "seed": 0, "last": [0.9, 0.4]})
+    >>> sk.accuracy_figure(rows, chance=0.1, title="Protection by EM")
+    <Figure size 800x400 with 1 Axes>
+    """
     figure = new_figure(8, 4)
     _draw_accuracy(figure.subplots(), rows, chance)
     return titled(figure, title)
@@ -107,6 +108,10 @@ def countermeasures_figure(rows: Rows, *, chance: float | None = None, title: st
     """Clean test accuracy after each countermeasure, points with 95 % intervals, a panel a training radius.
 
     The countermeasures stand in the order of their registry.
+
+    >>> row = {"method": "em", "training_radius": 0, "countermeasure": "jpeg", "last": 0.4}
+    >>> sk.countermeasures_figure([row], chance=0.1, title="JPEG")
+    <Figure size 800x202 with 1 Axes>
     """
     rows = _percent(rows, "last").sort_values("training_radius", kind="stable")
     names = sorted(rows["countermeasure"].unique(), key=registry.place_of)
@@ -123,6 +128,10 @@ def rises_figure(rows: Rows, *, title: str) -> Figure:
     """How much each perturbation raises the loss on protected images, points with 95 % intervals, a panel a learner.
 
     Rows as of measure.rise_rows.
+
+    >>> row = {"method": "em", "learner": "ERM", "perturbation": "random", "rise": 0.1}
+    >>> sk.rises_figure([row], title="Rises of the loss")
+    <Figure size 800x202 with 1 Axes>
     """
     rows = pd.DataFrame(rows)
     names = list(rows["perturbation"].unique())
@@ -149,6 +158,10 @@ def scatter_figure(
 
     Seeds have a thin least-squares line each. means: the mean of a method over its seeds too, black, with the 95 %
     intervals of both columns. The correlation with its intervals stands beside the axes.
+
+    >>> rows = pd.DataFrame({"method": "em", "x": [0, 1, 2], "y": [5, 3, 4]})
+    >>> sk.scatter_figure(rows, x="x", y="y", xlabel="robustness (nats)", ylabel="protection (points)", title="EM")
+    <Figure size 800x460 with 1 Axes>
     """
     rows, figure = pd.DataFrame(rows), new_figure(8, 4.6)
     axes, look = figure.subplots(), styles(rows["method"].unique())
@@ -177,6 +190,8 @@ def losses_figure(rows: Rows, *, log: bool = False, title: str) -> Figure:
 
     Rows with method, direction, radius, loss; several (seeds) of the same radius give a mean and a 95 % band, on the
     log scale those of the logarithms, since an interval of losses near zero would reach below zero.
+
+        sk.losses_figure(sk.read_rows("results/shapes-methods/losses.csv"), title="Losses")
     """
     rows = pd.DataFrame(rows)
     figure = new_figure(8, 4)
@@ -214,6 +229,10 @@ def lines_figure(
     names: the column whose text stands above the points of each x.
     points: the columns of an estimate of the same quantity and of its standard error; where rows have them, their mean
     is a point beside the line, with two standard errors to both sides.
+
+    >>> rows = pd.DataFrame({"method": "em", "step": [0, 1, 2], "loss": [2.3, 1.1, 0.4]})
+    >>> sk.lines_figure(rows, x="step", y="loss", xlabel="step", ylabel="loss (nats)", title="Loss")
+    <Figure size 800x400 with 1 Axes>
     """
     rows = pd.DataFrame(rows)
     figure = new_figure(8, 4)

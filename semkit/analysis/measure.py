@@ -19,7 +19,7 @@ from torch import nn
 from semkit.analysis.study import crafted_surrogate, learned_net
 from semkit.images.augment import Augment, FlipCrop, Identity
 from semkit.images.imageset import ImageSet, Split
-from semkit.images.pixels import check_count
+from semkit.images.pixels import check_count, check_name
 from semkit.nets.engine import engine_of, predict
 from semkit.nets.lab import Lab, as_dict, as_json, kept
 from semkit.nets.weights import drawing
@@ -47,6 +47,8 @@ def losses(
 
     Every draw has its own t ~ augment and its own random numbers of the perturbation. The same seed gives the same
     losses, also for a net with injected noise.
+
+        loss = sk.measure.losses(net, split.test, sk.PGD(4)).mean()
     """
     engine = engine_of(model)
     images = images.to(engine.device)
@@ -91,7 +93,11 @@ def losses_along(model: nn.Module, images: ImageSet, radii: Sequence[float], *, 
 
 
 def cosine(noise: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """[N]: the cosine of the angle between two noises [N,C,H,W] of every image: 1 if alike, about 0 if unrelated."""
+    """[N]: the cosine of the angle between two noises [N,C,H,W] of every image: 1 if alike, about 0 if unrelated.
+
+    >>> cosine(torch.ones(2, 1, 2, 2), -torch.ones(2, 1, 2, 2))
+    tensor([-1., -1.], dtype=torch.float64)
+    """
     return F.cosine_similarity(noise.flatten(1).double(), other.flatten(1).double())
 
 
@@ -118,8 +124,7 @@ def radial_spectrum(noise) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _part(noise: torch.Tensor, part: str, cut: float) -> torch.Tensor:
-    if part not in PARTS:
-        raise ValueError(f"part must be one of {', '.join(PARTS)}, got {part!r}")
+    check_name(part, PARTS, "part")
     whole = noise.double()
     if part in ("low", "high"):
         rows, columns = (torch.fft.fftfreq(side, dtype=torch.float64) for side in noise.shape[2:])
@@ -146,12 +151,20 @@ def noise_part(noise: torch.Tensor, part: str, cut: float = CUT) -> torch.Tensor
 
 
 def part_share(noise: torch.Tensor, part: str, cut: float = CUT) -> float:
-    """The share of the noise's mean square that its part has, before rounding; the two of a pair add up to 1."""
+    """The share of the noise's mean square that its part has, before rounding; the two of a pair add up to 1.
+
+    >>> part_share(torch.ones(1, 3, 4, 4), "grey")
+    1.0
+    """
     return float(_part(noise, part, cut).square().mean() / noise.double().square().mean())
 
 
 def class_means(noise, labels) -> tuple[np.ndarray, np.ndarray]:
-    """(the K labels that occur, their mean noise [K,C,H,W]) of noise [N,C,H,W] and labels [N]."""
+    """(the K labels that occur, their mean noise [K,C,H,W]) of noise [N,C,H,W] and labels [N].
+
+    >>> class_means(np.ones((4, 3, 8, 8)), [0, 0, 2, 2])[1].shape
+    (2, 3, 8, 8)
+    """
     noise, labels = np.asarray(noise), np.asarray(labels)
     present = np.unique(labels)
     return present, np.stack([noise[labels == label].mean(0, dtype=float) for label in present])
@@ -162,13 +175,15 @@ def embed(vectors, kind: str = "pca", *, seed: int = 0) -> np.ndarray:
 
     Distances are to scale by PCA only; t-SNE and UMAP keep neighbours, and both first reduce to 50 components by PCA.
     Raises ValueError for any other kind, for fewer than 4 vectors, and where UMAP is asked for and not installed.
+
+    >>> embed(np.random.default_rng(0).normal(size=(10, 3, 4, 4))).shape
+    (10, 2)
     """
     from sklearn.decomposition import PCA  # half a second that importing semkit need not pay
 
     vectors = np.asarray(vectors, np.float64)
     vectors = vectors.reshape(len(vectors), -1)
-    if kind not in ("pca", "tsne", "umap"):
-        raise ValueError(f'kind must be "pca", "tsne" or "umap", got {kind!r}')
+    check_name(kind, ("pca", "tsne", "umap"), "kind of embedding")
     if len(vectors) < 4:
         raise ValueError(f"an embedding needs 4 vectors or more, got {len(vectors)}")
     if kind == "umap" and not find_spec("umap"):

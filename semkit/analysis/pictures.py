@@ -1,8 +1,4 @@
-"""Figures of images, of noise and of its patterns.
-
-noise, _ = sk.crafted_noise(split.train, sk.craft_recipe("em", "demo"))
-sk.show(sk.strip_figure(split.train.images[:6], {"em": noise.levels[:6]}, radius=8), alt="Images with EM noise")
-"""
+"""Figures of images, of noise and of its patterns."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -70,7 +66,10 @@ def write_strips(train: ImageSet, crafts: Mapping[str, Recipe | None], *, seed: 
 
 
 def strip_figure(originals: torch.Tensor, noises: Mapping[str, torch.Tensor], *, radius: float) -> Figure:
-    """Originals uint8 [N,C,H,W], and below them for each method's int8 noise the protected images and the noise."""
+    """Originals uint8 [N,C,H,W], and below them for each method's int8 noise the protected images and the noise.
+
+    sk.strip_figure(split.train.images[:6], {"em": noise.levels[:6]}, radius=8)
+    """
     rows = strip_rows(originals, noises, radius)
     figure = new_figure(1.2 + 0.9 * len(originals), 0.2 + 0.9 * len(rows))
     draw_rows(figure, rows)
@@ -78,14 +77,22 @@ def strip_figure(originals: torch.Tensor, noises: Mapping[str, torch.Tensor], *,
 
 
 def images_figure(rows: Mapping[str, torch.Tensor], *, title: str) -> Figure:
-    """A labelled row of images for each uint8 [N,C,H,W]; all N alike."""
+    """A labelled row of images for each uint8 [N,C,H,W]; all N alike.
+
+    >>> sk.images_figure({"original": torch.zeros(4, 3, 8, 8, dtype=torch.uint8)}, title="Four black images")
+    <Figure size 520x130 with 4 Axes>
+    """
     figure = new_figure(1.6 + 0.9 * max(len(images) for images in rows.values()), 0.4 + 0.9 * len(rows))
     draw_rows(figure, {label: images.cpu() for label, images in rows.items()})
     return titled(figure, title)
 
 
 def gallery_figure(pictures: Mapping[str, torch.Tensor], *, columns: int = 8, title: str) -> Figure:
-    """Named uint8 pictures [C,H,W] in lines of `columns`, each in a thin frame."""
+    """Named uint8 pictures [C,H,W] in lines of `columns`, each in a thin frame.
+
+    >>> sk.gallery_figure({"black": torch.zeros(3, 8, 8, dtype=torch.uint8)}, title="One black picture")
+    <Figure size 450x185 with 1 Axes>
+    """
     columns = min(columns, len(pictures))
     lines = math.ceil(len(pictures) / columns)
     figure = new_figure(max(4.5, 1.25 * columns), 0.4 + 1.45 * lines)
@@ -103,6 +110,9 @@ def class_means_figure(noise: torch.Tensor, labels: torch.Tensor, classes: Seque
     """The mean of the noise over the images of each class that occurs in labels, all rescaled alike.
 
     The scale is the level that 98 % of the means do not exceed: by the largest alone they would all be grey.
+
+    >>> sk.class_means_figure(torch.ones(2, 3, 8, 8), torch.tensor([0, 1]), ["cat", "dog"], radius=8)
+    <Figure size 450x185 with 2 Axes>
     """
     present, means = class_means(noise, labels)
     scale = float(np.quantile(np.abs(means), 0.98)) or 1.0
@@ -115,6 +125,9 @@ def spectrum_figure(noises: Mapping[str, torch.Tensor], *, title: str) -> Figure
     """Power of each noise [N,C,H,W] over spatial frequency, of white noise of the same variance as 1.
 
     A line is the mean over the N images, its band holds the middle 90 % of them.
+
+    >>> sk.spectrum_figure({"em": torch.randn(4, 3, 8, 8)}, title="Spectrum")
+    <Figure size 800x400 with 1 Axes>
     """
     found = []
     for method, noise in noises.items():
@@ -137,6 +150,9 @@ def embedding_figure(
     """Points [N,2] by the names of their N groups; a panel for each entry of `points`, named by its key.
 
     joined: two groups of equally many points; the points of each that belong together are joined by a thin line.
+
+    >>> sk.embedding_figure({"PCA": np.eye(4)[:, :2]}, ["em", "em", "sem", "sem"], title="Noises")
+    <Figure size 520x390 with 1 Axes>
     """
     figure, groups = new_figure(1.8 + 3.4 * len(points), 3.9), np.asarray(groups)
     panels = figure.subplots(1, len(points), squeeze=False)[0]

@@ -49,6 +49,11 @@ def table(rows: Rows) -> str:
     """Rows of a sweep in Markdown: a line a method (and countermeasure), a column a way to train, accuracy in %.
 
     ± half the 95 % interval over seeds. Rows that tell noise_seconds get a column of them.
+
+    >>> print(table([{"method": "em", "training_radius": 0, "last": 0.4}]))
+    | trained on | ERM  |
+    |------------|------|
+    | EM         | 40.0 |
     """
     rows = pd.DataFrame(rows)
     names = rows["method"].map(label_of)

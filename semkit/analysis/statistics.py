@@ -15,7 +15,11 @@ ONE_SIDE = 0.975  # the quantile at which a 95 % interval ends
 
 
 def learner(radius: float) -> str:
-    """ERM, or AT with its training radius in levels."""
+    """ERM, or AT with its training radius in levels.
+
+    >>> learner(0), learner(4)
+    ('ERM', 'AT 4/255')
+    """
     return f"AT {radius:g}/255" if radius else "ERM"
 
 
@@ -262,6 +266,8 @@ def protection_for_passes(rows: Rows, images: int) -> pd.DataFrame:
         ERM, AT 4/255, ...: protection from a learner so trained, in points of accuracy; nan without rows of it
 
     Rows as of study.grid. Raises what protection raises.
+
+        sk.statistics.protection_for_passes(sk.read_rows("results/cifar10-budgets/rows.csv"), images=4000)
     """
     rows = pd.DataFrame(rows)
     noisy, radii = rows[rows["method"] != "clean"], rows["training_radius"].unique()

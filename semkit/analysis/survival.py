@@ -47,6 +47,9 @@ def along(noise: Tensor, left: Tensor) -> tuple[float, float]:
         gain = <left, noise> / <noise, noise>,   cosine = <left, noise> / (|left| |noise|)
 
     Over all images together. cosine is 0 if nothing is left. Raises ValueError for zero noise.
+
+    >>> along(torch.tensor([3.0, 4.0]), torch.tensor([3.0, 0.0]))
+    (0.36, 0.6)
     """
     noise, left = noise.double(), left.double()
     if not (energy := float(noise.square().sum())):
@@ -147,7 +150,11 @@ def predicted_survival(
 
 
 def achromatic_share(noise: Tensor) -> float:
-    """The share of the energy of a noise [N,3,H,W] that is grey: 1 if R = G = B, 1/3 for independent channels."""
+    """The share of the energy of a noise [N,3,H,W] that is grey: 1 if R = G = B, 1/3 for independent channels.
+
+    >>> achromatic_share(torch.ones(1, 3, 8, 8))
+    1.0
+    """
     noise = noise.double()
     return float(3 * noise.mean(1).square().sum() / noise.square().sum())
 
@@ -156,6 +163,9 @@ def spectrum_shares(noise: Tensor) -> dict[str, float]:
     """The shares of a noise's energy by frequency: u + v = 0, 1-2, 3-5 and 6+ of the DCT of 8 x 8 blocks; [N,C,H,W].
 
     White noise has 1/64, 5/64, 15/64 and 43/64. Rows and columns that fill no block are left out.
+
+    >>> spectrum_shares(torch.ones(1, 3, 8, 8))["0"]
+    1.0
     """
     height, width = (side // BLOCK * BLOCK for side in noise.shape[2:])
     blocks = noise[..., :height, :width].double().unfold(2, BLOCK, BLOCK).unfold(3, BLOCK, BLOCK)

@@ -3,6 +3,9 @@
 To add one, write a function and add a line to COUNTERMEASURES; it then works on the command line, in grids and figures.
 Two need no entry: adversarial training at any radius is a learner with PGD(radius), and early stopping is a row's
 `best` in place of its `last`, an oracle, because `best` is chosen on the test images.
+
+>>> sk.COUNTERMEASURES["jpeg"].label, sk.registry.named("jpeg-30").option
+('JPEG {}', 30)
 """
 
 from collections.abc import Callable, Sequence

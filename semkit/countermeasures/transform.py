@@ -36,6 +36,8 @@ class Transform:
     Neither a label nor the classifier is looked at, so that g is the same in training and at test. radius 51 levels (a
     fifth of the range), 13 steps of radius / 5. Without random_start g is deterministic: the same x, the same g(x).
     external: a file of models.save_net; `content` tells which net was in it. Raises ValueError where there is none.
+
+        g = sk.transform.Transform("external.safetensors")  # made by semkit learn IMAGES --save
     """
 
     external: str

@@ -15,7 +15,7 @@ from torch import Generator, Tensor
 
 from semkit.images.imageset import ImageSet
 from semkit.images.picture import through_jpeg
-from semkit.images.pixels import check_count, drawn_seed, to_float
+from semkit.images.pixels import check_count, check_name, drawn_seed, to_float
 
 BATCH = 256
 Draws = Sequence[Generator]  # one generator for each image of a batch
@@ -201,11 +201,8 @@ def corrupted(images: ImageSet, kind: str, severity: int, *, seed: int = 0) -> I
     An image's draws depend on the seed, the kind and its index in the set, not on the severity or the other images.
     Raises ValueError for an unknown kind or severity.
     """
-    if kind not in KINDS:
-        raise ValueError(f"unknown corruption {kind!r}; known are {', '.join(KINDS)}")
-    if check_count(severity, "severity") > 5:
-        raise ValueError(f"severity must be 0 to 5, got {severity}")
-    if severity == 0:
+    check_name(kind, tuple(KINDS), "corruption")
+    if check_count(severity, "severity", 0, 5) == 0:
         return images
     function, made = KINDS[kind], images.zeros()
     stream = torch.Generator().manual_seed(seed * 1_000_003 + list(KINDS).index(kind))

@@ -123,9 +123,9 @@ def check_name(name: str, known: tuple[str, ...], what: str) -> str:
     raise ValueError(f"unknown {what} {name!r}; {hint}")
 
 
-def check_norm(name: str, what: str = "norm") -> str:
-    """`name` if it is in NORMS; raises ValueError with the nearest known name otherwise."""
-    return check_name(name, NORMS, what)
+def one_of(*known: str) -> Callable[[str, str], str]:
+    """A check for `settle`: the field must be one of these names."""
+    return lambda value, name: check_name(value, known, name)
 
 
 def settle(recipe, **checks: Callable[[object, str], object]) -> None:
@@ -171,7 +171,11 @@ def to_float(images: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.
 
 
 def to_levels(noise: torch.Tensor) -> torch.Tensor:
-    """Noise as int8 levels of the same shape: clip(round(255 * noise), -128, 127)."""
+    """Noise as int8 levels of the same shape: clip(round(255 * noise), -128, 127).
+
+    >>> to_levels(torch.tensor([8 / 255, -1.0]))
+    tensor([   8, -128], dtype=torch.int8)
+    """
     return (noise * 255).round().clamp(-128, 127).to(torch.int8)
 
 
@@ -208,7 +212,11 @@ def to_draw(like: torch.Tensor) -> torch.Tensor:
 
 
 def uniform(like: torch.Tensor, radius: float, generator: torch.Generator | None = None) -> torch.Tensor:
-    """Independent draws from U(-radius, radius), shaped `like`; radius on the scale of `like`."""
+    """Independent draws from U(-radius, radius), shaped `like`; radius on the scale of `like`.
+
+    >>> uniform(torch.zeros(2, 3, 4, 4), 4 / 255).abs().max() <= 4 / 255
+    tensor(True)
+    """
     return to_draw(like).uniform_(-radius, radius, generator=generator)
 
 

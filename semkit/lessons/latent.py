@@ -15,7 +15,7 @@ import pandas as pd
 from scipy.optimize import minimize_scalar
 from scipy.special import ndtr, owens_t
 
-from semkit.images.pixels import check_count
+from semkit.images.pixels import check_count, check_name
 from semkit.lessons.answers import checker
 
 LABELS = ("mixture", "probit")
@@ -44,8 +44,7 @@ class Latent:
             raise ValueError(f"W must be [d,k] and mu [k] with 1 <= k <= d, got {shapes}")
         if not self.mu.any():
             raise ValueError("mu must not be 0, because then nothing tells the classes apart")
-        if self.labels not in LABELS:
-            raise ValueError(f"labels must be one of {', '.join(LABELS)}, got {self.labels!r}")
+        check_name(self.labels, LABELS, "labels")
 
     @cached_property
     def basis(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -85,8 +84,7 @@ def latent_model(
     k, d = check_count(k, "the latent dimension k", 1), check_count(d, "the dimension d", 1)
     if not 0 < norm < math.inf:
         raise ValueError(f"norm must be a finite number > 0, got {norm:g}")
-    if contrast not in CONTRASTS:
-        raise ValueError(f"contrast must be one of {', '.join(CONTRASTS)}, got {contrast!r}")
+    check_name(contrast, CONTRASTS, "contrast")
     W = np.random.default_rng(seed).standard_normal((d, k)) / math.sqrt(k if contrast == "pixel" else d)
     return Latent(W, np.full(k, norm / math.sqrt(k)), labels)
 

@@ -203,18 +203,15 @@ def engine_of(model: nn.Module) -> Engine:
     return getattr(model, "engine", None) or Engine()
 
 
-def _largest(engine: Engine) -> int:
-    return TENSOR[torch.device(engine.device).type]
-
-
 def how_run(model: nn.Module) -> str:
     """One line for reports: how a prepared model is run, and why a fast path is not taken."""
     engine, folded = model.engine, model.folded
+    largest = TENSOR[torch.device(engine.device).type] / 2**20
     why_not = {
         "channels_last": None if engine.layout == torch.channels_last else OFF,
         "folded": folded.why_not if folded else OFF,
         **({"compiled": folded.not_compiled} if engine.compile else {}),
-        f"samples batched up to {_largest(engine) / 2**20:g} MiB a tensor": None if engine.batch_samples else OFF,
+        f"samples batched up to {largest:g} MiB a tensor": None if engine.batch_samples else OFF,
         "freed memory kept": None if engine.keep_memory and keep_freed() else NOT_HERE if engine.keep_memory else OFF,
     }
     ways = [f"not {way} ({why})" if why else way for way, why in why_not.items()]
@@ -241,7 +238,7 @@ def batches_per_pass(model: nn.Module, x: torch.Tensor) -> int:
     engine = getattr(model, "engine", None)
     if not (engine and engine.batch_samples and hasattr(model, "widest")) or alphas(model):
         return 1
-    return max(1, (_largest(engine) - 1) // (len(x) * _widest(model, x[:1])))
+    return max(1, (TENSOR[torch.device(engine.device).type] - 1) // (len(x) * _widest(model, x[:1])))
 
 
 def _widest(model: nn.Module, x: torch.Tensor) -> int:
@@ -285,7 +282,11 @@ def logits(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def predict(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """Eval-mode logits [N,classes] without a graph."""
+    """Eval-mode logits [N,classes] without a graph.
+
+    >>> predict(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), torch.zeros(5, 3, 2, 2)).shape
+    torch.Size([5, 2])
+    """
     _count("forward", len(x))
     with evaluating(model):
         return logits(model, x)

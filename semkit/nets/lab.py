@@ -23,7 +23,12 @@ OnStep = Callable[[str, int, int, dict], bool | None]
 
 
 class Interrupted(Exception):
-    """A run was stopped, because Lab.on_step returned True. Finished runs and the saved state are kept."""
+    """A run was stopped, because Lab.on_step returned True. Finished runs and the saved state are kept.
+
+    >>> sk.Lab(on_step=lambda *told: True, what="training").report(5, 10, {})
+    Traceback (most recent call last):
+    semkit.nets.lab.Interrupted: stopped while training, 5 of 10; finished runs are kept
+    """
 
 
 @dataclass(frozen=True)

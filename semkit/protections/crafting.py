@@ -131,6 +131,8 @@ def noise_step(
     With colour 0, sign(g) is the sign of the sum of g over R, G and B.
     x [N,C,H,W] in [0,1], y [N], delta [N,C,H,W] with |delta| <= radius/255 -> the new delta. Class-wise noise: delta
     [M,C,H,W], and rows [N], which delta each image has. Source: Liu et al., AAAI 2024; EM: Huang et al., ICLR 2021.
+
+        delta = sk.crafting.noise_step(net, x, y, torch.zeros_like(x), recipe, engine.generator(0))
     """
     protected = x + (delta if rows is None else delta[rows])
     seen = x.new_empty(*x.shape[:2], *map(recipe.augment.output_size, x.shape[2:]))  # for its shape only

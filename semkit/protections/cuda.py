@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from semkit.images.imageset import ImageSet
-from semkit.images.pixels import check_count, check_fraction, parse_count, to_float
+from semkit.images.pixels import check_count, check_fraction, one_of, parse_count, settle, to_float
 from semkit.nets.lab import Lab
 from semkit.protections.base import Change, Option, Protection, Recipe
 
@@ -102,6 +102,9 @@ def convolve_set(images: ImageSet, filters: torch.Tensor) -> ImageSet:
     Values are rounded to 8 bits. Computed on the CPU, so that the bytes do not depend on where the images are. The
     change is not bounded by a radius. Raises ValueError for fewer filters than classes and a kernel larger than the
     images.
+
+    >>> convolve_set(sk.shapes.embedded(20, 10).train, class_filters("a private key", 10))
+    ImageSet('shapes', 20 images of 32x32, 10 classes)
     """
     if len(filters) < len(images.classes):
         raise ValueError(f"{len(images.classes)} classes need as many filters, got {len(filters)}")
@@ -142,8 +145,7 @@ class ClassFilters(Recipe):
     method = "cuda"
 
     def __post_init__(self):
-        if self.assignment not in ASSIGNMENTS:
-            raise ValueError(f"assignment must be one of {', '.join(ASSIGNMENTS)}, got {self.assignment!r}")
+        settle(self, assignment=one_of(*ASSIGNMENTS))
         self.filters(2)
 
     def filters(self, classes: int, seed: int = 0) -> torch.Tensor:

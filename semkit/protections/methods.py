@@ -1,4 +1,8 @@
-"""Every protection by its name, with its recipe at every preset: PROTECTIONS, and the recipes of a sweep."""
+"""Every protection by its name, with its recipe at every preset: PROTECTIONS, and the recipes of a sweep.
+
+>>> sk.PROTECTIONS["sem"].label, sk.PROTECTIONS["sem"].radius
+('SEM', 8)
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -102,6 +106,9 @@ class RandomGrey(NoiseRecipe):
         noise of class k = radius * random signs, one for every `block` x `block` pixels and all three channels
 
     Raises ValueError for a radius that int8 noise cannot have.
+
+    >>> RandomGrey(8, block=16).apply(sk.shapes.embedded(20, 10).train)[0]
+    ImageSet('shapes', 20 images of 32x32, 10 classes)
     """
 
     radius: float = 8

@@ -146,6 +146,8 @@ def load(path: str | Path, *, images=None) -> Noise:
 
     Checks dtype, shape and radius and, given images (an ImageSet), that the noise was made for them.
     Raises NoiseError that says which check failed.
+
+        noise = sk.noise.load("OUT/noise.safetensors", images=split.train)
     """
     try:
         tensors, record = read_tensors(path, ("radius", *KINDS))

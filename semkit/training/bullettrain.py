@@ -19,6 +19,9 @@ class Mined:
 
     average: moving average of the adversarial accuracy, which sets the threshold. last, all: the numbers of images of
     each of KINDS, in the last batch and in all batches.
+
+    >>> Mined(all=(1, 2, 1)).shares
+    {'outlier': 0.25, 'boundary': 0.5, 'robust': 0.25}
     """
 
     average: float = 0.0
@@ -47,22 +50,38 @@ def mining(mined: Mined | None = None):
     """Inside a with-block, mining in this thread reads and updates `mined`, by default a new Mined.
 
     Outside of a block every batch counts as the first one, because a perturbation is a frozen recipe without memory.
+
+    >>> with mining(Mined(average=0.5)) as mined:
+    ...     print(mined.average)
+    0.5
     """
     return within(_mined, mined or Mined())
 
 
 def spread(p: Tensor, y: Tensor) -> Tensor:
-    """Signed spread of predictions p [N,classes]: std over the classes, negative where the top class is not y. [N]."""
+    """Signed spread of predictions p [N,classes]: std over the classes, negative where the top class is not y. [N].
+
+    >>> spread(torch.tensor([[0.75, 0.25], [0.75, 0.25]]), torch.tensor([0, 1]))
+    tensor([ 0.2500, -0.2500])
+    """
     return torch.where(p.argmax(1) == y, 1.0, -1.0).to(p) * p.std(1, correction=0)
 
 
 def threshold(v: Tensor, average: float) -> Tensor:
-    """max(0, quantile of v at 1 - average), so that about the share `average` of the images lies above it."""
+    """max(0, quantile of v at 1 - average), so that about the share `average` of the images lies above it.
+
+    >>> threshold(torch.tensor([-0.5, 0.0, 0.5]), 0.25)
+    tensor(0.2500)
+    """
     return v.float().quantile(1 - average).clamp(min=0)
 
 
 def groups(v: Tensor, limit: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Indices of outliers (v < 0), boundary images (0 <= v <= limit) and robust images (v > limit)."""
+    """Indices of outliers (v < 0), boundary images (0 <= v <= limit) and robust images (v > limit).
+
+    >>> groups(torch.tensor([-0.1, 0.1, 0.4]), 0.25)
+    (tensor([0]), tensor([1]), tensor([2]))
+    """
     outlier, robust = v < 0, v > limit
     return tuple(mask.nonzero().flatten() for mask in (outlier, ~(outlier | robust), robust))
 

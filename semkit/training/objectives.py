@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from semkit.images.pixels import check_count, check_nonnegative, drawn_seed, seeded, settle, through_levels
+from semkit.images.pixels import check_count, check_name, check_nonnegative, drawn_seed, seeded, settle, through_levels
 from semkit.nets.engine import predict, training_logits
 from semkit.nets.weights import lasso
 from semkit.training.bullettrain import BulletTrain, Mining
@@ -176,8 +176,7 @@ class Mixed:
     passes = 1
 
     def __post_init__(self):
-        if self.by not in MIXTURES:
-            raise ValueError(f"images are mixed by {' or '.join(MIXTURES)}, not by {self.by!r}")
+        check_name(self.by, tuple(MIXTURES), "mixture")
         settle(self, classes=partial(check_count, least=1))
         object.__setattr__(self, "alpha", float(self.alpha))
         if not 0 < self.alpha < float("inf"):

@@ -16,11 +16,12 @@ from torch import Generator, Tensor, nn
 from semkit.images.imageset import ImageSet
 from semkit.images.pixels import (
     LEVEL,
+    NORMS,
     ascent_direction,
     check_count,
-    check_norm,
     check_radius,
     check_step_size,
+    one_of,
     project,
     random_point,
     settle,
@@ -90,7 +91,7 @@ class Uniform(Perturbation):
     norm: str = "linf"
 
     def __post_init__(self):
-        settle(self, radius=check_radius, norm=check_norm)
+        settle(self, radius=check_radius, norm=one_of(*NORMS))
 
     def draw(self, x: Tensor, generator: Generator | None = None) -> Tensor:
         """u, shaped x."""
@@ -121,7 +122,7 @@ class PGD(Perturbation):
     random_start: bool = True
 
     def __post_init__(self):
-        settle(self, radius=check_radius, steps=check_count, norm=check_norm)
+        settle(self, radius=check_radius, steps=check_count, norm=one_of(*NORMS))
         size = self.radius / 5 if self.step_size is None else check_step_size(self.step_size)
         object.__setattr__(self, "step_size", size)
 
@@ -164,6 +165,9 @@ class EOT(PGD):
 
     With one draw such a net looks more robust than it is, because its gradient is noisy. Source: Athalye et al., ICML
     2018 (expectation over transformation). Raises ValueError for draws < 1.
+
+    >>> EOT(8, 10, draws=4).passes
+    40
     """
 
     draws: int = 8
