@@ -1,4 +1,4 @@
-"""A figure made, shown at the end of a notebook's cell, and saved; and the look that all figures share."""
+"""How figures are made, shown in notebooks and saved, and the look that all of them share."""
 
 import base64
 import html
@@ -120,18 +120,18 @@ def draw_points(axes, rows: pd.DataFrame, x: str, y: str, *, by: str = "method",
 
 
 def reference(line: Callable, value: float, label: str) -> None:
-    """A dotted line to compare with; line: the axhline or axvline of some axes."""
+    """A dotted reference line; line: axhline or axvline of the axes."""
     line(value, color="0.4", lw=1, ls=":", label=label)
 
 
 def chance_line(line: Callable, chance: float | None) -> None:
-    """The accuracy of a guess, of 1, as such a line in %, if it is given."""
+    """A reference line at the accuracy of guessing, in %; chance: of 1, or None for no line."""
     if chance is not None:
         reference(line, 100 * chance, f"chance ({100 * chance:.3g} %)")
 
 
 def legend(axes, title: str | None = None) -> None:
-    """The legend of the axes, right of them, where it hides nothing; dotted lines of reference come last."""
+    """The legend to the right of the axes, where it hides nothing; reference lines come last."""
     from semkit.protections.methods import label_of
 
     found = sorted(zip(*axes.get_legend_handles_labels(), strict=True), key=lambda entry: entry[0] in axes.lines)
@@ -177,7 +177,7 @@ def as_html(figure: Figure, alt: str, caption: str = "", *, live: bool = False) 
 
 @dataclass(frozen=True, repr=False)
 class Shown:
-    """What a notebook's cell ends with: a page shows the HTML, a terminal the alternative text; save writes a file."""
+    """A figure at the end of a notebook's cell: HTML on a page, the alternative text in a terminal."""
 
     html: str
     alt: str

@@ -256,7 +256,7 @@ def lines_figure(
 
 
 def draw_right(axes, right: Mapping[int, tuple[float, float]], total: int, method: str = DEFAULT) -> None:
-    """The shares of images that a surrogate labels rightly over its steps: step -> (with noise, without)."""
+    """A surrogate's accuracy over its steps. right: step -> (on images with noise, without)."""
     for place, (name, look) in enumerate({"with their noise": method, "without": "clean"}.items()):
         axes.plot(list(right), [100 * pair[place] for pair in right.values()], ms=4, label=name, **styles([look])[look])
     axes.set(xlim=(0, total), ylim=(0, 100), xlabel="step", ylabel="surrogate right (%)")
@@ -265,7 +265,7 @@ def draw_right(axes, right: Mapping[int, tuple[float, float]], total: int, metho
 
 
 def progress_figure(losses: Mapping[int, float], right: Mapping[int, tuple[float, float]], total: int) -> Figure:
-    """A crafting of `total` steps so far: the surrogate's loss, and the shares it gets right (with noise, without)."""
+    """Progress of crafting in `total` steps: the surrogate's loss, and its accuracy with noise and without."""
     figure = new_figure(5.4, 3.8)
     upper, lower = figure.subplots(2, 1, sharex=True)
     upper.plot(losses.keys(), losses.values(), color="#0072B2", lw=1)

@@ -1,5 +1,5 @@
-"""What is measured of nets and of noise: losses, robustness, stability; spectra, class means and embeddings of noise;
-and rows of it for every noise of a sweep.
+"""Measures of nets and of noise: losses, robustness, stability; spectra, class means and embeddings of noise; and rows
+of them for every noise of a sweep.
 
 The published definitions were not all available; robustness and stability are as defined here, after Liu et al.,
 AAAI 2024. Both are negative losses: the higher, the less the perturbation does.

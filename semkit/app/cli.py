@@ -1,4 +1,4 @@
-"""The command line: its commands, what is said where, progress bars, and every error as one line and an exit code.
+"""The command line: commands, output streams, progress bars, and errors as one line and an exit code.
 
 torch is imported once a command is named: semkit --help and --version need none.
 """
@@ -133,9 +133,9 @@ def _once() -> Callable:
 
 @contextlib.contextmanager
 def streams() -> Iterator[None]:
-    """Inside the block stdout and stderr can be written to, even if they are closed, and whatever a name holds.
+    """Inside the block stdout and stderr can be written to even if they were closed, and take any file name.
 
-    What cannot be written at the end is dropped, because Python would end with an exit code of its own for it.
+    What cannot be flushed at the end is discarded, because Python would exit with a code of its own.
     """
     with contextlib.ExitStack() as stack:
         for name in ("stdout", "stderr"):
@@ -157,13 +157,13 @@ def _flush(stream) -> None:
 
 
 def _drop(stream) -> None:
-    """From now on write to the stream nothing, nor what it still holds."""
+    """Discard what the stream still holds, and all that is written to it from now on."""
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), stream.fileno())
 
 
 def _say(text: str, stream) -> None:
-    """A line. That nobody reads it (| head), or that stderr takes none, is no error: the work counts."""
+    """Write a line. A closed pipe (| head) or a closed stderr is no error, because the work counts."""
     try:
         tqdm.write(text, file=stream)
         stream.flush()

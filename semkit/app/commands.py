@@ -172,7 +172,7 @@ def learn(options) -> None:
 
 
 def _claim(options, split: Split, engine: Engine, **settings) -> None:
-    """Leave rows, table and figure of other images, recipes or engines alone; some settings may grow."""
+    """Claim OUT for these settings; raises OutputError if its rows are of other images, recipes or engines."""
     told = {name: getattr(options, name) for name in ("command", "preset", "learner_steps")}
     images = [split.train.fingerprint, split.test.fingerprint]
     folder.claim(options.out, {**told, **settings, "engine": engine.settings(), "fingerprint": images})

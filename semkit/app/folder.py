@@ -67,9 +67,9 @@ def check_links(out: Path, outputs: Iterable[str]) -> None:
 
 @contextmanager
 def only_run(out: Path, request: dict, resume: bool, start: Callable[[], object]) -> Iterator[None]:
-    """start(), then OUT/run.json is written; no other process works on OUT meanwhile, nor inside the block.
+    """Lock OUT, call start() and write OUT/run.json; the lock is held until the block ends.
 
-    Raises OutputError if one does, and as check_request.
+    Raises OutputError if another process holds the lock, and as check_request.
     """
     out.mkdir(parents=True, exist_ok=True)
     with open(out / LOCK, "ab") as file:
@@ -103,7 +103,7 @@ def check_request(out: Path, request: dict, resume: bool) -> None:
 
 
 def claim(out: Path, request: dict) -> None:
-    """OUT/run.json says of what the rows, the table and the figure in `out` are, before they are made.
+    """Write OUT/run.json, the settings of the rows, the table and the figure that are about to be made.
 
     Raises OutputError if `out` has some that are of other settings, fewer methods, radii and countermeasures excepted,
     or of no known ones. Finished runs, in OUT/runs, are known by themselves.

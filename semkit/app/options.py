@@ -1,4 +1,4 @@
-"""The words of the command line: the options of every command, what may stand in them, and what they become."""
+"""The options of every command, the checks of their values, and the objects that they become."""
 
 import argparse
 import os

@@ -53,7 +53,7 @@ class Transform:
 
     @property
     def pgd(self) -> PGD:
-        """What climbs."""
+        """The ascent that g is."""
         return PGD(self.radius, self.steps, random_start=self.random_start)
 
     @property

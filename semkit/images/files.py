@@ -113,7 +113,7 @@ def output_names(names: Iterable[str]) -> dict[str, str]:
 
 
 def _alike(name: str) -> str:
-    """A text that is equal for names which some file systems take for the same: case and Unicode form are unified."""
+    """A key that is equal for names that some file systems treat as the same: by case, or by Unicode form."""
     return unicodedata.normalize("NFC", name.casefold())
 
 

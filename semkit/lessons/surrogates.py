@@ -181,7 +181,7 @@ def protections(rows: pd.DataFrame, training_radius: float) -> pd.DataFrame:
 
 
 def _with(side: int, kind: str) -> list[int]:
-    """The places in PAIRS of the pairs with this kind on the noise side (0) or the surrogate side (1)."""
+    """The indices in PAIRS of the pairs with this kind on the noise side (0) or the surrogate side (1)."""
     return [at for at, name in enumerate(PAIRS) if name.split("/")[side] == kind]
 
 

@@ -1,4 +1,4 @@
-"""What is done to the weights of a net: batch-norm folded into them, injected noise, an L1 penalty, pruning masks."""
+"""Changes to the weights of a net: batch-norm folding, injected noise, an L1 penalty, pruning masks."""
 
 import contextlib
 import copy

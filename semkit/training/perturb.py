@@ -13,19 +13,9 @@ from functools import partial
 import torch
 from torch import Generator, Tensor, nn
 
+from semkit.images import pixels
 from semkit.images.imageset import ImageSet
-from semkit.images.pixels import (
-    LEVEL,
-    NORMS,
-    ascent_direction,
-    check_count,
-    check_radius,
-    check_step_size,
-    one_of,
-    project,
-    random_point,
-    settle,
-)
+from semkit.images.pixels import LEVEL, NORMS, check_count, check_radius, check_step_size, one_of, settle
 from semkit.nets.engine import input_gradient
 
 
@@ -95,7 +85,7 @@ class Uniform(Perturbation):
 
     def draw(self, x: Tensor, generator: Generator | None = None) -> Tensor:
         """u, shaped x."""
-        return random_point(x, self.radius * LEVEL, self.norm, generator)
+        return pixels.random_point(x, self.radius * LEVEL, self.norm, generator)
 
     def apply(self, model: nn.Module, x: Tensor, y: Tensor, drawn: Tensor, target: Tensor | None = None) -> Tensor:
         return (x + drawn).clamp_(0, 1)
@@ -135,7 +125,7 @@ class PGD(Perturbation):
         """The start of the ascent as an offset from x."""
         if not (self.radius and self.random_start):
             return torch.zeros_like(x)
-        return random_point(x, self.radius * LEVEL, self.norm, generator)
+        return pixels.random_point(x, self.radius * LEVEL, self.norm, generator)
 
     def apply(self, model: nn.Module, x: Tensor, y: Tensor, drawn: Tensor, target: Tensor | None = None) -> Tensor:
         if not self.radius:
@@ -144,9 +134,9 @@ class PGD(Perturbation):
         x, goal = x.detach(), y if target is None else target
         x_adv = (x + drawn).clamp_(0, 1)
         for _ in range(self.steps):
-            moved = ascent_direction(self.gradient(model, x_adv, goal), self.norm).mul_(step_size)
+            moved = pixels.ascent_direction(self.gradient(model, x_adv, goal), self.norm).mul_(step_size)
             # In place, so that the images of a step stay in the processor's cache.
-            x_adv = project(moved.add_(x_adv).sub_(x), radius, self.norm).add_(x).clamp_(0, 1)
+            x_adv = pixels.project(moved.add_(x_adv).sub_(x), radius, self.norm).add_(x).clamp_(0, 1)
         return x_adv
 
     def scaled(self, share: float) -> "PGD":
@@ -207,7 +197,7 @@ class NFGSM(Perturbation):
 
     def draw(self, x: Tensor, generator: Generator | None = None) -> Tensor:
         """u, shaped x."""
-        return random_point(x, 2 * self.radius * LEVEL, "linf", generator)
+        return pixels.random_point(x, 2 * self.radius * LEVEL, "linf", generator)
 
     def apply(self, model: nn.Module, x: Tensor, y: Tensor, drawn: Tensor, target: Tensor | None = None) -> Tensor:
         if not self.radius:

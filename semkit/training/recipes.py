@@ -128,7 +128,7 @@ class LearnRecipe:
 
     @property
     def net(self) -> str:
-        """The name of the net, as protections' recipes call it."""
+        """The name of the net; protection recipes have the same attribute."""
         return self.model
 
     def cost(self, n: int) -> Passes:
