@@ -61,7 +61,11 @@ def grayscale(images: Tensor) -> Tensor:
 
 
 def bitdepth(images: Tensor, bits: int = 2) -> Tensor:
-    """Round each value to the nearest of 2^bits evenly spaced ones from 0 to 255. Source: Liu et al., ICML 2023."""
+    """Round each value to the nearest of 2^bits evenly spaced ones from 0 to 255.
+
+    The published countermeasure cuts the lower bits off (posterise), which also darkens the images. Source: Liu et al.,
+    ICML 2023.
+    """
     step = 255 / (2 ** check_count(bits, "bits", 1, 8) - 1)
     return ((images / step).round() * step).round().to(torch.uint8)
 

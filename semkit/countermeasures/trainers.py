@@ -186,7 +186,8 @@ def reweight(recipe: LearnRecipe, train: ImageSet, spare: ImageSet) -> LearnReci
     """DFR, deep feature reweighting: train on `train` first; then only the last layer goes on, on clean images.
 
     It is probe with the roles of the two sets swapped. So it asks whether the features that a net learns from protected
-    images are still good for anything. Sources: Kirichenko et al., ICLR 2023; Sandoval-Segura et al., NeurIPS 2023.
+    images are still good for anything. They are those at the end of training; published is the best of many
+    checkpoints, an oracle. Sources: Kirichenko et al., ICLR 2023; Sandoval-Segura et al., NeurIPS 2023.
     """
     return probe(recipe, spare, train)
 
