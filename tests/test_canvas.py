@@ -23,6 +23,13 @@ def drawn():
     return figure
 
 
+def pictured():
+    """8 x 4 inches with an image in it, of more colours than a palette of 256 holds."""
+    figure = canvas.new_figure(8, 4)
+    figure.subplots().imshow(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8), interpolation="nearest")
+    return figure
+
+
 class Page(HTMLParser):
     """The tags with their attributes, and the text, of some HTML."""
 
@@ -48,16 +55,28 @@ def test_a_shown_figure_has_alternative_text_and_caption_whatever_is_in_them():
     assert [tag for tag, _ in Page(canvas.show(drawn(), alt=alt).html).tags] == ["figure", "img"]
 
 
-def test_the_picture_is_opaque_white_and_the_caption_takes_the_colour_of_the_page():
-    page = Page(canvas.as_html(drawn(), "alt", "caption"))
-    _, image = page.tags[1]
-    with Image.open(io.BytesIO(base64.b64decode(image["src"].split(",")[1]))) as picture:
-        assert picture.size == (1600, 800)  # twice the density of the page, on which it is 800 wide
-        rgba = np.asarray(picture.convert("RGBA"))
+def test_an_image_is_twice_as_dense_as_the_page_on_opaque_white_and_keeps_its_colours():
+    kind, data = picture(canvas.as_html(pictured(), "alt"))
+    with Image.open(io.BytesIO(data)) as image:
+        assert kind == "data:image/png" and image.size == (1600, 800)  # on the page it is 800 wide
+        rgba = np.asarray(image.convert("RGBA"))
     assert (rgba[[0, 0, -1, -1], [0, -1, 0, -1]] == 255).all() and (rgba[..., 3] == 255).all()
-    assert (
-        "background:white" in image["style"] and "width:800px" in image["style"] and "max-width:100%" in image["style"]
-    )
+    assert len({tuple(pixel) for pixel in rgba.reshape(-1, 4)}) > 2000
+
+
+def test_a_drawing_is_a_small_svg_on_white_whose_text_is_text_and_the_same_in_every_run():
+    figure = canvas.titled(drawn(), "What is to be seen")
+    kind, data = picture(canvas.as_html(figure, "alt"))
+    assert kind == "data:image/svg+xml" and b">What is to be seen</text>" in data and len(data) < 20_000
+    assert b"fill: #ffffff" in data[: data.index(b"axes_1")]
+    assert picture(canvas.as_html(canvas.titled(drawn(), "What is to be seen"), "alt"))[1] == data
+
+
+@pytest.mark.parametrize("figure", [drawn, pictured])
+def test_a_figure_is_on_white_and_the_caption_takes_the_colour_of_the_page(figure):
+    page = Page(canvas.as_html(figure(), "alt", "caption"))
+    style = page.tags[1][1]["style"]
+    assert "background:white" in style and "width:800px" in style and "max-width:100%" in style
     assert all("color" not in attributes.get("style", "") for _, attributes in page.tags)
 
 
@@ -113,23 +132,7 @@ def test_the_noise_side_is_read_from_the_name(method, side):
     assert noise_side(method) == side
 
 
-def test_images_keep_their_colours_on_the_page_and_a_drawing_is_small():
-    colours = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)  # more than a palette of 256 holds
-    figure = canvas.new_figure(2, 2)
-    figure.subplots().imshow(colours, interpolation="nearest")
-    shown = page_picture(canvas.as_html(figure, "alt"))
-    assert len({tuple(pixel) for pixel in shown.reshape(-1, 3)}) > 2000
-    assert len(canvas.as_html(drawn(), "alt")) < 40_000
-
-
-def test_a_live_figure_is_an_svg_of_the_same_place_and_text():
-    (_, kept), (_, live) = (Page(canvas.as_html(drawn(), "alt", live=live)).tags for live in (False, True))
-    kind, data = live[1]["src"].split(";base64,")
-    assert kind == "data:image/svg+xml" and b"<svg" in base64.b64decode(data)
-    assert (live[1]["alt"], live[1]["style"]) == (kept[1]["alt"], kept[1]["style"])
-
-
-def page_picture(page):
-    _, image = Page(page).tags[1]
-    with Image.open(io.BytesIO(base64.b64decode(image["src"].split(",")[1]))) as picture:
-        return np.asarray(picture.convert("RGB"))
+def picture(page):
+    """Kind and bytes of the picture of a page."""
+    kind, data = Page(page).tags[1][1]["src"].split(";base64,")
+    return kind, base64.b64decode(data)

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from io import BytesIO
 from itertools import cycle
 from pathlib import Path
+from threading import Lock
 
 import pandas as pd
 import seaborn as sns
+from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from PIL import Image
 
 from semkit.analysis.statistics import interval
 from semkit.images.files import atomic_write
@@ -26,6 +27,7 @@ KINDS = {  # BulletTrain's three kinds of images
 }
 SPARE = ("#CC79A7", "#56B4E9", "#E69F00", "#0072B2", "#D55E00", "#009E73", "#000000")
 DPI = 200  # twice the density of a page, whose pixels are 1/100 inch
+SETTINGS = Lock()  # matplotlib's settings are of the whole process, and panels draw in threads
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -146,31 +148,23 @@ def minus(text: str) -> str:
 
 
 def _bytes(figure: Figure, kind: str, dpi: int) -> bytes:
+    """The figure as a file; an SVG has its text as text, and the same bytes in every run."""
     buffer = BytesIO()
-    figure.savefig(buffer, format=kind, dpi=dpi)
+    with SETTINGS, rc_context({"svg.fonttype": "none", "svg.hashsalt": "semkit"}):
+        figure.savefig(buffer, format=kind, dpi=dpi, metadata={"Date": None} if kind == "svg" else None)
     return buffer.getvalue()
 
 
-def _picture(figure: Figure) -> bytes:
-    """PNG at twice the density of a page; a drawing without images in 256 colours, which takes a third of the bytes."""
-    png = _bytes(figure, "png", DPI)
-    if any(axes.images for axes in figure.axes):
-        return png
-    buffer = BytesIO()
-    Image.open(BytesIO(png)).convert("RGB").quantize(256, Image.Quantize.MEDIANCUT).save(buffer, "png", optimize=True)
-    return buffer.getvalue()
-
-
-def as_html(figure: Figure, alt: str, caption: str = "", *, live: bool = False) -> str:
+def as_html(figure: Figure, alt: str, caption: str = "") -> str:
     """The figure as HTML: <figure> with the alternative text that a notebook's own picture output would drop.
 
-    The picture is on white with a margin; the caption has the colour of the page's text, light or dark. live: as SVG,
-    which takes half the time of a PNG that is small enough to keep: for a figure that a knob draws again.
+    A drawing is an SVG, a figure with images in it a PNG at twice the density of a page. It is on white with a margin;
+    the caption has the colour of the page's text, light or dark.
     """
-    kind, data = ("svg+xml", _bytes(figure, "svg", DPI)) if live else ("png", _picture(figure))
-    picture, width = base64.b64encode(data).decode(), round(100 * figure.get_size_inches()[0])
+    kind, name = ("png", "png") if any(axes.images for axes in figure.axes) else ("svg", "svg+xml")
+    picture, width = base64.b64encode(_bytes(figure, kind, DPI)).decode(), round(100 * figure.get_size_inches()[0])
     style = f"width:{width}px;max-width:100%;box-sizing:border-box;padding:8px;background:white"
-    image = f'<img alt="{html.escape(alt)}" style="{style}" src="data:image/{kind};base64,{picture}">'
+    image = f'<img alt="{html.escape(alt)}" style="{style}" src="data:image/{name};base64,{picture}">'
     below = f"<figcaption>{html.escape(caption)}</figcaption>" if caption else ""
     return f'<figure style="margin:0 0 1em">{image}{below}</figure>'
 

@@ -145,7 +145,7 @@ class FigurePanel:
         with self._drawing:  # the values are read inside, so that the last drawing is that of the last values
             try:
                 drawn = self._draw(**{name: knob.value for name, knob in self.knobs.items()})
-                self.figure.value, self.status.value = as_html(*drawn, live=True), ""
+                self.figure.value, self.status.value = as_html(*drawn), ""
             except Exception as error:
                 self.figure.value, self.status.value = "", failure(error)
                 raise

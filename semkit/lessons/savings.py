@@ -184,7 +184,7 @@ def spreads_figure(v: torch.Tensor, limit: float, *, title: str) -> Figure:
     figure = new_figure(8, 3.4)
     axes, looks, found = figure.subplots(), styles(SORTED), groups(v, limit)
     places = np.arange(math.floor(min(-0.3, v.min()) / 0.015), math.ceil(max(0.3, v.max()) / 0.015) + 1)
-    named = [f"{kind}: {len(index) / len(v):.0%}" for kind, index in zip(SORTED, found, strict=True)]
+    named = [f"{kind}: {100 * len(index) / len(v):.0f} %" for kind, index in zip(SORTED, found, strict=True)]
     colours = [look["color"] for look in looks.values()]
     axes.hist([v[index].tolist() for index in found], 0.015 * places, stacked=True, color=colours, label=named)
     reference(axes.axvline, limit, "limit")
