@@ -1,6 +1,7 @@
 """One thread for every test: the nets are so small that a second one costs more than it brings.
 
-Tests that start processes, kernels or a browser are marked `whole`: what is left, -m "not whole", are the unit tests.
+Tests are marked `whole` if they start processes, kernels or a browser, or run a whole command, panel or exercise, from
+images to noise or learners; each of these keeps a cheap one among the unit tests, which are -m "not whole".
 Notebooks keep their runs in pytest's cache, so that a second execution is quick and --cache-clear makes them anew.
 """
 

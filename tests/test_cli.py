@@ -290,6 +290,7 @@ def test_unreadable_files_are_left_out_and_listed_where_asked_for(here, capsys):
     assert "not protected, unreadable: a/two\\nlines.jpg\n" in capsys.readouterr().out
 
 
+@pytest.mark.whole
 def test_learners_of_a_part_of_a_folder_want_the_whole_of_it_protected(here, capsys):
     assert run("protect", "photos", "part", "--limit", 4, *QUICK) == run("protect", "photos", "out", *QUICK) == 0
     capsys.readouterr()
@@ -303,6 +304,7 @@ def test_noise_that_is_trained_to_stand_nothing_is_made(here):
         assert run("protect", "photos", method, "--method", method, "--perturbation-radius", 0, *QUICK) == 0
 
 
+@pytest.mark.whole
 def test_what_is_no_image_of_a_class_is_named(here, capsys):
     for name in ("loose.png", "a/phone.heic", "a/notes.txt", "b/Thumbs.db"):
         (here / "photos" / name).write_bytes((here / "photos/a/00.png").read_bytes())
@@ -432,6 +434,7 @@ def test_check_exits_with_1_where_a_file_is_missing(finished, capsys):
     assert json.loads(capsys.readouterr().out)["problems"] == ["a/00.png: missing"]
 
 
+@pytest.mark.whole
 def test_sweep_writes_rows_table_and_figure_and_a_second_call_finds_its_runs(here, capsys):
     sweep = ["sweep", "photos", "--out", "out", "--methods", "clean", "em", "--radii", "0", "--seeds", "1", *QUICK]
     assert run(*sweep, "--json") == 0
@@ -469,6 +472,7 @@ def test_a_wrong_scheduler_is_refused_before_the_images_are_read(here, capsys, m
     assert not (here / "out").exists()
 
 
+@pytest.mark.whole
 def test_a_sweep_of_shorter_learners_measures_its_noise(here):
     sweep = ["sweep", "photos", "--out", "out", "--methods", "clean", "em", "--radii", "0", "--seeds", "1", *QUICK]
     assert run(*sweep, "--learner-steps", 5, "--measure-noise") == 0
@@ -476,6 +480,7 @@ def test_a_sweep_of_shorter_learners_measures_its_noise(here):
         assert set(read_rows(here / "out" / name)["preset"]) == {"quick, 5 learner steps"}
 
 
+@pytest.mark.whole
 def test_a_design_is_measured_and_a_second_call_finds_its_runs(here):
     sweep = ["sweep", "photos", "--out", "out", "--design", "stability", "--measure-noise", "--seeds", "1", *QUICK]
     assert run(*sweep, "--learner-steps", 6) == 0
@@ -486,6 +491,7 @@ def test_a_design_is_measured_and_a_second_call_finds_its_runs(here):
     assert contents(here / "out") == before
 
 
+@pytest.mark.whole
 def test_strips_show_protected_images_above_their_noise(here):
     sweep = ["sweep", "photos", "--out", "out", "--methods", "clean", "em", "cuda", "--radii", "0", "--strips", *QUICK]
     assert run(*sweep, "--seeds", 1, "--learner-steps", 1) == 0
@@ -499,6 +505,7 @@ def test_strips_show_protected_images_above_their_noise(here):
         assert (noise[change > 0] > 127).all() and (noise[change < 0] < 128).all()
 
 
+@pytest.mark.whole
 def test_the_learners_of_a_design_train_as_long_as_asked_for(here, capsys):
     sweep = ["sweep", "photos", "--out", "out", "--design", "cuda-defences", "--seeds", "1", *QUICK, "--test-limit", 2]
     make_photos(here / "photos/train", 8), make_photos(here / "photos/test", 8, seed=1)
@@ -524,6 +531,7 @@ def test_what_a_design_leaves_no_room_for_is_refused_in_one_line(here, capsys):
     assert not (here / "out").exists()
 
 
+@pytest.mark.whole
 def test_fine_tuned_learners_without_images_to_begin_with_are_said_to_be_missing(here, capsys):
     how = ["--design", "cuda-defences", "--seeds", "1", "--learner-steps", 1, *QUICK]
     assert run("sweep", "photos", "--out", "out", *how) == 0
@@ -531,6 +539,7 @@ def test_fine_tuned_learners_without_images_to_begin_with_are_said_to_be_missing
     assert "no fine-tuned learners: they begin with the test images that --test-limit N leaves over" in said
 
 
+@pytest.mark.whole
 def test_protected_images_are_left_out_by_their_originals(here, capsys):
     assert run("protect", "photos", "out", *QUICK) == 0
     learn = ["learn", "photos", "--protected", "out", *QUICK, "--json", "--without"]
@@ -540,6 +549,7 @@ def test_protected_images_are_left_out_by_their_originals(here, capsys):
     assert "--without 6 leaves 0 of" in complaint(capsys, *learn, "6")
 
 
+@pytest.mark.whole
 def test_every_report_says_how_the_passes_were_made(here, capsys):
     protect = ["protect", "photos", *QUICK, "--precision", "float32", "--switch-off"]
     assert run(*protect, "folding", "channels_last", "--", "out") == 0
@@ -577,6 +587,7 @@ def test_where_compiling_fails_one_line_says_so_and_the_report_why(here, capsys,
     assert ", folded, not compiled (no C++ compiler), " in json.loads((here / "out/report.json").read_text())["engine"]
 
 
+@pytest.mark.whole
 def test_rows_of_another_sweep_and_what_is_not_of_semkit_are_left_alone(here, capsys):
     sweep = ["sweep", "photos", "--methods", "clean", "--radii", 0, "--seeds", 1, *QUICK, "--out"]
     (here / "file").touch()
@@ -600,6 +611,7 @@ def test_rows_of_another_sweep_and_what_is_not_of_semkit_are_left_alone(here, ca
     assert run(*sweep, "out", "--seeds", 2) == 0
 
 
+@pytest.mark.whole
 def test_a_sweep_may_grow_and_one_of_an_older_semkit_is_taken_over(here, capsys):
     sweep = ["sweep", "photos", "--radii", 0, "--seeds", 1, *QUICK, "--out", "out", "--json", "--methods"]
     assert run(*sweep, "clean") == 0
@@ -619,6 +631,7 @@ def test_learn_reports_its_countermeasures_and_changes_the_training_images_only(
     assert "did you mean jpeg?" in complaint(capsys, "learn", "photos", "--countermeasure", "jpg")
 
 
+@pytest.mark.whole
 def test_a_sweep_with_countermeasures_names_them_and_without_them_has_no_such_column(here, capsys):
     sweep = ["sweep", "photos", "--out", "out", "--methods", "clean", "em", "--radii", "0", "--seeds", "1", *QUICK]
     assert run(*sweep, "--countermeasures", "none", "jpeg", "mixup", "--json") == 0
@@ -638,6 +651,7 @@ def test_a_sweep_with_countermeasures_names_them_and_without_them_has_no_such_co
     assert "did you mean median?" in complaint(capsys, *sweep, "--countermeasures", "medain")
 
 
+@pytest.mark.whole
 def test_what_a_trainer_does_in_training_works_in_learn_and_in_a_sweep(here, capsys):
     learn = ["learn", "photos", *QUICK, "--json", "--countermeasure"]
     assert run(*learn, "jpeg-30", "smoothing") == 0
@@ -664,6 +678,7 @@ def test_what_a_trainer_does_in_training_works_in_learn_and_in_a_sweep(here, cap
     assert Image.open(here / "out/figure.png").convert("L")
 
 
+@pytest.mark.whole
 def test_a_net_that_learn_saves_is_a_purifier_and_the_net_of_a_transform(here, capsys):
     assert "net.st: no such net; semkit learn IMAGES --save net.st makes" in complaint(
         capsys, "learn", "photos", "--countermeasure", "purifier=net.st"
@@ -760,6 +775,7 @@ def test_what_is_not_understood_is_named_unless_it_may_be_a_piece_of_a_key(here,
         assert "secret" not in complaint(capsys, "protect", "photos", "out", *command)
 
 
+@pytest.mark.whole
 def test_a_net_whose_weights_are_not_numbers_is_one_line(here, capsys):
     assert run("learn", "photos", *QUICK, "--save", "net.st") == 0
     with safe_open(here / "net.st", framework="pt") as file:

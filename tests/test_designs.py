@@ -41,10 +41,10 @@ from semkit.analysis.statistics import protection_for_passes
 from semkit.analysis.study import crafted_surrogate, grid
 from semkit.countermeasures.registry import COUNTERMEASURES
 from semkit.images.augment import FlipCrop, Identity
+from semkit.images.imageset import Split
 from semkit.lessons.craftrun import settings
 from semkit.nets.engine import Engine, predict
 from semkit.nets.lab import Interrupted, Lab
-from semkit.protections.crafting import craft
 from semkit.protections.methods import craft_recipe
 from semkit.training.learning import fit
 from semkit.training.perturb import NFGSM, PGD, Clean, Uniform
@@ -52,6 +52,7 @@ from semkit.training.recipes import lasting, learn_recipe
 
 ENGINE = Engine("cpu", "float32")
 ERM = learn_recipe("quick")
+SMALL, SHORT = Split(image_set(10), image_set(8, seed=1)), lasting(craft_recipe("sem", "quick"), 4)
 
 
 @pytest.mark.parametrize("preset", ["demo", "lesson", "paper"])
@@ -149,53 +150,50 @@ def test_shares_of_sem_images_are_of_one_noise_a_seed_which_is_crafted_once(tmp_
 
 
 def test_noise_rows_are_the_measures_of_every_noise(tmp_path):
-    split = image_split(20)
-    quick = craft_recipe("sem", "quick")
-    crafts = {"clean": None, "sem": quick, "em": replace(quick, noise_side=Clean(), surrogate_side=Clean())}
-    rows = noise_rows(split, crafts, seeds=(0, 1), reference=quick, lab=Lab(ENGINE, tmp_path))
+    lab, em = Lab(ENGINE, tmp_path), replace(SHORT, noise_side=Clean(), surrogate_side=Clean())
+    crafts = {"clean": None, "sem": SHORT, "em": em}
+    rows = noise_rows(SMALL, crafts, seeds=(0, 1), reference=SHORT, lab=lab)
     assert rows[["seed", "method"]].values.tolist() == [[0, "sem"], [0, "em"], [1, "sem"], [1, "em"]]
-    made = {(m, s): craft(split.train, crafts[m], seed=s, lab=Lab(ENGINE)) for m in ("sem", "em") for s in (0, 1)}
+    made = {(m, s): crafted_surrogate(SMALL.train, crafts[m], seed=s, lab=lab) for m in ("sem", "em") for s in (0, 1)}
     for row in rows.to_dict("records"):
-        mine, sem = made[row["method"], row["seed"]], made["sem", row["seed"]]
-        protected, other = split.train.with_noise(mine.noise), made[row["method"], 1 - row["seed"]]
-        assert row["surrogate_robustness"] == robustness(mine.surrogate, split.test, 4)
-        assert row["noise_robustness"] == robustness(mine.surrogate, protected, 4)
-        assert row["reference_robustness"] == robustness(sem.surrogate, protected, 4)
-        judge = made["sem", 1 - row["seed"]].surrogate
+        (noise, surrogate), (other, _) = (made[row["method"], seed] for seed in (row["seed"], 1 - row["seed"]))
+        protected = SMALL.train.with_noise(noise.levels)
+        assert row["surrogate_robustness"] == robustness(surrogate, SMALL.test, 4)
+        assert row["noise_robustness"] == robustness(surrogate, protected, 4)
+        assert row["reference_robustness"] == robustness(made["sem", row["seed"]][1], protected, 4)
+        judge = made["sem", 1 - row["seed"]][1]
         assert row["other_robustness"] == robustness(judge, protected, 4)
         assert row["other_loss"] == float(losses(judge, protected, augment=FlipCrop()).mean())
         assert row["noise_loss"] < -row["noise_robustness"]
-        assert (row["noise_stability"], row["noise_variance"]) == stability(mine.surrogate, protected, 4)
-        assert row["cosine"] == pytest.approx(float(cosine(mine.noise, other.noise).mean()))
-    assert not torch.equal(made["sem", 0].noise, made["em", 0].noise)
+        assert (row["noise_stability"], row["noise_variance"]) == stability(surrogate, protected, 4)
+        assert row["cosine"] == pytest.approx(float(cosine(noise.levels, other.levels).mean()))
+    assert not torch.equal(made["sem", 0][0].levels, made["em", 0][0].levels)
 
 
 def test_a_noise_is_measured_once_and_measuring_can_be_stopped_between_two(tmp_path):
-    split, crafts = image_split(20), {"sem": lasting(craft_recipe("sem", "quick"), 2)}
+    crafts = {"sem": SHORT}
     with pytest.raises(Interrupted, match="stopped while measuring noise, 1 of 2"):
-        noise_rows(split, crafts, seeds=(0, 1), lab=Lab(ENGINE, tmp_path, lambda what, *_: what == "measuring noise"))
+        noise_rows(SMALL, crafts, seeds=(0, 1), lab=Lab(ENGINE, tmp_path, lambda what, *_: what == "measuring noise"))
     (measured,) = tmp_path.glob("measured-*.json")
     changed = {**json.loads(measured.read_text()), "noise_stability": 7.0}
     measured.write_text(json.dumps(changed))
-    rows = noise_rows(split, crafts, seeds=(0, 1), lab=Lab(ENGINE, tmp_path))
+    rows = noise_rows(SMALL, crafts, seeds=(0, 1), lab=Lab(ENGINE, tmp_path))
     assert rows["noise_stability"][0] == 7 != rows["noise_stability"][1]
 
 
 def test_one_seed_has_no_other_to_compare_with(tmp_path):
-    split, quick = image_split(20), craft_recipe("sem", "quick")
-    rows = noise_rows(split, {"sem": quick}, lab=Lab(ENGINE, tmp_path))
+    rows = noise_rows(SMALL, {"sem": SHORT}, lab=Lab(ENGINE, tmp_path))
     assert len(rows) == 1 and rows["cosine"].isna().all() and "reference_robustness" not in rows
-    judged = noise_rows(split, {"sem": quick}, reference=quick, lab=Lab(ENGINE, tmp_path))
+    judged = noise_rows(SMALL, {"sem": SHORT}, reference=SHORT, lab=Lab(ENGINE, tmp_path))
     assert judged["reference_loss"].notna().all() and "other_loss" not in judged
 
 
 def test_loss_rows_are_the_losses_of_every_noise_under_its_own_surrogate(tmp_path):
-    split, quick = image_split(20), craft_recipe("sem", "quick")
-    rows = loss_rows(split, {"clean": None, "sem": quick}, seeds=(0, 1), lab=Lab(ENGINE, tmp_path))
+    lab = Lab(ENGINE, tmp_path)
+    rows = loss_rows(SMALL, {"clean": None, "sem": SHORT}, seeds=(0, 1), lab=lab)
     assert len(rows) == 2 * 2 * len(ALONG) and set(rows["method"]) == {"sem"}
-    made = craft(split.train, quick, seed=1, lab=Lab(ENGINE))
-    protected = split.train.with_noise(made.noise)
-    along = losses_along(made.surrogate, protected, ALONG)
+    noise, surrogate = crafted_surrogate(SMALL.train, SHORT, seed=1, lab=lab)
+    along = losses_along(surrogate, SMALL.train.with_noise(noise.levels), ALONG)
     mine = rows[rows["seed"] == 1].reset_index(drop=True)
     pd.testing.assert_frame_equal(mine[["method", "seed", *along]], along.assign(method="sem", seed=1)[[*mine]])
 
@@ -210,8 +208,8 @@ def loss_at(net, images, u=0):
 
 
 def test_rises_are_of_the_learners_loss_under_perturbations_of_several_nets(tmp_path):
-    split, quick, lab = image_split(20), lasting(craft_recipe("sem", "quick"), 4), Lab(ENGINE, tmp_path)
-    crafts, young = {"clean": None, "sem": quick}, lasting(learn_recipe("quick", perturbation_radius=4), 4)
+    split, lab = SMALL, Lab(ENGINE, tmp_path)
+    crafts, young = {"clean": None, "sem": SHORT}, lasting(learn_recipe("quick", perturbation_radius=4), 4)
     learners = {4: young, "ERM": lasting(ERM, 4)}
     grid(split, crafts, learners, keep_nets=True, seeds=(0, 1), lab=lab)
     trained = Lab(ENGINE, tmp_path, lambda what, *_: pytest.fail(f"{what}: its net was kept"))
@@ -219,13 +217,13 @@ def test_rises_are_of_the_learners_loss_under_perturbations_of_several_nets(tmp_
     kinds = ["random", "generation-time", "another surrogate's", "evaluation-time"]
     assert rows["perturbation"].tolist() == 4 * kinds and set(rows["method"]) == {"sem"}
     assert rows["learner"].tolist()[:8] == 4 * ["4"] + 4 * ["ERM"] and set(rows["training_radius"]) == {0, 4}
-    noise, surrogate = crafted_surrogate(split.train, quick, seed=1, lab=lab)
+    noise, surrogate = crafted_surrogate(split.train, SHORT, seed=1, lab=lab)
     protected = split.train.with_noise(noise.levels)
     learner = fit(protected, split.test, learners[4], seed=1, lab=Lab(ENGINE)).model
     x, moved = ENGINE.images(protected.images), {}
     for kind, by in {
         "generation-time": surrogate,
-        "another surrogate's": crafted_surrogate(split.train, quick, seed=0, lab=lab)[1],
+        "another surrogate's": crafted_surrogate(split.train, SHORT, seed=0, lab=lab)[1],
         "evaluation-time": learner,
     }.items():
         moved[kind] = PGD(4)(by, x, protected.labels, ENGINE.generator(1, "rise")) - x
@@ -238,8 +236,7 @@ def test_rises_are_of_the_learners_loss_under_perturbations_of_several_nets(tmp_
 
 
 def test_without_another_seed_there_is_no_other_surrogate(tmp_path):
-    crafts, learners = {"sem": lasting(craft_recipe("sem", "quick"), 4)}, {0: lasting(ERM, 4)}
-    rows = rise_rows(image_split(20), crafts, learners, lab=Lab(ENGINE, tmp_path))
+    rows = rise_rows(SMALL, {"sem": SHORT}, {0: lasting(ERM, 4)}, lab=Lab(ENGINE, tmp_path))
     assert rows["perturbation"].tolist() == ["random", "generation-time", "evaluation-time"]
 
 
@@ -256,7 +253,7 @@ def test_a_frozen_judge_differs_in_the_noise_side_only_and_the_dose_grows():
 
 def test_a_frozen_judge_learns_nothing_from_the_noise_that_is_made_against_it(tmp_path):
     split, lab = image_split(20), Lab(ENGINE, tmp_path)
-    recipe = FrozenRecipe(lasting(craft_recipe("sem", "quick"), 4), PGD(4, 2), steps=5, samples=2)
+    recipe = FrozenRecipe(SHORT, PGD(4, 2), steps=5, samples=2)
     judge = crafted_surrogate(split.train, recipe.judge, seed=1, lab=lab)[1]
     noise, cost, net = recipe.crafted(split.train, seed=1, lab=lab)
     assert all(torch.equal(value, judge.state_dict()[name]) for name, value in net.state_dict().items())

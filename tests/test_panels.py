@@ -157,6 +157,7 @@ def test_perturbation_radius_zero_is_no_perturbation():
     assert (recipe.noise_side, recipe.surrogate_side) == (Clean(), Clean())
 
 
+@pytest.mark.whole
 def test_a_run_counts_the_passes_that_were_predicted():
     what, told = crafting.settings("sem", "quick", learners=True), []
     made = [*crafting.run(SPLIT, what, lab=Lab(ENGINE, on_step=lambda *a: told.append(a) and False))]
@@ -208,6 +209,7 @@ def test_two_clicks_on_run_start_one_worker(panel):
     assert panel.wait(60) and workers() == []
 
 
+@pytest.mark.whole
 def test_a_changed_knob_starts_nothing_and_marks_what_is_shown(panel):
     panel.measuring.wait(60)
     threads = threading.active_count()
@@ -239,6 +241,7 @@ def test_every_knob_reaches_the_recipe_and_the_cost(panel, knob):
     assert (passes() != before) == (knob not in ("radius", "perturbation_radius"))
 
 
+@pytest.mark.whole
 def test_the_settings_are_those_of_the_click_on_run(panel):
     panel.start()
     panel.radius.value = 31
@@ -259,6 +262,7 @@ def test_choosing_a_method_keeps_the_budget_and_a_button_sets_the_presets(tmp_pa
     panel.measuring.wait(60)
 
 
+@pytest.mark.whole
 def test_a_stopped_run_goes_on_to_the_same_bytes(panel, tmp_path):
     whole, _ = crafted_noise(SPLIT.train, craft_recipe("sem", "quick"), lab=Lab(ENGINE))
     steps = []
@@ -276,6 +280,7 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(panel, tmp_path):
     assert not list((tmp_path / "runs").glob("*.state"))
 
 
+@pytest.mark.whole
 def test_a_run_stopped_among_the_learners_loses_no_row(panel):
     panel.learners.value = True
     panel.table.observe(lambda change: "100.0" in change["new"] and panel.cancel(), "value")  # after the first learner
@@ -295,6 +300,7 @@ def test_a_run_stopped_among_the_learners_loses_no_row(panel):
     assert cells == pytest.approx([*clean, *mine, *lost], abs=0.06)
 
 
+@pytest.mark.whole
 def test_a_finished_run_is_instant_the_second_time(panel):
     panel.start()
     first = panel.wait(60)
@@ -316,6 +322,7 @@ def test_an_error_of_the_worker_is_shown_escaped_and_raised(panel, tmp_path):
     assert not panel.run.disabled and panel.stop.disabled and panel.made is None
 
 
+@pytest.mark.whole
 def test_a_panel_made_again_stops_the_worker_of_the_old_one(tmp_path):
     how = dict(lab=Lab(ENGINE, tmp_path), preset="quick")
     old = CraftPanel(SPLIT, **how)
@@ -330,6 +337,7 @@ def test_a_panel_made_again_stops_the_worker_of_the_old_one(tmp_path):
     assert new.wait(60) and not old._job.running
 
 
+@pytest.mark.whole
 def test_save_writes_the_noise_that_is_shown(panel, tmp_path):
     panel.folder.value = str(tmp_path / "saved")
     with pytest.raises(ValueError, match="press Run"):
@@ -347,6 +355,7 @@ def test_save_writes_the_noise_that_is_shown(panel, tmp_path):
     assert "failed" in panel.status.value and load_noise(path, images=SPLIT.train).radius == 8
 
 
+@pytest.mark.whole
 def test_several_sets_are_chosen_by_name(tmp_path):
     sets = {"small": SPLIT, "large": image_split(30)}
     panel = CraftPanel(sets, lab=Lab(ENGINE, tmp_path), preset="quick")
@@ -357,6 +366,7 @@ def test_several_sets_are_chosen_by_name(tmp_path):
     assert panel.stale.value and panel.data in panel.view.children
 
 
+@pytest.mark.whole
 def test_the_embedded_images_are_protected_by_the_panel(tmp_path):
     whole = load("shapes")
     split = Split(whole.train.limit(20), whole.test.limit(20))
@@ -400,6 +410,7 @@ def titles(panel):
     return re.findall("<h4>(.*?)</h4>", panel.compared.value)
 
 
+@pytest.mark.whole
 def test_every_run_stays_in_the_table_and_the_last_two_are_side_by_side(panel):
     finished(panel)
     first = panel.compared.value
@@ -415,6 +426,7 @@ def test_every_run_stays_in_the_table_and_the_last_two_are_side_by_side(panel):
     assert panel.compared.value.count("The surrogate&#x27;s loss") == 2 and panel.strip.value == ""
 
 
+@pytest.mark.whole
 def test_a_is_kept_if_asked_and_any_two_runs_can_be_compared(panel):
     for radius in (8, 4, 2):
         finished(panel, radius=radius, pin=radius == 2)
@@ -425,6 +437,7 @@ def test_a_is_kept_if_asked_and_any_two_runs_can_be_compared(panel):
     assert titles(panel) == ["B: run 3, SEM"]
 
 
+@pytest.mark.whole
 def test_the_table_is_sorted_by_the_column_chosen(panel):
     for steps in (4, 2, 6):
         finished(panel, surrogate_steps=steps)
@@ -448,6 +461,7 @@ def test_a_recipe_is_named_by_what_it_is(method, radius, name):
     assert (made.knobs["recipe"], made.knobs["ρa"]) == (name, 0 if "EM" == name[:2] else 4)
 
 
+@pytest.mark.whole
 def test_several_seeds_are_one_line_with_an_interval(panel):
     panel.surrogate_steps.value = 4
     passes = panel.settings().passes(20)
@@ -462,6 +476,7 @@ def test_several_seeds_are_one_line_with_an_interval(panel):
     assert "±" in erm and panel.compared.value.count("±") >= 4
 
 
+@pytest.mark.whole
 def test_noise_that_may_be_seen_is_noted_before_and_after_the_run(panel):
     assert panel.note.value == ""
     panel.radius.value = 9
@@ -472,6 +487,7 @@ def test_noise_that_may_be_seen_is_noted_before_and_after_the_run(panel):
     assert panel.note.value == "" and panel.table.value.count("(visible?)") == 1
 
 
+@pytest.mark.whole
 def test_runs_of_another_kernel_are_in_the_table_and_none_is_lost(panel, tmp_path):
     lab = Lab(ENGINE, tmp_path / "runs")
     other = CraftPanel(SPLIT, lab=lab, preset="quick", name="of another kernel")
