@@ -528,7 +528,7 @@ def test_a_knob_changes_its_figure_in_hardly_more_time_than_it_takes_to_draw_it(
     def seconds(work):
         """Of a core, the least of several times, because others may work beside."""
         took = []
-        for _ in range(6):
+        for _ in range(3):
             began = time.process_time()
             work()
             took.append(time.process_time() - began)
