@@ -116,20 +116,20 @@ BAD_OPTIONS = [
     (["--radius", "0"], "radius must be 1 level at least"),
     (["--radius", "300"], "radius must be at most 127 levels"),
     (["--perturbation-radius", "0.03"], "looks like a fraction"),
-    (["--limit", "-3"], "a whole number >= 2 is needed, got -3"),
+    (["--limit", "-3"], "N must be a whole number >= 2, got '-3'"),
     (["--limit", "0"], "a whole number >= 2"),
-    (["--limit", "2.5"], "a whole number >= 2 is needed, got 2.5"),
+    (["--limit", "2.5"], "a whole number >= 2, got '2.5'"),
     (["--limit", "²"], "a whole number"),
     (["--size", "0"], "a whole number >= 8"),
-    (["--seed", "-1"], "a whole number >= 0 is needed, got -1"),
-    (["--seed", str(2**64)], f"a whole number below 2**63 is needed, got {2**64}"),
+    (["--seed", "-1"], "a whole number >= 0, got '-1'"),
+    (["--seed", str(2**64)], f"N must be at most {2**63 - 1}, got '{2**64}'"),
     (["--fraction", "0"], "fraction must be above 0 and at most 1, got 0"),
     (["--fraction", "1.5"], "fraction must be above 0 and at most 1, got 1.5"),
     (["--fraction", "nan"], "fraction must be above 0 and at most 1, got nan"),
     (["--method", "sam"], "unknown method 'sam'; did you mean sem?"),
     (["--preset", "leson"], "unknown preset 'leson'; did you mean lesson?"),
     (["--surrogate", "resnet-18"], "did you mean resnet18?"),
-    (["--device", "gpu"], "cpu, mps, cuda or cuda:N is needed, got gpu"),
+    (["--device", "gpu"], "device must be auto, cpu, mps, cuda or cuda:N, got 'gpu'"),
     (["--precision", "float16"], "did you mean bfloat16?"),
     (["--perturbation-radius", "1e308"], "radius must be at most 1e+12 pixel levels, got 1e+308"),
     (["--size", "1000000000"], "size must be at most 16384, got 1000000000"),
@@ -167,7 +167,7 @@ def test_no_gpu_where_one_is_asked_for_is_one_line(here, capsys, command):
         (["protect", "cifar10", "out", "--data", "nowhere"], "cifar10 is not in nowhere or is broken: add --download"),
         (["learn", "photos", "--learner", "tinny"], "did you mean tiny?"),
         (["learn", "photos", "--seeds", "0"], "a whole number >= 1"),
-        (["learn", "photos", "--split-seed", str(2**64)], "a whole number below 2**63 is needed"),
+        (["learn", "photos", "--split-seed", str(2**64)], f"N must be at most {2**63 - 1}"),
         (["learn", "photos", "--norm", "l3"], "unknown norm"),
         (["learn", "photos", "--protected", "nowhere"], "nowhere/report.json is missing; semkit protect writes it"),
         (["learn", "photos", "--limit", "1"], "a whole number >= 2"),
@@ -175,7 +175,7 @@ def test_no_gpu_where_one_is_asked_for_is_one_line(here, capsys, command):
         (["check", "photos", "photos"], "photos/report.json is missing"),
         (["sweep", "photos", "--out", "o", "--methods", "sam"], "did you mean sem?"),
         (["sweep", "photos", "--out", "o", "--radii", "0.02"], "looks like a fraction"),
-        (["sweep", "photos", "--out", "o", "--learner-steps", "-1"], "a whole number >= 1 is needed, got -1"),
+        (["sweep", "photos", "--out", "o", "--learner-steps", "-1"], "a whole number >= 1, got '-1'"),
         (["convert", "nothing.npy", "x.safetensors"], "nothing.npy"),
         (["convert", "nothing.npy", "x.safetensor"], "did you mean .safetensors?"),
         (["lab", "nothing.ipynb"], "no notebook nothing.ipynb"),
@@ -765,7 +765,7 @@ def test_a_learner_that_is_left_one_image_or_none_is_one_line(here, capsys, with
 
 
 def test_more_seeds_than_anyone_waits_for_are_one_line(here, capsys):
-    assert "a whole number <= 9999 is needed" in complaint(capsys, "learn", "photos", "--seeds", 2**62)
+    assert "N must be at most 9999" in complaint(capsys, "learn", "photos", "--seeds", 2**62)
 
 
 def test_what_is_not_understood_is_named_unless_it_may_be_a_piece_of_a_key(here, capsys):

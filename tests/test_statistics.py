@@ -113,6 +113,8 @@ def test_power_is_how_often_simulated_designs_find_the_correlation(true, reliabi
     found = [stats.pearsonr(a, b) for a, b in zip(x, y, strict=True)]
     share = np.mean([f.pvalue < 0.05 and f.statistic * true > 0 for f in found])
     assert power(true, 8, reliabilities) == pytest.approx(share, abs=0.04)  # Fisher's approximation
+    with pytest.raises(ValueError, match="4 pairs or more, got 3"):
+        power(true, 3)
 
 
 def test_the_eight_noise_sides_do_not_differ_in_protection_but_do_in_what_a_reference_sees():

@@ -75,6 +75,10 @@ def numbers(device: str, net: str = "tiny", n: int = 64) -> list[dict]:
     def on(engine: Engine) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
         return engine.prepare(models.build(net, 10, 0)), engine.images(images), labels.to(engine.device)
 
+    def delta(engine: Engine, recipe: CraftRecipe) -> torch.Tensor:
+        model, x, y = on(engine)
+        return noise_step(model, x, y, torch.zeros_like(x), recipe, engine.generator(0)).cpu()
+
     def row(what: str, precision: str, error: float, bar: float) -> None:
         rows.append(dict(what=what, precision=precision, error=error, bar=bar, right=error <= bar))
 
@@ -86,14 +90,9 @@ def numbers(device: str, net: str = "tiny", n: int = 64) -> list[dict]:
         row("the same call gives the same bytes", precision, error_of(input_gradient(*on(engine)), found), 0.0)
         row("folding", precision, error_of(input_gradient(*on(replace(engine, fold=False))), found), bar)
         recipe = CraftRecipe(samples=3, augment=FlipCrop())
-        steps = [_delta(on(other), recipe, engine) for other in (engine, replace(engine, batch_samples=False))]
+        steps = [delta(other, recipe) for other in (engine, replace(engine, batch_samples=False))]
         row("batching, share of other signs", precision, float((steps[0] != steps[1]).float().mean()), 100 * bar / 2)
     return rows
-
-
-def _delta(on: tuple, recipe: CraftRecipe, engine: Engine) -> torch.Tensor:
-    model, x, y = on
-    return noise_step(model, x, y, torch.zeros_like(x), recipe, engine.generator(0)).cpu()
 
 
 def graphed(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> Callable[[], object]:

@@ -124,14 +124,6 @@ def attenuated(correlation: float, reliabilities: tuple[float, float]) -> float:
     return correlation * float(np.sqrt(np.prod(reliabilities)))
 
 
-def _critical(n: int) -> float:
-    """atanh of the smallest |r| of n pairs that differs from 0 in Student's two-sided 5 % test."""
-    if n < 4:
-        raise ValueError(f"a correlation needs 4 pairs or more, got {n}")
-    t = stdtrit(n - 2, ONE_SIDE)
-    return float(np.arctanh(t / np.sqrt(n - 2 + t * t)))
-
-
 def power(correlation: float, n: int, reliabilities: tuple[float, float] = (1, 1)) -> float:
     """The probability that n pairs show a true correlation as one of its sign that differs from 0.
 
@@ -142,8 +134,11 @@ def power(correlation: float, n: int, reliabilities: tuple[float, float] = (1, 1
     >>> round(power(-1, 8, (0.25, 0.29)), 2)
     0.09
     """
-    seen = min(abs(attenuated(correlation, reliabilities)), 1 - 1e-12)
-    return float(ndtr((np.arctanh(seen) - _critical(n)) * np.sqrt(n - 3)))
+    if n < 4:
+        raise ValueError(f"a correlation needs 4 pairs or more, got {n}")
+    t, seen = stdtrit(n - 2, ONE_SIDE), min(abs(attenuated(correlation, reliabilities)), 1 - 1e-12)
+    critical = t / np.sqrt(n - 2 + t * t)  # the smallest |r| that differs from 0 in Student's two-sided 5 % test
+    return float(ndtr((np.arctanh(seen) - np.arctanh(critical)) * np.sqrt(n - 3)))
 
 
 def decide(low: float, high: float, margin: str) -> str:

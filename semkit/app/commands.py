@@ -278,13 +278,13 @@ def bench(options) -> None:
     """semkit bench: the engine beside plain PyTorch; reports the table."""
     from semkit.analysis.speed import QUICK, Plan, measure
 
+    engine = engine_of(options)
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)  # fails before minutes of work, not after
     names = ("nets", "batch", "rounds", "samples", "attack_steps")
     given = {name: value for name in names if (value := getattr(options, name)) is not None}
     report, plan = Report(options.json), replace(QUICK if options.quick else Plan(), **given)
     with bars() as on_step:
-        engine = engine_of(options)
         announce(f"{' and '.join(plan.nets)} on {engine.device} in {engine.precision}, rounds: {plan.rounds}")
         result = measure(plan, Lab(engine, on_step=on_step))
     report.values(result)

@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
@@ -12,7 +11,7 @@ from semkit.analysis.designs import METHODS as SWEPT
 from semkit.countermeasures.registry import COUNTERMEASURES, check_countermeasure
 from semkit.images.files import shown
 from semkit.images.imageset import HOLDS
-from semkit.images.pixels import NORMS, check_name, check_radius, parse_count
+from semkit.images.pixels import NORMS, check_count, check_name, check_radius
 from semkit.nets.engine import FAST_PATHS, Engine
 from semkit.nets.models import LARGE, MODELS, check_model, check_net
 from semkit.protections.methods import DEFAULT, METHODS, PROTECTIONS, options_of
@@ -35,8 +34,8 @@ def _kind(check: Callable, metavar: str, **more) -> dict:
     return dict(type=parse, metavar=metavar, **more)
 
 
-def _whole(least: int, most: int | None = None) -> dict:
-    return _kind(partial(parse_count, least=least, most=most), "N")
+def _whole(least: int, most: int = 2**63 - 1) -> dict:  # torch takes no seed of more than 64 bits
+    return _kind(partial(check_count, name="N", least=least, most=most), "N")
 
 
 def _word(known: Iterable[str], what: str) -> dict:
@@ -59,12 +58,6 @@ def _attack_radius(text: str) -> float:
     if not check_radius(text):
         raise ValueError("radius 0 attacks nothing: write pixel levels above 0")
     return float(text)
-
-
-def _device(text: str) -> str:
-    if not re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]+)?", text):
-        raise ValueError(f"cpu, mps, cuda or cuda:N is needed, got {text}")
-    return text
 
 
 def _path(metavar: str) -> dict:
@@ -113,8 +106,8 @@ def _add_run(parser, preset: str = "lesson") -> None:
 
 def _add_engine(parser) -> None:
     add = _group(parser, "engine")
-    device = _kind(_device, "NAME")
-    add("--device", "cpu, mps, cuda, cuda:N, or auto: a GPU if there is one", device, default="auto")
+    device = "cpu, mps, cuda, cuda:N, or auto: a GPU if there is one"
+    add("--device", device, dict(metavar="NAME"), default="auto")
     precisions = _word(("auto", "float32", "bfloat16", "float64"), "precision")
     add("--precision", "float32, bfloat16, float64, or auto: the faster of the first two", precisions, default="auto")
     add("--compile", "use torch.compile in eval mode; it takes up to a minute at the start", SWITCH)
