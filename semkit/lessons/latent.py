@@ -80,6 +80,9 @@ def latent_model(
     the gap stays at about Phi(norm) - Phi(norm - epsilon). So it is the growth of W that closes the gap.
     If d grows and k does not, "pixel" closes the gap at fixed epsilon; with epsilon ~ sqrt(d), the same change of every
     pixel, it depends on k alone. Raises ValueError unless 1 <= k <= d and norm > 0.
+
+    >>> latent_model(256, 64).W.shape
+    (256, 64)
     """
     k, d = check_count(k, "the latent dimension k", 1), check_count(d, "the dimension d", 1)
     if not 0 < norm < math.inf:
@@ -98,6 +101,9 @@ def accuracy(model: Latent, theta: np.ndarray, epsilon: float = 0.0) -> float:
 
     epsilon: l2, in the unit of x. theta = 0 is a constant answer, 1/2. Raises ValueError if W'theta = 0 only.
     Source of T: Owen, Annals of Mathematical Statistics 1956.
+
+    >>> round(accuracy(Latent(np.eye(2), np.array([1.0, 0.0])), np.array([1.0, 0.0]), 0.5), 3)  # Phi(1 - 0.5)
+    0.691
     """
     if not theta.any():
         return 0.5
@@ -119,6 +125,9 @@ def rule(model: Latent, ridge: float) -> np.ndarray:
 
     Because accuracy grows with a and falls with r (see `accuracy`), and on the convex set of theta with |W'theta| <= 1
     and |theta| <= t the largest a is at a theta of this form, by Lagrange. ridge = 0 is best without attack.
+
+    >>> rule(Latent(np.diag([1, 0.1]), np.array([1.0, 0.0])), ridge=0)
+    array([1., 0.])
     """
     u, s, mu = model.basis
     theta = u @ (mu * s / (s * s + ridge))
@@ -146,6 +155,9 @@ def best(model: Latent, epsilon: float = 0.0) -> tuple[np.ndarray, float]:
 
     Where no rule is better than a constant answer, accuracy 1/2, theta is 0: for the mixture, where epsilon >= |W mu|.
     Raises ValueError for a negative epsilon.
+
+    >>> round(best(Latent(np.eye(2), np.array([1.0, 0.0])), 0.5)[1], 3)
+    0.691
     """
     if not 0 <= epsilon < math.inf:
         raise ValueError(f"epsilon must be a finite number >= 0, got {epsilon:g}")
@@ -212,6 +224,9 @@ def gaps(
 
     With samples > 0 also Monte Carlo estimates and standard errors: standard_sampled, standard_error, and so on.
     Raises ValueError unless ratio * d is a whole number from 1 to d.
+
+    >>> list(gaps(64, 0.5)["k"])
+    [64, 16, 4, 1]
     """
     rows = []
     for ratio, seed in product(ratios, seeds):

@@ -255,6 +255,9 @@ def beats(points: pd.DataFrame, one: str, other: str) -> bool:
     """Whether `one` measurably protects more than `other`: all of its 95 % interval, seed as block, is above zero.
 
     points: protection, a line a seed and a column a recipe.
+
+    >>> beats(pd.DataFrame({"A": [10, 11, 12], "B": [1, 3, 2]}), "A", "B")
+    True
     """
     if one == other:
         return False
@@ -263,7 +266,12 @@ def beats(points: pd.DataFrame, one: str, other: str) -> bool:
 
 
 def objection(points: pd.DataFrame, passes: Mapping[str, float], budget: float, recipe: str) -> str:
-    """What speaks against a recipe; empty if it is affordable, not beaten, and no cheaper one is as good."""
+    """What speaks against a recipe; empty if it is affordable, not beaten, and no cheaper one is as good.
+
+    >>> points = pd.DataFrame({"A": [10, 11, 12], "B": [1, 3, 2]})
+    >>> objection(points, {"A": 5, "B": 1}, 3, "A")
+    'A costs 5 passes and the budget is 3'
+    """
     if recipe not in points:
         return f"{recipe!r} is none of {', '.join(points)}"
     if passes[recipe] > budget:
