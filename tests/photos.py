@@ -1,9 +1,11 @@
 """Small folders of images that can be told apart, and what Pillow makes of images."""
 
 import io
+import itertools
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from PIL import Image
 
@@ -54,3 +56,18 @@ def each_image(images, change):
 def by_pillow(image, kind, quality=10):
     Image.fromarray(image).save(file := io.BytesIO(), kind, quality=quality)
     return np.array(Image.open(file))
+
+
+def make_map(folder: Path) -> pd.DataFrame:
+    """Writes made-up rows and pictures as a sweep of the design `map` does, of 2 x 2 x 2 settings; returns the rows."""
+    rng, rows = np.random.default_rng(0), []
+    settings = [f"{r}-{s}-{p}" for r in (2, 8) for s in (75, 600) for p in (0, 4)]
+    for method, radius, seed in itertools.product(["clean", *settings], (0, 4), range(3)):
+        rows.append(
+            {"method": method, "training_radius": radius, "seed": seed, "last": round(rng.uniform(0.2, 0.9), 3)}
+        )
+    (folder / "strips").mkdir(parents=True)
+    for method in settings:
+        Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(folder / "strips" / f"{method}.png")
+    pd.DataFrame(rows).to_csv(folder / "rows.csv", index=False)
+    return pd.DataFrame(rows)

@@ -1,15 +1,24 @@
 """The page without a kernel: its numbers are Python's, its sliders take keys, and it needs no network."""
 
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from photos import make_map
 
 from semkit.__main__ import main
 from semkit.lessons import page, twopixels
 
+MOVED = """() => [0, 1, 0, 1, 0].map(at => {
+  const knob = document.getElementById("map-radius"), began = performance.now();
+  knob.value = at;
+  knob.dispatchEvent(new Event("input"));
+  document.getElementById("map-figure").getBoundingClientRect();  // lays the figure out
+  return performance.now() - began;
+})"""
 RESULTS = Path(__file__).parents[1] / "results"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -46,16 +55,26 @@ def test_one_seed_has_no_interval_and_two_have():
     assert found["y"] == pytest.approx(25) and found["low"] < 25 < found["high"]
 
 
-def test_the_map_has_a_cell_for_each_setting(tmp_path):
-    setting = dict(steps=75, perturbation=4, training_radius=0, seed=0)
-    rows = pd.DataFrame([dict(setting, radius=r, last=r / 100) for r in (2, 8)])
-    found = page.mapped(rows, tmp_path)
-    assert found["knobs"] == {"radius": [2, 8], "steps": [75], "perturbation": [4]}
-    assert [cell["learners"]["ERM"]["y"] for cell in found["cells"]] == [pytest.approx(2), pytest.approx(8)]
+def test_the_map_has_a_cell_for_each_setting_with_its_picture(tmp_path):
+    assert page.mapped(tmp_path) is None
+    rows = make_map(tmp_path)
+    found = page.mapped(tmp_path)
+    assert found["knobs"] == {"radius": [2, 8], "steps": [75, 600], "perturbation": [0, 4]}
+    assert found["cells"].keys() == {"clean", *(f"{r}-{s}-{p}" for r in (2, 8) for s in (75, 600) for p in (0, 4))}
+    of = rows.query("method == '8-600-4' and training_radius == 4")["last"]
+    assert found["cells"]["8-600-4"]["AT 4/255"] == page.point(of) and "95 % interval of 3 seeds" in found["recipe"]
+    assert found["cells"]["8-600-4"]["strip"].startswith("data:image/png") and "strip" not in found["cells"]["clean"]
 
 
 @pytest.fixture
 def opened(written):
+    with in_browser(written) as tab:
+        yield tab
+
+
+@contextmanager
+def in_browser(written):
+    """The page in Chromium; asserts that it complains of nothing and asks no network."""
     playwright = pytest.importorskip("playwright.sync_api", reason="needs the extra `browser`")
     if not CHROMIUM:
         pytest.skip("no Chromium on this machine")
@@ -98,6 +117,25 @@ def test_sliders_answer_to_the_keyboard_and_figures_say_it_to_a_screen_reader(op
     opened.focus("#training")
     opened.keyboard.press("End")
     assert "SEM 32.9 %" in opened.inner_text("#sweep-answer")
+
+
+@pytest.mark.browser
+@pytest.mark.whole
+def test_a_knob_over_the_map_shows_at_once_what_was_measured_there(tmp_path):
+    shutil.copytree(RESULTS / "cifar10-lesson", tmp_path / "cifar10-lesson")
+    rows = make_map(tmp_path / "map")
+    page.write(tmp_path / "page.html", tmp_path)
+    with in_browser(tmp_path / "page.html") as tab:
+        for knob, key in (("radius", "End"), ("steps", "Home"), ("perturbation", "End")):
+            tab.focus(f"#map-{knob}")
+            tab.keyboard.press(key)
+        of = rows.query("method == '8-75-4'").groupby("training_radius")["last"].mean()
+        said = tab.inner_text("#map-answer")
+        assert f"ERM {100 * of[0]:.1f} % [" in said and f"AT 4/255 {100 * of[4]:.1f} % [" in said
+        assert tab.get_attribute("#map-figure", "aria-label") == said
+        src = tab.get_attribute("#map-strip img", "src")
+        took = tab.evaluate(MOVED)
+        assert min(took) < 300 and tab.get_attribute("#map-strip img", "src") != src
 
 
 def test_the_committed_page_is_made_of_the_committed_results():

@@ -12,7 +12,7 @@ import pytest
 import torch
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
-from photos import image_split
+from photos import image_split, make_map
 
 from semkit.analysis import figures
 from semkit.analysis.study import crafted_noise
@@ -498,10 +498,29 @@ def test_runs_of_another_kernel_are_in_the_table_and_none_is_lost(panel, tmp_pat
     assert new.history.table("run")["ρu"].tolist() == [4, 8] and titles(new) == ["A: run 1, SEM", "B: run 2, SEM"]
     assert new.history.table()["ERM"].notna().tolist() == [False, True]
     others = crafting.History.opened(lab, "demo"), crafting.History.opened(Lab(ENGINE), "quick")
-    assert [other.records for other in others] == [(), ()]
+    assert [other.records for other in others] == [[], []]
     next(iter(new.history.folder.iterdir())).write_text("{")
     with pytest.raises(ValueError, match=r"json is damaged; delete it"):
         crafting.History.opened(lab, "quick")
+
+
+def test_a_knob_shows_at_once_what_was_measured_there_and_a_run_adds_its_star(panel, tmp_path):
+    assert panel.measured.value == ""
+    rows = make_map(tmp_path / "map")
+    panel = CraftPanel(SPLIT, lab=Lab(ENGINE, tmp_path / "runs"), preset="quick", measured=tmp_path / "map")
+    for name, value in {"surrogate_steps": 4, "radius": 2, "perturbation_radius": 0}.items():
+        getattr(panel, name).value = value
+    of = rows.query("method == '2-75-0' and training_radius == 4")["last"]
+    assert "Nearest measured at radius ρu 2, ρa 0 and 75 surrogate steps" in panel.measured.value
+    assert f"AT 4/255 {100 * of.mean():.1f} % [" in panel.measured.value and "data:image/png" in panel.measured.value
+    finished(panel, learners=True)
+    assert "Stars: your runs" in panel.measured.value
+    panel.radius.value = 8
+    assert "radius ρu 8" in panel.measured.value and "Stars" in panel.measured.value
+    panel.noise_steps.value = 5  # no run has these
+    assert "Stars" not in panel.measured.value
+    panel.method.value = "em"
+    assert panel.measured.value == ""
 
 
 # --- figures with knobs

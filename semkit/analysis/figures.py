@@ -255,6 +255,37 @@ def lines_figure(
     return titled(figure, title)
 
 
+def map_figure(found: Mapping, at: Sequence[float], mine: pd.DataFrame) -> tuple[Figure, str, str]:
+    """Accuracy over the noise radius, as measured nearest to `at`: (figure, what it says there, picture of the noise).
+
+    found: a map as semkit.lessons.page reads it. at: a value of each of its knobs: noise radius, surrogate steps and
+    perturbation radius. mine: further means in % over the radius `ρu`, drawn as stars.
+    """
+    (radii, *_), cells, told = found["knobs"].values(), found["cells"], []
+    radius, steps, around = near = [
+        min(known, key=lambda value: abs(np.log((value + 1) / (to + 1))))
+        for known, to in zip(found["knobs"].values(), at, strict=True)
+    ]
+    figure = new_figure(7.5, 2.8)
+    axes = figure.subplots()
+    for name, colour, line in (("ERM", "#0072B2", "-"), ("AT 4/255", "#D55E00", "--")):
+        points = pd.DataFrame([cells[f"{r}-{steps}-{around}"][name] for r in radii], radii, ["y", "low", "high"])
+        off = (points["y"] - points["low"], points["high"] - points["y"])
+        axes.errorbar(radii, points["y"], off, color=colour, ls=line, marker="o", ms=4, capsize=3, label=name)
+        clean, (y, low, high) = cells["clean"][name]["y"], points.loc[radius]
+        axes.axhline(clean, color=colour, ls=":", lw=1, label=f"{name}, no noise")
+        axes.plot(mine["ρu"], mine[name].astype(float), "*", ms=12, mec="black", color=colour)
+        told.append(f"{name} {y:.1f} %" + f" [{low:.1f}, {high:.1f}]" * (low == low) + f", without noise {clean:.1f} %")
+    axes.axvline(at[0], color="0.6", lw=1)
+    axes.set(xscale="log", xlim=(0.9, 36), ylim=(0, 100), xlabel="radius ρu (levels of 255)", ylabel="accuracy (%)")
+    axes.set_xticks([1, *radii, 32], [1, *radii, 32])
+    axes.minorticks_off()
+    canvas.legend(axes)
+    where = f"at radius ρu {radius}, ρa {around} and {steps} surrogate steps"
+    text = f"{'Measured' if near == [*at] else 'Nearest measured'} {where}: {'; '.join(told)}"
+    return figure, text, cells[f"{radius}-{steps}-{around}"].get("strip", "")
+
+
 def draw_right(axes, right: Mapping[int, tuple[float, float]], total: int, method: str = DEFAULT) -> None:
     """A surrogate's accuracy over its steps. right: step -> (on images with noise, without)."""
     for place, (name, look) in enumerate({"with their noise": method, "without": "clean"}.items()):

@@ -17,6 +17,7 @@ from semkit.images.files import duration, shown
 from semkit.images.imageset import ImageSet, Split
 from semkit.lessons import craftrun as crafting
 from semkit.lessons.craftrun import History, Made, Progress, Settings
+from semkit.lessons.page import mapped
 from semkit.lessons.panels import UNIT, WIDE, Job, choice, display, failure, line, slider
 from semkit.nets.lab import Lab, runs_folder
 from semkit.protections.methods import craft_recipe, label_of
@@ -57,12 +58,13 @@ class CraftPanel:
     """A panel that crafts noise for a split, or for one of several by name, and trains learners on the result.
 
     Runs are kept in lab.cache, by default in runs_folder(): a stopped run is resumed, a finished one is instant, and
-    the table has those of earlier kernels. seed: the first. A new panel stops the run of an older one of the same name.
+    the table has those of other kernels. seed: the first. A new panel stops the run of an older one of the same name.
+    measured: the folder of a sweep of the design `map`; if it is there, the knobs of SEM show what was measured.
 
     Attributes: the knobs data, method, radius, perturbation_radius, surrogate_steps, noise_steps, samples, learners,
     seeds, sort, a, b, pin and folder; the buttons budget, run, stop, keep; progress; the lines note, cost, status,
-    stale; the HTML of strip and losses of the run under way, of table and compared; history: all runs; made: what the
-    last run has made so far of its first seed, or None.
+    stale, measured; the HTML of strip and losses of the run under way, of table and compared; history: all runs; made:
+    what the last run has made so far of its first seed, or None.
     """
 
     def __init__(
@@ -73,10 +75,12 @@ class CraftPanel:
         preset: str = "demo",
         seed: int = 0,
         name: str = "craft",
+        measured: str | Path = "",
     ):
         self._splits = split if isinstance(split, Mapping) else {split.train.name: split}
         self._preset, self._how = preset, (seed, lab := lab or Lab(cache=runs_folder()))
         self._job, self.measuring, self._drawing = Job(name), Job(f"{name}: speed"), threading.RLock()
+        self._map = mapped(Path(measured)) if measured else None
         self.made, self._at, self._progress, self.history = None, None, {}, History.opened(lab, preset)
         self._make_knobs()
         self._make_rest()
@@ -87,11 +91,11 @@ class CraftPanel:
 
     def _make_knobs(self) -> None:
         most = max(craft_recipe(method, self._preset).sgd.steps for method in AGAINST)
-        step = 10 if most >= 100 else 1
+        step = 15 if most >= 100 else 1  # so that the measured steps and the presets' are on the slider
         self.data = choice(widgets.Dropdown, "images", options=list(self._splits))
         names = [(f"{label_of(method)}: noise against {what}", method) for method, what in AGAINST.items()]
         self.method = choice(widgets.Dropdown, "method", options=names)
-        self.radius = slider(8, 1, 32, f"radius ρu ({UNIT})")
+        self.radius = slider(8, 1, 32, f"noise radius ρu ({UNIT})")
         self.perturbation_radius = slider(4, 0, 8, f"perturbation radius ρa ({UNIT})")
         self.surrogate_steps = slider(step, step, 4 * most, "surrogate steps", step)
         self.noise_steps = slider(1, 1, 20, "noise steps for a batch")
@@ -106,7 +110,8 @@ class CraftPanel:
             knob.observe(lambda _: self._tick(), "value")
 
     def _make_rest(self) -> None:
-        self.budget = widgets.Button(description="preset's budget", layout={"width": "max-content"})
+        what = dict(description="preset's budget", tooltip="surrogate steps, noise steps and samples of the preset")
+        self.budget = widgets.Button(**what, layout={"width": "max-content"})
         self.run = widgets.Button(description="Run", button_style="primary")
         self.stop = widgets.Button(description="Stop", button_style="warning", disabled=True)
         self.keep = widgets.Button(description="Save", disabled=True)
@@ -120,15 +125,15 @@ class CraftPanel:
         self.pin = widgets.Checkbox(False, description="keep A", indent=False)
         for knob in (self.sort, self.a, self.b):
             knob.observe(lambda _: self._draw_history(), "value")
-        lines = ("note", "cost", "status", "stale", "strip", "losses", "table", "compared")
+        lines = ("note", "cost", "status", "stale", "strip", "losses", "measured", "table", "compared")
         for name in lines:
             setattr(self, name, line(name))
         self.status.value = "not run yet"
         self.view = widgets.VBox([
             *([self.data] if len(self._splits) > 1 else []), self.method, *self._knobs.values(), self.seeds, self.note,
             self.cost, widgets.HBox([self.run, self.stop, self.budget]), self.progress, self.status, self.stale,
-            self.losses, self.strip, widgets.HBox([self.sort, self.a, self.b, self.pin]), self.table, self.compared,
-            widgets.HBox([self.folder, self.keep]),
+            self.measured, self.losses, self.strip, widgets.HBox([self.sort, self.a, self.b, self.pin]), self.table,
+            self.compared, widgets.HBox([self.folder, self.keep]),
         ])  # fmt: skip
         self.view.add_class("semkit-craft")
 
@@ -151,12 +156,18 @@ class CraftPanel:
         took = "time not measured yet" if seconds is None else f"about {duration(self.seeds.value * seconds)}"
         self.cost.value = f"cost: {self.seeds.value * passes:,} passes, {took} on {engine.device} in {engine.precision}"
         self.note.value = crafting.visible(now.recipe.radius)
+        with self._drawing:
+            mine = self.history.alike(self.data.value, now)
+            shown = self._map and now.method == "sem"
+            self.measured.value = crafting.measured_html(self._map, now, mine) if shown else ""
         self.perturbation_radius.disabled = self.method.value == "em"
         new = self.history.records and not self.history.has(self.data.value, now)
         self.stale.value = "<b>The knobs have changed:</b> no run below has these; Run adds one." if new else ""
 
     def _draw_history(self) -> None:
         with self._drawing:  # the values are read inside, so that the last drawing is that of the last values
+            self.history = self.history.updated()
+            self.a.max = self.b.max = len(self.history.table())
             marks = {self.a.value: "A", self.b.value: "B"}
             self.table.value = table_html(self.history, self.sort.value, marks)
             self.compared.value = compared_html(self.history, marks)
@@ -164,7 +175,7 @@ class CraftPanel:
     def _compare(self, number: int) -> None:
         """Show the run of this number as B, and what was B, or else the run before it, as A."""
         with self._drawing:
-            self.a.max = self.b.max = len(self.history.table())
+            self.a.max = self.b.max = max(number, self.b.max)
             if number != self.b.value and not self.pin.value:
                 self.a.value = self.b.value or number - 1
             self.b.value = number

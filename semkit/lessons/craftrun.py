@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
@@ -180,10 +180,10 @@ def record(made: Made, split: Split, images: str, preset: str, progress: "Progre
 
 @dataclass(frozen=True)
 class History:
-    """All runs so far as records. folder: where each record is a file, so that a new kernel knows it; None: nowhere."""
+    """All runs so far as records. folder: where each record is a file, so that all kernels know it; None: nowhere."""
 
     folder: Path | None
-    records: tuple[dict, ...] = ()
+    files: Mapping[str, dict] = field(default_factory=dict)  # name, by the time -> record
 
     @classmethod
     def opened(cls, lab: Lab, preset: str) -> "History":
@@ -191,17 +191,27 @@ class History:
         if lab.cache is None:
             return cls(None)
         by = key(learned_row.__module__, preset, lab.engine.settings(), CraftRecipe(), LearnRecipe())
-        folder = Path(lab.cache) / f"panel-{by}"
-        return cls(folder, tuple(map(_read, sorted(folder.glob("*.json")))))
+        return cls(Path(lab.cache) / f"panel-{by}").updated()
+
+    def updated(self) -> "History":
+        """The history with what other kernels have written since. Raises ValueError for a damaged record."""
+        there = self.folder.glob("*.json") if self.folder else ()
+        new = {path.name: _read(path) for path in there if path.name not in self.files}
+        return replace(self, files=dict(sorted({**self.files, **new}.items())))
 
     def adding(self, new: dict) -> "History":
         """The history with one more record, if it tells something new; in a file of its own, for others are writing."""
         new = {name: value for name, value in new.items() if value is not None}
         if any(new.items() <= old.items() for old in self.records):
             return self
+        name = f"{time.time_ns()}-{new['of']}.json"
         if self.folder:
-            atomic_write(self.folder / f"{time.time_ns()}-{new['of']}.json", json.dumps(new).encode())
-        return replace(self, records=(*self.records, new))
+            atomic_write(self.folder / name, json.dumps(new).encode())
+        return replace(self, files={**self.files, name: new})
+
+    @property
+    def records(self) -> list[dict]:
+        return [*self.files.values()]
 
     def has(self, images: str, what: Settings) -> bool:
         """Whether one of its runs has these images and settings."""
@@ -223,6 +233,11 @@ class History:
         table[[*LEARNERS]] *= 100
         return table.reset_index().sort_values(by, ascending=SORTED[by], kind="stable").convert_dtypes()
 
+    def alike(self, images: str, what: Settings) -> pd.DataFrame:
+        """The lines of table() that differ from these images and settings in the noise radius at most."""
+        table, wanted = self.table(), {"images": images} | what.knobs
+        return table[(table[[*wanted]] == pd.Series(wanted)).drop(columns="ρu").all(axis=1)]
+
 
 def _read(path: Path) -> dict:
     try:
@@ -241,6 +256,15 @@ def strip_html(images: ImageSet, noise: torch.Tensor, what: Settings, caption: s
     figure = pictures.strip_figure(images.images[place].cpu(), noises, radius=radius)
     alt = f"{len(place)} images, the same with {name} noise, and the noise: ±{radius:g} levels as black and white"
     return as_html(figure, alt, caption)
+
+
+def measured_html(found: Mapping, now: Settings, mine: pd.DataFrame) -> str:
+    """What the map `found` (page.mapped) has nearest to these settings; mine: runs of History.alike, beside it."""
+    at = now.recipe.radius, now.recipe.sgd.steps, now.recipe.surrogate_side.radius
+    figure, told, strip = figures.map_figure(found, at, mine)
+    image = f'<img alt="Protected images above their noise" style="width:16em" src="{strip}">' if strip else ""
+    caption = found["recipe"] + " Stars: your runs with the other knobs as they are." * bool(mine["ERM"].count())
+    return f"{told}<div style='display:flex;flex-wrap:wrap'>{as_html(figure, told, caption)}{image}</div>"
 
 
 @dataclass

@@ -8,7 +8,7 @@ import pandas as pd
 
 from semkit import __version__
 from semkit.analysis.report import read_rows
-from semkit.analysis.statistics import interval
+from semkit.analysis.statistics import interval, learner
 from semkit.images.files import atomic_write, shown
 from semkit.lessons.twopixels import LOOK, PIT, REACH, SPREAD, VALLEY
 
@@ -16,9 +16,9 @@ TEMPLATE = Path(__file__).with_suffix(".html")
 SIGNATURE = "Written by <code>semkit page</code>"  # in the template: a page may be written over, nothing else
 NAMES = {"clean": "clean", "em": "EM", "sem": "SEM", "rem": "REM"}
 DASHES = {"-": "", "--": "6 4", "-.": "8 3 2 3"}
-KNOBS = ["radius", "steps", "perturbation"]  # columns of the map's rows: of the noise; surrogate steps; its AT radius
+KNOBS = ("radius", "steps", "perturbation")  # in the names of the map's methods: of the noise; of the surrogate
 SWEEP = "4,000 recompressed CIFAR-10 images, lesson preset, net tiny; mean and 95 % interval of {n} seeds."
-MAP = "SEM on the embedded images, demo preset, net tiny; {n} seed{s}, learners ERM and AT 4."
+MAP = "SEM on 1,000 embedded images, demo preset, net tiny; mean{interval} of {n} seed{s}."
 
 
 def html(results: Path) -> str:
@@ -29,11 +29,10 @@ def html(results: Path) -> str:
     rows = results / "cifar10-lesson" / "rows.csv"
     if not rows.exists():
         raise ValueError(f"{rows} is not there: name the folder of committed results with --results")
-    places = results / "map"
     data = {
         "spread": SPREAD, "places": (PIT, VALLEY), "reach": REACH, "sweep": swept(read_rows(rows)),
         "look": {"clean": ("var(--ink)", ""), **{name: (look[0], DASHES[look[2]]) for name, look in LOOK.items()}},
-        "map": mapped(read_rows(places / "rows.csv"), places / "strips") if places.exists() else None,
+        "map": mapped(results / "map"),
     }  # fmt: skip
     text = json.dumps(data).replace("</", "<\\/")  # no text ends the script
     return TEMPLATE.read_text().replace("{{version}}", __version__).replace("{{data}}", text)
@@ -69,17 +68,20 @@ def swept(rows: pd.DataFrame) -> dict:
     }
 
 
-def mapped(rows: pd.DataFrame, strips: Path) -> dict:
-    """The map's rows as cells, one for each setting of KNOBS, with the picture strips/RADIUS-STEPS-PERTURBATION.png."""
-    cells = []
-    for setting, mine in rows.groupby(KNOBS):
-        learners = {
-            ("AT 4" if radius else "ERM"): point(same["last"]) for radius, same in mine.groupby("training_radius")
-        }
-        strip = strips / ("-".join(f"{value:g}" for value in setting) + ".png")
-        picture = base64.b64encode(strip.read_bytes()).decode() if strip.exists() else ""
-        cell = dict(zip(KNOBS, map(float, setting), strict=True)) | {"learners": learners}
-        cells.append(cell | ({"strip": f"data:image/png;base64,{picture}"} if picture else {}))
-    seeds = rows["seed"].nunique()
-    knobs = {knob: sorted(rows[knob].astype(float).unique().tolist()) for knob in KNOBS}
-    return {"knobs": knobs, "cells": cells, "recipe": MAP.format(n=seeds, s="s" * (seeds > 1))}
+def mapped(folder: Path) -> dict | None:
+    """What a sweep of the design `map` wrote to this folder, None if it is not there: knobs, cells and recipe.
+
+    knobs: name -> its values. cells: method, "clean" or a value of each knob as in "8-600-4" -> {"ERM": point,
+    "AT 4/255": point, "strip": the picture strips/8-600-4.png, if there is one}.
+    """
+    if not (folder / "rows.csv").exists():
+        return None
+    rows, cells = read_rows(folder / "rows.csv"), {}
+    for method, mine in rows.groupby("method", sort=False):
+        cells[method] = {learner(radius): point(same["last"]) for radius, same in mine.groupby("training_radius")}
+        if (strip := folder / "strips" / f"{method}.png").exists():
+            cells[method]["strip"] = f"data:image/png;base64,{base64.b64encode(strip.read_bytes()).decode()}"
+    settings = zip(*(map(int, method.split("-")) for method in cells if method != "clean"), strict=True)
+    knobs, seeds = dict(zip(KNOBS, (sorted({*values}) for values in settings), strict=True)), rows["seed"].nunique()
+    recipe = MAP.format(n=seeds, s="s" * (seeds > 1), interval=" and 95 % interval" * (seeds > 1))
+    return {"knobs": knobs, "cells": cells, "recipe": recipe}
