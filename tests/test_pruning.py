@@ -122,7 +122,7 @@ def test_the_weights_below_the_threshold_are_the_share_that_is_pruned(share):
     figure = weights_figure(SIZES, share, title="t")
     assert collisions(figure) == ([], [])
     for axes, values in zip(figure.axes, SIZES.values(), strict=True):
-        heights = [sum(bar.get_height() for bar in container) for container in axes.containers]
+        heights = [sum(bars.get_data().values) for bars in axes.patches]
         assert heights == pytest.approx([share * len(values), (1 - share) * len(values)], abs=1)  # sizes come in pairs
         threshold = float(axes.get_title().rpartition(" ")[2])
         below = (values.abs() < threshold * 0.9).float().mean()

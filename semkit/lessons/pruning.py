@@ -131,7 +131,7 @@ def _draw_weights(axes, sizes: np.ndarray, share: float) -> float:
     bins = 10 ** np.arange(first, np.log10(max(1, sizes.max())) + step, step)
     seen = sizes.clip(1.0001 * bins[0])
     for part, color, label in ((sizes < threshold, "#D55E00", "pruned"), (sizes >= threshold, "#0072B2", "kept")):
-        axes.hist(seen[part], bins, color=color, label=label)
+        axes.stairs(*np.histogram(seen[part], bins), fill=True, color=color, label=label)
     if threshold:
         axes.axvline(threshold, color="black", lw=1)
     axes.set(xscale="log", xlabel="size of a weight, |W|")
