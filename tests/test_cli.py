@@ -597,7 +597,7 @@ def test_rows_of_another_sweep_and_what_is_not_of_semkit_are_left_alone(here, ca
     capsys.readouterr()
     before = contents(here)
     assert "file is a file; name a folder" in complaint(capsys, *sweep, "file")
-    assert "mine has a figure.png that is no sweep's of semkit; name" in complaint(capsys, *sweep, "mine")
+    assert "mine has a figure.png that is not of this command; name" in complaint(capsys, *sweep, "mine")
     assert "lie in each other" in complaint(capsys, *sweep, "photos/out")
     others = (
         ("--methods", "em", "methods"), ("--radii", 4, "radii"), ("--limit", 4, "fingerprint"),
@@ -609,6 +609,19 @@ def test_rows_of_another_sweep_and_what_is_not_of_semkit_are_left_alone(here, ca
     assert contents(here) == before
     assert "file is a file" in complaint(capsys, "demo", "--out", "file")
     assert run(*sweep, "out", "--seeds", 2) == 0
+
+
+@pytest.mark.parametrize(
+    ("command", "file"),
+    [(["bench", "--quick", "--out"], "table.md"), (["gpu-check", "photos"], "rows.csv"),
+     (["gpu-check", "photos"], "speed.json")],
+)  # fmt: skip
+def test_bench_and_gpu_check_leave_files_of_others_alone(here, capsys, command, file):
+    (here / "mine").mkdir()
+    (here / "mine" / file).write_text("years of work")
+    before = contents(here)
+    assert f"mine has a {file} that is not of this command" in complaint(capsys, *command, "mine")
+    assert contents(here) == before
 
 
 @pytest.mark.whole

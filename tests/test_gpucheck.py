@@ -70,3 +70,5 @@ def test_the_command_makes_all_of_it_tiny(tmp_path, monkeypatch):
     assert main(["gpu-check", "shapes", out, "--tiny", "--device", "cpu", "--limit", "40"]) == 0
     assert all(row["right"] for row in json.loads((tmp_path / "out" / "numbers.json").read_text()))
     assert pd.read_csv(tmp_path / "out" / "rows.csv")["passes"].notna().sum() >= 14
+    # Numbers and speeds of a tiny run, or of another device, would be taken for those of the full one.
+    assert main(["gpu-check", "shapes", out, "--device", "cpu", "--limit", "40"]) == 2

@@ -173,9 +173,9 @@ def learn(options) -> None:
 
 def _claim(options, split: Split, engine: Engine, **settings) -> None:
     """Claim OUT for these settings; raises OutputError if its rows are of other images, recipes or engines."""
-    told = {name: getattr(options, name) for name in ("command", "preset", "learner_steps")}
-    images = [split.train.fingerprint, split.test.fingerprint]
-    folder.claim(options.out, {**told, **settings, "engine": engine.settings(), "fingerprint": images})
+    settings |= {"engine": engine.settings(), "fingerprint": [split.train.fingerprint, split.test.fingerprint]}
+    own = {name: getattr(options, name, None) for name in ("command", "preset", "learner_steps")}
+    folder.claim(options.out, own | settings)
 
 
 def _report_rows(options, rows: pd.DataFrame, text: str, figure) -> None:
@@ -280,7 +280,7 @@ def bench(options) -> None:
 
     engine = engine_of(options)
     if options.out:
-        options.out.mkdir(parents=True, exist_ok=True)  # fails before minutes of work, not after
+        folder.claim(options.out, {"command": "bench"})  # fails before minutes of work, not after
     names = ("nets", "batch", "rounds", "samples", "attack_steps")
     given = {name: value for name in names if (value := getattr(options, name)) is not None}
     report, plan = Report(options.json), replace(QUICK if options.quick else Plan(), **given)
@@ -299,9 +299,9 @@ def gpu_check(options) -> None:
     from semkit.analysis.gpucheck import TINY, Scale, run
 
     folder.check_place(options.images, options.out)
-    report = Report(options.json)
     with bars() as on_step:
-        split, lab = _split(options, report, on_step), Lab(engine_of(options), on_step=on_step)
+        split, lab = _split(options, report := Report(options.json), on_step), Lab(engine_of(options), on_step=on_step)
+        _claim(options, split, lab.engine, tiny=options.tiny)
         rows = run(split, options.out, limit=options.time_limit, scale=TINY if options.tiny else Scale(), lab=lab)
     report.values({"rows": as_objects(rows)})
     report.line(rows.drop(columns=["curve", "engine"], errors="ignore").to_string(index=False, na_rep=""))

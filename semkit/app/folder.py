@@ -32,7 +32,10 @@ from semkit.protections.base import Change, Recipe
 from semkit.protections.noise import Noise, save
 
 NOISE = "noise.safetensors"
-RESULTS = ("rows.csv", "table.md", "figure.png", "noise.csv", "losses.csv", "rises.csv")  # what a sweep writes
+RESULTS = (  # what commands write to OUT
+    "rows.csv", "table.md", "figure.png", "noise.csv", "losses.csv", "rises.csv", "bench.json", "numbers.json",
+    "speed.json",
+)  # fmt: skip
 LOCK = ".semkit-lock"  # in OUT, locked while a run works there
 GROWING = ("methods", "radii", "countermeasures")  # a sweep may have more of them the next time
 COMPARED = 20  # files of an interrupted run that tell whether its key is the one that is given now
@@ -112,7 +115,7 @@ def claim(out: Path, request: dict) -> None:
     if (out / "run.json").exists():
         _check_same(out, request, GROWING)
     elif not (out / "runs").is_dir() and (there := [name for name in RESULTS if (out / name).exists()]):
-        raise OutputError(f"the output {shown(out)} has a {there[0]} that is no sweep's of semkit; name another folder")
+        raise OutputError(f"the output {shown(out)} has a {there[0]} that is not of this command; name another folder")
     write_record(out / "run.json", request)
     remove_leftovers(out)
 
