@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import nbformat
+import psutil
 import pytest
 
 from semkit.nets.lab import runs_folder
@@ -65,10 +66,6 @@ def folder(tmp_path_factory):
     (place / "results").symlink_to(NOTEBOOK.parents[1] / "results")
     if runs_folder().exists():  # as links: what is made here must not make the next time too quick to watch
         shutil.copytree(runs_folder(), place / "runs", copy_function=os.symlink)
-    for name, values in SETTINGS.items():
-        path = place / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(values))
     return place
 
 
@@ -90,7 +87,7 @@ def free_port():
 
 @contextmanager
 def server(folder, port, module, *arguments, ready):
-    """`python -m module` at a port of the loopback; the address, once address + ready answers."""
+    """`python -m module` at a port of the loopback: (process, address), once address + ready answers."""
     places = {
         name: str(folder / part)
         for name, part in {
@@ -109,7 +106,7 @@ def server(folder, port, module, *arguments, ready):
         while not answers(address + ready):
             assert process.poll() is None and time.monotonic() < deadline, f"no {module}: {log.read_text()[-2000:]}"
             time.sleep(0.2)
-        yield address
+        yield process, address
     finally:
         process.terminate()  # it ends its kernels itself
         try:
@@ -269,17 +266,27 @@ def run_twice(page, panel, folder):
     shot(page, folder, "lab-4-compared")
 
 
-def test_the_panel_in_jupyterlab(chromium, folder):
+@contextmanager
+def jupyterlab(folder, *arguments):
+    """JupyterLab as `semkit lab` starts it: (process, its address, path of a notebook -> its page's)."""
     port, token = free_port(), secrets.token_hex(16)
     how = dict(ip="127.0.0.1", port=port, port_retries=0, open_browser=False, allow_root=os.geteuid() == 0)
     (folder / "config").mkdir()
     config = json.dumps({"ServerApp": how, "IdentityProvider": {"token": token}})
     (folder / "config" / "jupyter_server_config.json").write_text(config)
-    with server(folder, port, "semkit", "lab", ready=f"/api/status?token={token}") as address:
+    for name, values in SETTINGS.items():
+        path = folder / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(values))
+    with server(folder, port, "semkit", "lab", *arguments, ready=f"/api/status?token={token}") as (process, address):
+        yield process, address, lambda book: f"/doc/tree/{book}?token={token}&reset"
+
+
+def test_the_panel_in_jupyterlab(chromium, folder):
+    with jupyterlab(folder) as (_, address, place_of):
         (opened_first,) = (folder / "runtime").glob("*file-to-run*.html")  # what Jupyter gives to a person's browser
         assert f"{address}/lab/tree/notebooks/00_index.ipynb" in opened_first.read_text()
-        path = f"/doc/tree/notebooks/{NOTEBOOK.name}?token={token}&reset"
-        with opened(chromium, address, path) as page:
+        with opened(chromium, address, place_of(f"notebooks/{NOTEBOOK.name}")) as page:
             run_all(page, folder / "notebooks" / NOTEBOOK.name)
             panel = drive(page, folder, "lab")
             panel.button("Stop").click()
@@ -295,6 +302,102 @@ def test_the_panel_in_jupyterlab(chromium, folder):
             shot(page, folder, "lab-5-dark")
 
 
+SHARED = """\
+import threading
+import semkit as sk
+panel = sk.craftpanel.CraftPanel(sk.load("shapes", limit=64, size=64), preset="quick")
+panel.radius.value, panel.surrogate_steps.value, panel.learners.value = {radius}, 30, True
+panel
+---
+panel.wait()
+---
+print("workers:", [thread.name for thread in threading.enumerate()].count("semkit craft"))"""
+
+
+class Kernel:
+    """A notebook with a craft panel in its page, and what a person does with its kernel."""
+
+    def __init__(self, page, book):
+        self.page = page
+        run_all(page, book)
+        self.panel = Panel(page)
+
+    def run(self, cell):
+        self.page.locator(".jp-CodeCell .cm-content").nth(cell).click()
+        self.page.keyboard.press("Control+Enter")
+
+    def workers(self):
+        """The panel's workers at work, as the kernel counts them."""
+        prompt = self.page.locator(".jp-CodeCell").nth(2).locator(".jp-InputPrompt")
+        before = prompt.inner_text()
+        self.run(2)
+        wait_until(self.page, lambda: prompt.inner_text() not in (before, "[*]:"), "workers are counted")
+        told = self.page.locator(".jp-CodeCell").nth(2).locator(".jp-OutputArea-output").inner_text()
+        return int(told.removeprefix("workers: "))
+
+    def start(self, at=r": step \d+ of"):
+        self.panel.button("Run").click()
+        api.expect(self.panel.status).to_contain_text(re.compile(at), timeout=MINUTES)
+
+    def stopped_at(self):
+        api.expect(self.panel.status).to_contain_text("stopped at step", timeout=SECONDS)
+        return self.panel.step()
+
+    def interrupt(self):
+        self.run(1)  # panel.wait()
+        api.expect(self.page.locator(".jp-CodeCell .jp-InputPrompt").nth(1)).to_contain_text("*", timeout=SECONDS)
+        command(self.page, "Kernel", "kernelmenu:interrupt")
+
+    def restart(self):
+        command(self.page, "Run", "runmenu:restart-and-run-all")
+        self.page.locator(".jp-Dialog button.jp-mod-accept").click()
+        api.expect(self.panel.status).to_have_text("not run yet", timeout=MINUTES)
+
+    def table(self):
+        """The lines of the panel's table, without A and B."""
+        return [line.locator("td").all_inner_texts()[1:] for line in self.panel.lines.all()]
+
+
+def test_two_kernels_share_their_runs_and_none_is_lost_by_an_interrupt_a_restart_or_a_stop(chromium, tmp_path):
+    for name, radius in (("one", 8), ("two", 4)):
+        cells = SHARED.format(radius=radius).split("\n---\n")
+        how = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+        book = nbformat.v4.new_notebook(cells=[*map(nbformat.v4.new_code_cell, cells)], metadata=how)
+        nbformat.write(book, tmp_path / f"{name}.ipynb")
+    with (
+        jupyterlab(tmp_path, "one.ipynb") as (process, address, place_of),
+        opened(chromium, address, place_of("one.ipynb")) as first,
+        opened(chromium, address, place_of("two.ipynb")) as second,
+    ):
+        one, two = Kernel(first, tmp_path / "one.ipynb"), Kernel(second, tmp_path / "two.ipynb")
+        one.start(), two.start()
+        assert (one.workers(), two.workers()) == (1, 1)
+        one.interrupt()
+        step = one.stopped_at()
+        two.restart()
+        assert (one.workers(), two.workers()) == (0, 0)
+        one.start()
+        assert one.panel.step() > step > 1
+        two.start("AT 4/255 on protected images, seed 0: step")
+        assert (one.workers(), two.workers()) == (1, 1)
+        kernels = psutil.Process(process.pid).children()  # the server's
+        assert len(kernels) == 2 and [child for kernel in kernels for child in kernel.children()] == []
+        two.panel.button("Stop").click()
+        two.stopped_at()
+        two.start("AT 4/255 on")  # its two learners of ERM and its noise are kept
+        for kernel in (one, two):
+            api.expect(kernel.panel.status).to_contain_text("done", timeout=MINUTES)
+        for kernel in (one, two):  # whatever is done in a table, it also shows what other kernels have run since
+            kernel.panel.within.locator("select", has_text="PSNR").select_option("passes")
+            api.expect(kernel.panel.lines).to_have_count(2, timeout=SECONDS)
+        first_table, second_table = one.table(), two.table()
+        assert first_table == second_table and "…" not in str(first_table)
+        assert sorted(line[2] for line in first_table) == ["4", "8"]
+        shot(first, tmp_path, "kernels-1"), shot(second, tmp_path, "kernels-2")
+        kept = [*(tmp_path / "runs").glob("learner-*.json")]
+        assert len(kept) == 2 + 2 * 2, "clean learners are shared, and no learner is made twice"
+
+
 @contextmanager
 def in_voila(chromium, folder, book):
     """The page of a notebook in Voilà."""
@@ -303,7 +406,7 @@ def in_voila(chromium, folder, book):
     port = free_port()
     start = str(book), "--no-browser", f"--port={port}", "--Voila.ip=127.0.0.1", "--Voila.port_retries=0"
     with (
-        server(folder, port, "voila", *start, ready="/voila/static/") as address,
+        server(folder, port, "voila", *start, ready="/voila/static/") as (_, address),
         opened(chromium, address, "") as page,
     ):
         yield page
