@@ -264,7 +264,8 @@ def measured_html(found: Mapping, now: Settings, mine: pd.DataFrame) -> str:
     figure, told, strip = figures.map_figure(found, at, mine)
     image = f'<img alt="Protected images above their noise" style="width:16em" src="{strip}">' if strip else ""
     caption = found["recipe"] + " Stars: your runs with the other knobs as they are." * bool(mine["ERM"].count())
-    return f"{told}<div style='display:flex;flex-wrap:wrap'>{as_html(figure, told, caption)}{image}</div>"
+    drawn = f"<div style='max-width:750px'>{as_html(figure, told, caption)}</div>"  # a longer caption moves nothing
+    return f"{told}<div style='display:flex;flex-wrap:wrap;align-items:flex-start'>{drawn}{image}</div>"
 
 
 @dataclass
