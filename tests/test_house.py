@@ -1,7 +1,6 @@
 """The house: a folder is a floor, and a floor imports only from those above it in the list."""
 
 import ast
-import functools
 import subprocess
 import sys
 from graphlib import CycleError, TopologicalSorter
@@ -65,9 +64,8 @@ def floor(module):
     return FLOORS.index(module.split(".")[0])
 
 
-@functools.cache
-def parsed(module):
-    return ast.parse(MODULES[module].read_text())
+PARSED = {module: ast.parse(path.read_text()) for module, path in MODULES.items()}
+KNOWN = {module: [*known(tree)] for module, tree in PARSED.items()}  # and what it imports of the package
 
 
 def test_every_folder_is_a_floor_and_every_module_is_on_one():
@@ -82,9 +80,8 @@ def test_a_name_of_the_package_means_one_thing():
     assert sorted(names) == sorted({*names})
 
 
-@pytest.mark.parametrize("module", sorted(MODULES))
-def test_a_module_imports_nothing_from_a_floor_below_its_own(module):
-    assert [other for other in known(parsed(module)) if floor(other) > floor(module)] == []
+def test_a_module_imports_nothing_from_a_floor_below_its_own():
+    assert [(module, other) for module, of in KNOWN.items() for other in of if floor(other) > floor(module)] == []
 
 
 def test_an_import_from_below_would_be_seen():
@@ -94,10 +91,9 @@ def test_an_import_from_below_would_be_seen():
     assert [floor(other) > floor("images.pixels") for other in known(twin)] == 4 * [True]
 
 
-@pytest.mark.parametrize("module", sorted(MODULES))
-def test_the_key_of_a_run_has_the_code_of_every_import(module):
-    found = {name.removeprefix("semkit.") for name in imported(f"semkit.{module}")}
-    assert found == set(known(parsed(module))) - set(FLOORS)
+def test_the_key_of_a_run_has_the_code_of_every_import():
+    for module, of in KNOWN.items():
+        assert {name.removeprefix("semkit.") for name in imported(f"semkit.{module}")} == {*of} - {*FLOORS}, module
 
 
 def circle(graph):
@@ -109,39 +105,35 @@ def circle(graph):
 
 
 def test_no_modules_import_one_another_in_a_circle():
-    assert circle({module: [m for m in known(parsed(module)) if m in MODULES] for module in MODULES}) == []
+    assert circle({module: [m for m in of if m in MODULES] for module, of in KNOWN.items()}) == []
     assert circle({"a": ["b"], "b": ["a"]})
 
 
-@pytest.mark.parametrize("module", sorted(MODULES))
-def test_an_outside_library_is_behind_few_modules(module):
-    used = {name.split(".")[0] for name, _ in imports(parsed(module))}
-    assert [name for name, where in ONLY.items() if name in used and module not in where] == []
+def test_an_outside_library_is_behind_few_modules():
+    used = {(name.split(".")[0], module) for module, tree in PARSED.items() for name, _ in imports(tree)}
+    assert [(name, module) for name, module in used if module not in ONLY.get(name, MODULES)] == []
 
 
-@pytest.mark.parametrize("module", sorted(MODULES))
-def test_no_private_part_of_torch_is_used(module):
-    assert [name for name in PRIVATE if name in MODULES[module].read_text()] == []
+def test_no_private_part_of_torch_is_used():
+    assert [(module, name) for module, path in MODULES.items() for name in PRIVATE if name in path.read_text()] == []
 
 
-@pytest.mark.parametrize("module", sorted(MODULES))
-def test_every_public_function_and_class_says_what_it_is(module):
-    tree = parsed(module)
-    defined = (node for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef))
-    silent = [node.name for node in defined if not node.name.startswith("_") and not ast.get_docstring(node)]
-    assert ast.get_docstring(tree) and silent == []
+def test_every_module_and_public_function_and_class_says_what_it_is():
+    for module, tree in PARSED.items():
+        defined = (node for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef))
+        silent = [node.name for node in defined if not node.name.startswith("_") and not ast.get_docstring(node)]
+        assert ast.get_docstring(tree) and silent == [], module
 
 
-@pytest.mark.parametrize("module", sorted(MODULES))
-def test_no_function_has_the_name_of_its_module(module):
-    names = {node.name for node in parsed(module).body if isinstance(node, ast.FunctionDef)}
-    assert module.split(".")[1] not in names
+def test_no_function_has_the_name_of_its_module():
+    defined = ((module, node) for module, tree in PARSED.items() for node in tree.body)
+    assert not [of for of, node in defined if isinstance(node, ast.FunctionDef) and node.name == of.split(".")[1]]
 
 
-@pytest.mark.parametrize("module", sorted(set(MODULES) - OF_PROTECTIONS))
-def test_no_protection_is_a_special_case(module):
-    names = set(PROTECTIONS) - ({"cuda"} if module in OF_DEVICES else set())
-    assert list(protections_named(parsed(module), names)) == [] or module.startswith("lessons.")
+def test_no_protection_is_a_special_case():
+    for module in PARSED.keys() - OF_PROTECTIONS:
+        names = set(PROTECTIONS) - ({"cuda"} if module in OF_DEVICES else set())
+        assert not [*protections_named(PARSED[module], names)] or module.startswith("lessons."), module
 
 
 def test_a_special_case_would_be_seen():
@@ -173,9 +165,8 @@ def too_long(text):
     return long + ["the file"] * (len(text.splitlines()) > 330)
 
 
-@pytest.mark.parametrize("module", sorted(MODULES))
-def test_files_and_functions_are_short(module):
-    assert too_long(MODULES[module].read_text()) == []
+def test_files_and_functions_are_short():
+    assert [(module, what) for module, path in MODULES.items() for what in too_long(path.read_text())] == []
 
 
 def test_what_is_too_long_would_be_seen():
