@@ -34,6 +34,7 @@ from semkit.training.recipes import SGD, LearnRecipe
 
 ENGINE = Engine("cpu", "float32")
 LEARN = LearnRecipe(model="tiny", sgd=SGD(steps=30, batch=16), evaluations=1)
+FEW = replace(LEARN, sgd=SGD(steps=3, batch=16))
 
 
 @pytest.fixture(scope="module")
@@ -158,10 +159,10 @@ def test_attacks_climb_the_net_that_they_name(external, split, trained):
 
 def test_the_worst_of_the_attacks_is_the_worst_for_every_image(external, split, trained):
     transform = Transform(external, 51, 2)
-    attacks, judge = transform_attacks(trained, transform, 8), Behind(trained, transform)
-    rows = attacked_rows(judge, attacks, split.test, seed=1)
+    attacks, judge, few = transform_attacks(trained, transform, 8), Behind(trained, transform), split.test.limit(6)
+    rows = attacked_rows(judge, attacks, few, seed=1)
     attacks = transform_attacks(trained, transform, 8)  # those whose g draws have drawn
-    right = torch.stack([survived(judge, attack, split.test, seed=1) for attack in attacks.values()])
+    right = torch.stack([survived(judge, attack, few, seed=1) for attack in attacks.values()])
     assert list(rows["accuracy"]) == pytest.approx(
         [*right.float().mean(1).tolist(), right.all(0).float().mean().item()]
     )
@@ -170,8 +171,7 @@ def test_the_worst_of_the_attacks_is_the_worst_for_every_image(external, split, 
 
 
 def test_the_rows_of_the_defences_say_what_they_cost(external, split, tmp_path):
-    few = replace(LEARN, sgd=SGD(steps=3, batch=16))
-    learners = {0: few, 4: replace(few, perturbation=PGD(4, 1))}
+    learners = {0: FEW, 4: replace(FEW, perturbation=PGD(4, 1))}
     how = dict(radius=8, attacked=6, lab=Lab(ENGINE, tmp_path))
     rows = defence_rows(split, Transform(external, 51, 2), learners, **how)
     assert rows.equals(defence_rows(split, Transform(external, 51, 2), learners, **how))
@@ -197,8 +197,8 @@ def test_a_purifiers_net_runs_on_the_engine_that_was_asked_for(external, split):
     name, exact = f"purifier={external}", Engine("cpu", "float64")
     train, _ = counter(split.train, LEARN, [name], exact)
     assert torch.equal(train.images, transformed(split.train.images, Transform(external), exact))
-    row = learned_row(split.train, split.test, LEARN, countermeasures=[name], lab=Lab(exact))
-    done = fit(train, split.test, LEARN, lab=Lab(exact))
+    row = learned_row(split.train, split.test, FEW, countermeasures=[name], lab=Lab(exact))
+    done = fit(train, split.test, FEW, lab=Lab(exact))
     assert row["curve"] == [list(point) for point in done.curve]
     assert not torch.equal(train.images, counter(split.train, LEARN, [name], Engine("cpu", "bfloat16"))[0].images)
 
