@@ -100,6 +100,17 @@ def test_accuracy_is_the_share_of_right_labels_whatever_the_batch():
     assert [accuracy(model, images, batch=batch) for batch in (7, 30, 500)] == pytest.approx([right] * 3)
 
 
+@pytest.mark.parametrize("batch", [-1, 0, 1.5])
+def test_an_accuracy_over_batches_that_cannot_be_is_refused(batch):
+    with pytest.raises(ValueError, match="batch must be a whole number >= 1"):
+        accuracy(build("tiny", 2), image_set(4), batch=batch)
+
+
+def test_an_accuracy_of_no_images_says_so():
+    with pytest.raises(ValueError, match="an image or more"):
+        accuracy(build("tiny", 2), image_set(4).take([]))
+
+
 def test_learner_and_surrogate_of_one_seed_start_from_other_weights():
     still = SGD(steps=2, batch=8, lr=0.0)
     images = image_set(16)

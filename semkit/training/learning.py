@@ -11,6 +11,7 @@ from torch import Generator, Tensor, nn
 
 from semkit.images.augment import Augment
 from semkit.images.imageset import ImageSet
+from semkit.images.pixels import check_count
 from semkit.nets import models
 from semkit.nets.engine import Engine, Passes, count_passes, engine_of, predict, step_down
 from semkit.nets.lab import Lab, as_net, kept
@@ -79,7 +80,9 @@ def accuracy(
 
         sk.accuracy(learned.model, split.test, sk.PGD(4))
     """
-    engine = engine_of(model)
+    if not len(images):
+        raise ValueError("accuracy needs an image or more, got none")
+    engine, batch = engine_of(model), check_count(batch, "batch", 1)
     images = images.to(engine.device)
     right = 0
     with drawing(model, engine.generator(seed, "accuracy, injected noise")):
