@@ -64,6 +64,14 @@ def side(place, kind, blocked):
     return pairing
 
 
+def worth(share):
+    """ERM on all images, this share of each class protected, less ERM on the clean rest alone."""
+    return lambda rows: less(
+        last(rows, f"{share}% protected", training_radius=0),
+        last(rows, f"the other {100 - share}% alone", training_radius=0),
+    )
+
+
 def rank_correlation(radius):
     """Spearman's, of noise robustness and protection over the noise sides' means."""
 
@@ -274,6 +282,15 @@ SEM = {
     ),
     "so REM's noise meets the wrong moves, more than SEM's": lambda rows: less(
         late_moves("adversarial/adversarial")(rows), late_moves("random/adversarial")(rows)
+    ),
+    "20 % of each class protected: all images are worth at most 5 points more to ERM than the clean rest alone": points(
+        worth(20)
+    ),
+    "80 % of each class protected: all images are worth at most 5 points more to ERM than the clean rest alone": points(
+        worth(80)
+    ),
+    "80 % of each class protected take more than half of what 100 % take from ERM": points(
+        lambda rows: lost("80% protected", 0)(rows) - lost("sem", 0)(rows) / 2
     ),
     "JPEG at quality 10 gives back more than half of what SEM took": points(back("sem", "jpeg")),
     "grey-scale gives back more than half of what SEM took": points(back("sem", "grayscale")),
