@@ -7,7 +7,7 @@ values to take the interval of, one for each seed (or round, draw, pair), or (va
 import pandas as pd
 
 from semkit.analysis.statistics import blocked_difference, correlation, interval, paired, protection
-from semkit.lessons import savings
+from semkit.lessons import replication, savings
 
 
 def last(rows, method, column="last", **where):
@@ -72,10 +72,14 @@ def worth(share):
     )
 
 
-def rank_correlation(radius):
-    """Spearman's, of noise robustness and protection over the noise sides' means."""
+def rank_correlation(radius, asked=None):
+    """Spearman's, of noise robustness and protection over the noise sides' means.
 
-    def pairing(noises, rows):
+    asked: the radius of the attack, where losses without augmentation say how robust the noise is.
+    """
+
+    def pairing(noises, rows, *losses):
+        noises = replication.judged(noises, *losses, asked) if losses else noises
         of = paired(noises, rows, radius).groupby("method", sort=False)
         return correlation(of["noise_robustness"].mean(), of["protection"].mean()).spearman
 
@@ -275,6 +279,12 @@ SEM = {
     "more robust noise protects less from ERM, one frozen judge a seed": rank_correlation(0),
     "hardening noise against 8 levels costs protection from AT 4/255": points(lost("none 0", 4, "adversarial 8")),
     "hardening noise against 8 levels costs protection from ERM": points(lost("none 0", 0, "adversarial 8")),
+    "noise that withstands 8 levels better protects less from AT 4/255, 60 noise steps": rank_correlation(4, 8),
+    "noise that withstands 8 levels better protects less from ERM, 60 noise steps": rank_correlation(0, 8),
+    "noise that withstands 4 levels better protects less from AT 4/255, 60 noise steps": rank_correlation(4, 4),
+    "noise that withstands 4 levels better protects less from ERM, 60 noise steps": rank_correlation(0, 4),
+    "the same hardening with 60 noise steps costs protection from AT 4/255": points(lost("none 0", 4, "adversarial 8")),
+    "the same hardening with 60 noise steps costs protection from ERM": points(lost("none 0", 0, "adversarial 8")),
     "hardened noise, REM's, withstands the worst moves of its own surrogate better than SEM's": hardened("noise"),
     "the same, judged by another seed's surrogate": hardened("other"),
     "the worst moves of the surrogate are not the worst ones of the learner, SEM's noise": late_moves(

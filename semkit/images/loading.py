@@ -21,7 +21,7 @@ from semkit.images.shapes import embedded
 NAMES = ("shapes", "cifar10", "cifar100", "svhn")
 TESTS = ("test", "val", "valid", "validation", "eval", "dev")  # names of a folder of test images, the first first
 Part = dict[str, int]  # image files, as names relative to their folder -> label
-LARGEST = 16384  # the largest side of a net's images, in pixels
+SMALLEST, LARGEST = 8, 16384  # side of a net's images, in pixels
 OnStep = Callable[[int, int], object]  # on_step(done, total)
 
 
@@ -70,7 +70,7 @@ def _labels(part: Part) -> torch.Tensor:
 
 def check_size(size: int) -> int:
     """`size` if it can be the side of a net's images, in pixels; raises ValueError otherwise."""
-    return check_count(size, "size", 1, LARGEST)
+    return check_count(size, "size", SMALLEST, LARGEST)
 
 
 def scan(root: str | os.PathLike) -> Folder:

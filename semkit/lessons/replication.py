@@ -8,7 +8,25 @@ from semkit.analysis.canvas import Figure
 from semkit.analysis.figures import scatter_figure
 from semkit.analysis.statistics import correlation, reliability
 
-MEASURE = "noise_robustness"
+MEASURES = {
+    "noise_robustness": "noise robustness (nats)",
+    "noise_loss": "loss of the judge without perturbation (nats)",
+}
+
+
+def judged(noises: pd.DataFrame, losses: pd.DataFrame, radius: float) -> pd.DataFrame:
+    """The noise rows with `noise_loss` and `noise_robustness` taken from losses without augmentation:
+
+        noise_robustness = -(loss at the worst perturbation of `radius` levels); noise_loss: the same loss at 0 levels
+
+    losses: rows as of measure.loss_rows, of the same methods and seeds. Raises KeyError if they lack the radius.
+
+        sk.replication.judged(sk.read_rows(f"{folder}/noise.csv"), sk.read_rows(f"{folder}/losses.csv"), 8)
+    """
+    worst = losses[losses["direction"] == "adversarial"]
+    at = worst.pivot(index=["method", "seed"], columns="radius", values="loss")
+    measured = pd.DataFrame({"noise_loss": at[0], "noise_robustness": -at[radius]}).reset_index()
+    return noises.drop(columns=MEASURES).merge(measured, on=["method", "seed"])
 
 
 def within_seed(points: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
@@ -22,23 +40,25 @@ def within_seed(points: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
     return points.assign(**(numbers - numbers.groupby(points["seed"]).transform("mean")))
 
 
-def related(points: pd.DataFrame, learner: str, view: str, title: str) -> tuple[Figure, str, str]:
-    """Protection under `learner` over robustness, rows as of sk.paired: (figure, alternative text, caption).
+def related(
+    points: pd.DataFrame, learner: str, view: str, title: str, measure: str = "noise_robustness"
+) -> tuple[Figure, str, str]:
+    """Protection under `learner` over a column of MEASURES, rows as of sk.paired: (figure, alternative text, caption).
 
     view: "all points", or "within a seed", which also shows the mean of every noise side with 95 % intervals.
     """
     inside, points = view == "within a seed", points.assign(protection=100 * points["protection"])
     if inside:
-        points = within_seed(points, [MEASURE, "protection"])
-    found = correlation(points[MEASURE], points["protection"])
-    names = {"xlabel": "noise robustness (nats)", "ylabel": f"protection under {learner} (points)"}
+        points = within_seed(points, [measure, "protection"])
+    found = correlation(points[measure], points["protection"])
+    names = {"xlabel": MEASURES[measure], "ylabel": f"protection under {learner} (points)"}
     if inside:
         names = {axis: f"{name}, less its seed's mean" for axis, name in names.items()}
     what = f"{title}, {learner}, {view}"
-    figure = scatter_figure(points, x=MEASURE, y="protection", correlation=found, means=inside, title=what, **names)
+    figure = scatter_figure(points, x=measure, y="protection", correlation=found, means=inside, title=what, **names)
     told = ", ".join(str(found).split("\n"))
     how = "Black: means over seeds with 95 % intervals." if inside else "Thin lines: each seed's own trend."
-    return figure, f"Protection over the robustness of noise. {what}: {told}", f"{what}; n = {len(points)}. {how}"
+    return figure, f"Protection over {MEASURES[measure]}. {what}: {told}", f"{what}; n = {len(points)}. {how}"
 
 
 def reliable(points: pd.DataFrame, column: str) -> dict[str, float]:
