@@ -388,7 +388,7 @@ def test_the_command_reports_and_writes_what_it_measured(tmp_path, capsys, monke
     ("words", "complaint"),
     [
         (["--models", "resnet81"], "did you mean resnet18?"),
-        (["--rounds", "0"], "a whole number >= 1, got '0'"),
+        (["--rounds", "0"], "a whole number >= 1, got 0"),
         (["--out", "taken"], "taken: File exists"),
     ],
     ids=str,

@@ -11,7 +11,7 @@ from semkit.analysis.designs import METHODS as SWEPT
 from semkit.countermeasures.registry import COUNTERMEASURES, check_countermeasure
 from semkit.images.files import shown
 from semkit.images.imageset import HOLDS
-from semkit.images.pixels import NORMS, check_count, check_name, check_radius
+from semkit.images.pixels import NORMS, check_name, check_radius, parse_count
 from semkit.nets.engine import FAST_PATHS, Engine
 from semkit.nets.models import LARGE, MODELS, check_model, check_net
 from semkit.protections.methods import DEFAULT, METHODS, PROTECTIONS, options_of
@@ -35,7 +35,7 @@ def _kind(check: Callable, metavar: str, **more) -> dict:
 
 
 def _whole(least: int, most: int = 2**63 - 1) -> dict:  # torch takes no seed of more than 64 bits
-    return _kind(partial(check_count, name="N", least=least, most=most), "N")
+    return _kind(partial(parse_count, name="N", least=least, most=most), "N")
 
 
 def _word(known: Iterable[str], what: str) -> dict:

@@ -59,24 +59,27 @@ def check_step_size(value: float, name: str = "step_size") -> float:
     return value
 
 
-def check_count(value: int | str, name: str, least: int = 0, most: int | None = None) -> int:
-    """`value`, a number or its digits, as an int if it is a whole number from `least` to `most`.
+def check_count(value: int, name: str, least: int = 0, most: int | None = None) -> int:
+    """`value` as an int if it is a whole number from `least` to `most`; raises ValueError otherwise.
 
-    Raises ValueError otherwise.
-
-    >>> check_count(12.0, "steps"), check_count("12", "N")
-    (12, 12)
+    >>> check_count(12.0, "steps")
+    12
     """
     try:
-        whole = int(value)
+        whole = None if isinstance(value, bool | str) else int(value)
     except (TypeError, ValueError, OverflowError):
         whole = None
-    is_whole = whole is not None and not isinstance(value, bool) and (isinstance(value, str) or whole == value)
-    if not is_whole or whole < least:
+    if whole is None or whole != value or whole < least:
         raise ValueError(f"{name} must be a whole number >= {least}, got {value!r}")
     if most is not None and whole > most:
         raise ValueError(f"{name} must be at most {most}, got {value!r:.40}")
     return whole
+
+
+def parse_count(text: str, name: str, least: int = 0, most: int | None = None) -> int:
+    """The whole number from `least` to `most` that a text writes in digits; raises ValueError otherwise."""
+    digits = text.removeprefix("-").isdecimal() and len(text) <= 30
+    return check_count(int(text) if digits else text, name, least, most)
 
 
 def check_share(value: float, name: str) -> float:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from semkit.images.imageset import ImageSet
-from semkit.images.pixels import check_count, check_fraction, one_of, settle, to_float
+from semkit.images.pixels import check_count, check_fraction, one_of, parse_count, settle, to_float
 from semkit.nets.lab import Lab
 from semkit.protections.base import Change, Option, Protection, Recipe
 
@@ -186,7 +186,7 @@ KEY = Option(
     "of processes: better put it into the environment variable SEMKIT_KEY",
     private=True,
 )  # fmt: skip
-KERNEL = Option("kernel", 3, "filters are K x K pixels", partial(check_count, name="K", least=2), "K")
+KERNEL = Option("kernel", 3, "filters are K x K pixels", partial(parse_count, name="K", least=2), "K")
 STRENGTH = Option("strength", 0.3, "largest entry of a filter besides its one of 1", float)
 CUDA = Protection(
     "CUDA", ("#CC79A7", "v", "-"), lambda preset, *, size=32, **own: ClassFilters(**own), (KEY, KERNEL, STRENGTH), BOUND
