@@ -500,9 +500,10 @@ def test_strips_show_protected_images_above_their_noise(here):
     train = load("photos", size=8).train
     for k in (0, 1):
         first = train.images[train.labels.tolist().index(k)].permute(1, 2, 0).numpy().astype(int)
-        change, noise = picture[:8, 8 * k : 8 * k + 8] - first, picture[8:, 8 * k : 8 * k + 8]
-        assert np.abs(change).max() == 8 and (noise.min(), noise.max()) == (0, 255)
-        assert (noise[change > 0] > 127).all() and (noise[change < 0] < 128).all()
+        protected, noise = picture[:8, 8 * k : 8 * k + 8], picture[8:, 8 * k : 8 * k + 8]
+        change, inside = protected - first, (protected > 0) & (protected < 255)  # at the ends less of the noise is seen
+        assert 0 < np.abs(change).max() <= 8
+        assert (np.abs(noise - 127.5 * (1 + change / 8))[inside] <= 1).all()  # -8 levels black, +8 white
 
 
 @pytest.mark.whole
