@@ -266,8 +266,8 @@ def knobs(preset: str, size: int) -> Crafts:
 DESIGNS: dict[str, Callable[[str, int], Crafts]] = {
     "pairs": pairs, "noise-sides": noise_sides, "sides-alone": sides_alone, "budgets": budgets, "cuda": cuda,
     "cuda-controls": cuda_controls, "cuda-parts": cuda_parts, "cuda-defences": cuda_defences,
-    # Long and without augmentation, because its random views undo what the inner ascent brings: only then does noise
-    # crafted against a radius withstand that radius best.
+    # Long and without augmentation, because its random views undo what the inner ascent brings: only then does
+    # hardening make noise more robust, at 8 levels with every dose.
     "frozen-judge": frozen_judge, "frozen-judge-long": partial(frozen_judge, steps=60, augment=Identity()),
     "stability": stability, "parts": noise_parts,
     "achromatic": achromatic, "colours": colours, "partial": partly, "map": knobs, "frontier": frontier,

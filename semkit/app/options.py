@@ -100,7 +100,7 @@ def _add_run(parser, preset: str = "lesson") -> None:
     add = _group(parser, "run")
     presets = f"quick, demo, lesson or paper; from {LARGE} pixels on ImageNet's recipe, published at 256"
     add("--preset", presets, _word(PRESETS, "preset"), default=preset)
-    add("--seed", "random seed; with it, machine and threads the same, the result is the same", _whole(0), default=0)
+    add("--seed", "random seed; the same seed, machine and threads give the same result", _whole(0), default=0)
     _add_engine(parser)
 
 

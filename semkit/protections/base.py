@@ -84,8 +84,8 @@ class Recipe:
     """Base of the recipes of protections, which are frozen dataclasses.
 
     radius: the largest change of a value in levels, None if no radius bounds it. net: the name of its surrogate, None
-    without one; then the result does not depend on the engine. method: the
-    name in PROTECTIONS, needed without a radius, because `semkit check` then applies the recipe again.
+    without one; then the result does not depend on the engine. method: the name in PROTECTIONS, needed without a
+    radius, because `semkit check` then applies the recipe again.
     """
 
     radius: float | None = None
