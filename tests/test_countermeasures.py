@@ -306,6 +306,17 @@ def test_clean_images_are_added_or_are_alone_and_too_few_are_said():
         counter(train, LEARN, ["dfr-50"], spare=image_set(4, 16))
 
 
+def test_a_percentage_of_a_tiny_set_that_is_less_than_an_image_of_each_class_says_which_is_enough():
+    train, spare = image_set(12, 16, classes=3), image_set(12, 16, classes=3, seed=3)
+    for name in CLEAN:
+        said = rf"{name}-10 needs a clean image of each of the 3 classes, but 10 % of 12 .* 1: write N >= 25 in NAME-N"
+        with pytest.raises(ValueError, match=said):
+            counter(train, LEARN, [f"{name}-10"], spare=spare)
+        counter(train, LEARN, [f"{name}-25"], spare=spare)
+    with pytest.raises(ValueError, match="dfr needs a clean image of each of the 3 classes"):
+        counter(train, LEARN, ["onlyclean-50", "dfr"], spare=spare)
+
+
 @pytest.mark.parametrize("cached", [False, True])
 def test_two_learners_of_a_seed_share_one_pretraining_of_which_every_step_is_told(tmp_path, cached):
     split, told, rows = image_split(20), [], []

@@ -57,6 +57,17 @@ def two_classes(images, linear):
     return binary, model, model[1].weight[1] - model[1].weight[0]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_net_of_ones_own_is_measured_in_its_own_dtype_and_not_in_half_precision(images, dtype):
+    net = nn.Sequential(nn.Flatten(), nn.Linear(images.images[0].numel(), len(images.classes))).to(dtype)
+    logits = net(images.images.to(dtype) / 255)
+    assert accuracy(net, images) == (logits.argmax(1) == images.labels).double().mean()
+    assert torch.allclose(losses(net, images)[0], F.cross_entropy(logits, images.labels, reduction="none").float())
+    assert robustness(net, images, 4) < -float(losses(net, images).mean())
+    with pytest.raises(ValueError, match=r"weights are torch.float16: write net.float\(\) first"):
+        accuracy(net.half(), images)
+
+
 def test_losses_are_those_of_a_plain_loop(images, linear):
     found = losses(linear, images, batch=5)
     pairs = zip(images.images.double() / 255, images.labels, strict=True)

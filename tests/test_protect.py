@@ -21,7 +21,7 @@ from semkit.images.files import is_image_name
 from semkit.images.loading import DataError, load
 from semkit.images.picture import read_image
 from semkit.nets.lab import Interrupted, Lab
-from semkit.protections.methods import craft_recipe
+from semkit.protections.methods import RandomGrey, craft_recipe
 from semkit.protections.noise import NoiseError
 from semkit.protections.noise import load as load_noise
 from semkit.training.recipes import SGD
@@ -228,6 +228,19 @@ def test_a_fraction_of_every_class_is_protected_and_the_rest_written_unchanged(t
     assert not check(str(photos), tmp_path / "out")["problems"]
 
 
+def test_check_names_a_file_that_was_to_be_left_as_it_was_and_was_changed_within_the_radius(tmp_path):
+    photos, out = make_photos(tmp_path / "in", 8), tmp_path / "out"
+    protect(str(photos), out, RandomGrey(8), size=8, fraction=0.5)
+    left = next(name for name, png in contents(out / "images").items() if png == (photos / name).read_bytes())
+    shift(out / "images" / left, 1)
+    assert check(str(photos), out)["problems"] == [f"{left}: differs by 1 levels, and was to be left as it was"]
+    report = json.loads((out / "report.json").read_text())
+    for name in ("recipe", "fraction", "seed"):  # without a fraction all are held to the radius, as they always were
+        del report[name]
+    (out / "report.json").write_text(json.dumps(report))
+    assert not check(str(photos), out)["problems"]
+
+
 def test_the_same_seed_gives_the_same_bytes_and_another_one_others(pristine, tmp_path):
     photos, out = pristine
     protect(str(photos), tmp_path / "same", quick(), size=8)
@@ -299,6 +312,13 @@ def test_a_setting_that_cannot_be_is_refused_before_anything_is_written(tmp_path
     photos = make_photos(tmp_path / "in", 4)
     with pytest.raises(ValueError, match=next(iter(how))):
         protect(str(photos), tmp_path / "out", quick(), **{"size": 8, **how})
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_net_that_cannot_take_the_images_is_refused_before_anything_is_written(tmp_path):
+    photos, recipe = make_photos(tmp_path / "in", 4), replace(quick(), surrogate="vgg16_bn")
+    with pytest.raises(ValueError, match="vgg16_bn needs images of 32 pixels or more, got 8"):
+        protect(str(photos), tmp_path / "out", recipe, size=8)
     assert not (tmp_path / "out").exists()
 
 

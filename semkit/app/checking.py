@@ -151,30 +151,33 @@ def _originals_of(
     return load_originals(source, **how, root=root, place=out, on_step=told)
 
 
-def _as_made(report: dict, found: Originals, key: str | None) -> Judge:
-    """The judge of filters: a file must be what the recipe makes of its original, or the original if it was left out.
+def _judge(report: dict, found: Originals, radius: float | None, key: str | None) -> Judge:
+    """A file must be within the radius, or what filters make of its original; the original itself if it was left out.
 
-    Without the key only the latter can be judged. Raises OutputError if the report does not say how files were made.
+    Filters cannot be judged without the key. Raises OutputError if the report does not say how files were made.
     """
-    protection, seed, told = PROTECTIONS[report["method"]], report["seed"], dict(report["recipe"])
+    seed, change = report.get("seed"), None
     try:
+        protection = PROTECTIONS[report["method"]] if radius is None else None
+        told = dict(report.get("recipe", {}))
         fraction = told.pop("fraction", 1) * report.get("fraction", 1)  # in the recipe until 0.6
-        recipe = protection.recipe("quick", **told)
-        if recipe.radius is not None:
-            raise ValueError(f"{report['method']} has a radius")
         chosen = stratified_share(found.images.labels, fraction, seed)
+        recipe = protection and protection.recipe("quick", **told)
+        if recipe and recipe.radius is not None:
+            raise ValueError(f"{report['method']} has a radius")
     except (TypeError, ValueError, OverflowError):
         raise OutputError("report.json is damaged; protect the images again, to another folder") from None
     places = {i: place for place, i in enumerate(chosen.tolist())}
-    change = None
     if key is not None:
         recipe = protection.recipe("quick", **{**told, "key": key})
-    if key is not None or not any(option.private for option in protection.options):
+    if recipe and (key is not None or not any(option.private for option in protection.options)):
         change = recipe.change(found.images.take(chosen), seed=seed)
 
     def judge(i: int, original: Image.Image) -> tuple[Image.Image, float, str]:
         if i not in places:
             return original, 0, ", and was to be left as it was"
+        if radius is not None:
+            return original, radius, f", the radius is {radius:g}"
         if change is None:
             return original, math.inf, ""
         return change.picture(places[i], original), 0, " from its original filtered with this key"
@@ -232,10 +235,10 @@ def check(
 ) -> dict:
     """{"checked": n, "unchanged": n, "radius": r, "problems": [...], "skipped": [...]}: files compared with originals.
 
-    Size, mode, alpha, and |difference| <= radius in 8-bit levels; files that are missing or have no original are
-    problems too. unchanged: how many files have the pixels of their originals. radius: the report's unless given.
-    Filtered files have none, None: with the key every value must be that of the filtered original, without it sizes,
-    modes, alpha and names are checked, and what was left unprotected.
+    Size, mode, alpha, and |difference| <= radius in 8-bit levels, 0 for images that were to be left as they were; files
+    that are missing or have no original are problems too. unchanged: how many files have the pixels of their originals.
+    radius: the report's unless given. Filtered files have none, None: with the key every value must be that of the
+    filtered original, without it the values of filtered files are not checked.
     Raises DataError and OutputError for what cannot be read, and ValueError for a radius or a key that does not apply.
 
         sk.check("PHOTOS", "OUT")["problems"]  # [] if every file is as it should be
@@ -249,8 +252,7 @@ def check(
     if not filtered:
         radius = check_radius(report["radius"] if radius is None else radius)
     found = _originals_of(report, source, out, root, on_step)
-    judge = _as_made(report, found, key) if filtered else lambda _, x: (x, radius, f", the radius is {radius:g}")
-    problems, unchanged = _examined(found, judge, Path(out) / "images", on_step)
+    problems, unchanged = _examined(found, _judge(report, found, radius, key), Path(out) / "images", on_step)
     return {
         "checked": len(found.outputs), "unchanged": unchanged, "radius": radius, "problems": problems,
         "skipped": list(found.skipped),

@@ -27,7 +27,7 @@ from semkit.images.loading import find_folder, set_name
 from semkit.images.picture import BYTES_PER_PIXEL, Quality, read_image, write_png
 from semkit.images.pixels import check_fraction, check_seed
 from semkit.nets.lab import Lab, OnStep, as_dict, code
-from semkit.nets.models import check_model
+from semkit.nets.models import check_model, fresh
 from semkit.protections.base import Change, Recipe
 from semkit.protections.noise import Noise, save
 
@@ -162,7 +162,9 @@ def _record(found: Originals, recipe: Recipe, fraction: float, seed: int, lab: L
 
 
 def _check_images(found: Originals, chosen: Collection[int], recipe: Recipe) -> None:
-    """Raises ValueError that names the first image for which memory is short, or of a size that cannot be changed."""
+    """Raises ValueError for images that the net cannot take, and with the first that memory or the recipe cannot."""
+    if recipe.net:
+        fresh(recipe, found.images)
     free = free_memory()
     for i, name in enumerate(found.outputs):
         width, height = found.size(i)

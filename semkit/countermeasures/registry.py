@@ -8,6 +8,7 @@ Two need no entry: adversarial training at any radius is a learner with PGD(radi
 ('JPEG {}', 30)
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -145,11 +146,14 @@ class BySpare(Countermeasure):
         return spare.limit(self._wanted(train)) if self.option else spare
 
     def needs(self, recipe: LearnRecipe, train: ImageSet, spare: ImageSet | None) -> str:
-        there, wanted = len(spare) if spare else 0, self._wanted(train)
-        number = f"{wanted} " * bool(there)
-        there = f", of which there are {there}" * bool(there)
-        enough = spare and len(spare) >= wanted
-        return "" if enough else f"{number}spare clean images: the test images that --test-limit N leaves over{there}"
+        there, wanted, n = len(spare) if spare else 0, self._wanted(train), len(train)
+        if there < max(1, wanted):
+            number, found = (f"{wanted} ", f", of which there are {there}") if there else ("", "")
+            return f"{number}spare clean images: the test images that --test-limit N leaves over{found}"
+        if not self.option or wanted >= (classes := len(spare.labels.unique())):
+            return ""
+        few = f"a clean image of each of the {classes} classes, but {self.option} % of {n} training images are {wanted}"
+        return f"{few}: write N >= {math.ceil(100 * classes / n)} in NAME-N, or train on more images"
 
     def learner(self, recipe: LearnRecipe, train: ImageSet, spare: ImageSet | None) -> LearnRecipe:
         return self.change(recipe, train, self._clean(train, spare)) if self.change else recipe
@@ -275,8 +279,7 @@ def counter(
     """
     learner_after(recipe, names, train, spare)  # raises before any image is changed
     for name in names:
-        each = named(name)
-        recipe = each.learner(recipe, train, spare)
-        changed = each.images(train, spare, engine or Engine())
+        recipe = learner_after(recipe, [name], train, spare)
+        changed = named(name).images(train, spare, engine or Engine())
         train = train if changed is train else replace(changed, name=f"{train.name}, {name}")
     return train, recipe

@@ -144,15 +144,14 @@ class Engine:
     layout: torch.memory_format = field(default=torch.channels_last, repr=False)
 
     def __post_init__(self):
-        device = _found_device(self.device)
-        precision = self.precision
+        device, precision = _found_device(self.device), self.precision
         if precision == "auto":
             precision = "bfloat16" if has_fast_bf16(torch.device(device)) else "float32"
         if self.compile and not self.fold:
             raise ValueError("compile needs fold: what is compiled is the folded net")
         if precision not in ("float32", "bfloat16", "float64"):
             raise ValueError(f"precision must be auto, float32, bfloat16 or float64, got {precision!r}")
-        if device == "mps":
+        if torch.device(device).type == "mps":
             if precision == "float64":
                 raise ValueError("float64 is not available on MPS: write float32, or device cpu")
             # torch's batch-norm on MPS had wrong gradients in channels_last until 2026 (PyTorch issue 175189).
@@ -199,8 +198,13 @@ class Engine:
 
 
 def engine_of(model: nn.Module) -> Engine:
-    """The engine that prepared the model; a new Engine() for a net that none did."""
-    return getattr(model, "engine", None) or Engine()
+    """The engine that prepared the model; for another net one of its weights' device and dtype, float32 or float64."""
+    if engine := getattr(model, "engine", None):
+        return engine
+    weight = next(model.parameters(), torch.empty(0))
+    if weight.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"the net's weights are {weight.dtype}: write net.float() first")
+    return Engine(str(weight.device), str(weight.dtype).removeprefix("torch."))
 
 
 def how_run(model: nn.Module) -> str:
@@ -252,18 +256,13 @@ def _widest(model: nn.Module, x: torch.Tensor) -> int:
 
         hooks = [module.register_forward_hook(look) for module in model.modules()]
         try:
-            with torch.no_grad(), evaluating(model), _autocast(model):
+            with torch.no_grad(), evaluating(model), model.engine.autocast():
                 model(_in_layout(model, x))
         finally:
             for hook in hooks:
                 hook.remove()
         model.widest[x.shape] = max(sizes)
     return model.widest[x.shape]
-
-
-def _autocast(model: nn.Module):
-    engine = getattr(model, "engine", None)
-    return engine.autocast() if engine else contextlib.nullcontext()
 
 
 def _in_layout(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
@@ -274,8 +273,8 @@ def _in_layout(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 def logits(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
     """model(x) in the model's mode and precision, as floats of x's dtype."""
-    folded = None if model.training else getattr(model, "folded", None)
-    with _autocast(model):
+    engine, folded = getattr(model, "engine", None), None if model.training else getattr(model, "folded", None)
+    with engine.autocast() if engine else contextlib.nullcontext():
         out = (folded or model)(_in_layout(model, x))
     return out.to(x.dtype)
 
