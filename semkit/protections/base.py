@@ -14,7 +14,7 @@ from semkit.images.picture import apply_noise
 from semkit.images.pixels import check_fraction
 from semkit.nets.engine import Passes, how_run
 from semkit.nets.lab import Lab, Store, as_dict, as_json, as_net, kept
-from semkit.protections.noise import Noise, clipped_fraction, load, mean_effective, save
+from semkit.protections.noise import Noise, clipped, load, save
 
 COST = {"passes": int, "seconds": float | int, "engine": str}  # field -> its type
 NOISE_SIZE = (
@@ -222,7 +222,6 @@ class NoiseRecipe(Recipe):
         levels, radius = noise.levels.numpy(), noise.radius
         told = {
             **cost, "radius": radius, "noise_size": NOISE_SIZE.format(size=levels.shape[-1]),
-            "clipped_fraction": round(clipped_fraction(noise, images.images), 4),
-            "mean_effective_noise": round(mean_effective(noise, images.images), 3),
+            **clipped(noise, images.images),
         }  # fmt: skip
         return Change(lambda i, original: apply_noise(original, levels[i], radius), told, noise)

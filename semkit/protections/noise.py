@@ -1,7 +1,6 @@
 """The noise of a whole set: int8 levels with radius, recipe and data set, in one safetensors file."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -174,36 +173,17 @@ def check_fits(noise: Noise, images) -> None:
         )
 
 
-def effective(noise: Noise, images: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """(levels, effective levels) in blocks of images, int16: what is left of the noise after clipping to the box.
+def clipped(noise: Noise, images: torch.Tensor) -> dict[str, float]:
+    """What the box leaves of a noise, as reports tell it, of images uint8 [N,C,H,W] of the noise's shape:
 
-        effective = clip(images + levels, 0, 255) - images
-
-    This is what a learner sees. images uint8 [N,C,H,W]; raises NoiseError for other shapes.
+    effective = clip(images + levels, 0, 255) - images
+    clipped_fraction: the share of values with effective != levels; mean_effective_noise: mean |effective| in levels
     """
-    if images.dtype != torch.uint8 or images.shape != noise.levels.shape:
-        raise NoiseError(
-            f"noise {tuple(noise.levels.shape)} needs uint8 images of that shape, got {images.dtype} "
-            f"{tuple(images.shape)}" + (": class-wise noise is noise.levels[labels]" if noise.class_wise else "")
-        )
+    cut = total = 0
     for part in blocks(images):
         x = images[part].to(torch.int16)  # so that differences do not wrap around
         levels = noise.levels[part].to(x.device, torch.int16)
-        yield levels, levels.clamp(-x, 255 - x)
-
-
-def clipped_fraction(noise: Noise, images: torch.Tensor) -> float:
-    """The share of the values of a noise that the box clips: mean(effective != levels), 0 to 1.
-
-    images uint8 [N,C,H,W]. Raises NoiseError for other shapes.
-    """
-    cut = sum(int((left != levels).count_nonzero()) for levels, left in effective(noise, images))
-    return cut / noise.levels.numel()
-
-
-def mean_effective(noise: Noise, images: torch.Tensor) -> float:
-    """The mean of |effective| in levels.
-
-    images uint8 [N,C,H,W]. Raises NoiseError for other shapes.
-    """
-    return sum(int(left.abs().sum()) for _, left in effective(noise, images)) / noise.levels.numel()
+        effective = levels.clamp(-x, 255 - x)
+        cut, total = cut + int((effective != levels).sum()), total + int(effective.abs().sum())
+    n = images.numel()
+    return {"clipped_fraction": round(cut / n, 4), "mean_effective_noise": round(total / n, 3)}
