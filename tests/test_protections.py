@@ -43,7 +43,7 @@ class Darker(Recipe):
         """(the darker images, {})."""
         return type(images)(images.images // 2, images.labels, images.classes), {}
 
-    def change(self, images, *, seed=0, lab=None, every=20):
+    def change(self, images, *, seed=0, lab=None):
         """Half of every value of a picture."""
         return Change(
             lambda i, original: original.point(lambda value: value // 2), {"radius": None, "bound": "nothing bounds it"}

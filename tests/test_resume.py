@@ -226,7 +226,7 @@ def test_a_state_saved_on_the_way_is_taken_up(tmp_path):
             raise RuntimeError("killed")
 
     with pytest.raises(RuntimeError, match="killed"):
-        craft(images, recipe, lab=Lab(ENGINE, on_step=die), checkpoint=state, every=0)
+        craft(images, recipe, lab=Lab(ENGINE, on_step=die, checkpoint_every=0), checkpoint=state)
     taken = []
     watch = lambda what, step, *_: taken.append(step) or False  # noqa: E731
     pieced = craft(images, recipe, lab=Lab(ENGINE, on_step=watch), checkpoint=state)

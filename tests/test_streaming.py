@@ -182,7 +182,7 @@ def test_a_state_is_not_moved_by_the_noise_that_is_made_after_it(both, tmp_path)
             raise RuntimeError("killed")
 
     with pytest.raises(RuntimeError, match="killed"):
-        craft(both[1], recipe, lab=Lab(ENGINE, on_step=die), checkpoint=state, every=0)
+        craft(both[1], recipe, lab=Lab(ENGINE, on_step=die, checkpoint_every=0), checkpoint=state)
     assert trace(craft(both[1], recipe, lab=Lab(ENGINE), checkpoint=state)) == trace(
         craft(both[0], recipe, lab=Lab(ENGINE))
     )
@@ -352,7 +352,7 @@ def test_after_no_memory_a_run_goes_on_from_its_state(both, tmp_path):
             torch.empty(1 << 50)
 
     with pytest.raises(RuntimeError) as said:
-        craft(both[0], RECIPE, lab=Lab(ENGINE, on_step=die), checkpoint=tmp_path / "state", every=0)
+        craft(both[0], RECIPE, lab=Lab(ENGINE, on_step=die, checkpoint_every=0), checkpoint=tmp_path / "state")
     assert out_of_memory(said.value)
     taken = []
     watch = lambda what, step, *_: taken.append(step) or False  # noqa: E731

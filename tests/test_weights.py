@@ -188,7 +188,7 @@ def test_a_crafting_with_an_injected_surrogate_resumes_to_the_same_bytes(tmp_pat
     recipe = CraftRecipe(PGD(4, 1), PGD(4, 1), steps=1, samples=1, surrogate="tiny+injected", sgd=SGD(steps=4, batch=8))
     images = image_set(16)
     whole = craft(images, recipe, lab=Lab(ENGINE))
-    how = dict(checkpoint=tmp_path / "state", every=0)
+    how = dict(checkpoint=tmp_path / "state")
     with pytest.raises(Interrupted):
         craft(images, recipe, lab=Lab(ENGINE, on_step=lambda what, step, *_: step == 2), **how)
     assert torch.equal(craft(images, recipe, lab=Lab(ENGINE), **how).noise, whole.noise)

@@ -31,17 +31,16 @@ SPARSE = {"pretrained_seed": "Int64"}  # whole numbers that only some rows of a 
 
 
 def crafted_noise(
-    images: ImageSet, recipe: NoiseRecipe, *, seed: int = 0, lab: Lab | None = None, checkpoint_every: float = 20
+    images: ImageSet, recipe: NoiseRecipe, *, seed: int = 0, lab: Lab | None = None
 ) -> tuple[Noise, dict]:
     """Craft the noise of `recipe`: (noise, its cost {"passes", "seconds", "engine": how_run(surrogate)}).
 
     With lab.cache the noise is read from there if it was crafted before, and kept there otherwise. The state of an
-    unfinished run is saved every checkpoint_every seconds, and the run resumed. Raises ValueError for a damaged file in
-    the cache.
+    unfinished run is saved too, and the run resumed. Raises ValueError for a damaged file in the cache.
 
         noise, cost = sk.crafted_noise(split.train, sk.craft_recipe("sem", "demo"), lab=sk.Lab(cache=sk.runs_folder()))
     """
-    noise, cost, _ = recipe.crafted(images, seed=seed, lab=lab, every=checkpoint_every)
+    noise, cost, _ = recipe.crafted(images, seed=seed, lab=lab)
     return noise, cost
 
 

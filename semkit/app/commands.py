@@ -53,7 +53,7 @@ def protect(options) -> None:
     with bars() as on_step:
         made = folder.protect(
             options.images, options.out, recipe, seed=options.seed, fraction=options.fraction, resume=options.resume,
-            lab=Lab(engine, on_step=on_step), on_start=say_cost, checkpoint_every=options.checkpoint_every,
+            lab=Lab(engine, on_step=on_step, checkpoint_every=options.checkpoint_every), on_start=say_cost,
             hold=options.hold, **reading(options),
         )  # fmt: skip
     report.values(made)

@@ -180,10 +180,8 @@ def _check_images(found: Originals, chosen: Collection[int], recipe: Recipe) -> 
             raise ValueError(f"{shown(name)}: {error}") from None
 
 
-def _check_settings(recipe: Recipe, fraction: float, checkpoint_every: float) -> None:
+def _check_settings(recipe: Recipe, fraction: float) -> None:
     check_fraction(fraction)
-    if not isinstance(checkpoint_every, int | float) or not checkpoint_every >= 0:
-        raise ValueError(f"checkpoint_every must be a number of seconds >= 0, got {checkpoint_every!r}")
     if recipe.radius is not None and recipe.radius < 1:
         raise ValueError(f"radius must be 1 level at least to protect 8-bit images, got {recipe.radius:g}")
     if recipe.net:
@@ -200,15 +198,14 @@ def protect(
     resume: bool = False,
     lab: Lab | None = None,
     on_start: Callable[[ImageSet], object] | None = None,
-    checkpoint_every: float = 20,
     **reading,
 ) -> dict:
     """Protect `source`: writes OUT/images/..., OUT/report.json and for noise OUT/noise.safetensors; returns the report.
 
     Images keep their names (as .png), sizes and modes. Noise is crafted at size x size and fitted to each image's own
     size, where an 8-bit value moves by at most recipe.radius. `fraction` of every class is protected,
-    the rest is written unchanged. After a stop or a kill the same call with resume=True goes on to the same bytes; the
-    state of a crafting is saved every checkpoint_every seconds. on_start is given the images that are protected.
+    the rest is written unchanged. After a stop or a kill the same call with resume=True goes on to the same bytes.
+    on_start is given the images that are protected.
     reading: size (32), limit, root, download, skip_unreadable and hold ("memory", "disk" or "auto").
     Raises DataError, OutputError or ValueError before anything is written; none of them shows a private key.
 
@@ -216,7 +213,7 @@ def protect(
     """
     out, seed = output_folder(out), check_seed(seed)
     lab = replace(lab or Lab(), cache=out / "unfinished")
-    _check_settings(recipe, fraction, checkpoint_every)
+    _check_settings(recipe, fraction)
     check_place(source, out)
     found = load_originals(source, place=out, on_step=lab.on_step, **reading)
     check_links(out, found.outputs)
@@ -224,7 +221,7 @@ def protect(
     chosen = {i: place for place, i in enumerate(stratified_share(found.images.labels, fraction, seed).tolist())}
     subset = found.images.take(list(chosen))
     _check_images(found, chosen, recipe)
-    changed = partial(recipe.change, subset, seed=seed, lab=lab, every=checkpoint_every)
+    changed = partial(recipe.change, subset, seed=seed, lab=lab)
     at_once = None if noisy else changed()  # may refuse, and takes no time
     check_request(out, request, resume)
     _check_begun(found, chosen, at_once, out)

@@ -39,7 +39,8 @@ class Lab:
     on_step(what, step, total, metrics): called after every step of the job `what`; returning True stops the run, which
     raises Interrupted. what: the name of the job. workers: the number of processes over which `grid` spreads its runs,
     of one thread each; scheduler: the address of a Dask scheduler whose workers make them instead. Both need a cache
-    that all workers see.
+    that all workers see. checkpoint_every: seconds until the state of an unfinished crafting is saved again, more if
+    saving takes longer than a second.
 
         lab = sk.Lab(cache=sk.runs_folder())
         noise, cost = sk.crafted_noise(split.train, sk.craft_recipe("sem", "demo"), lab=lab)
@@ -51,6 +52,7 @@ class Lab:
     what: str = ""
     workers: int | None = None
     scheduler: str | None = None
+    checkpoint_every: float = 20
 
     def doing(self, what: str) -> "Lab":
         """This lab with `what` as the name of its job, unless the job has a name already."""

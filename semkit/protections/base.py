@@ -100,7 +100,7 @@ class Recipe:
         """(the protected images, the cost of their noise or {})."""
         raise NotImplementedError
 
-    def change(self, images: ImageSet, *, seed: int = 0, lab: Lab | None = None, every: float = 20) -> Change:
+    def change(self, images: ImageSet, *, seed: int = 0, lab: Lab | None = None) -> Change:
         """How the pictures of a folder are changed at their own size; `images` are the same ones at the nets' size."""
         raise ValueError(f"{self} is made for measurements, not for folders of pictures")
 
@@ -180,12 +180,12 @@ class NoiseRecipe(Recipe):
     augment: Augment = FlipCrop()
     at_once: int = 0
 
-    def craft(self, images: ImageSet, *, seed: int, lab: Lab, checkpoint: Path | None, every: float) -> Crafted:
-        """Make the noise. A long run saves its state in `checkpoint` every `every` seconds, and goes on from there."""
+    def craft(self, images: ImageSet, *, seed: int, lab: Lab, checkpoint: Path | None) -> Crafted:
+        """Make the noise. A long run saves its state in `checkpoint` now and then, and goes on from there."""
         raise NotImplementedError
 
     def crafted(
-        self, images: ImageSet, *, seed: int = 0, lab: Lab | None = None, every: float = 20
+        self, images: ImageSet, *, seed: int = 0, lab: Lab | None = None
     ) -> tuple[Noise, dict, nn.Module | None]:
         """(noise, its cost {"passes", "seconds", "engine"}, the surrogate or None), kept in lab.cache.
 
@@ -194,7 +194,7 @@ class NoiseRecipe(Recipe):
         lab = lab or Lab()
 
         def make(state: Path | None):
-            done = self.craft(images, seed=seed, lab=lab, checkpoint=state, every=every)
+            done = self.craft(images, seed=seed, lab=lab, checkpoint=state)
             made = {**as_dict(self), "seed": seed, "precision": lab.engine.precision}
             noise = Noise(done.noise, self.radius, made, images.fingerprint, images.classes)
             engine = how_run(done.surrogate) if self.net else ""
@@ -217,8 +217,8 @@ class NoiseRecipe(Recipe):
         noise, cost, _ = self.crafted(images, seed=seed, lab=lab)
         return images.with_noise(noise.levels), cost
 
-    def change(self, images: ImageSet, *, seed: int = 0, lab: Lab | None = None, every: float = 20) -> Change:
-        noise, cost, _ = self.crafted(images, seed=seed, lab=lab, every=every)
+    def change(self, images: ImageSet, *, seed: int = 0, lab: Lab | None = None) -> Change:
+        noise, cost, _ = self.crafted(images, seed=seed, lab=lab)
         levels, radius = noise.levels.numpy(), noise.radius
         told = {
             **cost, "radius": radius, "noise_size": NOISE_SIZE.format(size=levels.shape[-1]),

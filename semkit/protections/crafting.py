@@ -258,7 +258,6 @@ def craft(
     seed: int = 0,
     lab: Lab | None = None,
     checkpoint: str | os.PathLike | None = None,
-    every: float = 20,
 ) -> Crafted:
     """Craft noise for every image of a set: noise steps and surrogate steps in turn, then one pass over all images.
 
@@ -266,9 +265,9 @@ def craft(
         protected = split.train.with_noise(crafted.noise)
 
     The same call gives the same noise on one machine. lab.on_step gets the metrics "loss", "passes", "noise" and
-    "surrogate" after every step. checkpoint: a file where the state is saved every `every` seconds (less often if
-    saving takes more than a second) and when the run is stopped; a run that finds it there goes on from it, and gives
-    the same noise as without an interruption.
+    "surrogate" after every step. checkpoint: a file where the state is saved every lab.checkpoint_every seconds and
+    when the run is stopped; a run that finds it there goes on from it, and gives the same noise as without an
+    interruption.
     Raises Interrupted when lab.on_step asks to stop, and ValueError if the state is damaged, or belongs to
     another recipe, seed, engine or image set.
     """
@@ -281,7 +280,7 @@ def craft(
     total = recipe.sgd.steps + (0 if recipe.class_wise else math.ceil(len(images) / recipe.sgd.batch))
     if file and file.exists():
         state.load(file, made_by, total)
-    began, saved, pause = time.monotonic() - state.seconds, time.monotonic(), every
+    began, saved, pause = time.monotonic() - state.seconds, time.monotonic(), lab.checkpoint_every
     with count_passes(state.passes), mining(state.mined):
         for _ in chain.from_iterable(phase(images, recipe, seed, lab.engine, state) for phase in phases):
             state.step += 1
@@ -289,7 +288,7 @@ def craft(
             metrics = {"loss": state.losses[-1], "passes": state.passes.total, **state.mined.now}
             stop = lab.asked_to_stop(state.step, total, {**metrics, "noise": state.noise, "surrogate": state.model})
             if file and (stop or time.monotonic() - saved > pause):
-                pause = every * max(1, state.save(file, made_by))
+                pause = lab.checkpoint_every * max(1, state.save(file, made_by))
                 saved = time.monotonic()
             if stop:
                 raise Interrupted(f"stopped after step {state.step} of {total}")

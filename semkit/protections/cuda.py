@@ -158,7 +158,7 @@ class ClassFilters(Recipe):
         """(the set as convolve_set filters it, {})."""
         return convolve_set(images, self.filters(len(images.classes), seed)), {}
 
-    def change(self, images: ImageSet, *, seed: int = 0, lab: Lab | None = None, every: float = 20) -> Change:
+    def change(self, images: ImageSet, *, seed: int = 0, lab: Lab | None = None) -> Change:
         """Every picture by the filter of its class. Raises ValueError without a key."""
         if self.key is None:
             raise ValueError("pictures are filtered with a private key: ClassFilters(key=...)")
