@@ -5,7 +5,6 @@ import time
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from weakref import WeakKeyDictionary
 
 from torch import Generator, Tensor, nn
 
@@ -20,25 +19,18 @@ from semkit.training.bullettrain import Mined, mining
 from semkit.training.perturb import Clean, Perturbation
 from semkit.training.recipes import LearnRecipe, Pretrained
 
-_pretrained: WeakKeyDictionary[ImageSet, dict] = WeakKeyDictionary()  # state dicts by what they depend on
-
 
 def pretrained_weights(pretrained: Pretrained, seed: int, lab: Lab) -> dict[str, Tensor]:
-    """The state dict of the pretrained net of a seed, trained with the engine of the lab.
-
-    It is trained once, and kept in memory as long as its images are, and in lab.cache.
-    """
+    """The state dict of the pretrained net of a seed, trained with the engine of the lab; kept in lab.cache."""
     images, recipe, lab = pretrained.images, pretrained.recipe, replace(lab, what=f"pretraining, seed {seed}")
-    nets, which = _pretrained.setdefault(images, {}), (images.fingerprint, recipe, seed, lab.engine)
 
     def make(state: Path | None) -> tuple[nn.Module]:
         tested = images.limit(len(images.labels.unique()))
         return (fit(images, tested, recipe, seed=seed, lab=lab).model,)
 
-    if which not in nets:
-        (model,) = kept(lab, "pretrained", which[:3], make, as_net(recipe, images, lab.engine))
-        nets[which] = model.state_dict()
-    return nets[which]
+    parts = (images.fingerprint, recipe, seed)
+    (model,) = kept(lab, "pretrained", parts, make, as_net(recipe, images, lab.engine))
+    return model.state_dict()
 
 
 @dataclass
