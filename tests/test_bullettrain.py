@@ -63,7 +63,7 @@ def test_the_groups_are_those_of_the_rule(average):
     assert outlier == np.flatnonzero(v < 0).tolist()
     assert robust == np.flatnonzero(v > threshold).tolist()
     assert sorted(outlier + boundary + robust) == list(range(len(y)))
-    assert mined.last == mined.all == (len(outlier), len(boundary), len(robust))
+    assert mined.counts == [mined.last] and mined.last == (len(outlier), len(boundary), len(robust))
 
 
 def test_nothing_is_robust_before_it_has_proved_to_be_and_all_right_ones_at_the_end():
@@ -90,7 +90,7 @@ def test_shares_add_up_and_are_nothing_before_the_first_batch():
         assert mined.now == mined.shares == {}
         Mining().sort(p, y)
         Mining().sort(p[:10], y[:10])
-    assert sum(mined.now.values()) == pytest.approx(1) and sum(mined.all) == 50 and sum(mined.last) == 10
+    assert sum(mined.now.values()) == pytest.approx(1) and sum(map(sum, mined.counts)) == 50 and sum(mined.last) == 10
 
 
 def test_outside_of_a_run_every_batch_is_the_first():
@@ -225,7 +225,7 @@ def test_a_crafting_that_was_stopped_goes_on_to_the_same_bytes_and_its_average_m
     stopped(tmp_path / "state", 7)
     tensors, record = read_tensors(tmp_path / "state", FIELDS)
     assert record["mined"]["average"] > 0 and 0 <= shares[6] <= 1
-    assert record["mined"]["last"][0] / sum(record["mined"]["last"]) == shares[6]
+    assert (last := record["mined"]["counts"][-1])[0] / sum(last) == shares[6]
     rest = craft(images, CRAFT, lab=Lab(ENGINE), checkpoint=tmp_path / "state")
     assert torch.equal(rest.noise, whole.noise) and rest.losses == whole.losses and rest.passes == whole.passes
     write_tensors(tmp_path / "twin", tensors, {**record, "mined": vars(Mined(1.0))})

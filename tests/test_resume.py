@@ -285,7 +285,7 @@ DAMAGE = {
     "noise of other size": put("noise", lambda noise: noise[..., :4].contiguous()),
     "noise in floats": put("noise", lambda noise: noise.float()),
     "passes are half": put("passes", "training", 0.5), "passes of other kinds": put("passes", "other", 1),
-    "mined texts": put("mined", "last", ("a", "b", "c")), "mined too few": put("mined", "all", (1,)),
+    "mined texts": put("mined", "counts", [("a", "b", "c")]), "mined too few": put("mined", "counts", [(1,)]),
     "no average": put("mined", "average", ...),
     "a weight less": put(WEIGHT, ...), "a weight too many": put("model.other", torch.ones(3)),
     "a weight is no tensor": put(WEIGHT, 1), "weights of other shape": put(WEIGHT, torch.ones(3)),

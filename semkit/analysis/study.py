@@ -18,8 +18,7 @@ from semkit.nets.engine import how_run
 from semkit.nets.lab import Lab, as_json, as_net, kept
 from semkit.protections.base import NoiseRecipe, Recipe
 from semkit.protections.noise import Noise
-from semkit.training.bullettrain import KINDS
-from semkit.training.learning import accuracy, fit, pretrained_weights
+from semkit.training.learning import accuracy, fit
 from semkit.training.recipes import LearnRecipe
 
 NO_NOISE = {"passes": 0, "seconds": 0.0, "engine": None}
@@ -57,22 +56,14 @@ def crafted_surrogate(
 
 def _learned(train: ImageSet, test: ImageSet, recipe: LearnRecipe, also: Mapping, seed: int, lab: Lab) -> tuple:
     """Train a learner: (its row, its net). Countermeasures have been applied."""
-    mined = []
-
-    def watch(what, step, total, metrics):
-        if shares := [round(metrics[kind], 4) for kind in KINDS if kind in metrics]:
-            mined.append(shares)
-        return lab.on_step and lab.on_step(what, step, total, metrics)
-
-    if recipe.pretrained:
-        pretrained_weights(recipe.pretrained, seed, lab)  # trained here, its steps are not watched
-    done = fit(train, test, recipe, seed=seed, lab=replace(lab, on_step=watch))
+    done = fit(train, test, recipe, seed=seed, lab=lab)
     row = {
         "last": done.last, "best": done.best, "curve": [list(point) for point in done.curve],
         "passes": done.passes.total, "learner_seconds": round(done.seconds, 1), "engine": how_run(done.model),
     }  # fmt: skip
     row |= {f"on_{name}": accuracy(done.model, recipe.tested(images)) for name, images in also.items()}
-    if mined:
+    if done.mined.counts:
+        mined = [[round(count / sum(counts), 4) for count in counts] for counts in done.mined.counts]
         row |= {"average": done.mined.average, "mined": mined}
     return row | recipe.further(done.model, test, seed), done.model
 

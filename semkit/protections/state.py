@@ -76,10 +76,10 @@ class State:
         """Copy what was saved; raises an error for what no step could go on from."""
         step, losses, mined = record["step"], record["losses"], record["mined"]
         check_fields(record["passes"], dict.fromkeys(vars(self.passes), int))
-        check_fields(mined, {"average": float | int, "last": list, "all": list})
+        check_fields(mined, {"average": float | int, "counts": list})
         if not all(isinstance(loss, float) for loss in losses) or not 0 < len(losses) <= step <= total:
             raise ValueError(f"{len(losses)} losses of {step} steps, of {total} in all")
-        if [type(count) for count in (*mined["last"], *mined["all"])] != 2 * len(KINDS) * [int]:
+        if any([type(count) for count in counts] != len(KINDS) * [int] for counts in mined["counts"]):
             raise ValueError("the counts of mined images")
         self.model.load_state_dict({name[6:]: tensors[name] for name in tensors if name.startswith("model.")})
         _copied(tensors["noise"], self.noise)
@@ -88,4 +88,4 @@ class State:
                 self.optimizer.state[p]["momentum_buffer"] = _copied(kept, torch.empty_like(p))
         self.step, self.seconds, self.losses = step, record["seconds"], losses
         self.passes = Passes(**record["passes"])
-        self.mined = Mined(mined["average"], tuple(mined["last"]), tuple(mined["all"]))
+        self.mined = Mined(mined["average"], [tuple(counts) for counts in mined["counts"]])

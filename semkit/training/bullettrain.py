@@ -1,7 +1,7 @@
 """BulletTrain: PGD with many steps for images near the decision boundary, few for robust ones, none for outliers."""
 
 import contextvars
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Generator, Tensor, nn
@@ -17,30 +17,35 @@ KINDS = ("outlier", "boundary", "robust")
 class Mined:
     """The state of mining in a run; it is saved with the run.
 
-    average: moving average of the adversarial accuracy, which sets the threshold. last, all: the numbers of images of
-    each of KINDS, in the last batch and in all batches.
+    average: moving average of the adversarial accuracy, which sets the threshold. counts: of every batch so far, the
+    numbers of images of each of KINDS.
 
-    >>> Mined(all=(1, 2, 1)).shares
+    >>> Mined(counts=[(1, 0, 1), (0, 2, 0)]).shares
     {'outlier': 0.25, 'boundary': 0.5, 'robust': 0.25}
     """
 
     average: float = 0.0
-    last: tuple[int, ...] = (0, 0, 0)
-    all: tuple[int, ...] = (0, 0, 0)
+    counts: list[tuple[int, ...]] = field(default_factory=list)
 
-    @staticmethod
-    def _shares(counts: tuple[int, ...]) -> dict[str, float]:
-        return {kind: count / sum(counts) for kind, count in zip(KINDS, counts, strict=True)} if sum(counts) else {}
+    @property
+    def last(self) -> tuple[int, ...]:
+        """The numbers of images of each kind in the last batch."""
+        return self.counts[-1]
 
     @property
     def now(self) -> dict[str, float]:
         """The share of each kind in the last batch; empty before the first batch."""
-        return self._shares(self.last)
+        return _shares(self.counts[-1:])
 
     @property
     def shares(self) -> dict[str, float]:
         """The share of each kind in all batches so far; empty before the first batch."""
-        return self._shares(self.all)
+        return _shares(self.counts)
+
+
+def _shares(counts: list[tuple[int, ...]]) -> dict[str, float]:
+    totals = [sum(of_kind) for of_kind in zip(*counts, strict=True)]
+    return {kind: total / sum(totals) for kind, total in zip(KINDS, totals, strict=True)} if sum(totals) else {}
 
 
 _mined: contextvars.ContextVar[Mined | None] = contextvars.ContextVar("mined", default=None)
@@ -109,8 +114,7 @@ class Mining:
         """Indices of outliers, boundary images and robust images; their numbers go to the run's Mined."""
         mined, v = _mined.get() or Mined(), spread(p, y)
         found = groups(v, threshold(v, mined.average))
-        mined.last = tuple(len(index) for index in found)
-        mined.all = tuple(a + b for a, b in zip(mined.all, mined.last, strict=True))
+        mined.counts.append(tuple(len(index) for index in found))
         return found
 
     def learn(self, right: float, of: int) -> None:
