@@ -201,17 +201,10 @@ class NoiseRecipe(Recipe):
             cost = {"passes": done.passes.total, "seconds": round(done.seconds, 1), "engine": engine}
             return (noise, cost, done.surrogate)[: len(stores)]
 
-        stores = [Store(".safetensors", save, lambda path: self._own(load(path, images=images))), as_json(COST)]
+        stores = [Store(".safetensors", save, lambda path: load(path, images=images)), as_json(COST)]
         stores += [as_net(self, images, lab.engine)] if self.net else []
         noise, cost, *nets = kept(lab, "noise", (images.fingerprint, self, seed), make, *stores)
         return noise, cost, nets[0] if nets else None
-
-    def _own(self, noise: Noise) -> Noise:
-        """`noise` if its metadata is of this recipe; raises ValueError otherwise."""
-        other = [name for name, value in as_dict(self).items() if noise.recipe.get(name) != value]
-        if other or noise.class_wise or noise.radius != self.radius:
-            raise ValueError(f"noise of another recipe: {', '.join(other) or 'its radius or rows'}")
-        return noise
 
     def apply(self, images: ImageSet, *, seed: int = 0, lab: Lab | None = None) -> tuple[ImageSet, dict]:
         noise, cost, _ = self.crafted(images, seed=seed, lab=lab)
