@@ -148,7 +148,7 @@ def test_unknown_names_get_the_nearest(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     clear_line("CIFAR-10", "CIFAR-10: no such folder, and no data set of that name; did you mean cifar10?")
     clear_line("shape", "shape: no such folder, and no data set of that name; did you mean shapes?")
-    known = "the sets known by name are shapes, cifar10, cifar100, svhn"
+    known = "known are shapes, cifar10, cifar100, svhn"
     clear_line("my/pets", f"my/pets: no such folder, and no data set of that name; {known}")
     with pytest.raises(DataError, match="pets: no such folder"):
         scan("pets")

@@ -91,7 +91,7 @@ def test_rows_are_kept_and_a_stopped_run_says_so(tmp_path):
 
 
 def test_a_sparsity_that_cannot_be_is_refused_before_anything_is_trained():
-    with pytest.raises(ValueError, match="sparsity must be a share"):
+    with pytest.raises(ValueError, match="sparsity is a share, 0 to 1, got 85"):
         lab = Lab(on_step=lambda *step: pytest.fail("trained"))
         pruned_rows(image_split(), LEARNERS, sparsities=[0.5, 85], lab=lab)
 

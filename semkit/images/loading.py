@@ -1,6 +1,5 @@
 """Where labelled images come from: the embedded set, torchvision's sets, and folders of class sub-folders."""
 
-import difflib
 import os
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -15,7 +14,7 @@ from PIL import Image
 from semkit.images.files import find_images, is_image_name, shown
 from semkit.images.imageset import AUTO, ImageSet, Split, Storage, stratified_limit, stratified_split, zeros
 from semkit.images.picture import UnreadableImage, read_image, working_image
-from semkit.images.pixels import check_count
+from semkit.images.pixels import check_count, hint_at
 from semkit.images.shapes import embedded
 
 NAMES = ("shapes", "cifar10", "cifar100", "svhn")
@@ -125,9 +124,7 @@ def find_folder(source: str | os.PathLike) -> Folder:
     if not os.fspath(source):
         raise DataError("the name of the images is empty: write a folder or the name of a set")
     if not Path(source).exists():
-        near = difflib.get_close_matches(str(source).lower(), NAMES, 1)
-        hint = f"did you mean {near[0]}?" if near else f"the sets known by name are {', '.join(NAMES)}"
-        raise DataError(f"{shown(source)}: no such folder, and no data set of that name; {hint}")
+        raise DataError(f"{shown(source)}: no such folder, and no data set of that name; {hint_at(source, NAMES)}")
     return scan(source)
 
 

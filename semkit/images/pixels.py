@@ -112,9 +112,13 @@ def check_name(name: str, known: tuple[str, ...], what: str) -> str:
     """`name` if it is in `known`; raises ValueError with the nearest known name otherwise."""
     if name in known:
         return name
+    raise ValueError(f"unknown {what} {name!r}; {hint_at(name, known)}")
+
+
+def hint_at(name: str, known: tuple[str, ...]) -> str:
+    """What may have been meant by an unknown name: the nearest known one, else all of them."""
     near = difflib.get_close_matches(str(name).lower(), known, 1)
-    hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
-    raise ValueError(f"unknown {what} {name!r}; {hint}")
+    return f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
 
 
 def one_of(*known: str) -> Callable[[str, str], str]:

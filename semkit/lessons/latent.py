@@ -15,7 +15,7 @@ import pandas as pd
 from scipy.optimize import minimize_scalar
 from scipy.special import ndtr, owens_t
 
-from semkit.images.pixels import check_count, check_name
+from semkit.images.pixels import check_count, check_name, check_nonnegative
 from semkit.lessons.answers import checker
 
 LABELS = ("mixture", "probit")
@@ -159,8 +159,7 @@ def best(model: Latent, epsilon: float = 0.0) -> tuple[np.ndarray, float]:
     >>> round(best(Latent(np.eye(2), np.array([1.0, 0.0])), 0.5)[1], 3)
     0.691
     """
-    if not 0 <= epsilon < math.inf:
-        raise ValueError(f"epsilon must be a finite number >= 0, got {epsilon:g}")
+    check_nonnegative(epsilon, "epsilon")
     ridges = _ridges(model, GRID)
     i = int(_along(model, epsilon, ridges).argmax())
     ridge = ridges[i]

@@ -14,7 +14,7 @@ from scipy.special import ndtr
 
 from semkit.analysis.canvas import Figure, legend, new_figure, reference, titled
 from semkit.analysis.pictures import gallery_figure
-from semkit.images.pixels import check_count
+from semkit.images.pixels import check_count, check_nonnegative
 from semkit.images.shapes import embedded
 from semkit.lessons.answers import check_tensor, checker, drawn
 from semkit.lessons.latent import share_of
@@ -48,8 +48,7 @@ class Mixture:
 
     def __post_init__(self):
         check_count(self.d, "the dimension d", 1)
-        if not 0 <= self.norm < math.inf:
-            raise ValueError(f"norm must be a finite number >= 0, got {self.norm:g}")
+        check_nonnegative(self.norm, "norm")
         for name, a in (("a_minus", self.a_minus), ("a_plus", self.a_plus)):
             if not 0 <= a <= 0.5:
                 raise ValueError(f"{name} must be in [0, 0.5], got {a:g}")

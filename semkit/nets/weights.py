@@ -13,7 +13,7 @@ from torch.nn.utils import get_total_norm, parametrize, prune
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from semkit.images.files import one_line
-from semkit.images.pixels import check_nonnegative
+from semkit.images.pixels import check_nonnegative, check_share
 
 START = 0.25  # alpha before training
 TRACING = threading.Lock()  # one tracer at a time, because tracing patches methods of nn.Module
@@ -221,13 +221,9 @@ def drawing(model: nn.Module, generator: torch.Generator) -> Iterator[None]:
 
 def check_sparsity(value: float) -> float:
     """`value` as a float if it is a sparsity, a share of the weights in [0, 1); raises ValueError otherwise."""
-    try:
-        share = float(value)
-    except (TypeError, ValueError):
-        share = None
-    if share is None or not 0 <= share < 1:
-        raise ValueError(f"sparsity must be a share of the weights in [0, 1), got {value!r}; write 0.85 for 85 %")
-    return share
+    if check_share(value, "sparsity") == 1:
+        raise ValueError("a sparsity of 1 leaves no weight: write a share below 1")
+    return float(value)
 
 
 def _mask(layer: nn.Module) -> Mask | None:
