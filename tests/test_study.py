@@ -26,7 +26,7 @@ from semkit.protections.base import CleanPart, PartlyProtected
 from semkit.protections.crafting import CraftRecipe, Interrupted, craft
 from semkit.protections.cuda import ClassFilters, class_filters, convolve_set
 from semkit.protections.methods import sweep_recipes
-from semkit.protections.noise import load
+from semkit.protections.noise import load, save
 from semkit.training.bullettrain import KINDS, BulletTrain
 from semkit.training.learning import accuracy, fit
 from semkit.training.objectives import Trades
@@ -234,6 +234,21 @@ def test_a_kept_file_of_another_kind_is_named_and_not_used(kept_runs, kind, cont
     with pytest.raises(ValueError, match=f"{path.name} is damaged .*; delete it to make it again"):
         crafted_surrogate(split.train, CRAFT, lab=lab)
         learned_row(split.train, split.test, LEARN, lab=lab)
+
+
+@pytest.mark.parametrize("other", ["louder", "another recipe", "class-wise"])
+def test_kept_noise_of_another_recipe_is_named_and_not_used(kept_runs, other):
+    (path,) = kept_runs.glob("noise*.safetensors")
+    noise = load(path)
+    if other == "louder":
+        noise = replace(noise, levels=torch.full_like(noise.levels, 60), radius=60)
+    elif other == "another recipe":
+        noise = replace(noise, recipe={**noise.recipe, "samples": 5})
+    else:
+        noise = replace(noise, levels=noise.levels[:2], class_wise=True)
+    save(noise, path)
+    with pytest.raises(ValueError, match=f"{path.name} is damaged .noise of another recipe.*; delete it to make it"):
+        crafted_noise(image_set(20), CRAFT, lab=Lab(ENGINE, kept_runs, never))
 
 
 def test_a_stopped_learner_is_not_kept(tmp_path):

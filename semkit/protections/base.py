@@ -192,16 +192,22 @@ class NoiseRecipe(Recipe):
         Raises ValueError for a damaged file in the cache.
         """
         lab = lab or Lab()
+        made = {**as_dict(self), "seed": seed, "precision": lab.engine.precision}
 
         def make(state: Path | None):
             done = self.craft(images, seed=seed, lab=lab, checkpoint=state)
-            made = {**as_dict(self), "seed": seed, "precision": lab.engine.precision}
             noise = Noise(done.noise, self.radius, made, images.fingerprint, images.classes)
             engine = how_run(done.surrogate) if self.net else ""
             cost = {"passes": done.passes.total, "seconds": round(done.seconds, 1), "engine": engine}
             return (noise, cost, done.surrogate)[: len(stores)]
 
-        stores = [Store(".safetensors", save, lambda path: load(path, images=images)), as_json(COST)]
+        def read(path: Path) -> Noise:
+            noise = load(path, images=images)
+            if (noise.recipe, noise.radius, noise.class_wise) != (made, self.radius, False):
+                raise ValueError("noise of another recipe")
+            return noise
+
+        stores = [Store(".safetensors", save, read), as_json(COST)]
         stores += [as_net(self, images, lab.engine)] if self.net else []
         noise, cost, *nets = kept(lab, "noise", (images.fingerprint, self, seed), make, *stores)
         return noise, cost, nets[0] if nets else None
