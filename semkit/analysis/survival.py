@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from semkit.analysis.measure import part_share
 from semkit.analysis.report import markdown
 from semkit.countermeasures.pixelwise import dct_matrix, linear_softmax
 from semkit.countermeasures.registry import COUNTERMEASURES, ByAugment, ByImage, ByNet, Countermeasure, label_of, named
@@ -149,16 +150,6 @@ def predicted_survival(
     return pd.concat(found, ignore_index=True)
 
 
-def achromatic_share(noise: Tensor) -> float:
-    """The share of the energy of a noise [N,3,H,W] that is grey: 1 if R = G = B, 1/3 for independent channels.
-
-    >>> achromatic_share(torch.ones(1, 3, 8, 8))
-    1.0
-    """
-    noise = noise.double()
-    return float(3 * noise.mean(1).square().sum() / noise.square().sum())
-
-
 def spectrum_shares(noise: Tensor) -> dict[str, float]:
     """The shares of a noise's energy by frequency: u + v = 0, 1-2, 3-5 and 6+ of the DCT of 8 x 8 blocks; [N,C,H,W].
 
@@ -191,7 +182,7 @@ def separability(noise: Tensor, labels: Tensor) -> float | None:
 
 def noise_numbers(clean: ImageSet, protected: ImageSet, radius: float | None = None) -> dict:
     """What kind of noise it is: rms in levels, at_bound (share of values at +-radius, None without a radius), psnr_db,
-    ssim, achromatic (achromatic_share), spectrum (spectrum_shares), separability and chance (that of a guess).
+    ssim, achromatic (part_share, "grey"), spectrum (spectrum_shares), separability and chance (that of a guess).
 
     Raises ValueError for equal sets.
     """
@@ -204,7 +195,7 @@ def noise_numbers(clean: ImageSet, protected: ImageSet, radius: float | None = N
         "at_bound": None if radius is None else float((noise.abs() > radius - 1).double().mean()),
         "psnr_db": 10 * math.log10(255**2 / square),
         "ssim": float(np.mean([ssim(*pair) for pair in pairs])) if min(noise.shape[2:]) >= WINDOW else None,
-        "achromatic": achromatic_share(noise),
+        "achromatic": part_share(noise, "grey"),
         "spectrum": spectrum_shares(noise),
         "separability": separability(noise, clean.labels),
         "chance": 1 / len(clean.classes),
