@@ -165,7 +165,7 @@ class Grain(NoiseRecipe):
     radius: float = 8
     grey: bool = False
 
-    def craft(self, images, *, seed, lab, checkpoint, every):
+    def craft(self, images, *, seed, lab, checkpoint):
         noise = random(images.images.shape, seed)
         return Crafted(noise[:, :1].expand_as(noise).contiguous() if self.grey else noise)
 
