@@ -24,7 +24,7 @@ from torch import nn
 
 from semkit.analysis.cost import gradient_flops, seconds_of
 from semkit.analysis.report import write_rows
-from semkit.analysis.speed import GRADIENT, PRODUCT, Plan, hardware, product, seconds_of_call, works
+from semkit.analysis.speed import GRADIENT, PRODUCT, Plan, hardware, product, random_images, seconds_of_call, works
 from semkit.analysis.study import crafted_noise, learned_row
 from semkit.images.augment import FlipCrop
 from semkit.images.files import atomic_write, one_line
@@ -68,12 +68,10 @@ def error_of(found: torch.Tensor, exact: torch.Tensor) -> float:
 
 def numbers(device: str, net: str = "tiny", n: int = 64) -> list[dict]:
     """Rows {"what", "precision", "error", "bar", "right"}: what this device computes, against float64 on the CPU."""
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (n, 3, 32, 32), generator=generator, dtype=torch.uint8)
-    labels, rows = torch.arange(n) % 10, []
+    data, rows = random_images(n, 32), []
 
     def on(engine: Engine) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
-        return engine.prepare(models.build(net, 10, 0)), engine.images(images), labels.to(engine.device)
+        return engine.prepare(models.build(net, 10, 0)), engine.images(data.images), data.labels.to(engine.device)
 
     def delta(engine: Engine, recipe: CraftRecipe) -> torch.Tensor:
         model, x, y = on(engine)

@@ -130,7 +130,8 @@ class Plan:
 QUICK = Plan(nets=("tiny",), batch=16, rounds=2, attack_steps=2, sets=(8, 16), set_rounds=2, memory=((64, 32, 16),))
 
 
-def _random_images(n: int, size: int) -> ImageSet:
+def random_images(n: int, size: int) -> ImageSet:
+    """n images of size x size pixels of random levels, the same ones at every call, in ten classes."""
     levels = torch.randint(0, 256, (n, 3, size, size), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     return ImageSet(levels, torch.arange(n) % 10, tuple("0123456789"))
 
@@ -138,7 +139,7 @@ def _random_images(n: int, size: int) -> ImageSet:
 @cache  # a net is made once in each process
 def works(plan: Plan, net: str, engine: Engine, plain: bool) -> dict[str, Callable[[], object]]:
     """The timed calls by name: STEPS, on the engine or in plain PyTorch, and on the engine GRADIENT."""
-    data, generator, t = _random_images(plan.batch, 32), engine.generator(0), FlipCrop()
+    data, generator, t = random_images(plan.batch, 32), engine.generator(0), FlipCrop()
     model, y, attack = models.build(net, 10), data.labels.to(engine.device), PGD(4, plan.attack_steps)
     if plain:
         model, x, noise = model.to(engine.device), (data.images / 255).to(engine.device), plain_noise_step
@@ -231,7 +232,7 @@ def in_turn(runs: dict, rounds: int, lab: Lab) -> dict:
 
 def _craft(n: int, size: int, batch: int, steps: int, lab: Lab) -> float:
     recipe = CraftRecipe(surrogate_side=Clean(), steps=1, samples=1, surrogate=NET, sgd=SGD(steps=steps, batch=batch))
-    return craft(_random_images(n, size), recipe, lab=lab).seconds
+    return craft(random_images(n, size), recipe, lab=lab).seconds
 
 
 def _memory_here(n: int, size: int, batch: int, engine: Engine) -> int:

@@ -8,13 +8,12 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
+from semkit.images.augment import JPEG
 from semkit.images.imageset import ImageSet
-from semkit.images.picture import through_jpeg
 from semkit.images.pixels import check_count, check_name, drawn_seed, to_float
 
 BATCH = 256
@@ -170,9 +169,7 @@ def pixelate(x: Tensor, share: float, generators: Draws) -> Tensor:
 
 def jpeg_compression(x: Tensor, quality: int, generators: Draws) -> Tensor:
     """Encoded as JPEG at this quality and decoded again."""
-    levels = (255 * x).round().byte().permute(0, 2, 3, 1).numpy()
-    done = np.stack([through_jpeg(image, quality) for image in levels])
-    return to_float(torch.from_numpy(done).permute(0, 3, 1, 2))
+    return JPEG(quality).apply(x, ())
 
 
 SEVERITIES: dict[Callable, tuple] = {

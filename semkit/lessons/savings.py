@@ -24,7 +24,7 @@ from semkit.nets.engine import Engine, step_down
 from semkit.nets.lab import Lab, as_json, as_net, kept
 from semkit.training.bullettrain import KINDS as SORTED
 from semkit.training.bullettrain import BulletTrain, Mined, Mining, groups, mining, spread, threshold
-from semkit.training.learning import accuracy, fit
+from semkit.training.learning import accuracy, fit, training_batch
 from semkit.training.objectives import AugMix, Mart, Trades
 from semkit.training.perturb import PGD, Clean
 from semkit.training.recipes import SGD, LearnRecipe
@@ -110,8 +110,7 @@ def _seconds(train: ImageSet, recipe: LearnRecipe, state: dict, average: float, 
     with mining(Mined(average)):
         began = time.perf_counter()
         for step, index in batches:
-            x, y, generator = engine.images(train.images[index]), train.labels[index], engine.generator(0, step)
-            x = recipe.augment.apply(x, recipe.augment.draw(len(x), x.shape[2:], generator))
+            x, y = training_batch(train, index, recipe.augment, engine, generator := engine.generator(0, step))
             step_down(optimizer, partial(recipe.objective, net, x, y, recipe.perturbation, generator))
         return (time.perf_counter() - began) / steps
 

@@ -97,7 +97,7 @@ def _begun(train: ImageSet, recipe: LearnRecipe, seed: int, own: int, lab: Lab) 
     return model
 
 
-def _batch(
+def training_batch(
     images: ImageSet, index: Tensor, augment: Augment, engine: Engine, generator: Generator
 ) -> tuple[Tensor, Tensor]:
     """(x, y) of a training step: augmented images [N,C,H,W] in [0,1] and their labels [N]."""
@@ -141,7 +141,7 @@ def fit(
     with count_passes() as passes, mining() as mined:
         for step, index in sgd.batches(len(train), own, engine):
             generator = engine.generator(own, "learn", step)
-            x, y = _batch(train, index, recipe.augment, engine, generator)
+            x, y = training_batch(train, index, recipe.augment, engine, generator)
             sgd.set_rate(optimizer, step)
             loss = partial(recipe.objective, model, x, y, recipe.perturbation.at(step / sgd.steps), generator)
             losses.append(step_down(optimizer, loss))
