@@ -88,7 +88,7 @@ def test_ctrl_c_says_how_to_go_on_and_leaves_a_state_that_does(undisturbed, tmp_
     assert process.exitcode == 130
     cost, stopped = log.read_text().splitlines()
     assert "passes" in cost
-    assert stopped.startswith("semkit: stopped after step") and "--resume" in stopped
+    assert stopped.startswith("semkit: stopped while crafting noise, ") and "--resume" in stopped
     assert not (out / "noise.safetensors").exists() and len(list(out.glob("unfinished/*.state"))) == 1
     assert finish(command(photos, out, "--resume"), log) == 0
     assert results(out) == expected

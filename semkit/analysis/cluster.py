@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 from semkit.images.files import temporary_file
 from semkit.nets.engine import keep_freed
-from semkit.nets.lab import Interrupted, Lab
+from semkit.nets.lab import Lab
 
 Call = Callable[[], object]
 Group = tuple[Call | None, Sequence[Call]]  # the call that the others wait for, if there is one, and the others
@@ -125,8 +125,7 @@ def _watch(client, runs: Sequence, lab: Lab) -> None:
     while True:
         status = Counter(run.status for run in runs)
         _raise_errors(runs)
-        if lab.asked_to_stop(status["finished"], len(runs), {}):
-            raise Interrupted("stopped; finished runs are kept")
+        lab.report(status["finished"], len(runs), {})
         if status["finished"] == len(runs):
             return
         try:

@@ -58,13 +58,9 @@ class Lab:
         """This lab with `what` as the name of its job, unless the job has a name already."""
         return self if self.what else replace(self, what=what)
 
-    def asked_to_stop(self, step: int, total: int, metrics: dict) -> bool:
-        """Report a step of the job to on_step. True if the run is to stop."""
-        return bool(self.on_step and self.on_step(self.what, step, total, metrics))
-
     def report(self, step: int, total: int, metrics: dict) -> None:
         """Report a step of the job to on_step. Raises Interrupted if the run is to stop."""
-        if self.asked_to_stop(step, total, metrics):
+        if self.on_step and self.on_step(self.what, step, total, metrics):
             raise Interrupted(f"stopped while {self.what}, {step} of {total}; finished runs are kept")
 
 

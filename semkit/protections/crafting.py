@@ -1,7 +1,6 @@
 """The error-minimising noise of a whole set: the noise step and the surrogate step, alternating."""
 
 import math
-import os
 import time
 from dataclasses import dataclass, replace
 from functools import partial
@@ -257,7 +256,7 @@ def craft(
     *,
     seed: int = 0,
     lab: Lab | None = None,
-    checkpoint: str | os.PathLike | None = None,
+    checkpoint: Path | None = None,
 ) -> Crafted:
     """Craft noise for every image of a set: noise steps and surrogate steps in turn, then one pass over all images.
 
@@ -267,31 +266,32 @@ def craft(
     The same call gives the same noise on one machine. lab.on_step gets the metrics "loss", "passes", "noise" and
     "surrogate" after every step. checkpoint: a file where the state is saved every lab.checkpoint_every seconds and
     when the run is stopped; a run that finds it there goes on from it, and gives the same noise as without an
-    interruption.
-    Raises Interrupted when lab.on_step asks to stop, and ValueError if the state is damaged, or belongs to
-    another recipe, seed, engine or image set.
+    interruption. Raises Interrupted when lab.on_step asks to stop, and ValueError if the state is damaged, or belongs
+    to another recipe, seed, engine or image set.
     """
     lab = (lab or Lab()).doing("crafting noise")
     made_by = repr((recipe, seed, lab.engine.settings(), images.fingerprint))
     images = images.to(lab.engine.device)
     state = _fresh(images, recipe, seed, lab.engine)
-    file = None if checkpoint is None else Path(checkpoint)
     phases = (_train,) if recipe.class_wise else (_train, _remake)
     total = recipe.sgd.steps + (0 if recipe.class_wise else math.ceil(len(images) / recipe.sgd.batch))
-    if file and file.exists():
-        state.load(file, made_by, total)
+    if checkpoint and checkpoint.exists():
+        state.load(checkpoint, made_by, total)
     began, saved, pause = time.monotonic() - state.seconds, time.monotonic(), lab.checkpoint_every
     with count_passes(state.passes), mining(state.mined):
         for _ in chain.from_iterable(phase(images, recipe, seed, lab.engine, state) for phase in phases):
             state.step += 1
             state.seconds = time.monotonic() - began
             metrics = {"loss": state.losses[-1], "passes": state.passes.total, **state.mined.now}
-            stop = lab.asked_to_stop(state.step, total, {**metrics, "noise": state.noise, "surrogate": state.model})
-            if file and (stop or time.monotonic() - saved > pause):
-                pause = lab.checkpoint_every * max(1, state.save(file, made_by))
+            try:
+                lab.report(state.step, total, {**metrics, "noise": state.noise, "surrogate": state.model})
+            except Interrupted:
+                if checkpoint:
+                    state.save(checkpoint, made_by)
+                raise
+            if checkpoint and time.monotonic() - saved > pause:
+                pause = lab.checkpoint_every * max(1, state.save(checkpoint, made_by))
                 saved = time.monotonic()
-            if stop:
-                raise Interrupted(f"stopped after step {state.step} of {total}")
     noise = taken(state.noise, images.labels, images.scratch) if recipe.class_wise else state.noise
     noise = noise.cpu()  # a GPU is done with its last steps only here
     return Crafted(noise, state.model, state.losses, state.passes, time.monotonic() - began)
