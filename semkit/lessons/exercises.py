@@ -26,6 +26,8 @@ def check_points_lost(points_lost: Callable) -> str:
 
     rows: a DataFrame with trained_on and tested_on ("clean" or "protected"), seed, and right, a share of 1. Seeds that
     lack one of the two learners are left out.
+
+        sk.exercises.check_points_lost(lambda rows: 0.5)  # not yet, because this is a share of 1: ...
     """
     found = {"clean": {"clean": (0.8, 0.9, 0.4), "protected": (0.8, 0.8, 0.3)},
              "protected": {"clean": (0.4, 0.3), "protected": (1.0, 0.9)}}  # fmt: skip
@@ -57,6 +59,8 @@ def check_noise_step(noise_step: Callable) -> str:
 
     gradient(a) is the gradient of the loss at images a [N,C,H,W]; x, delta on the [0, 1] scale. Source: Huang et al.,
     ICLR 2021.
+
+        sk.exercises.check_noise_step(noise_step)  # or check_noise_step.hint(1)
     """
     x, delta, slopes, recipe = _step_asked(Clean(), 1)
     gradient, seen = _recorded(lambda a, place: slopes[0].clone())

@@ -20,7 +20,11 @@ WIDE = {"width": "40em", "max_width": "98%"}
 
 
 def slider(start: float, low: float, high: float, text: str, step: float = 1) -> widgets.Widget:
-    """A slider, over whole numbers if step is one, whose value changes when it is let go, not on the way."""
+    """A slider, over whole numbers if step is one, whose value changes when it is let go, not on the way.
+
+    >>> slider(8, 1, 32, "noise radius").value
+    8
+    """
     kind = widgets.IntSlider if isinstance(step, int) else widgets.FloatSlider
     how = dict(style={"description_width": "initial"}, layout=WIDE, continuous_update=False)
     return kind(value=start, min=low, max=high, step=step, description=text, **how)
@@ -159,6 +163,8 @@ def figure_panel(draw: Callable, **knobs) -> FigurePanel:
 
     knobs: ipywidgets, or (low, high, start) for a slider named after the knob, in levels where it is a radius.
     For figures that take less than 0.3 s. Raises what the first drawing raises.
+
+        sk.panels.figure_panel(sk.twopixels.draw_landscape, window=sk.panels.slider(0.5, 0, 1.5, "window", 0.1))
     """
 
     def knob(name: str, given):
@@ -175,6 +181,8 @@ def film_panel(draw: Callable, frames: int) -> FigurePanel:
     """A panel that plays draw(frame) -> (Figure, alternative text[, caption]) for the frames 0 to frames - 1.
 
     It starts at the last one. `play` has the buttons; its knob `frame` is a slider.
+
+        sk.panels.film_panel(film.draw, len(film.frames))
     """
     panel = FigurePanel(draw, {"frame": slider(frames - 1, 0, frames - 1, "frame")})
     panel.play = widgets.Play(value=frames - 1, max=frames - 1, interval=700)
@@ -258,6 +266,9 @@ def quiz(text: str, options: Mapping[str, str], right: str) -> Question:
     """A question with options -> the reason why each is right or wrong, shown once it is chosen.
 
     Raises ValueError where `right` is no option.
+
+    >>> quiz("Which surrogate does SEM train?", {"ERM": "That is EM's.", "AT": "So it is."}, right="AT").given
+    False
     """
     if right not in options:
         raise ValueError(f"the right answer must be one of {', '.join(options)}, got {right!r}")

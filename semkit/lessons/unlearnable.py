@@ -91,7 +91,10 @@ class Film:
 
 
 def filmed(images: ImageSet, recipe: CraftRecipe, *, every: int = 20, seed: int = 0, lab: Lab | None = None) -> Film:
-    """The Film of crafting noise by `recipe`; it and the noise are kept with lab.cache."""
+    """The Film of crafting noise by `recipe`; it and the noise are kept with lab.cache.
+
+    film = sk.unlearnable.filmed(split.train, sk.craft_recipe("em", "demo"))
+    """
     lab, film = lab or Lab(), Film(images, recipe, every)
 
     def make(_):
@@ -132,6 +135,9 @@ def readings(surrogate: nn.Module, test: ImageSet, recipe: CraftRecipe) -> dict[
 
     The noise is the surrogate's, made for the test images: for their own class, and for the next one. The labels are
     those of the pictures; in the last set, the same images as in the third, those of the noise.
+
+        shown = sk.unlearnable.readings(surrogate, split.test, sk.craft_recipe("em", "demo"))
+        {name: sk.accuracy(learner, images) for name, images in shown.items()}
     """
     other = (test.labels + 1) % len(test.classes)
     own, wrong = (noise_towards(surrogate, test, labels, recipe) for labels in (test.labels, other))
@@ -166,7 +172,11 @@ def reading_rows(
 
 
 def readings_figure(rows: pd.DataFrame, *, chance: float, title: str) -> canvas.Figure:
-    """Accuracy on each of `readings`, means with 95 % intervals, a panel a training radius."""
+    """Accuracy on each of `readings`, means with 95 % intervals, a panel a training radius.
+
+    rows = sk.read_rows("results/unlearnable/rows.csv")
+    sk.unlearnable.readings_figure(rows, chance=0.1, title="Noise or picture?")
+    """
     rows = rows.assign(right=100 * rows["right"]).sort_values("training_radius", kind="stable")
     names = list(rows["shown"].unique())
     figure, panels, radii = points_by_place(rows, "right", "shown", names, by="training_radius")
