@@ -42,13 +42,10 @@ def protect(options) -> None:
     )
 
     def say_cost(images: ImageSet) -> None:
-        if passes := recipe.cost(len(images)).total:
-            seconds = cost.seconds_of([recipe], len(images), len(images.classes), options.size, engine)
-            announce(
-                f"{options.method.upper()} noise for {len(images)} images, {options.preset} preset: {passes:,} passes "
-                f"of {recipe.net} at {recipe.augment.output_size(options.size)} px on {engine.device}, "
-                f"{'at most ' if options.resume else ''}about {duration(seconds)}"
-            )
+        if recipe.net:
+            what = f"{options.method.upper()} noise for {len(images)} images, {options.preset} preset, {recipe.net}"
+            side = recipe.augment.output_size(options.size)
+            announce(f"{what} at {side} px: {cost.in_words([recipe], images, engine, 1)}")
 
     with bars() as on_step:
         made = folder.protect(
