@@ -652,9 +652,9 @@ def test_an_empty_name_is_not_the_current_folder(tmp_path, monkeypatch):
 def test_unknown_suffixes_get_a_suggestion(tmp_path):
     save(noise_of(EVERY_LEVEL), tmp_path / "noise.safetensors")
     for name, says in (
-        ("a.pth", r"\(did you mean .pt\?\)"),
+        ("a.pth", "; did you mean .pt"),
         ("a.safetensor", "did you mean .safetensors"),
-        ("a.mat", "known: .safetensors, .pkl, .pickle, .pt, .npy, .npz, a folder of PNGs"),
+        ("a.mat", "known are .safetensors, .pkl, .pickle, .pt, .npy, .npz, a folder of PNGs"),
     ):
         for src, dst in (("noise.safetensors", name), (name, "new.safetensors")):
             with pytest.raises(NoiseError, match=says):

@@ -4,7 +4,6 @@ They hold the values alone; only .safetensors keeps recipe, fingerprint and clas
 the same levels. Files are not trusted: no code that a file names is run.
 """
 
-import difflib
 import io
 import os
 import pickle
@@ -21,6 +20,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from semkit.images.files import atomic_write, one_line, shown
+from semkit.images.pixels import hint_at
 from semkit.protections.noise import Noise, NoiseError, from_array, load, save
 
 COMMENT = "semkit noise: levels + 128"  # in every PNG that is written
@@ -223,10 +223,8 @@ def _named(name: str | Path) -> tuple[Path, str]:
     path = Path(name)
     suffix = "" if path.is_dir() else path.suffix.lower()
     if suffix not in FORMATS:
-        near = difflib.get_close_matches(suffix, FORMATS, 1, 0.5)
-        hint = f" (did you mean {near[0]}?)" if near else ""
-        known = ", ".join(filter(None, FORMATS))
-        raise NoiseError(f"{shown(path)}: unknown kind of noise file{hint}; known: {known}, a folder of PNGs")
+        known = (*filter(None, FORMATS), "a folder of PNGs")
+        raise NoiseError(f"{shown(path)}: unknown kind of noise file; {hint_at(suffix, known)}")
     return path, suffix
 
 
