@@ -86,31 +86,23 @@ def blocked_difference(
     return float(mean), float(mean - half), float(mean + half)
 
 
-@dataclass(frozen=True)
-class Reliability:
-    """Whether treatments differ by more than their seeds scatter, and how far means over the seeds can be relied on.
+def reliability(values: Sequence[Sequence[float]]) -> tuple[float, float, float]:
+    """(F, p, reliability): whether treatments differ by more than their seeds scatter, and how far their means over the
+    seeds can be relied on, of values [S, C], a line for each seed, a column for each treatment.
 
-    f, p: of the treatments, with the seed as block. of_mean: the share of the means' variance that is not scatter of
-    the seeds, at least 0.
-    """
+        F = S * var(means of the columns) / s2;  reliability = 1 - 1 / F, at least 0
 
-    f: float
-    p: float
-    of_mean: float
+    p: of F, with the seed as block; s2 as of blocked_difference. reliability: the share of the means' variance that is
+    not scatter of the seeds. Raises ValueError for fewer than 2 seeds or treatments.
 
-
-def reliability(values: Sequence[Sequence[float]]) -> Reliability:
-    """The Reliability of values [S, C]: a line for each seed, a column for each treatment, as of blocked_difference.
-
-        f = S * var(means of the columns) / s2;  of_mean = 1 - 1 / f
-
-    Raises ValueError for fewer than 2 seeds or treatments.
+    >>> [round(number, 2) for number in reliability([[1, 3], [2, 5], [4, 6]])]
+    [49.0, 0.02, 0.98]
     """
     values = _blocks(values)
     seeds, columns = values.shape
     s2, freedom = _residual(values)
     f = float(seeds * values.mean(0).var(ddof=1) / s2) if s2 else float("inf")
-    return Reliability(f, float(fdtrc(columns - 1, freedom, f)), max(0.0, 1 - 1 / f) if f else 0.0)
+    return f, float(fdtrc(columns - 1, freedom, f)), max(0.0, 1 - 1 / f) if f else 0.0
 
 
 def attenuated(correlation: float, reliabilities: tuple[float, float]) -> float:

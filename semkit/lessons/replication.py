@@ -63,5 +63,5 @@ def related(
 
 def reliable(points: pd.DataFrame, column: str) -> dict[str, float]:
     """F, p and reliability of the noise sides' means of a column, over seeds; a row of the lesson's table."""
-    found = reliability(points.pivot(index="seed", columns="method", values=column).to_numpy())
-    return {"F": round(found.f, 1), "p": round(found.p, 3), "reliability": round(found.of_mean, 2)}
+    f, p, of_mean = reliability(points.pivot(index="seed", columns="method", values=column).to_numpy())
+    return {"F": round(f, 1), "p": round(p, 3), "reliability": round(of_mean, 2)}
