@@ -382,7 +382,7 @@ def test_without_json_the_report_is_on_stdout_the_cost_on_stderr_and_no_bar_wher
     assert run("protect", "photos", "out", *QUICK) == 0
     said = capsys.readouterr()
     assert said.out.startswith("8 of 8 images protected in out/images (radius 8, PSNR ") and said.out.count("\n") == 1
-    assert said.err.startswith("SEM noise for 8 images, quick preset: ") and "s\n" in said.err
+    assert said.err.startswith("SEM noise for 8 images, quick preset, tiny at 8 px: ") and "s\n" in said.err
     assert said.err.count("\n") == 1 and "\r" not in said.err
     assert run("learn", "photos", *QUICK) == 0
     said = capsys.readouterr()
