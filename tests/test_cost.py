@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from pages import fresh_pages
+from photos import image_set
 
 from semkit.analysis.cost import passes_of, peak_memory, probe, seconds_of
 from semkit.countermeasures.augmentations import Cutout
@@ -34,8 +35,10 @@ def test_a_learner_that_makes_no_gradients_is_probed_for_its_training_steps_alon
 
 
 def test_seconds_are_of_all_recipes_and_none_where_a_probe_is_needed_and_not_wanted():
-    def seconds(*recipes, n=20, may_probe=False):
-        return seconds_of(recipes, n, 3, 9, ENGINE, may_probe=may_probe)  # a size of no other test here
+    train = image_set(20, size=9)  # a size of no other test here
+
+    def seconds(*recipes, may_probe=False):
+        return seconds_of(recipes, train, ENGINE, may_probe=may_probe)
 
     sem = seconds(SEM, may_probe=True)
     assert seconds(SEM) == sem > 0

@@ -15,6 +15,7 @@ from nbclient.exceptions import CellExecutionError
 from photos import image_split, make_map
 
 from semkit.analysis import figures
+from semkit.analysis.cost import seconds_of
 from semkit.analysis.study import crafted_noise
 from semkit.images.imageset import Split
 from semkit.images.loading import load
@@ -171,14 +172,13 @@ def test_a_run_counts_the_passes_that_were_predicted():
 
 def test_seconds_are_measured_once_and_only_when_asked():
     engine = replace(ENGINE, fold=False)  # of no other test here
-    what = crafting.settings("sem", "quick")
-    assert crafting.seconds(what, SPLIT, engine) is None
-    first = crafting.seconds(what, SPLIT, engine, measure=True)
-    assert first > 0 and crafting.seconds(what, SPLIT, engine) == first
+    what, train = crafting.settings("sem", "quick"), SPLIT.train
+    assert seconds_of(what.recipes, train, engine, may_probe=False) is None
+    first = seconds_of(what.recipes, train, engine)
+    assert first > 0 and seconds_of(what.recipes, train, engine, may_probe=False) == first
     # So many more surrogate steps cost so much more, at the speed that was measured once.
-    more, most = (
-        crafting.seconds(crafting.settings("sem", "quick", surrogate_steps=n), SPLIT, engine) for n in (20, 30)
-    )
+    longer = (crafting.settings("sem", "quick", surrogate_steps=n).recipes for n in (20, 30))
+    more, most = (seconds_of(recipes, train, engine, may_probe=False) for recipes in longer)
     assert most - more == pytest.approx(more - first) and more > first
     assert what.recipe.sgd.steps == 10
 

@@ -46,17 +46,15 @@ def passes_of(recipes: Iterable[Work], n: int) -> Passes:
     return Passes(sum(one.input_gradient for one in costs), sum(one.training for one in costs))
 
 
-def seconds_of(
-    recipes: Iterable[Work], n: int, classes: int, size: int, engine: Engine, *, may_probe: bool = True
-) -> float | None:
-    """An upper estimate of the seconds that all recipes take, each for n images of size x size pixels.
+def seconds_of(recipes: Iterable[Work], train: ImageSet, engine: Engine, *, may_probe: bool = True) -> float | None:
+    """An upper estimate of the seconds that all recipes take, each for these images.
 
         sum over recipes of passes * seconds per image, as `probe` measures them
 
     Each net is probed once per process. With may_probe=False the result is None if a net has not been probed yet.
     """
-    total = 0.0
-    for recipe, images in _with_pretraining(recipes, n):
+    total, classes, size = 0.0, len(train.classes), train.images.shape[-1]
+    for recipe, images in _with_pretraining(recipes, len(train)):
         passes = recipe.cost(images)
         if not passes.total:  # a protection without a net
             continue
@@ -73,9 +71,8 @@ def seconds_of(
 
 def in_words(recipes: list[Work], train: ImageSet, engine: Engine, seeds: int) -> str:
     """The passes and the time that these recipes take, each once for every seed, in words."""
-    n, classes, size = len(train), len(train.classes), train.images.shape[-1]
-    seconds = seeds * seconds_of(recipes, n, classes, size, engine)
-    return f"{seeds * passes_of(recipes, n).total:,} passes on {engine.device}, at most about {duration(seconds)}"
+    passes, seconds = seeds * passes_of(recipes, len(train)).total, seeds * seconds_of(recipes, train, engine)
+    return f"{passes:,} passes on {engine.device}, at most about {duration(seconds)}"
 
 
 def probe(

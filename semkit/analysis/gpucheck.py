@@ -191,7 +191,7 @@ def _made(job: Job, split: Split, made: dict, out: Path, end: float, lab: Lab) -
     if not is_noise and method not in made:
         return {"skipped": "its noise was not made"}
     train = split.train if is_noise else made[method]
-    needed = seconds_of([recipe], len(train), len(train.classes), train.images.shape[-1], lab.engine)
+    needed = seconds_of([recipe], train, lab.engine)
     if needed > (left := end - time.monotonic()):
         return {"skipped": f"needs {needed:.0f} s of {max(left, 0):.0f} s left"}
     in_time = replace(lab, on_step=lambda *told: (lab.on_step and lab.on_step(*told)) or time.monotonic() > end)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import ipywidgets as widgets
 
+from semkit.analysis.cost import seconds_of
 from semkit.images.files import duration, shown
 from semkit.images.imageset import ImageSet, Split
 from semkit.lessons import craftrun as crafting
@@ -152,7 +153,7 @@ class CraftPanel:
     def _tick(self) -> None:
         """Show what a run of the knobs' settings costs, and whether the table has it."""
         now, split, engine = self.settings(), self._splits[self.data.value], self._how[1].engine
-        passes, seconds = now.passes(len(split.train)), crafting.seconds(now, split, engine)
+        passes, seconds = now.passes(len(split.train)), seconds_of(now.recipes, split.train, engine, may_probe=False)
         took = "time not measured yet" if seconds is None else f"about {duration(self.seeds.value * seconds)}"
         self.cost.value = f"cost: {self.seeds.value * passes:,} passes, {took} on {engine.device} in {engine.precision}"
         self.note.value = crafting.visible(now.recipe.radius)
@@ -184,7 +185,7 @@ class CraftPanel:
     def _measure(self, cancelled: Callable[[], bool]) -> None:
         for split in self._splits.values():
             all_of_it = crafting.settings("sem", self._preset, learners=True, size=split.train.images.shape[-1])
-            crafting.seconds(all_of_it, split, self._how[1].engine, measure=True)
+            seconds_of(all_of_it.recipes, split.train, self._how[1].engine)
         self._tick()
 
     def start(self) -> bool:

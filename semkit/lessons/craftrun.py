@@ -14,14 +14,14 @@ from torch import nn
 
 from semkit.analysis import figures, pictures
 from semkit.analysis.canvas import as_html
-from semkit.analysis.cost import passes_of, seconds_of
+from semkit.analysis.cost import passes_of
 from semkit.analysis.report import cell
 from semkit.analysis.statistics import learner
 from semkit.analysis.study import crafted_noise, learned_row
 from semkit.images.files import atomic_write, read_json, shown
 from semkit.images.imageset import ImageSet, Split, stratified_limit
 from semkit.images.pixels import add_noise
-from semkit.nets.engine import Engine, count_passes
+from semkit.nets.engine import count_passes
 from semkit.nets.lab import Lab, key
 from semkit.protections.crafting import CraftRecipe
 from semkit.protections.methods import craft_recipe, label_of
@@ -100,13 +100,6 @@ def settings(
         method, replace(recipe, **budget),
         {r: learn_recipe(preset, perturbation_radius=r, size=size) for r in radii},
     )  # fmt: skip
-
-
-def seconds(run: Settings, split: Split, engine: Engine, *, measure: bool = False) -> float | None:
-    """Seconds that the run takes at most; None if a net has not been timed yet and measure is False."""
-    train = split.train
-    what = len(train), len(train.classes), train.images.shape[-1]
-    return seconds_of(run.recipes, *what, engine, may_probe=measure)
 
 
 def _psnr(square: float) -> float:
