@@ -10,11 +10,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
-from hostile import make_hostile
 
-os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
-torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"  # for torch, which is not imported yet, and for the processes that tests start
 LONG = {"test_cli", "test_cluster", "test_panels", "test_resume"}  # 15 seconds and more
 NUMBERS = {  # what another processor computes with other rounding
     "augment", "augmix", "bullettrain", "corruptions", "craft_oracle", "defences", "engine", "factors", "latent",
@@ -45,12 +42,16 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(autouse=True)
 def seeded():
     """Every test draws the same, alone and after others."""
+    import torch  # not above: two workers start two seconds sooner if the process that hands out tests need not have it
+
     torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")
 def hostile_folder(tmp_path_factory):
     """(the hostile folder, its image names), to be read only."""
+    from hostile import make_hostile
+
     folder = tmp_path_factory.mktemp("hostile")
     return folder, make_hostile(folder)
 

@@ -19,14 +19,12 @@ import urllib.request
 from contextlib import contextmanager
 from pathlib import Path
 
-import nbformat
 import psutil
 import pytest
 
 from semkit.nets.lab import runs_folder
 
 pytestmark = pytest.mark.browser
-api = pytest.importorskip("playwright.sync_api", reason="playwright is missing: pip install 'semkit[browser]'")
 
 NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "06_sem.ipynb"
 SLIDER = "radius ρu"
@@ -39,9 +37,23 @@ SETTINGS = {
 }
 
 
+def expect(found):
+    """Playwright's expect. It and nbformat take seconds to import, for which the unit tests need not wait."""
+    from playwright import sync_api
+
+    return sync_api.expect(found)
+
+
+def nbformat():
+    import nbformat
+
+    return nbformat
+
+
 @pytest.fixture(scope="module")
 def chromium():
     """A running browser; skips where there is none."""
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is missing: pip install 'semkit[browser]'")
     names = (os.environ.get("CHROMIUM"), "chromium", "chromium-browser", "google-chrome")
     path = next(filter(None, (shutil.which(name) for name in names if name)), None)
     with api.sync_playwright() as playwright:
@@ -57,11 +69,11 @@ def chromium():
 def folder(tmp_path_factory):
     """A folder with a copy of the notebook, not run yet, for JupyterLab saves what it runs; the runs kept so far."""
     place = tmp_path_factory.mktemp("browser")
-    book = nbformat.read(NOTEBOOK, 4)
+    book = nbformat().read(NOTEBOOK, 4)
     for cell in code(book):
         cell.execution_count, cell.outputs = None, []
     (place / "notebooks").mkdir()
-    nbformat.write(book, place / "notebooks" / NOTEBOOK.name)
+    nbformat().write(book, place / "notebooks" / NOTEBOOK.name)
     shutil.copy(NOTEBOOK.with_name("00_index.ipynb"), place / "notebooks")
     (place / "results").symlink_to(NOTEBOOK.parents[1] / "results")
     if runs_folder().exists():  # as links: what is made here must not make the next time too quick to watch
@@ -141,17 +153,17 @@ def run_all(page, book):
     """Runs all cells of the notebook in JupyterLab; asserts that none fails."""
     page.locator(".jp-NotebookPanel").wait_for(timeout=MINUTES)
     page.locator("#jupyterlab-splash").wait_for(state="detached", timeout=MINUTES)
-    api.expect(page.locator("#jp-main-statusbar")).to_contain_text("| Idle", timeout=MINUTES)
+    expect(page.locator("#jp-main-statusbar")).to_contain_text("| Idle", timeout=MINUTES)
     command(page, "Run", "runmenu:run-all")
     stars = page.locator(".jp-CodeCell .jp-InputPrompt", has_text="*")
 
     def finished():
-        api.expect(stars).to_have_count(0, timeout=MINUTES)
+        expect(stars).to_have_count(0, timeout=MINUTES)
         command(page, "File", "docmanager:save")
         page.wait_for_timeout(1000)
         try:
-            cells = code(nbformat.read(book, 4))
-        except nbformat.reader.NotJSONError:  # it is being written
+            cells = code(nbformat().read(book, 4))
+        except nbformat().reader.NotJSONError:  # it is being written
             return False
         quiet = [cell for cell in cells if "raises-exception" not in cell.metadata.get("tags", ())]
         assert [out for cell in quiet for out in cell.outputs if out.output_type == "error"] == []
@@ -209,7 +221,7 @@ def drive(page, folder, name):
     panel = Panel(page)
     panel.status.wait_for(timeout=MINUTES)
     panel.within.evaluate("element => element.scrollIntoView({block: 'start'})")
-    api.expect(panel.cost).to_contain_text(re.compile(r"passes, about \d"), timeout=MINUTES)
+    expect(panel.cost).to_contain_text(re.compile(r"passes, about \d"), timeout=MINUTES)
     status, pictures, before = panel.status.inner_text(), panel.sources(), panel.radius()
     assert panel.step() == 0, f"running before Run: {status}"
     panel.handle.focus()
@@ -221,24 +233,24 @@ def drive(page, folder, name):
     shot(page, folder, f"{name}-1-before")
     panel.button("Run").focus()
     page.keyboard.press("Enter")
-    api.expect(panel.status).to_contain_text(re.compile(r": step \d+ of"), timeout=SECONDS)
+    expect(panel.status).to_contain_text(re.compile(r": step \d+ of"), timeout=SECONDS)
     first = panel.width()
     wait_until(page, lambda: panel.width() > first, "the progress bar moves")
     wait_until(page, lambda: panel.sources() not in ([], pictures), "a figure of the new run is there")
     pictures = panel.sources()
     wait_until(page, lambda: panel.sources() != pictures, "the figure changes")
     shot(page, folder, f"{name}-2-running")
-    api.expect(panel.button("Run")).to_be_disabled()
+    expect(panel.button("Run")).to_be_disabled()
     panel.button("Stop").click()
-    api.expect(panel.status).to_contain_text(re.compile(r"stopped at step \d+ of \d+ .*Run resumes"), timeout=SECONDS)
+    expect(panel.status).to_contain_text(re.compile(r"stopped at step \d+ of \d+ .*Run resumes"), timeout=SECONDS)
     stopped = panel.step()
     shot(page, folder, f"{name}-3-stopped")
     panel.button("Run").click()
-    api.expect(panel.status).to_contain_text(re.compile(r": step \d+ of"), timeout=SECONDS)
+    expect(panel.status).to_contain_text(re.compile(r": step \d+ of"), timeout=SECONDS)
     assert panel.step() > stopped > 1, "the run must go on where it was stopped"
     panel.handle.focus()
     page.keyboard.press("ArrowRight")
-    api.expect(panel.stale).to_contain_text("have changed", timeout=SECONDS)
+    expect(panel.stale).to_contain_text("have changed", timeout=SECONDS)
     return panel
 
 
@@ -251,13 +263,13 @@ def run_twice(page, panel, folder):
         panel.handle.focus()
         page.keyboard.press("ArrowRight")
         radii.append(f"{panel.radius():g}")
-        api.expect(panel.stale).to_contain_text("have changed", timeout=SECONDS)
+        expect(panel.stale).to_contain_text("have changed", timeout=SECONDS)
         panel.button("Run").click()
         assert before == 0 or panel.compared.locator("img").count() > 0, "the last result must not be wiped"
-        api.expect(panel.lines).to_have_count(number, timeout=MINUTES)
-        api.expect(panel.status).to_contain_text("done", timeout=SECONDS)
-        api.expect(panel.compared).to_contain_text(f"B: run {number}, SEM", timeout=SECONDS)
-    api.expect(panel.compared).to_contain_text(f"A: run {before + 1}, SEM", timeout=SECONDS)
+        expect(panel.lines).to_have_count(number, timeout=MINUTES)
+        expect(panel.status).to_contain_text("done", timeout=SECONDS)
+        expect(panel.compared).to_contain_text(f"B: run {number}, SEM", timeout=SECONDS)
+    expect(panel.compared).to_contain_text(f"A: run {before + 1}, SEM", timeout=SECONDS)
     shown = [line.locator("td").all_inner_texts()[:4] for line in panel.lines.all()[:2]]
     assert shown == [["B", str(before + 2), "SEM", radii[1]], ["A", str(before + 1), "SEM", radii[0]]]
     assert panel.compared.locator("figure").count() == 4, "noise and curves of both"
@@ -290,13 +302,13 @@ def test_the_panel_in_jupyterlab(chromium, folder):
             run_all(page, folder / "notebooks" / NOTEBOOK.name)
             panel = drive(page, folder, "lab")
             panel.button("Stop").click()
-            api.expect(panel.status).to_contain_text("stopped", timeout=SECONDS)
+            expect(panel.status).to_contain_text("stopped", timeout=SECONDS)
             run_twice(page, panel, folder)
             page.evaluate("document.activeElement.blur()")
             page.get_by_role("menuitem", name="Settings", exact=True).click()
             page.locator(".lm-Menu-item", has_text=re.compile("^Theme$")).click()
             page.locator(".lm-Menu-item", has_text=re.compile("^JupyterLab Dark$")).click()
-            dark = api.expect(page.locator("body"))
+            dark = expect(page.locator("body"))
             dark.to_have_attribute("data-jp-theme-name", "JupyterLab Dark", timeout=SECONDS)
             page.wait_for_timeout(1000)
             shot(page, folder, "lab-5-dark")
@@ -337,21 +349,21 @@ class Kernel:
 
     def start(self, at=r": step \d+ of"):
         self.panel.button("Run").click()
-        api.expect(self.panel.status).to_contain_text(re.compile(at), timeout=MINUTES)
+        expect(self.panel.status).to_contain_text(re.compile(at), timeout=MINUTES)
 
     def stopped_at(self):
-        api.expect(self.panel.status).to_contain_text("stopped at step", timeout=SECONDS)
+        expect(self.panel.status).to_contain_text("stopped at step", timeout=SECONDS)
         return self.panel.step()
 
     def interrupt(self):
         self.run(1)  # panel.wait()
-        api.expect(self.page.locator(".jp-CodeCell .jp-InputPrompt").nth(1)).to_contain_text("*", timeout=SECONDS)
+        expect(self.page.locator(".jp-CodeCell .jp-InputPrompt").nth(1)).to_contain_text("*", timeout=SECONDS)
         command(self.page, "Kernel", "kernelmenu:interrupt")
 
     def restart(self):
         command(self.page, "Run", "runmenu:restart-and-run-all")
         self.page.locator(".jp-Dialog button.jp-mod-accept").click()
-        api.expect(self.panel.status).to_have_text("not run yet", timeout=MINUTES)
+        expect(self.panel.status).to_have_text("not run yet", timeout=MINUTES)
 
     def table(self):
         """The lines of the panel's table, without A and B."""
@@ -362,8 +374,8 @@ def test_two_kernels_share_their_runs_and_none_is_lost_by_an_interrupt_a_restart
     for name, radius in (("one", 8), ("two", 4)):
         cells = SHARED.format(radius=radius).split("\n---\n")
         how = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-        book = nbformat.v4.new_notebook(cells=[*map(nbformat.v4.new_code_cell, cells)], metadata=how)
-        nbformat.write(book, tmp_path / f"{name}.ipynb")
+        book = nbformat().v4.new_notebook(cells=[*map(nbformat().v4.new_code_cell, cells)], metadata=how)
+        nbformat().write(book, tmp_path / f"{name}.ipynb")
     with (
         jupyterlab(tmp_path, "one.ipynb") as (process, address, place_of),
         opened(chromium, address, place_of("one.ipynb")) as first,
@@ -386,10 +398,10 @@ def test_two_kernels_share_their_runs_and_none_is_lost_by_an_interrupt_a_restart
         two.stopped_at()
         two.start("AT 4/255 on")  # its two learners of ERM and its noise are kept
         for kernel in (one, two):
-            api.expect(kernel.panel.status).to_contain_text("done", timeout=MINUTES)
+            expect(kernel.panel.status).to_contain_text("done", timeout=MINUTES)
         for kernel in (one, two):  # whatever is done in a table, it also shows what other kernels have run since
             kernel.panel.within.locator("select", has_text="PSNR").select_option("passes")
-            api.expect(kernel.panel.lines).to_have_count(2, timeout=SECONDS)
+            expect(kernel.panel.lines).to_have_count(2, timeout=SECONDS)
         first_table, second_table = one.table(), two.table()
         assert first_table == second_table and "…" not in str(first_table)
         assert sorted(line[2] for line in first_table) == ["4", "8"]
@@ -433,10 +445,10 @@ sk.panels.quiz("Which pit does EM take?", {"deep": "The lowest loss.", "wide": "
 
 
 def test_by_keyboard_alone_a_knob_a_guess_and_a_quiz_change_what_a_screen_reader_says(chromium, folder):
-    cells = [*map(nbformat.v4.new_code_cell, SMALL.split("\n---\n"))]
+    cells = [*map(nbformat().v4.new_code_cell, SMALL.split("\n---\n"))]
     fold = "<details><summary>Solution</summary>\n\nthe deep one\n\n</details>"
-    nbformat.write(
-        nbformat.v4.new_notebook(cells=[*cells, nbformat.v4.new_markdown_cell(fold)]), folder / "small.ipynb"
+    nbformat().write(
+        nbformat().v4.new_notebook(cells=[*cells, nbformat().v4.new_markdown_cell(fold)]), folder / "small.ipynb"
     )
     with in_voila(chromium, folder, folder / "small.ipynb") as page:
         image = page.locator(".semkit-figure img")
@@ -449,14 +461,14 @@ def test_by_keyboard_alone_a_knob_a_guess_and_a_quiz_change_what_a_screen_reader
         page.keyboard.press("ArrowRight")
         window.focus()
         page.keyboard.press("End")
-        api.expect(image).to_have_attribute("alt", re.compile("; your guess: 6$"), timeout=SECONDS)
+        expect(image).to_have_attribute("alt", re.compile("; your guess: 6$"), timeout=SECONDS)
         assert not image.get_attribute("alt").startswith(drawn) and image.get_attribute("src") != before
         page.get_by_role("radio").first.focus()
         page.keyboard.press("Space")
-        api.expect(page.locator(".semkit-reply", has_text="right: The lowest loss.")).to_be_visible(timeout=SECONDS)
+        expect(page.locator(".semkit-reply", has_text="right: The lowest loss.")).to_be_visible(timeout=SECONDS)
         solution = page.get_by_text("the deep one")
-        api.expect(solution).to_be_hidden()
+        expect(solution).to_be_hidden()
         page.locator("summary").focus()
         page.keyboard.press("Enter")
-        api.expect(solution).to_be_visible()
+        expect(solution).to_be_visible()
         shot(page, folder, "voila-4-small")

@@ -2,12 +2,12 @@
 
 import ast
 import csv
+import json
 import math
 import re
 from functools import cache
 from pathlib import Path
 
-import nbformat
 import pytest
 from pairings import MEASURED, measured
 
@@ -84,15 +84,20 @@ def has_test(where):
     return name in {node.name for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef)}
 
 
+@cache
+def lines(notebook):
+    """What the cells of a notebook that nbval compares have printed."""
+    if not re.fullmatch(r"\d\d_\w+", notebook) or not (path := ROOT / "notebooks" / f"{notebook}.ipynb").is_file():
+        return []
+    cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
+    compared = [cell for cell in cells if "".join(cell["source"]).startswith("# NBVAL_CHECK_OUTPUT")]
+    return [line.rstrip("\n") for cell in compared for output in cell["outputs"] for line in output.get("text", [])]
+
+
 def verdict(where):
     """The status that is committed below "notebook: text before the colon"; None if there is no such line."""
     notebook, _, text = where.partition(": ")
-    path = ROOT / "notebooks" / f"{notebook}.ipynb"
-    if not re.fullmatch(r"\d\d_\w+", notebook) or not path.is_file():
-        return None
-    cells = [c for c in nbformat.read(path, 4).cells if c.source.startswith("# NBVAL_CHECK_OUTPUT")]
-    lines = [line for c in cells for o in c.outputs for line in o.get("text", "").splitlines()]
-    found = [line.rpartition(": ")[2] for line in lines if line.rpartition(": ")[0] == text]
+    found = [line.rpartition(": ")[2] for line in lines(notebook) if line.rpartition(": ")[0] == text]
     return found[0] if len(found) == 1 and found[0] in STATUSES else None
 
 

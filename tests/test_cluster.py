@@ -8,6 +8,7 @@ import sys
 import time
 from dataclasses import replace
 from functools import partial
+from importlib.util import find_spec
 
 import pytest
 from photos import image_split
@@ -19,8 +20,10 @@ from semkit.nets.engine import Engine
 from semkit.nets.lab import Interrupted, Lab
 from semkit.protections.methods import sweep_recipes
 
-pytest.importorskip("distributed", reason="dask.distributed is not installed: pip install semkit[cluster]")
-pytestmark = pytest.mark.filterwarnings("default")  # Dask's own, at start and end of a cluster
+pytestmark = [
+    pytest.mark.skipif(not find_spec("distributed"), reason="dask.distributed is missing: pip install semkit[cluster]"),
+    pytest.mark.filterwarnings("default"),  # Dask's own, at start and end of a cluster
+]
 
 ENGINE = Engine("cpu", "float32")
 RECIPES = sweep_recipes(("clean", "sem"), (0,), "quick")

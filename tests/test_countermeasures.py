@@ -332,6 +332,7 @@ def test_two_learners_of_a_seed_share_one_pretraining_of_which_every_step_is_tol
     assert [step for step in told if "pretraining" in step[0]] == [("pretraining, seed 1", n, 3) for n in (1, 2, 3)]
 
 
+@pytest.mark.whole
 def test_labels_are_kept_and_a_changed_set_or_learner_is_another_run(tmp_path):
     split, made = replace(image_split(20), spare=image_set(20, seed=3)), set()
     names = [name for name in COUNTERMEASURES if name != NEEDS_A_FILE]

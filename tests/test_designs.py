@@ -149,6 +149,7 @@ def test_shares_of_sem_images_are_of_one_noise_a_seed_which_is_crafted_once(tmp_
     assert passes_of([recipe for recipe in made.values() if recipe], 20).total == cost["passes"]
 
 
+@pytest.mark.whole
 def test_noise_rows_are_the_measures_of_every_noise(tmp_path):
     lab, em = Lab(ENGINE, tmp_path), replace(SHORT, noise_side=Clean(), surrogate_side=Clean())
     crafts = {"clean": None, "sem": SHORT, "em": em}
@@ -207,6 +208,7 @@ def loss_at(net, images, u=0):
     return float(cross_entropy(predict(net, ENGINE.images(images.images) + u), images.labels))
 
 
+@pytest.mark.whole
 def test_rises_are_of_the_learners_loss_under_perturbations_of_several_nets(tmp_path):
     split, lab = SMALL, Lab(ENGINE, tmp_path)
     crafts, young = {"clean": None, "sem": SHORT}, lasting(learn_recipe("quick", perturbation_radius=4), 4)
@@ -266,6 +268,7 @@ def test_a_frozen_judge_learns_nothing_from_the_noise_that_is_made_against_it(tm
     assert not torch.equal(replace(recipe, steps=4).crafted(split.train, seed=1, lab=lab)[0].levels, noise.levels)
 
 
+@pytest.mark.whole
 def test_noise_withstands_that_radius_of_pgd_best_which_it_was_crafted_against(tmp_path):
     split, judge, found = image_split(20), lasting(craft_recipe("sem", "quick"), 8), {}
     for side in (Clean(), PGD(4, 5, 1), PGD(8, 5, 2)):

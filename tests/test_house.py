@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -64,8 +65,15 @@ def floor(module):
     return FLOORS.index(module.split(".")[0])
 
 
-PARSED = {module: ast.parse(path.read_text()) for module, path in MODULES.items()}
-KNOWN = {module: [*known(tree)] for module, tree in PARSED.items()}  # and what it imports of the package
+@cache
+def parsed():
+    return {module: ast.parse(path.read_text()) for module, path in MODULES.items()}
+
+
+@cache
+def uses():
+    """Module -> what it imports of the package."""
+    return {module: [*known(tree)] for module, tree in parsed().items()}
 
 
 def test_every_folder_is_a_floor_and_every_module_is_on_one():
@@ -81,7 +89,7 @@ def test_a_name_of_the_package_means_one_thing():
 
 
 def test_a_module_imports_nothing_from_a_floor_below_its_own():
-    assert [(module, other) for module, of in KNOWN.items() for other in of if floor(other) > floor(module)] == []
+    assert [(module, other) for module, of in uses().items() for other in of if floor(other) > floor(module)] == []
 
 
 def test_an_import_from_below_would_be_seen():
@@ -92,7 +100,7 @@ def test_an_import_from_below_would_be_seen():
 
 
 def test_the_key_of_a_run_has_the_code_of_every_import():
-    for module, of in KNOWN.items():
+    for module, of in uses().items():
         assert {name.removeprefix("semkit.") for name in imported(f"semkit.{module}")} == {*of} - {*FLOORS}, module
 
 
@@ -105,12 +113,12 @@ def circle(graph):
 
 
 def test_no_modules_import_one_another_in_a_circle():
-    assert circle({module: [m for m in of if m in MODULES] for module, of in KNOWN.items()}) == []
+    assert circle({module: [m for m in of if m in MODULES] for module, of in uses().items()}) == []
     assert circle({"a": ["b"], "b": ["a"]})
 
 
 def test_an_outside_library_is_behind_few_modules():
-    used = {(name.split(".")[0], module) for module, tree in PARSED.items() for name, _ in imports(tree)}
+    used = {(name.split(".")[0], module) for module, tree in parsed().items() for name, _ in imports(tree)}
     assert [(name, module) for name, module in used if module not in ONLY.get(name, MODULES)] == []
 
 
@@ -119,21 +127,21 @@ def test_no_private_part_of_torch_is_used():
 
 
 def test_every_module_and_public_function_and_class_says_what_it_is():
-    for module, tree in PARSED.items():
+    for module, tree in parsed().items():
         defined = (node for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef))
         silent = [node.name for node in defined if not node.name.startswith("_") and not ast.get_docstring(node)]
         assert ast.get_docstring(tree) and silent == [], module
 
 
 def test_no_function_has_the_name_of_its_module():
-    defined = ((module, node) for module, tree in PARSED.items() for node in tree.body)
+    defined = ((module, node) for module, tree in parsed().items() for node in tree.body)
     assert not [of for of, node in defined if isinstance(node, ast.FunctionDef) and node.name == of.split(".")[1]]
 
 
 def test_no_protection_is_a_special_case():
-    for module in PARSED.keys() - OF_PROTECTIONS:
+    for module in parsed().keys() - OF_PROTECTIONS:
         names = set(PROTECTIONS) - ({"cuda"} if module in OF_DEVICES else set())
-        assert not [*protections_named(PARSED[module], names)] or module.startswith("lessons."), module
+        assert not [*protections_named(parsed()[module], names)] or module.startswith("lessons."), module
 
 
 def test_a_special_case_would_be_seen():

@@ -6,12 +6,9 @@ import time
 from dataclasses import replace
 
 import ipywidgets as widgets
-import nbformat
 import pandas as pd
 import pytest
 import torch
-from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
 from photos import image_split, make_map
 
 from semkit.analysis import figures
@@ -504,6 +501,7 @@ def test_runs_of_another_kernel_are_in_the_table_and_none_is_lost(panel, tmp_pat
         crafting.History.opened(lab, "quick")
 
 
+@pytest.mark.whole
 def test_a_knob_shows_at_once_what_was_measured_there_and_a_run_adds_its_star(panel, tmp_path):
     assert panel.measured.value == ""
     rows = make_map(tmp_path / "map")
@@ -688,6 +686,10 @@ panel.wait()"""
 
 @pytest.mark.whole
 def test_a_panel_works_in_a_notebook_and_its_error_fails_it(tmp_path):
+    import nbformat  # with nbclient a second and a half
+    from nbclient import NotebookClient
+    from nbclient.exceptions import CellExecutionError
+
     (tmp_path / "a file").touch()
     cells = [nbformat.v4.new_code_cell(cell) for cell in CELLS.split("---\n")]
     cells[0].metadata["tags"] = ["raises-exception"]

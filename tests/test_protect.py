@@ -56,6 +56,7 @@ def pristine(tmp_path_factory):
     return photos, folder / "out"
 
 
+@pytest.mark.whole
 def test_every_hostile_file_has_a_protected_one_of_its_name_size_mode_and_alpha_within_the_radius(hostile):
     folder, names, out = hostile
     assert len(names) >= 200
@@ -74,6 +75,7 @@ def test_every_hostile_file_has_a_protected_one_of_its_name_size_mode_and_alpha_
     assert set(modes) == {"L", "LA", "RGB", "RGBA"}
 
 
+@pytest.mark.whole
 def test_check_passes_the_hostile_folder_and_counts_every_file(hostile, capsys):
     folder, names, out = hostile
     assert main(["check", str(folder), str(out)]) == 0
@@ -81,6 +83,7 @@ def test_check_passes_the_hostile_folder_and_counts_every_file(hostile, capsys):
     assert capsys.readouterr().out == f"{len(names)} files checked against radius 8: 0 problems, {same} unchanged\n"
 
 
+@pytest.mark.whole
 def test_the_report_says_what_was_done_with_what_and_what_it_did(hostile):
     _, names, out = hostile
     report = json.loads((out / "report.json").read_text())

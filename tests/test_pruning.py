@@ -60,6 +60,7 @@ def test_a_row_is_the_net_pruned_tuned_and_judged(name):
     assert (row["passes"], row["tune_passes"]) == (recipe.cost(len(split.train)).total, tune.cost(80).total)
 
 
+@pytest.mark.whole
 def test_sparsities_of_one_net_do_not_touch_each_other():
     how = dict(cut=QUICK, seeds=[0], lab=Lab(ENGINE))
     both = pruned_rows(image_split(), LEARNERS, sparsities=[0, 0.9], **how)
@@ -75,6 +76,7 @@ def test_without_injected_noise_eot_is_one_draw():
     assert found["robust"] == found["naive"] == accuracy(net, split.test.limit(20), QUICK.attack)
 
 
+@pytest.mark.whole
 def test_rows_are_kept_and_a_stopped_run_says_so(tmp_path):
     split, seen = image_split(), []
     how = dict(cut=QUICK, sparsities=[0.5])

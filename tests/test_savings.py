@@ -27,6 +27,7 @@ def made(tmp_path_factory):
     return cache, savings.training_rows(image_split(classes=3), seeds=[4], sgd=FEW, lab=Lab(ENGINE, cache))
 
 
+@pytest.mark.whole
 def test_every_row_cost_what_its_shares_say(made):
     steps = {"plain": (10, 10, 10), "bullettrain": (0, 10, 2), "one step": (1, 10, 1)}
     for row in as_objects(made[1]):
@@ -44,6 +45,7 @@ def test_every_row_cost_what_its_shares_say(made):
         assert savings.cost(row) == pytest.approx(wanted + N * asked / 2)
 
 
+@pytest.mark.whole
 def test_a_row_has_the_accuracy_that_its_training_is_about(made):
     for row in as_objects(made[1]):
         assert (row["attacked"] is None) == (row["corrupted"] is not None) == (row["objective"][0] not in "tm")
@@ -51,6 +53,7 @@ def test_a_row_has_the_accuracy_that_its_training_is_about(made):
     assert list(zip(made[1]["objective"], made[1]["form"], strict=True)) == list(savings.recipes(FEW))
 
 
+@pytest.mark.whole
 def test_a_second_call_takes_what_was_kept(made):
     cache, rows = made
     files = {path: path.stat().st_mtime_ns for path in cache.iterdir()}
@@ -58,6 +61,7 @@ def test_a_second_call_takes_what_was_kept(made):
     assert again.equals(rows) and {path: path.stat().st_mtime_ns for path in cache.iterdir()} == files
 
 
+@pytest.mark.whole
 def test_a_kept_net_that_is_lost_is_made_again_and_is_the_same(made, tmp_path):
     cache = shutil.copytree(made[0], tmp_path / "cache")
     lost = min(cache.glob("*.weights"))
@@ -67,6 +71,7 @@ def test_a_kept_net_that_is_lost_is_made_again_and_is_the_same(made, tmp_path):
     assert rows.equals(made[1]) and all(torch.equal(value, before[name]) for name, value in load_file(lost).items())
 
 
+@pytest.mark.whole
 def test_times_are_taken_in_turn(made):
     cache, _ = made
     how = dict(sgd=FEW, rounds=2, steps=1, lab=Lab(ENGINE, cache))

@@ -288,6 +288,7 @@ def test_every_seed_of_a_fine_tuned_learner_has_a_pretrained_net_of_its_own_and_
     assert once == LEARN.cost(20).total + 2 * still.cost(20).total  # one pretraining for both learners
 
 
+@pytest.mark.whole
 def test_a_grid_has_a_row_for_every_method_radius_and_seed_made_as_it_says(tmp_path):
     split, told = image_split(20), set()
     recipes = sweep_recipes(("clean", "sem"), (0, 4), "quick")

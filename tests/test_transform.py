@@ -157,6 +157,7 @@ def test_attacks_climb_the_net_that_they_name(external, split, trained):
     assert attacks["BPDA+EOT"][0].transform == Transform(external, random_start=True)
 
 
+@pytest.mark.whole
 def test_the_worst_of_the_attacks_is_the_worst_for_every_image(external, split, trained):
     transform = Transform(external, 51, 2)
     attacks, judge, few = transform_attacks(trained, transform, 8), Behind(trained, transform), split.test.limit(6)
@@ -170,6 +171,7 @@ def test_the_worst_of_the_attacks_is_the_worst_for_every_image(external, split, 
     assert list(rows["attack_passes"][:-1]) == [2, 12, 12, 32, 122]  # the judge's own g: 2 of each
 
 
+@pytest.mark.whole
 def test_the_rows_of_the_defences_say_what_they_cost(external, split, tmp_path):
     learners = {0: FEW, 4: replace(FEW, perturbation=PGD(4, 1))}
     how = dict(radius=8, attacked=6, lab=Lab(ENGINE, tmp_path))

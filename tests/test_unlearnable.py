@@ -42,6 +42,7 @@ def test_a_film_shows_noise_from_the_first_step_to_the_last(film):
     assert (shown[0] != shown[3]).any() and abs(shown[3].astype(int) - 127).max() > 100  # the noise, stretched
 
 
+@pytest.mark.whole
 def test_a_film_is_kept_and_is_made_too_where_its_noise_was_kept_before(tmp_path, film):
     lab = replace(LAB, cache=tmp_path)
     QUICK.crafted(TRAIN, lab=lab)
@@ -79,6 +80,7 @@ def test_the_test_images_show_picture_and_noise_together_apart_and_at_odds(surro
     assert (grey.images.int() - 128)[inside].equal(change[inside])
 
 
+@pytest.mark.whole
 def test_every_learner_of_a_seed_is_asked_the_same(tmp_path):
     split = replace(SPLIT, train=TRAIN, test=TEST)
     rows = reading_rows(split, preset="quick", seeds=[0], tests=20, lab=replace(LAB, cache=tmp_path))
