@@ -24,6 +24,8 @@ def images(n=12, classes=3, size=8, seed=0):
         ({"images": torch.zeros(12, 1, 8, 8, dtype=torch.uint8)}, r"images must be uint8 \[N,3,H,W\]"),
         ({"labels": torch.zeros(12)}, r"labels must be int64 \[12\], got torch.float32 \[12\]"),
         ({"labels": torch.zeros(11, dtype=torch.int64)}, r"labels must be int64 \[12\], got torch.int64 \[11\]"),
+        ({"labels": [0] * 12}, "labels must be a torch tensor, got list"),
+        ({"images": np.zeros((12, 3, 8, 8), np.uint8)}, "images must be a torch tensor, got ndarray"),
         ({"classes": ("a", "b")}, "labels must be 0 to 1, got 0 to 2"),
         ({"labels": torch.full((12,), -1)}, "labels must be 0 to 2, got -1 to -1"),
         ({"files": ("a.png",)}, "12 images, but 1 file names"),

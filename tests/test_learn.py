@@ -3,12 +3,14 @@
 import itertools
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from photos import image_set, image_split
 from torchvision.transforms.v2 import CenterCrop
 
+from semkit.analysis.measure import losses, robustness, stability
 from semkit.analysis.study import learned_net
 from semkit.images.augment import Identity, ResizedCrop
 from semkit.images.imageset import Split
@@ -100,15 +102,50 @@ def test_accuracy_is_the_share_of_right_labels_whatever_the_batch():
     assert [accuracy(model, images, batch=batch) for batch in (7, 30, 500)] == pytest.approx([right] * 3)
 
 
+@pytest.mark.parametrize("measured", [accuracy, losses])
 @pytest.mark.parametrize("batch", [-1, 0, 1.5])
-def test_an_accuracy_over_batches_that_cannot_be_is_refused(batch):
+def test_a_measure_over_batches_that_cannot_be_is_refused_and_is_no_number_by_chance(measured, batch):
     with pytest.raises(ValueError, match="batch must be a whole number >= 1"):
-        accuracy(build("tiny", 2), image_set(4), batch=batch)
+        measured(build("tiny", 2), image_set(4), batch=batch)
 
 
-def test_an_accuracy_of_no_images_says_so():
+@pytest.mark.parametrize("measured", [accuracy, losses, robustness, stability])
+def test_a_measure_of_no_images_says_so_and_is_not_nan(measured):
     with pytest.raises(ValueError, match="an image or more"):
-        accuracy(build("tiny", 2), image_set(4).take([]))
+        measured(build("tiny", 2), image_set(4).take([]))
+
+
+def test_a_training_that_diverged_is_no_protection():
+    split, hot = image_split(16), SGD(steps=9, batch=8, lr=1e30)
+    recipe = CraftRecipe(*SIDES["em"], steps=1, samples=1, surrogate="tiny", sgd=hot)
+    for made in (lambda: learn(replace(RECIPE, sgd=hot), split), lambda: craft(split.train, recipe, lab=Lab(ENGINE))):
+        with pytest.raises(ValueError, match="the training diverged, its loss is"):
+            made()
+
+
+def test_one_image_or_none_is_too_few_to_train_on():
+    images = image_set(16)
+    recipe = CraftRecipe(*SIDES["em"], steps=1, samples=1, surrogate="tiny", sgd=SGD(steps=1, batch=8))
+    for few in (images.take([]), images.take([0])):
+        for made in (lambda: learn(split=Split(few, images)), lambda: craft(few, recipe, lab=Lab(ENGINE))):  # noqa: B023
+            with pytest.raises(ValueError, match="training needs 2 images or more, got "):
+                made()
+
+
+@pytest.mark.parametrize(
+    "other", [dict(classes=("b", "a")), dict(images=image_set(16, 16).images)], ids=["names", "size"]
+)
+def test_a_learner_is_not_tested_on_images_of_other_classes_or_another_size(other):
+    train = image_set(16)
+    with pytest.raises(ValueError, match="test images must have the classes and size of the training images"):
+        learn(split=Split(train, replace(train, **other)))
+
+
+def test_a_seed_from_numpy_is_the_same_seed_and_half_a_seed_is_none():
+    assert trace(learn(seed=np.int64(3))) == trace(learn(seed=3))
+    for half in (0.5, None, "1"):
+        with pytest.raises(ValueError, match="seed must be a whole number >= 0"):
+            learn(seed=half)
 
 
 def test_learner_and_surrogate_of_one_seed_start_from_other_weights():

@@ -64,8 +64,9 @@ def test_a_net_of_ones_own_is_measured_in_its_own_dtype_and_not_in_half_precisio
     assert accuracy(net, images) == (logits.argmax(1) == images.labels).double().mean()
     assert torch.allclose(losses(net, images)[0], F.cross_entropy(logits, images.labels, reduction="none").float())
     assert robustness(net, images, 4) < -float(losses(net, images).mean())
-    with pytest.raises(ValueError, match=r"weights are torch.float16: write net.float\(\) first"):
-        accuracy(net.half(), images)
+    for half in (net.half(), Engine("cpu", "float32").prepare(net.float()).half()):
+        with pytest.raises(ValueError, match=r"weights are torch.float16: write net.to\(torch.float32\) first"):
+            accuracy(half, images)
 
 
 def test_losses_are_those_of_a_plain_loop(images, linear):

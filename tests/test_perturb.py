@@ -212,6 +212,13 @@ def test_draws_come_from_the_given_generator_only(p):
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.parametrize("x", [255 * batch()[0], batch()[0] - 0.5, batch()[0] * torch.nan, (255 * batch()[0]).byte()])
+def test_images_that_are_not_in_0_to_1_are_refused_and_not_cut_to_white(x):
+    for p in (PGD(4, 1), Uniform(4), Clean()):
+        with pytest.raises(ValueError, match=r"x must be floats in \[0, 1\], got torch"):
+            p(net(), x, batch()[1])
+
+
 def test_pgd_works_where_gradients_are_switched_off():
     model, (x, y) = net(), batch()
     expected = PGD(8)(model, x, y, generator())

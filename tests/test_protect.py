@@ -317,6 +317,20 @@ def test_a_setting_that_cannot_be_is_refused_before_anything_is_written(tmp_path
     assert not (tmp_path / "out").exists()
 
 
+def test_numbers_from_numpy_and_a_one_for_yes_are_written_and_checked_as_numbers(tmp_path):
+    photos, out = make_photos(tmp_path / "in", 12), tmp_path / "out"
+    how = dict(fraction=np.float32(0.5), size=np.int64(8), limit=np.int64(8), seed=np.int64(1), skip_unreadable=1)
+    report = protect(str(photos), out, RandomGrey(np.float32(8)), **how)
+    assert (report["images"], report["protected"], report["skip_unreadable"]) == (8, 4, True)
+    assert not check(str(photos), out)["problems"]
+
+
+def test_the_name_of_a_method_is_no_recipe_and_the_line_says_what_makes_one(tmp_path):
+    with pytest.raises(ValueError, match=r"recipe must be one as sk.craft_recipe\('sem'\) gives it, got 'em'"):
+        protect(str(make_photos(tmp_path / "in", 4)), tmp_path / "out", "em", size=8)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_net_that_cannot_take_the_images_is_refused_before_anything_is_written(tmp_path):
     photos, recipe = make_photos(tmp_path / "in", 4), replace(quick(), surrogate="vgg16_bn")
     with pytest.raises(ValueError, match="vgg16_bn needs images of 32 pixels or more, got 8"):

@@ -116,6 +116,8 @@ def test_a_radius_that_is_none_is_refused_by_name(radius):
 def test_noise_of_less_than_a_level_is_refused_not_made_of_zeros():
     with pytest.raises(ValueError, match=r"radius must be 1 level at least, .* got 0\.9"):
         CraftRecipe(radius=0.9)
+    with pytest.raises(ValueError, match="radius must be 1 level at least to change 8-bit images, got 0"):
+        craft_recipe("sem", "quick", radius=0)
     assert CraftRecipe(radius=0).radius == 0 and CraftRecipe(radius=1).radius == 1
 
 

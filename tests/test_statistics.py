@@ -29,6 +29,12 @@ def test_interval_is_students():
     assert (mean, low, high) == pytest.approx((7 / 3, low_, high_))
 
 
+@pytest.mark.parametrize("values", [[], [[1, 2], [3, 4]]], ids=["none", "a table"])
+def test_an_interval_of_nothing_or_of_a_table_is_none(values):
+    with pytest.raises(ValueError, match="an interval is of one value or more, one for each seed"):
+        interval(values)
+
+
 def simulated(seeds=4, columns=6, *, seed=0, effect=0.0):
     """[seeds, columns] of seed + column + noise; columns 0 and 1 are raised by `effect` above the others."""
     rng = np.random.default_rng(seed)
@@ -236,7 +242,11 @@ def test_correlation_agrees_with_scipy_and_its_interval_with_fishers():
     assert correlation(x, x**3).spearman == pytest.approx((1, 1, 1)) and correlation(x, x**3).pearson[0] < 1
 
 
-@pytest.mark.parametrize(("x", "y"), [([1, 2, 3], [1, 2, 3]), ([1, 2, 3, 4], [1, 2, 3]), ([1, 1, 1, 1], [1, 2, 3, 4])])
-def test_a_correlation_of_too_little_is_refused(x, y):
+@pytest.mark.parametrize(
+    ("x", "y"),
+    [([1, 2, 3], [1, 2, 3]), ([1, 2, 3, 4], [1, 2, 3]), ([1, 1, 1, 1], [1, 2, 3, 4]), ([1, 2, 3, np.nan], [1, 2, 3, 4]),
+     ([1, 2, 3, 4], [1, 2, 3, np.inf])],
+)  # fmt: skip
+def test_a_correlation_of_too_little_or_of_missing_values_is_refused(x, y):
     with pytest.raises(ValueError, match="a correlation needs"):
         correlation(x, y)

@@ -9,6 +9,7 @@ import sys
 from dataclasses import fields, replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -111,6 +112,20 @@ def test_whatever_changes_the_result_is_another_run(kept_runs, change):
     crafted_noise(images, CRAFT, **how)
     learned_row(images, split.test, LEARN, **how)
     assert len(stamps(kept_runs)) == 2 * files
+
+
+def test_a_seed_of_arange_is_the_kept_run_of_that_number(kept_runs):
+    before, split = stamps(kept_runs), image_split(20)
+    [seed] = np.arange(1)
+    assert crafted_noise(split.train, CRAFT, seed=seed, lab=Lab(ENGINE, kept_runs))[0].recipe["seed"] == 0
+    learned_row(split.train, split.test, LEARN, seed=seed, lab=Lab(ENGINE, kept_runs, never))
+    assert stamps(kept_runs) == before
+
+
+def test_what_cannot_be_kept_is_not_made_first(tmp_path):
+    (tmp_path / "cache").write_text("a file")
+    with pytest.raises(FileExistsError):
+        learned_row(*itertools.repeat(image_set(16), 2), LEARN, lab=Lab(ENGINE, tmp_path / "cache", never))
 
 
 def test_images_changed_in_place_are_another_run(tmp_path):

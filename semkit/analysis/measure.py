@@ -50,9 +50,10 @@ def losses(
 
         loss = sk.measure.losses(net, split.test, sk.PGD(4)).mean()
     """
-    engine = engine_of(model)
-    images = images.to(engine.device)
-    found = torch.empty(check_count(draws, "draws", 1), len(images))
+    if not len(images):
+        raise ValueError("losses need an image or more, got none")
+    engine, batch, draws = engine_of(model), check_count(batch, "batch", 1), check_count(draws, "draws", 1)
+    images, found = images.to(engine.device), torch.empty(draws, len(images))
     with drawing(model, engine.generator(seed, "losses, injected noise")):
         for draw, start in itertools.product(range(draws), range(0, len(images), batch)):
             part, generator = slice(start, start + batch), engine.generator(seed, "losses", draw, start)
@@ -77,8 +78,8 @@ def stability(model: nn.Module, images: ImageSet, radius: float = 4, *, draws: i
 
     Raises ValueError for draws < 2, which have no variance.
     """
-    check_count(draws, "draws", 2)
-    found = losses(model, images, Uniform(radius), **{"augment": FlipCrop(), **how}, draws=draws)
+    how = {"augment": FlipCrop(), **how, "draws": check_count(draws, "draws", 2)}
+    found = losses(model, images, Uniform(radius), **how)
     return -float(found.mean()), float(found.var(0).mean())
 
 

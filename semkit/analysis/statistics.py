@@ -32,12 +32,14 @@ def trained_by(rows: pd.DataFrame) -> pd.Series:
 def interval(values: Sequence[float]) -> tuple[float, float, float]:
     """(mean, low, high): the mean over seeds and its 95 % Student-t interval, mean -+ t * std / sqrt(n).
 
-    With one value low and high are nan: one seed has no spread.
+    With one value low and high are nan: one seed has no spread. Raises ValueError for none, and for a table of values.
 
     >>> [round(end, 2) for end in interval([1.0, 2.0, 3.0])]
     [2.0, -0.48, 4.48]
     """
     values = np.asarray(values, float)
+    if values.ndim != 1 or not len(values):
+        raise ValueError(f"an interval is of one value or more, one for each seed, got an array {values.shape}")
     n, mean = len(values), float(values.mean())
     if n < 2:
         return mean, float("nan"), float("nan")
@@ -181,7 +183,7 @@ class Correlation:
 def correlation(x: Sequence[float], y: Sequence[float], *, seed: int = 0, draws: int = 2000) -> Correlation:
     """The Correlation of x and y, with percentile intervals over resampled pairs (bootstrap).
 
-    Raises ValueError for fewer than 4 pairs, and if x or y is constant.
+    Raises ValueError for fewer than 4 pairs, for nan and inf, and if x or y is constant.
 
     >>> correlation([1, 2, 3, 4, 5], [2, 1, 4, 3, 5]).spearman[0]
     0.8
@@ -191,9 +193,8 @@ def correlation(x: Sequence[float], y: Sequence[float], *, seed: int = 0, draws:
     x, y = np.asarray(x, float), np.asarray(y, float)
     if len(x) != len(y) or len(x) < 4:
         raise ValueError(f"a correlation needs 4 pairs or more, got {len(x)} and {len(y)} values")
-    if np.ptp(x) == 0 or np.ptp(y) == 0:
-        raise ValueError("a correlation needs values that differ")
-
+    if not (0 < np.ptp(x) < np.inf and 0 < np.ptp(y) < np.inf):  # nor nan
+        raise ValueError("a correlation needs finite values that differ")
     picked = np.random.default_rng(seed).integers(0, len(x), (draws, len(x)))
     picked = picked[(np.ptp(x[picked], 1) > 0) & (np.ptp(y[picked], 1) > 0)]  # one pair repeated has no correlation
 

@@ -13,7 +13,7 @@ from semkit.analysis.cluster import Group, spread
 from semkit.analysis.statistics import learner
 from semkit.countermeasures.registry import counter, learner_after
 from semkit.images.imageset import ImageSet, Split
-from semkit.images.pixels import check_count
+from semkit.images.pixels import check_count, check_seed
 from semkit.nets.engine import how_run
 from semkit.nets.lab import Lab, as_json, as_net, kept
 from semkit.protections.base import NoiseRecipe, Recipe
@@ -102,7 +102,7 @@ def _kept(
 ) -> tuple:
     """What _learned returns, the net only with keep_net, kept with lab.cache."""
     others = [(name, images.fingerprint) for name, images in also.items()]
-    parts = (train.fingerprint, test.fingerprint, recipe, seed, others)
+    parts = (train.fingerprint, test.fingerprint, recipe, check_seed(seed), others)
     stores = (as_json(ROW), *([as_net(recipe, train, lab.engine)] if keep_net else []))
     made = partial(_learned, train, test, recipe, also, seed, lab)
     return kept(lab, "learner", parts, lambda _: made()[: len(stores)], *stores)
@@ -168,7 +168,7 @@ def grid(
     """
     grid_recipes(split, crafts, learners, countermeasures)  # raises before anything is made
     lab, rows = lab or Lab(), []
-    seeds = range(check_count(seeds, "seeds", 1)) if isinstance(seeds, int) else tuple(seeds)
+    seeds = [*map(check_seed, seeds)] if isinstance(seeds, Iterable) else range(check_count(seeds, "seeds", 1))
     if lab.workers or lab.scheduler:
         alone = partial(grid, split, keep_nets=keep_nets, lab=Lab(lab.engine, lab.cache and Path(lab.cache).resolve()))
         spread(_runs(alone, crafts, learners, [(name,) for name in countermeasures] or [()], seeds), lab)

@@ -98,9 +98,8 @@ def load_originals(
     hold: where their pixels are, "memory", "disk" (that of the folder `place`) or "auto": what fits.
     Raises DataError for what cannot be read.
     """
-    check_size(size)
-    storage = Storage(hold, place)
-    how = {"source": str(source), "size": size, "limit": limit, "skip_unreadable": skip_unreadable}
+    size, limit, storage = check_size(size), limit and check_count(limit, "limit", 1), Storage(hold, place)
+    how = {"source": str(source), "size": size, "limit": limit, "skip_unreadable": bool(skip_unreadable)}
     if set_name(source):
         native = load(source, size=NATIVE, limit=limit, root=root, download=download).train
         return Originals(resized(native, size, storage), named_outputs(native), how, native)

@@ -180,8 +180,9 @@ def _check_images(found: Originals, chosen: Collection[int], recipe: Recipe) -> 
             raise ValueError(f"{shown(name)}: {error}") from None
 
 
-def _check_settings(recipe: Recipe, fraction: float) -> None:
-    check_fraction(fraction)
+def _check_recipe(recipe: Recipe) -> None:
+    if not isinstance(recipe, Recipe):
+        raise ValueError(f"recipe must be one as sk.craft_recipe('sem') gives it, got {recipe!r:.40}")
     if recipe.radius is not None and recipe.radius < 1:
         raise ValueError(f"radius must be 1 level at least to protect 8-bit images, got {recipe.radius:g}")
     if recipe.net:
@@ -211,9 +212,9 @@ def protect(
 
         report = sk.protect("PHOTOS", "OUT", sk.craft_recipe("sem", "lesson", radius=8))
     """
-    out, seed = output_folder(out), check_seed(seed)
+    out, seed, fraction = output_folder(out), check_seed(seed), check_fraction(fraction)
     lab = replace(lab or Lab(), cache=out / "unfinished")
-    _check_settings(recipe, fraction)
+    _check_recipe(recipe)
     check_place(source, out)
     found = load_originals(source, place=out, on_step=lab.on_step, **reading)
     check_links(out, found.outputs)

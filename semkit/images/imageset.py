@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from semkit.images.pixels import add_noise, check_count, check_fraction, check_name
+from semkit.images.pixels import add_noise, check_count, check_fraction, check_name, check_seed, check_tensor
 
 HOLDS = ("auto", "memory", "disk")
 SHARE = 8  # a set in memory takes at most an eighth of what is free, because its noise and copies take as much each
@@ -137,7 +137,7 @@ def taken(source: torch.Tensor, index: torch.Tensor, scratch: Path | None = None
 
 def _ranks(labels: torch.Tensor, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Each image's rank [N] in a random order of its class, and the size [N] of its class."""
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(check_seed(seed)))
     order = order[labels[order].argsort(stable=True)]
     counts = labels.bincount()
     starts = counts.cumsum(0) - counts
@@ -154,7 +154,7 @@ def stratified_limit(labels: torch.Tensor, n: int, seed: int = 0) -> torch.Tenso
     >>> stratified_limit(torch.tensor([0, 0, 0, 0, 1, 1]), 3).tolist()
     [2, 3, 5]
     """
-    check_count(n, "limit", 1)
+    n = check_count(n, "limit", 1)
     if n >= len(labels):
         return torch.arange(len(labels))
     if n < (classes := len(labels.unique())):
@@ -205,7 +205,7 @@ class ImageSet:
     scratch: Path | None = None
 
     def __post_init__(self):
-        images, labels = self.images, self.labels
+        images, labels = check_tensor(self.images, "images"), check_tensor(self.labels, "labels")
         object.__setattr__(self, "classes", tuple(self.classes))
         object.__setattr__(self, "files", tuple(self.files))
         if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] != 3:
@@ -266,7 +266,7 @@ class ImageSet:
 
     def with_noise(self, noise: torch.Tensor) -> "ImageSet":
         """The protected set: clip(images + noise, 0, 255) for int8 noise [N,3,H,W] in levels."""
-        if noise.dtype != torch.int8 or noise.shape != self.images.shape:
+        if check_tensor(noise, "noise").dtype != torch.int8 or noise.shape != self.images.shape:
             raise ValueError(
                 f"noise must be int8 {list(self.images.shape)} as the images are, got {noise.dtype} {list(noise.shape)}"
             )

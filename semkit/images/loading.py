@@ -290,7 +290,7 @@ def load(
     >>> load("shapes", limit=100).train
     ImageSet('shapes', 100 images of 32x32, 10 classes)
     """
-    check_size(size)
+    size = check_size(size)
     if not (name := set_name(source)):
         folder = find_folder(source)
         folder = readable(folder, on_step) if skip_unreadable else folder

@@ -108,6 +108,13 @@ def check_seed(seed: int) -> int:
     return check_count(seed, "seed", 0, 2**63 - 1)
 
 
+def check_tensor(value: torch.Tensor, name: str) -> torch.Tensor:
+    """`value` if it is a torch tensor; raises ValueError otherwise."""
+    if not isinstance(value, torch.Tensor):
+        raise ValueError(f"{name} must be a torch tensor, got {type(value).__name__}")
+    return value
+
+
 def check_name(name: str, known: tuple[str, ...], what: str) -> str:
     """`name` if it is in `known`; raises ValueError with the nearest known name otherwise."""
     if name in known:
@@ -145,7 +152,7 @@ def seeded(seed: int) -> Iterator[None]:
     """
     with _lending, torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed, which would seed the GPUs' generators too and leave them so.
-        torch.default_generator.manual_seed(seed)
+        torch.default_generator.manual_seed(check_seed(seed))
         yield
 
 

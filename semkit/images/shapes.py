@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from semkit.images.imageset import ImageSet, Split
+from semkit.images.pixels import check_seed
 
 SIZE = 32
 # More variety and clutter and less contrast make the shapes slower to learn.
@@ -87,7 +88,7 @@ def _drawn(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 @functools.lru_cache(maxsize=8)
 def _pixels(n: int, seed: int, part: int) -> torch.Tensor:
     """uint8 images [n,3,SIZE,SIZE], the classes in turn; cached, because a thousand take half a second."""
-    images = _drawn(np.arange(n) % len(SHAPES), np.random.default_rng((seed, part)))
+    images = _drawn(np.arange(n) % len(SHAPES), np.random.default_rng((check_seed(seed), part)))
     return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
 
 

@@ -5,6 +5,7 @@ import contextvars
 import ctypes
 import functools
 import hashlib
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from semkit.images.pixels import to_float
+from semkit.images.pixels import check_seed, to_float
 from semkit.nets.weights import Folded, alphas
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
@@ -174,7 +175,7 @@ class Engine:
 
     def generator(self, seed: int, *stream) -> torch.Generator:
         """A generator that depends on `seed` and `stream` alone, so that any step can be replayed."""
-        digest = hashlib.sha256(repr((int(seed), *stream)).encode()).digest()
+        digest = hashlib.sha256(repr((check_seed(seed), *stream)).encode()).digest()
         return torch.Generator(self.device).manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
     def prepare(self, model: nn.Module) -> nn.Module:
@@ -199,12 +200,11 @@ class Engine:
 
 def engine_of(model: nn.Module) -> Engine:
     """The engine that prepared the model; for another net one of its weights' device and dtype, float32 or float64."""
-    if engine := getattr(model, "engine", None):
-        return engine
-    weight = next(model.parameters(), torch.empty(0))
-    if weight.dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"the net's weights are {weight.dtype}: write net.float() first")
-    return Engine(str(weight.device), str(weight.dtype).removeprefix("torch."))
+    engine, weight = getattr(model, "engine", None), next(model.parameters(), torch.empty(0))
+    dtypes = (engine.dtype,) if engine else (torch.float32, torch.float64)
+    if weight.dtype not in dtypes:
+        raise ValueError(f"the net's weights are {weight.dtype}: write net.to({dtypes[0]}) first")
+    return engine or Engine(str(weight.device), str(weight.dtype).removeprefix("torch."))
 
 
 def how_run(model: nn.Module) -> str:
@@ -251,8 +251,7 @@ def _widest(model: nn.Module, x: torch.Tensor) -> int:
         sizes = [x.nbytes]
 
         def look(_, given, made):
-            if isinstance(made, torch.Tensor):
-                sizes.append(made.nbytes)
+            sizes.append(getattr(made, "nbytes", 0))
 
         hooks = [module.register_forward_hook(look) for module in model.modules()]
         try:
@@ -316,12 +315,14 @@ def training_logits(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 
 def step_down(optimizer: torch.optim.Optimizer, loss_of: Callable[[], torch.Tensor]) -> float:
-    """One step of `optimizer` on the scalar loss_of(); returns the loss before the step."""
+    """One step of `optimizer` on loss_of(), a scalar; returns the loss before it. Raises ValueError for nan or inf."""
     optimizer.zero_grad(set_to_none=True)
     loss = loss_of()
     loss.backward()
     optimizer.step()
-    return loss.item()
+    if not math.isfinite(value := loss.item()):
+        raise ValueError(f"the training diverged, its loss is {value}: take a lower learning rate, SGD(lr=...)")
+    return value
 
 
 def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, x: torch.Tensor, y: torch.Tensor) -> float:

@@ -174,6 +174,7 @@ def kept(lab: Lab, kind: str, parts: tuple, make: Callable[[Path | None], tuple]
     if all(path.exists() for path in paths):
         return tuple(_loaded(store, path) for store, path in zip(stores, paths, strict=True))
     state = stem.with_name(stem.name + ".state")
+    stem.parent.mkdir(parents=True, exist_ok=True)  # what cannot be kept is not made first
     results = make(state)
     for store, path, value in zip(stores, paths, results, strict=True):
         store.save(value, path)

@@ -11,7 +11,7 @@ from torch import nn
 from semkit.images.augment import Augment, FlipCrop
 from semkit.images.imageset import ImageSet, stratified_share
 from semkit.images.picture import apply_noise
-from semkit.images.pixels import check_fraction
+from semkit.images.pixels import check_fraction, check_seed
 from semkit.nets.engine import Passes, how_run
 from semkit.nets.lab import Lab, Store, as_dict, as_json, as_net, kept
 from semkit.protections.noise import Noise, clipped, load, save
@@ -191,7 +191,7 @@ class NoiseRecipe(Recipe):
 
         Raises ValueError for a damaged file in the cache.
         """
-        lab = lab or Lab()
+        lab, seed = lab or Lab(), check_seed(seed)
         made = {**as_dict(self), "seed": seed, "precision": lab.engine.precision}
 
         def make(state: Path | None):

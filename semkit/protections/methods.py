@@ -12,7 +12,7 @@ import torch
 
 from semkit.images.augment import JPEG, Augment, GaussianBlur, Grey, Identity, OneOf, ResizedCrop
 from semkit.images.imageset import ImageSet
-from semkit.images.pixels import check_count, check_name, check_radius, check_share, settle
+from semkit.images.pixels import check_count, check_name, check_radius, check_seed, check_share, settle
 from semkit.nets.lab import Lab
 from semkit.nets.models import LARGE, MODELS, check_model
 from semkit.protections.base import Crafted, NoiseRecipe, Option, Protection, Recipe
@@ -71,7 +71,7 @@ def craft_recipe(
     420736
     """
     check_name(preset, PRESETS, "preset")
-    radius, r = check_radius(radius), check_radius(perturbation_radius, "perturbation_radius")
+    radius, r = _levels(radius), check_radius(perturbation_radius, "perturbation_radius")
     preset = "paper, large" if preset == "paper" and size >= LARGE else preset
     pgd = {
         "quick": attack(r, 1), "demo": attack(r, 2), "lesson": attack(r, 2), "paper": PGD(r),
@@ -122,16 +122,16 @@ class RandomGrey(NoiseRecipe):
         height, width = images.images.shape[2:]
         down, across = (torch.arange(side) // self.block for side in (height, width))
         shape = (len(images.classes), 1, int(down[-1]) + 1, int(across[-1]) + 1)
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(check_seed(seed))
         signs = 2 * torch.randint(2, shape, generator=generator, dtype=torch.int8) - 1
         patterns = int(self.radius) * signs[:, :, down][..., across].expand(-1, 3, -1, -1)
         return Crafted(patterns[images.labels.cpu()])
 
 
 def _levels(text: str) -> float:
-    if check_radius(text) < 1:
+    if (radius := check_radius(text)) < 1:
         raise ValueError(f"radius must be 1 level at least to change 8-bit images, got {text}")
-    return float(text)
+    return radius
 
 
 RADIUS = Option("radius", 8, "largest change of a value in levels of 255", _levels)

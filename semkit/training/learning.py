@@ -123,16 +123,17 @@ def fit(
     lab.on_step is called after every step with metrics "loss", "accuracy" (at the last test) and "passes" so far; with
     BulletTrain also with the shares of outlier, boundary and robust images in the batch.
     start: a net to train further, in place, a pruned one for example.
-    Raises Interrupted when lab.on_step asks to stop, and ValueError for fewer than 2 training images, because
-    batch-norm needs 2.
+    Raises Interrupted when lab.on_step asks to stop, and ValueError for fewer than 2 training images, for test images
+    of other classes or another size, and for a training that diverges.
 
         learned = sk.fit(split.train, split.test, sk.learn_recipe("demo", perturbation_radius=4))
     """
-    if len(train) < 2:
-        raise ValueError(f"a learner needs 2 training images or more, got {len(train)}")
     lab = (lab or Lab()).doing("training")
     engine, sgd = lab.engine, recipe.sgd
     train, test = train.to(engine.device), recipe.tested(test).to(engine.device)
+    wanted = (train.classes, *map(recipe.augment.output_size, train.images.shape[2:]))
+    if wanted != (given := (test.classes, *test.images.shape[2:])):
+        raise ValueError(f"test images must have the classes and size of the training images, {wanted}, got {given}")
     # Neither the surrogate's first weights nor its order of images: a learner has its own stream of the seed.
     own = engine.generator(seed, "learner").initial_seed()
     model = engine.prepare(start or _begun(train, recipe, seed, own, lab))

@@ -18,6 +18,8 @@ from semkit.images.imageset import ImageSet
 from semkit.images.pixels import LEVEL, NORMS, check_count, check_radius, check_step_size, one_of, settle
 from semkit.nets.engine import input_gradient
 
+TOLERANCE = 1e-3  # of the box, because augmentations round
+
 
 class Perturbation:
     """Base of all perturbations; this one does nothing. radius: in pixel levels. passes: input gradients per image.
@@ -55,6 +57,9 @@ class Perturbation:
     def __call__(
         self, model: nn.Module, x: Tensor, y: Tensor, generator: Generator | None = None, target: Tensor | None = None
     ) -> Tensor:
+        low, high = x.aminmax()
+        if not (x.is_floating_point() and low > -TOLERANCE and high < 1 + TOLERANCE):
+            raise ValueError(f"x must be floats in [0, 1], got {x.dtype} from {float(low):g} to {float(high):g}")
         return self.apply(model, x, y, self.draw(x, generator), target)
 
 

@@ -71,8 +71,10 @@ class SGD:
         """(step, indices) for the steps start .. steps-1, in a new order of 0 .. n-1 every epoch.
 
         The last, smaller batch of an epoch is dropped. The order depends on the seed and the epoch alone, so a resumed
-        run sees the same batches.
+        run sees the same batches. Raises ValueError for n < 2, because batch-norm needs 2 images.
         """
+        if n < 2:
+            raise ValueError(f"training needs 2 images or more, got {n}")
         batch = min(self.batch, n)
         each = n // batch
         order, of_epoch = None, None
@@ -138,11 +140,11 @@ class LearnRecipe:
 
     def tested(self, images: ImageSet) -> ImageSet:
         """Test images at the training size: larger ones are cropped to their centre, smaller ones resized."""
-        have = images.images.shape[-1]
-        side = self.augment.output_size(have)
-        if side == have:
+        have = images.images.shape[2:]
+        side = self.augment.output_size(have[-1])
+        if side == have[-1]:
             return images
-        return images.centre(side) if side < have else resized(images, side)
+        return images.centre(side) if side <= min(have) else resized(images, side)
 
     def further(self, model: nn.Module, test: ImageSet, seed: int) -> dict:
         """Further numbers for the learner's row: those of its perturbation, and the seed of its pretrained net."""
