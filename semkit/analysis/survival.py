@@ -6,6 +6,7 @@ content at the same frequencies. So survival orders protections and countermeasu
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -78,7 +79,7 @@ def _difference(clean: ImageSet, protected: ImageSet, see: Callable[[Tensor], Te
     return see(protected.images).double() - see(clean.images).double()
 
 
-def _noises(clean: ImageSet, protected: ImageSet, name: str, engine: Engine, seed: int) -> tuple[Tensor, Tensor]:
+def _noises(clean: ImageSet, protected: ImageSet, name: str, engine: Engine) -> tuple[Tensor, Tensor]:
     """The noise before and after a countermeasure; at every load both after the same crop and flip."""
     each = named(name)
     each.check()
@@ -91,7 +92,7 @@ def _noises(clean: ImageSet, protected: ImageSet, name: str, engine: Engine, see
         raise ValueError(f"{name} changes the training, not the images: nothing can be seen of it here")
 
     def see(augment) -> Callable[[Tensor], Tensor]:
-        size, generator = clean.images.shape[2:], torch.Generator().manual_seed(seed)
+        size, generator = clean.images.shape[2:], torch.Generator().manual_seed(0)
         drawn = augment.draw(len(clean), size, generator)  # the draws of crop and flip come first
         return lambda images: 255 * augment.apply(to_float(images), drawn)
 
@@ -105,7 +106,6 @@ def survival_rows(
     names: Iterable[str] = SEEN,
     *,
     engine: Engine | None = None,
-    seed: int = 0,
 ) -> pd.DataFrame:
     """Rows of countermeasure, gain and cosine: what each countermeasure leaves of the noise (see `along`).
 
@@ -117,7 +117,7 @@ def survival_rows(
         sk.survival.survival_rows(split.train, split.train.with_noise(noise.levels), ["jpeg", "grayscale"])
     """
     engine = engine or Engine()
-    rows = [(name, *along(*_noises(clean, protected, name, engine, seed))) for name in names]
+    rows = [(name, *along(*_noises(clean, protected, name, engine))) for name in names]
     return pd.DataFrame(rows, columns=["countermeasure", "gain", "cosine"])
 
 
@@ -137,17 +137,13 @@ def predicted_survival(
         crafts, _ = sk.sweep_recipes(["em", "sem", "rem"], [0], "lesson")
         sk.survival.predicted_survival(split.train, crafts, ["jpeg", "grayscale"], seeds=(0, 1, 2))
     """
-    lab, found = lab or Lab(), []
-    for seed in seeds:
-        for method, recipe in crafts.items():
-            if recipe is not None:
-                job = lab.doing(f"{method} noise, seed {seed}")
-                protected, _ = recipe.apply(train, seed=seed, lab=job)
-                rows = survival_rows(train, protected, names, engine=lab.engine)
-                rows.insert(0, "method", method)
-                rows.insert(1, "seed", seed)
-                found.append(rows)
-    return pd.concat(found, ignore_index=True)
+    lab, found = lab or Lab(), {}
+    for seed, (method, recipe) in product(seeds, crafts.items()):
+        if recipe is not None:
+            job = lab.doing(f"{method} noise, seed {seed}")
+            protected, _ = recipe.apply(train, seed=seed, lab=job)
+            found[method, seed] = survival_rows(train, protected, names, engine=lab.engine)
+    return pd.concat(found, names=["method", "seed"]).droplevel(-1).reset_index()
 
 
 def spectrum_shares(noise: Tensor) -> dict[str, float]:
