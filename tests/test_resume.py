@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 
 from semkit.__main__ import main
 from semkit.nets import models
-from semkit.nets.engine import Engine, Passes
+from semkit.nets.engine import Engine
 from semkit.nets.lab import Lab
 from semkit.protections.crafting import CraftRecipe, Interrupted, craft
 from semkit.protections.state import State
@@ -237,13 +237,13 @@ def test_a_state_saved_on_the_way_is_taken_up(tmp_path):
 def test_a_state_goes_to_its_file_without_a_copy_in_memory(tmp_path):
     recipe, noise = replace(RECIPE, sgd=SCHEDULES["ramp"]), torch.ones(4000, 3, 32, 32, dtype=torch.int8)
     model = ENGINE.prepare(models.build("tiny", 2))
-    state = State(model, recipe.sgd.optimizer(model), noise, [0.5], Passes(), step=3)
+    state = State(noise, model, [0.5], optimizer=recipe.sgd.optimizer(model), step=3)
     tracemalloc.start()
     state.save(tmp_path / "state", "me")
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < noise.nbytes / 10
-    found = State(model, recipe.sgd.optimizer(model), torch.zeros_like(noise), [], Passes())
+    found = State(torch.zeros_like(noise), model, optimizer=recipe.sgd.optimizer(model))
     found.load(tmp_path / "state", "me", 5)
     assert found.step == 3 and found.losses == [0.5] and found.noise.equal(noise)
 

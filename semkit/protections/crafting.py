@@ -218,14 +218,14 @@ def _train(images: ImageSet, recipe: CraftRecipe, seed: int, engine: Engine, sta
         now = recipe.at(step)
         kept, rows = y.unique(return_inverse=True) if recipe.class_wise else (index, None)
         kept = kept.to(state.noise.device)
-        delta = noise_of_batch(state.model, x, y, engine.images(state.noise[kept]), now, generator, rows)
+        delta = noise_of_batch(state.surrogate, x, y, engine.images(state.noise[kept]), now, generator, rows)
         state.noise[kept] = _rounded(delta, recipe).to(state.noise.device)
         delta = engine.images(state.noise[kept])
         augment = recipe.surrogate_augment or recipe.augment
         drawn = augment.draw(len(x), x.shape[2:], generator)
         z = box(augment.apply(x + (delta if rows is None else delta[rows]), drawn))
         recipe.sgd.set_rate(state.optimizer, step)
-        loss = partial(Plain(), state.model, z, y, now.surrogate_side, generator)
+        loss = partial(Plain(), state.surrogate, z, y, now.surrogate_side, generator)
         state.losses.append(step_down(state.optimizer, loss))
         yield
 
@@ -238,7 +238,7 @@ def _remake(images: ImageSet, recipe: CraftRecipe, seed: int, engine: Engine, st
         generator = engine.generator(seed, "remake", part)
         x, y = images.batch(index)
         x = engine.images(x)
-        delta = noise_of_batch(state.model, x, y, engine.images(state.noise[index]), recipe, generator)
+        delta = noise_of_batch(state.surrogate, x, y, engine.images(state.noise[index]), recipe, generator)
         state.noise[index] = _rounded(delta, recipe)
         yield
 
@@ -247,7 +247,7 @@ def _fresh(images: ImageSet, recipe: CraftRecipe, seed: int, engine: Engine) -> 
     """The state before the first step: fresh weights, no noise."""
     model = engine.prepare(fresh(recipe, images, seed))
     shape = (len(images.classes) if recipe.class_wise else len(images), *images.images.shape[1:])
-    return State(model, recipe.sgd.optimizer(model), images.zeros(shape, torch.int8), [], Passes())
+    return State(images.zeros(shape, torch.int8), model, optimizer=recipe.sgd.optimizer(model))
 
 
 def craft(
@@ -284,7 +284,7 @@ def craft(
             state.seconds = time.monotonic() - began
             metrics = {"loss": state.losses[-1], "passes": state.passes.total, **state.mined.now}
             try:
-                lab.report(state.step, total, {**metrics, "noise": state.noise, "surrogate": state.model})
+                lab.report(state.step, total, {**metrics, "noise": state.noise, "surrogate": state.surrogate})
             except Interrupted:
                 if checkpoint:
                     state.save(checkpoint, made_by)
@@ -294,4 +294,4 @@ def craft(
                 saved = time.monotonic()
     noise = taken(state.noise, images.labels, images.scratch) if recipe.class_wise else state.noise
     noise = noise.cpu()  # a GPU is done with its last steps only here
-    return Crafted(noise, state.model, state.losses, state.passes, time.monotonic() - began)
+    return Crafted(noise, state.surrogate, state.losses, state.passes, time.monotonic() - began)

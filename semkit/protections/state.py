@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from semkit.images.files import check_fields, one_line, out_of_memory, read_tensors, shown, write_tensors
 from semkit.nets.engine import Passes
+from semkit.protections.base import Crafted
 from semkit.training.bullettrain import KINDS, Mined
 
 FIELDS = {"made_by": str, "step": int, "seconds": float | int, "losses": list, "passes": dict, "mined": dict}
@@ -22,18 +22,13 @@ def _copied(found: torch.Tensor, to: torch.Tensor) -> torch.Tensor:
 
 
 @dataclass
-class State:
-    """All that the next step depends on besides the images: the surrogate, its optimizer, the noise, the step, and
-    what mining has learned.
+class State(Crafted):
+    """What is crafted so far, and all that the next step depends on besides it and the images: the surrogate's
+    optimizer, the step, and what mining has learned.
     """
 
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-    noise: torch.Tensor
-    losses: list[float]
-    passes: Passes
+    optimizer: torch.optim.Optimizer | None = None
     step: int = 0
-    seconds: float = 0.0
     mined: Mined = field(default_factory=Mined)
 
     def save(self, path: Path, made_by: str) -> float:
@@ -43,7 +38,7 @@ class State:
             made_by=made_by, step=self.step, seconds=self.seconds, losses=self.losses, passes=vars(self.passes),
             mined=vars(self.mined),
         )  # fmt: skip
-        weights = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        weights = {f"model.{name}": value for name, value in self.surrogate.state_dict().items()}
         kept = {f"momentum.{i}": self.optimizer.state.get(p, {}).get("momentum_buffer") for i, p in self._parameters()}
         momentum = {name: value for name, value in kept.items() if value is not None}
         write_tensors(path, {"noise": self.noise, **weights, **momentum}, record)
@@ -81,7 +76,7 @@ class State:
             raise ValueError(f"{len(losses)} losses of {step} steps, of {total} in all")
         if any([type(count) for count in counts] != len(KINDS) * [int] for counts in mined["counts"]):
             raise ValueError("the counts of mined images")
-        self.model.load_state_dict({name[6:]: tensors[name] for name in tensors if name.startswith("model.")})
+        self.surrogate.load_state_dict({name[6:]: tensors[name] for name in tensors if name.startswith("model.")})
         _copied(tensors["noise"], self.noise)
         for i, p in self._parameters():
             if (kept := tensors.get(f"momentum.{i}")) is not None:
