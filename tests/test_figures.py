@@ -3,7 +3,6 @@
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from drawn import bands, collisions, drawn_texts, error_bars, texts
 from matplotlib.colors import to_hex
 from photos import image_set
@@ -11,6 +10,8 @@ from photos import image_set
 from semkit.analysis import figures
 from semkit.analysis.designs import noise_sides, pairs
 from semkit.analysis.statistics import Correlation, correlation, interval
+from semkit.nets.lab import Lab
+from semkit.protections.methods import RandomGrey
 
 SIDES = "none", "random", "adversarial"
 
@@ -77,9 +78,8 @@ def lines(**how):
 
 
 def protection():
-    images = image_set(3, classes=3).images
-    noise = {m: torch.randint(-8, 9, images.shape, dtype=torch.int8) for m in ("em", "sem")}
-    return figures.protection_figure(FOUR, images, noise, radius=8, title="Protection", chance=0.1)
+    crafts = {"clean": None, "em": RandomGrey(8), "sem": RandomGrey(8, block=2)}
+    return figures.sweep_figure(pd.DataFrame(FOUR).assign(preset="quick"), image_set(3, classes=3), crafts, Lab())
 
 
 FIGURES = {

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 import seaborn as sns
-import torch
 
 from semkit.analysis import canvas
 from semkit.analysis.canvas import Figure, new_figure, styles, titled
@@ -51,34 +50,18 @@ def accuracy_figure(rows: Rows, *, chance: float | None = None, title: str) -> F
     return titled(figure, title)
 
 
-def protection_figure(
-    rows: Rows,
-    originals: torch.Tensor,
-    noises: Mapping[str, torch.Tensor],
-    *,
-    radius: float,
-    title: str,
-    chance: float,
-) -> Figure:
-    """Left the images, protected images and noise; right the accuracy of learners over their training radius."""
-    figure = new_figure(12, 4.6)
-    left, right = figure.subfigures(1, 2)
-    draw_rows(left, strip_rows(originals, noises, radius))
-    _draw_accuracy(right.subplots(), rows, chance)
-    return titled(figure, title)
-
-
 def sweep_figure(rows: pd.DataFrame, train: ImageSet, crafts: Mapping[str, Recipe | None], lab: Lab) -> Figure | None:
     """The figure of a sweep of countermeasures, or of named methods that add noise; None for any other.
 
-    rows: with the columns of study.grid and `preset`. The noise is drawn from -radius to +radius of its own recipes.
+    rows: with the columns of study.grid and `preset`. Of methods: left the images, protected images and noise, drawn
+    from -radius to +radius of its own recipes; right the accuracy of learners over their training radius.
     """
     seeds = rows["seed"].unique()
     many = f"{len(seeds)} seed" + "s" * (len(seeds) > 1)
     title = f"{train.name}: {len(train)} training images, {rows['preset'][0]} preset, {many}"
-    about = dict(title=title, chance=1 / len(train.classes))
+    chance = 1 / len(train.classes)
     if "countermeasure" in rows:
-        return countermeasures_figure(rows, **about)
+        return countermeasures_figure(rows, chance=chance, title=title)
     makers = {method: recipe for method, recipe in crafts.items() if recipe}
     if any(recipe.radius is None for recipe in makers.values()) or not crafts.keys() <= METHODS.keys():
         return None
@@ -88,7 +71,11 @@ def sweep_figure(rows: pd.DataFrame, train: ImageSet, crafts: Mapping[str, Recip
         for method, recipe in makers.items()
     }
     radius = max((recipe.radius for recipe in makers.values()), default=0)
-    return protection_figure(rows, train.images[place], made, radius=radius, **about)
+    figure = new_figure(12, 4.6)
+    left, right = figure.subfigures(1, 2)
+    draw_rows(left, strip_rows(train.images[place], made, radius))
+    _draw_accuracy(right.subplots(), rows, chance)
+    return titled(figure, title)
 
 
 def points_by_place(rows: pd.DataFrame, value: str, place: str, names: Sequence[str], *, by: str) -> tuple:
