@@ -13,7 +13,7 @@ from torch.nn.utils import get_total_norm, parametrize, prune
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from semkit.images.files import one_line
-from semkit.images.pixels import check_nonnegative, check_share
+from semkit.images.pixels import check_share
 
 START = 0.25  # alpha before training
 TRACING = threading.Lock()  # one tracer at a time, because tracing patches methods of nn.Module
@@ -149,9 +149,9 @@ class ChannelNoise(nn.Module):
     Source: Rakin et al., RSR, 2019, after He et al., CVPR 2019 (parametric noise injection, one alpha a layer).
     """
 
-    def __init__(self, weight: torch.Tensor, start: float, stream: int):
+    def __init__(self, weight: torch.Tensor, stream: int):
         super().__init__()
-        self.alpha = nn.Parameter(torch.full((len(weight), *[1] * (weight.dim() - 1)), start).to(weight))
+        self.alpha = nn.Parameter(torch.full((len(weight), *[1] * (weight.dim() - 1)), START).to(weight))
         self.register_buffer("stream", torch.tensor(stream))
 
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
@@ -185,19 +185,18 @@ def alphas(model: nn.Module) -> list[nn.Parameter]:
     return [noise.alpha for noise in _injected(model)]
 
 
-def with_noise_injection(model: nn.Module, seed: int = 0, start: float = START) -> nn.Module:
+def with_noise_injection(model: nn.Module, seed: int = 0) -> nn.Module:
     """Inject ChannelNoise into every convolution and linear layer, in place; returns the model.
 
     The seed decides the draws. Batch-norm is not folded in such a net, because its weights differ at every pass.
-    Raises ValueError for a negative start, and for a net that already has injected noise or masks.
+    Raises ValueError for a net that already has injected noise or masks.
     """
-    check_nonnegative(start, "start")
     if any(parametrize.is_parametrized(layer) for layer in _layers(model)):
         raise ValueError("noise is injected once, and before a net is pruned: build the net anew")
     generator = torch.Generator().manual_seed(seed)
     for layer in _layers(model):
         stream = int(torch.randint(2**31, (), generator=generator))
-        noise = ChannelNoise(layer.weight, start, stream)
+        noise = ChannelNoise(layer.weight, stream)
         parametrize.register_parametrization(layer, "weight", noise, unsafe=True)  # the safe way would make a draw
     return model
 
