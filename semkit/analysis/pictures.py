@@ -14,6 +14,7 @@ from semkit.analysis.measure import class_means, radial_spectrum
 from semkit.analysis.study import crafted_noise
 from semkit.images.imageset import ImageSet
 from semkit.images.picture import write_png
+from semkit.images.pixels import add_noise
 from semkit.nets.lab import Lab
 from semkit.protections.base import Recipe
 from semkit.protections.methods import label_of
@@ -49,7 +50,7 @@ def strip_rows(originals: torch.Tensor, noises: Mapping[str, torch.Tensor], radi
     rows = {"original": originals}
     for method, noise in noises.items():
         label = label_of(method)
-        rows[f"{label}:\nprotected"] = (originals.to(torch.int16) + noise).clamp(0, 255).to(torch.uint8)
+        rows[f"{label}:\nprotected"] = add_noise(originals, noise)
         rows[f"{label}: noise\n±{radius:g} as\nblack, white"] = rescaled(noise, radius)
     return rows
 

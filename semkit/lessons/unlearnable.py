@@ -118,12 +118,10 @@ def filmed(images: ImageSet, recipe: CraftRecipe, *, every: int = 20, seed: int 
 # --- noise or picture?
 
 
-def noise_towards(
-    surrogate: nn.Module, images: ImageSet, labels: torch.Tensor, recipe: CraftRecipe, *, steps: int = 20, seed: int = 0
-) -> torch.Tensor:
+def noise_towards(surrogate: nn.Module, images: ImageSet, labels: torch.Tensor, recipe: CraftRecipe) -> torch.Tensor:
     """Noise int8 [N,C,H,W] that lowers a trained surrogate's loss on the images for these labels, from zero."""
     engine, made = engine_of(surrogate), []
-    generator, recipe = engine.generator(seed, "towards"), replace(recipe, start="zero", steps=steps)
+    generator, recipe = engine.generator(0, "towards"), replace(recipe, start="zero", steps=20)
     for part in torch.arange(len(images)).split(recipe.sgd.batch):
         x = engine.images(images.images[part])
         made.append(noise_of_batch(surrogate, x, labels[part].to(x.device), torch.zeros_like(x), recipe, generator))
