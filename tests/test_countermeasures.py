@@ -306,6 +306,14 @@ def test_clean_images_are_added_or_are_alone_and_too_few_are_said():
         counter(train, LEARN, ["dfr-50"], spare=image_set(4, 16))
 
 
+@pytest.mark.parametrize("other", [{"classes": ("b", "a")}, {"images": image_set(20, 8).images}], ids=["names", "size"])
+@pytest.mark.parametrize("name", ["addclean", "finetune", "dfr-50"])
+def test_clean_images_of_other_classes_or_another_size_are_refused(name, other):
+    spare = replace(image_set(20, 16, seed=3), **other)
+    with pytest.raises(ValueError, match=f"{name} needs spare clean images of the classes and size of "):
+        counter(image_set(20, 16), LEARN, [name], spare=spare)
+
+
 def test_a_percentage_of_a_tiny_set_that_is_less_than_an_image_of_each_class_says_which_is_enough():
     train, spare = image_set(12, 16, classes=3), image_set(12, 16, classes=3, seed=3)
     for name in CLEAN:

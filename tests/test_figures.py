@@ -115,6 +115,12 @@ def test_accuracies_are_means_with_students_intervals(rows):
     assert "%" in axes.get_ylabel() and "levels of 255" in axes.get_xlabel()
 
 
+def test_a_figure_of_a_method_that_no_row_has_says_so():
+    rows = pd.DataFrame({"method": ["sem"], "training_radius": [0], "seed": [0], "last": [0.5]})
+    with pytest.raises(ValueError, match="there are no rows to draw: look at the names"):
+        figures.accuracy_figure(rows[rows["method"] == "SEM"], title="a name in capitals")
+
+
 def test_one_seed_has_no_interval_and_one_method_is_enough():
     (axes,) = figures.accuracy_figure([row for row in FOUR if row["seed"] == 0], title="t").axes
     assert all(np.isnan(ends).all() and np.isfinite(means).all() for means, ends in error_bars(axes, 4))

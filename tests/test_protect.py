@@ -331,6 +331,11 @@ def test_the_name_of_a_method_is_no_recipe_and_the_line_says_what_makes_one(tmp_
     assert not (tmp_path / "out").exists()
 
 
+def test_an_unknown_surrogate_is_refused_where_it_is_named():
+    with pytest.raises(ValueError, match="unknown model 'resnet19'; did you mean resnet18"):
+        craft_recipe("sem", "quick", surrogate="resnet19")
+
+
 def test_a_net_that_cannot_take_the_images_is_refused_before_anything_is_written(tmp_path):
     photos, recipe = make_photos(tmp_path / "in", 4), replace(quick(), surrogate="vgg16_bn")
     with pytest.raises(ValueError, match="vgg16_bn needs images of 32 pixels or more, got 8"):

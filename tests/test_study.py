@@ -18,7 +18,7 @@ from photos import image_set, image_split
 import semkit
 from semkit.analysis.cost import passes_of
 from semkit.analysis.report import as_objects
-from semkit.analysis.study import crafted_noise, crafted_surrogate, grid, grid_recipes, learned_row
+from semkit.analysis.study import crafted_noise, crafted_surrogate, grid, grid_recipes, learned_net, learned_row
 from semkit.countermeasures.trainers import Gaussian, Smoothed
 from semkit.images.augment import Identity
 from semkit.nets.engine import Engine, predict
@@ -120,6 +120,16 @@ def test_a_seed_of_arange_is_the_kept_run_of_that_number(kept_runs):
     assert crafted_noise(split.train, CRAFT, seed=seed, lab=Lab(ENGINE, kept_runs))[0].recipe["seed"] == 0
     learned_row(split.train, split.test, LEARN, seed=seed, lab=Lab(ENGINE, kept_runs, never))
     assert stamps(kept_runs) == before
+
+
+def test_a_file_of_ones_own_is_not_overwritten_by_a_net(tmp_path):
+    images, mine = image_set(16), tmp_path / "thesis.txt"
+    mine.write_text("three years of work")
+    with pytest.raises(ValueError, match="is no net that semkit can read"):
+        learned_net(images, images, LEARN, file=mine, lab=Lab(ENGINE, on_step=never))
+    assert mine.read_text() == "three years of work"
+    for _ in range(2):  # a net may be saved again
+        learned_net(images, images, LEARN, file=tmp_path / "net.safetensors", lab=Lab(ENGINE, tmp_path))
 
 
 def test_what_cannot_be_kept_is_not_made_first(tmp_path):

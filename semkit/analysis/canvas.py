@@ -137,6 +137,8 @@ def legend(axes, title: str | None = None) -> None:
     from semkit.protections.methods import label_of
 
     found = sorted(zip(*axes.get_legend_handles_labels(), strict=True), key=lambda entry: entry[0] in axes.lines)
+    if not found:
+        raise ValueError("there are no rows to draw: look at the names by which they were chosen")
     handles, labels = zip(*((handle, label_of(label)) for handle, label in found), strict=True)
     where = dict(loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0, frameon=False)
     axes.legend(handles, labels, title=title, fontsize="small", title_fontsize="small", alignment="left", **where)

@@ -16,6 +16,7 @@ from semkit.images.imageset import ImageSet, Split
 from semkit.images.pixels import check_count, check_seed
 from semkit.nets.engine import how_run
 from semkit.nets.lab import Lab, as_json, as_net, kept
+from semkit.nets.models import load_net
 from semkit.protections.base import NoiseRecipe, Recipe
 from semkit.protections.noise import Noise
 from semkit.training.learning import accuracy, fit
@@ -119,11 +120,14 @@ def learned_net(
 ) -> tuple[dict, nn.Module]:
     """Train a learner: (its row, the net in eval mode and frozen); both kept with lab.cache.
 
-    file: where the net is saved as well, for `load_net`, `semkit learn --net` and the transform's external net.
+    file: where the net is saved as well, for `load_net`, `semkit learn --net` and the transform's external net. Raises
+    ValueError if there is a file that is no net.
 
         row, net = sk.learned_net(split.train, split.test, sk.learn_recipe("demo"), file=Path("net.safetensors"))
     """
     lab = lab or Lab()
+    if file and Path(file).exists():
+        load_net(file, lab.engine)  # raises for what is not ours to overwrite
     row, model = _kept(train, test, recipe, {}, seed, lab, True)
     if file:
         as_net(recipe, train, lab.engine).save(model, file)

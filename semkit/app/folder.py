@@ -27,7 +27,7 @@ from semkit.images.loading import find_folder, set_name
 from semkit.images.picture import BYTES_PER_PIXEL, Quality, read_image, write_png
 from semkit.images.pixels import check_fraction, check_seed
 from semkit.nets.lab import Lab, OnStep, as_dict, code
-from semkit.nets.models import check_model, fresh
+from semkit.nets.models import fresh
 from semkit.protections.base import Change, Recipe
 from semkit.protections.noise import Noise, save
 
@@ -185,8 +185,6 @@ def _check_recipe(recipe: Recipe) -> None:
         raise ValueError(f"recipe must be one as sk.craft_recipe('sem') gives it, got {recipe!r:.40}")
     if recipe.radius is not None and recipe.radius < 1:
         raise ValueError(f"radius must be 1 level at least to protect 8-bit images, got {recipe.radius:g}")
-    if recipe.net:
-        check_model(recipe.net)
 
 
 def protect(

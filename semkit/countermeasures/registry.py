@@ -150,6 +150,8 @@ class BySpare(Countermeasure):
         if there < max(1, wanted):
             number, found = (f"{wanted} ", f", of which there are {there}") if there else ("", "")
             return f"{number}spare clean images: the test images that --test-limit N leaves over{found}"
+        if (spare.classes, spare.images.shape[1:]) != (train.classes, train.images.shape[1:]):
+            return f"spare clean images of the classes and size of {train!r}, got {spare!r}"
         if not self.option or wanted >= (classes := len(spare.labels.unique())):
             return ""
         few = f"a clean image of each of the {classes} classes, but {self.option} % of {n} training images are {wanted}"

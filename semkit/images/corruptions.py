@@ -14,7 +14,7 @@ from torch import Generator, Tensor
 
 from semkit.images.augment import JPEG
 from semkit.images.imageset import ImageSet
-from semkit.images.pixels import check_count, check_name, drawn_seed, to_float
+from semkit.images.pixels import check_count, check_name, check_seed, drawn_seed, to_float
 
 BATCH = 256
 Draws = Sequence[Generator]  # one generator for each image of a batch
@@ -202,7 +202,7 @@ def corrupted(images: ImageSet, kind: str, severity: int, *, seed: int = 0) -> I
     if check_count(severity, "severity", 0, 5) == 0:
         return images
     function, made = KINDS[kind], images.zeros()
-    stream = torch.Generator().manual_seed(seed * 1_000_003 + list(KINDS).index(kind))
+    stream = torch.Generator().manual_seed(check_seed(seed) * 1_000_003 + list(KINDS).index(kind))
     for start in range(0, len(images), BATCH):
         x = to_float(images.images[start : start + BATCH].cpu())
         generators = [torch.Generator().manual_seed(drawn_seed(stream)) for _ in x]

@@ -15,7 +15,7 @@ from semkit.images.imageset import ImageSet, taken
 from semkit.images.pixels import LEVEL, box, check_count, check_share, check_step_size, settle, to_levels, uniform
 from semkit.nets.engine import Engine, Passes, batches_per_pass, count_passes, input_gradient, step_down
 from semkit.nets.lab import Interrupted, Lab
-from semkit.nets.models import fresh
+from semkit.nets.models import check_model, fresh
 from semkit.protections.base import Crafted, NoiseRecipe
 from semkit.protections.noise import check_noise_radius
 from semkit.protections.state import State
@@ -65,6 +65,7 @@ class CraftRecipe(NoiseRecipe):
     sgd: SGD = SGD(steps=5000, batch=128, milestones=(2000, 4000))
 
     def __post_init__(self):
+        check_model(self.surrogate)
         settle(self, radius=check_noise_radius, step_size=check_step_size)
         settle(self, steps=check_count, samples=partial(check_count, least=1))
         settle(self, fade_in=check_share, ramp=check_share, colour=check_share)
