@@ -253,6 +253,7 @@ SEM = {
         lambda *tables: pd.concat(lost("sem", 4, "em")(rows) for rows in tables)
     ),
     "SEM's recipe without any perturbation, none/none, protects from AT 4/255": points(lost("none/none", 4)),
+    "SEM's recipe without any perturbation, none/none, protects from AT 4/255 on CIFAR-10": points(lost("none/none", 4)),
     "SEM's perturbations protect from AT 4/255, beside the same recipe without them": points(
         lost("sem", 4, "em, SEM's recipe")
     ),
@@ -314,8 +315,9 @@ for name, place, kind in (
     ("a random noise side, SEM's own ingredient,", 0, "random"),
     ("an adversarial noise side, as REM has it,", 0, "adversarial"),
 ):
-    SEM[f"{name} adds protection from AT 4/255, t over the seeds"] = side(place, kind, blocked=False)
-    SEM[f"{name} adds protection from AT 4/255, seed as block"] = side(place, kind, blocked=True)
+    for where in ("", " on CIFAR-10"):
+        SEM[f"{name} adds protection from AT 4/255{where}, t over the seeds"] = side(place, kind, blocked=False)
+        SEM[f"{name} adds protection from AT 4/255{where}, seed as block"] = side(place, kind, blocked=True)
 
 CUDA = {
     "ERM learners end 25 points or more below clean": lost("cuda .3", 0),
