@@ -253,7 +253,9 @@ SEM = {
         lambda *tables: pd.concat(lost("sem", 4, "em")(rows) for rows in tables)
     ),
     "SEM's recipe without any perturbation, none/none, protects from AT 4/255": points(lost("none/none", 4)),
-    "SEM's recipe without any perturbation, none/none, protects from AT 4/255 on CIFAR-10": points(lost("none/none", 4)),
+    "SEM's recipe without any perturbation, none/none, protects from AT 4/255 on CIFAR-10": points(
+        lost("none/none", 4)
+    ),
     "SEM's perturbations protect from AT 4/255, beside the same recipe without them": points(
         lost("sem", 4, "em, SEM's recipe")
     ),
