@@ -107,7 +107,7 @@ def draw_nets(rows: pd.DataFrame) -> Drawn:
         panels[f"{net}: {mine['accuracy'].mean():.0%} right"] = share.rename(columns=names)
     figure = _dots_figure([panels], what, "fall of the loss (% of the whole's)")
     alt = f"How far each part of its own noise lowers a net's loss. {'; '.join(told)}"
-    return figure, alt, f"Dots: {rows['seed'].nunique()} seeds. Right: on clean test images."
+    return figure, alt, f"Dots: {rows['seed'].nunique()} seeds. In titles: accuracy on clean test images."
 
 
 # --- parts that learners are trained on
