@@ -201,9 +201,9 @@ def test_it_prints_itself_and_shrinks_as_its_parts_do():
 @pytest.mark.parametrize("objective", [Plain(), Trades(), Mart()], ids=repr)
 def test_a_learner_costs_what_the_shares_say_and_tells_them(objective):
     told, split = [], image_split(classes=4)
-    recipe = LearnRecipe(BULLET, "tiny", SGD(steps=12, batch=16), evaluations=1, objective=objective)
+    recipe = LearnRecipe(BULLET, "tiny", SGD(steps=6, batch=16), evaluations=1, objective=objective)
     done = fit(split.train, split.test, recipe, lab=Lab(ENGINE, on_step=lambda *how: told.append(how[3]) and None))
-    n = 12 * 16
+    n = 6 * 16
     outlier, boundary, robust = (round(n * done.mined.shares[kind]) for kind in ("outlier", "boundary", "robust"))
     assert outlier + boundary + robust == n
     assert done.passes.input_gradient == 3 * boundary + robust < recipe.cost(len(split.train)).input_gradient

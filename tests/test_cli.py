@@ -454,6 +454,7 @@ def test_a_sweep_draws_noise_at_its_own_radius():
     assert any("±2 as" in text.get_text() for text in figure.findobj(Text))
 
 
+@pytest.mark.whole
 def test_what_a_killed_sweep_left_is_gone_after_the_next_one_begins(here):
     sweep = ["sweep", "photos", "--out", "out", "--methods", "clean", "--radii", "0", "--seeds", "1", *QUICK]
     assert run(*sweep) == 0

@@ -19,7 +19,7 @@ ENGINE = Engine("cpu", "float32")
 SEM, ERM, AT = craft_recipe("sem", "quick"), learn_recipe("quick"), learn_recipe("quick", perturbation_radius=4)
 
 
-@pytest.mark.parametrize("samples", [0, 1, 2])
+@pytest.mark.parametrize("samples", [0, 2])
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format], ids=str)
 @pytest.mark.parametrize("augment", [Identity(), FlipCrop(2), Cutout(3), ResizedCrop(8)], ids=repr)
 def test_every_net_can_be_probed_as_crafting_runs_it(augment, layout, samples):

@@ -375,6 +375,7 @@ def test_a_prepared_net_follows_every_write(write):
 COMPILING = replace(DOUBLE, compile=True)
 
 
+@pytest.mark.whole
 def test_a_compiled_net_answers_as_the_plain_one_and_follows_its_training(monkeypatch):
     # A backend of torch's own that generates no C++: what is tested is that the traced code sees new weights.
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))

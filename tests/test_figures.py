@@ -95,6 +95,7 @@ FIGURES = {
 }
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("name", FIGURES)
 def test_no_text_hides_another_or_leaves_the_figure(name):
     figure = FIGURES[name]()

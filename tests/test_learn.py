@@ -52,6 +52,7 @@ def test_test_images_are_seen_at_the_side_of_the_training_ones():
     assert done.last != accuracy(done.model, split.test)
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("size", [12, 24])
 def test_a_net_for_one_size_learns_from_resized_crops_and_is_kept(tmp_path, size):
     pytest.importorskip("timm")
@@ -177,7 +178,7 @@ def test_noise_on_the_training_images_leaves_the_test_images_alone():
 @pytest.mark.parametrize(("method", "class_wise"), list(itertools.product(SIDES, [False, True])))
 def test_crafting_costs_what_the_recipe_says(n, method, class_wise):
     recipe = CraftRecipe(
-        *SIDES[method], steps=2, samples=3, start="warm", class_wise=class_wise, augment=Identity(), surrogate="tiny",
+        *SIDES[method], steps=2, samples=2, start="warm", class_wise=class_wise, augment=Identity(), surrogate="tiny",
         sgd=SGD(steps=3, batch=8),
     )  # fmt: skip
     assert craft(image_set(n), recipe, lab=Lab(ENGINE)).passes == recipe.cost(n)

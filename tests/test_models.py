@@ -88,7 +88,15 @@ COUNTS = {
 }
 
 
-@pytest.mark.parametrize(("name", "size"), COUNTS, ids=str)
+DEEP = ("densenet121", "efficientnet_v2_s", "deit_tiny")
+
+
+def told_apart(cases):
+    """The cases, those of a deep net or of large images marked as `whole`, because they take longer."""
+    return [pytest.param(*case, marks=[pytest.mark.whole] * (case[1] > 32 or case[0] in DEEP)) for case in cases]
+
+
+@pytest.mark.parametrize(("name", "size"), told_apart(COUNTS), ids=str)
 def test_weights_and_output_have_the_published_size(name, size):
     if name == "deit_tiny":
         pytest.importorskip("timm")
@@ -99,7 +107,7 @@ def test_weights_and_output_have_the_published_size(name, size):
 # Published: the ResNets and WRN for CIFAR, torchvision's tables for the large sizes.
 @pytest.mark.parametrize(
     ("name", "size", "published"),
-    [
+    told_apart([
         ("resnet18", 32, 0.56),
         ("resnet50", 32, 1.30),
         ("wrn34_10", 32, 6.65),
@@ -109,8 +117,8 @@ def test_weights_and_output_have_the_published_size(name, size):
         ("densenet121", 224, 2.83),
         ("mobilenet_v2", 224, 0.30),
         ("efficientnet_v2_s", 384, 8.37),
-    ],
-)
+    ]),
+)  # fmt: skip
 def test_a_forward_pass_costs_what_is_published(name, size, published):
     assert passed_through(name, size)[0] / 1e9 == pytest.approx(published, rel=0.02)
 
@@ -120,14 +128,15 @@ LIBRARY = {"resnet18": 224, "resnet50": 224, "densenet121": 224, "mobilenet_v2":
 LEFT = [(name, 32, 4) for name in LIBRARY] + [(name, size, size // 32) for name, size in LIBRARY.items()]
 
 
-@pytest.mark.parametrize(("name", "size", "left"), LEFT)
+@pytest.mark.parametrize(("name", "size", "left"), told_apart(LEFT))
 def test_a_small_image_keeps_four_by_four_places_and_a_large_one_is_halved_five_times(name, size, left):
     assert passed_through(name, size)[1] == (left, left)
 
 
 # -- values ------------------------------------------------------------------------------------------------------------
 
-LIGHT = ["small", "tiny", "resnet18", "mobilenet_v2", "deit_tiny"]
+TIMM = pytest.param("deit_tiny", marks=pytest.mark.whole)  # its library takes a second to import
+LIGHT = ["small", "tiny", "resnet18", "mobilenet_v2", TIMM]
 
 
 def opened(name, seed=0):
@@ -171,7 +180,7 @@ def test_images_are_centred_inside_the_model():
     assert torch.equal(seen[0], x - 0.5)
 
 
-@pytest.mark.parametrize("name", models.MODELS)
+@pytest.mark.parametrize("name", [TIMM if name == "deit_tiny" else name for name in models.MODELS])
 def test_every_net_starts_with_the_centring(name):
     if name == "deit_tiny":
         pytest.importorskip("timm")
@@ -213,7 +222,7 @@ def same(a, b):
     return all(torch.equal(p, q) for p, q in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
 
 
-@pytest.mark.parametrize("name", ["small", "resnet18", "deit_tiny"])
+@pytest.mark.parametrize("name", ["small", "resnet18", TIMM])
 def test_a_seed_fixes_the_weights_and_leaves_the_global_generator_alone(name):
     before = torch.get_rng_state()
     a, b, c = opened(name, 3), opened(name, 3), opened(name, 4)
@@ -285,16 +294,8 @@ def test_importing_the_models_imports_neither_library():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
-NETS = (
-    "tiny",
-    "tiny+injected",
-    "resnet18",
-    "vgg16_bn",
-    "densenet121",
-    "mobilenet_v2",
-    "efficientnet_v2_s",
-    "deit_tiny",
-)
+LATER = [pytest.param(name, marks=pytest.mark.whole) for name in DEEP]
+NETS = ("tiny", "tiny+injected", "resnet18", "vgg16_bn", "mobilenet_v2", *LATER)
 
 
 @pytest.mark.parametrize("name", NETS)

@@ -548,6 +548,7 @@ def test_a_figure_panel_draws_with_the_values_of_its_knobs():
     assert 'alt="alt 6 b"' in panel.figure.value and "caption</figcaption>" in panel.figure.value
 
 
+@pytest.mark.whole
 def test_a_knob_changes_its_figure_in_hardly_more_time_than_it_takes_to_draw_it():
     def seconds(work):
         """Of a core, the least of several times, because others may work beside."""

@@ -203,6 +203,7 @@ def test_colour_profile_is_kept_where_it_still_fits(tmp_path):
     same(read_image(tmp_path / "huge.png"), np.asarray(opened), "RGB")
 
 
+@pytest.mark.whole
 def test_every_hostile_file_is_read_protected_and_within_the_radius(hostile_folder, tmp_path):
     folder, names = hostile_folder
     outputs = output_names(names)
@@ -273,7 +274,10 @@ def plainly_fitted(noise, size, limit):
     return np.rint(fitted).astype(np.int8)
 
 
-@pytest.mark.parametrize("size", [(1300, 700), (32, 20000), (5, 90000), (300001, 1), (900, 31), (20, 33), (700, 32)])
+LARGE = [pytest.param(size, marks=pytest.mark.whole) for size in ((1300, 700), (32, 20000), (5, 90000), (300001, 1))]
+
+
+@pytest.mark.parametrize("size", [*LARGE, (900, 31), (20, 33), (700, 32)])
 def test_noise_of_a_large_photo_is_made_in_strips_to_the_same_bytes(size):
     noise = np.random.default_rng(2).integers(-8, 9, (3, 32, 32)).astype(np.int8)
     wanted = plainly_fitted(noise, size, 8)

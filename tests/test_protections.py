@@ -73,7 +73,12 @@ def run(*arguments):
         return end.code
 
 
-@pytest.mark.parametrize("method", PROTECTIONS)
+SHORT = ("sem", "cuda")  # one of each style, of which the others are variants
+
+
+@pytest.mark.parametrize(
+    "method", [name if name in SHORT else pytest.param(name, marks=pytest.mark.whole) for name in PROTECTIONS]
+)
 def test_every_protection_keeps_its_budget_and_its_cost_and_says_who_it_is(method):
     protection, images = PROTECTIONS[method], image_set(24)
     recipe = protection.recipe("quick", size=images.images.shape[-1])
@@ -92,6 +97,7 @@ def test_no_two_methods_have_one_label_or_one_look():
     assert (label_of("clean"), label_of("sem"), label_of("none/random")) == ("clean images", "SEM", "none/random")
 
 
+@pytest.mark.whole
 def test_one_more_protection_is_an_entry_and_nothing_else(two_more, tmp_path, capsys):
     photos = make_photos(tmp_path / "in", 12)
     for method in ("stripes", "darker"):

@@ -185,6 +185,7 @@ def test_the_low_part_alone_is_drawn_where_a_period_is_asked_for(images):
     assert pictures[0].std() > pictures[1].std() > 0
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("name", ["noises", "nets", "pairs", "effects", "parts"])
 def test_no_text_of_a_figure_covers_another(name, rows, nets, images):
     figure, alt, caption = {

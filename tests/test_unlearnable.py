@@ -54,6 +54,7 @@ def test_a_film_is_kept_and_is_made_too_where_its_noise_was_kept_before(tmp_path
     assert all(again.frames[step].equal(noise) for step, noise in made.frames.items())
 
 
+@pytest.mark.whole
 def test_the_play_button_moves_the_film(film):
     panel = film_panel(film.draw, len(film.frames))
     assert "Step 6" in panel.figure.value
