@@ -78,8 +78,8 @@ def rank_correlation(radius, asked=None):
     asked: the radius of the attack, where losses without augmentation say how robust the noise is.
     """
 
-    def pairing(noises, rows, *losses):
-        noises = replication.judged(noises, *losses, asked) if losses else noises
+    def pairing(noises, rows):
+        noises = replication.judged(noises, asked) if asked else noises
         of = paired(noises, rows, radius).groupby("method", sort=False)
         return correlation(of["noise_robustness"].mean(), of["protection"].mean()).spearman
 

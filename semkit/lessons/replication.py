@@ -14,19 +14,19 @@ MEASURES = {
 }
 
 
-def judged(noises: pd.DataFrame, losses: pd.DataFrame, radius: float) -> pd.DataFrame:
-    """The noise rows with `noise_loss` and `noise_robustness` taken from losses without augmentation:
+def judged(losses: pd.DataFrame, radius: float) -> pd.DataFrame:
+    """The noises of losses without augmentation, rows as of measure.loss_rows, as rows for sk.paired:
 
         noise_robustness = -(loss at the worst perturbation of `radius` levels); noise_loss: the same loss at 0 levels
 
-    losses: rows as of measure.loss_rows, of the same methods and seeds. Raises KeyError if they lack the radius.
+    Raises KeyError if the losses lack the radius.
 
-        sk.replication.judged(sk.read_rows(f"{folder}/noise.csv"), sk.read_rows(f"{folder}/losses.csv"), 8)
+        sk.replication.judged(sk.read_rows("../results/frozen-judge-long/losses.csv"), 8)
     """
     worst = losses[losses["direction"] == "adversarial"]
     at = worst.pivot(index=["method", "seed"], columns="radius", values="loss")
-    measured = pd.DataFrame({"noise_loss": at[0], "noise_robustness": -at[radius]}).reset_index()
-    return noises.drop(columns=MEASURES).merge(measured, on=["method", "seed"])
+    measured = pd.DataFrame({"noise_loss": at[0], "noise_robustness": -at[radius]})
+    return worst[["method", "seed"]].drop_duplicates().merge(measured.reset_index())
 
 
 def within_seed(points: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
