@@ -408,3 +408,9 @@ def test_what_is_done_to_the_training_images_is_not_done_to_the_test_images():
 def test_an_unknown_name_gets_the_nearest():
     with pytest.raises(ValueError, match=r"unknown countermeasure 'greyscale'; did you mean grayscale\?"):
         counter(image_set(4), LEARN, ["greyscale"])
+
+
+@pytest.mark.parametrize("name", ["projection", "denoise"])
+def test_what_is_fitted_to_the_images_says_so_where_there_are_none(name):
+    with pytest.raises(ValueError, match="is fitted to an image or more, got none"):
+        counter(image_set(4).take([]), LEARN, [name])

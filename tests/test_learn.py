@@ -254,3 +254,21 @@ def test_a_last_layer_learner_is_a_linear_classifier_of_the_features_it_was_give
 def test_a_pretrained_recipe_says_whether_the_last_layer_alone_learns():
     both = [repr(Pretrained(BEFORE, RECIPE, last_layer=last)) for last in (False, True)]
     assert "last_layer" not in both[0] and both[1] == both[0][:-1] + ", last_layer=True)"
+
+
+@pytest.mark.parametrize(
+    "judged",
+    [
+        accuracy,
+        lambda net, images: accuracy(net, images, PGD(4, 1)),
+        losses,
+        robustness,
+        lambda net, images: fit(images, images, RECIPE, lab=Lab(ENGINE), start=net),
+        lambda net, images: fit(images, images, replace(RECIPE, perturbation=PGD(4, 1)), lab=Lab(ENGINE), start=net),
+    ],
+    ids=["accuracy", "robust accuracy", "losses", "robustness", "training", "adversarial training"],
+)
+def test_a_net_with_fewer_outputs_than_the_images_have_classes_is_no_wrong_number(judged):
+    with pytest.raises(ValueError, match="the net has 2 outputs, the images 3 classes: take a net for them"):
+        judged(build("tiny", 2), image_set(12, classes=3))
+    assert accuracy(build("tiny", 3), image_set(12)) >= 0  # a net for more classes answers too

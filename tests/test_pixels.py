@@ -12,7 +12,10 @@ from scipy import optimize, stats
 
 from semkit.images import pixels
 from semkit.images.pixels import LEVEL, NORMS
+from semkit.nets.engine import Engine
+from semkit.nets.lab import Lab
 from semkit.training.perturb import PGD
+from semkit.training.recipes import SGD
 
 ORDER = {"linf": np.inf, "l2": 2, "l1": 1}
 DUAL = {"linf": 1, "l2": 2, "l1": np.inf}
@@ -248,3 +251,28 @@ def test_the_box_lets_gradients_through_inside_and_at_its_ends_only(dtype):
     expected = [0, 0, 1, 1, 1, 1, 1, 0, 0]
     assert box_slopes(pixels.box, dtype) == expected
     assert box_slopes(lambda x: torch.nn.functional.hardtanh(x, 0, 1), dtype) != expected  # 0 at the ends
+
+
+@pytest.mark.parametrize("value", [None, "half", [0.5], 1j])
+@pytest.mark.parametrize(
+    "check", [pixels.check_share, pixels.check_fraction, pixels.check_nonnegative, pixels.check_step_size]
+)
+def test_what_is_no_number_is_named_and_no_type_error(check, value):
+    with pytest.raises(ValueError, match="lr must be a number"):
+        check(value, "lr")
+
+
+@pytest.mark.parametrize(
+    ("made", "words"),
+    [
+        (lambda: SGD(lr=None), "lr must be a number, got None"),
+        (lambda: Lab(checkpoint_every=None), "checkpoint_every must be a number, got None"),
+        (lambda: Lab(checkpoint_every=-1), "checkpoint_every must be a finite number >= 0"),
+        (lambda: Lab(workers=1.5), "workers must be a whole number >= 0, got 1.5"),
+        (lambda: Lab(workers="two"), "workers must be a whole number >= 0, got 'two'"),
+        (lambda: Engine(None), "device must be auto, cpu, mps, cuda or cuda:N, got None"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_refused_by_its_name(made, words):
+    with pytest.raises(ValueError, match=words):
+        made()

@@ -307,7 +307,10 @@ def test_nothing_is_written_through_a_link_to_the_originals(small, tmp_path, lin
 
 @pytest.mark.parametrize(
     "how",
-    [{"seed": None}, {"seed": 1.5}, {"seed": "0"}, {"seed": 2**64}, {"seed": -1}, {"size": 10**9}, {"size": 2**62}],
+    [
+        {"seed": None}, {"seed": 1.5}, {"seed": "0"}, {"seed": 2**64}, {"seed": -1}, {"size": 10**9}, {"size": 2**62},
+        {"fraction": None},
+    ],
     ids=str,
 )  # fmt: skip
 def test_a_setting_that_cannot_be_is_refused_before_anything_is_written(tmp_path, how):

@@ -20,7 +20,7 @@ from semkit.analysis.study import crafted_surrogate, learned_net
 from semkit.images.augment import Augment, FlipCrop, Identity
 from semkit.images.imageset import ImageSet, Split
 from semkit.images.pixels import check_count, check_name
-from semkit.nets.engine import engine_of, predict
+from semkit.nets.engine import engine_of, judged, predict, within
 from semkit.nets.lab import Lab, as_dict, as_json, kept
 from semkit.nets.weights import drawing
 from semkit.protections.base import NoiseRecipe, Recipe
@@ -54,7 +54,7 @@ def losses(
         raise ValueError("losses need an image or more, got none")
     engine, batch, draws = engine_of(model), check_count(batch, "batch", 1), check_count(draws, "draws", 1)
     images, found = images.to(engine.device), torch.empty(draws, len(images))
-    with drawing(model, engine.generator(seed, "losses, injected noise")):
+    with within(judged, (model, images.classes)), drawing(model, engine.generator(seed, "losses, injected noise")):
         for draw, start in itertools.product(range(draws), range(0, len(images), batch)):
             part, generator = slice(start, start + batch), engine.generator(seed, "losses", draw, start)
             x, y = images.batch(part)

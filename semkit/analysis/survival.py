@@ -101,11 +101,7 @@ def _noises(clean: ImageSet, protected: ImageSet, name: str, engine: Engine) -> 
 
 
 def survival_rows(
-    clean: ImageSet,
-    protected: ImageSet,
-    names: Iterable[str] = SEEN,
-    *,
-    engine: Engine | None = None,
+    clean: ImageSet, protected: ImageSet, names: Iterable[str] = SEEN, *, engine: Engine | None = None
 ) -> pd.DataFrame:
     """Rows of countermeasure, gain and cosine: what each countermeasure leaves of the noise (see `along`).
 

@@ -83,6 +83,8 @@ class BySet(ByImage):
     """change(images, labels) -> a change of images, fitted to the whole training set."""
 
     def fitted(self, train: ImageSet, engine: Engine) -> Callable[[Tensor], Tensor]:
+        if not len(train):
+            raise ValueError(f"{self.label.format(self.option)} is fitted to an image or more, got none")
         return self._changed(train.images, train.labels)
 
 

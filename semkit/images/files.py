@@ -1,5 +1,6 @@
 """Files: the images below a folder, the names of their PNGs, files written whole or not at all, JSON and tensors."""
 
+import errno
 import json
 import os
 import posixpath
@@ -173,6 +174,13 @@ def atomic_write(path: str | os.PathLike, content: bytes | Callable[[BinaryIO], 
         if error.errno:
             error.filename = os.fspath(path)  # the name that a user knows
         raise
+
+
+def writable(folder: str | os.PathLike) -> None:
+    """Make the folder if it is missing. Raises OSError if nothing can be written to it: before the work, not after."""
+    os.makedirs(folder, exist_ok=True)
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(errno.EACCES, "nothing can be written to this folder", os.fspath(folder))
 
 
 def read_json(path: str | os.PathLike) -> object:

@@ -68,11 +68,7 @@ def stored_size(path: str | os.PathLike) -> tuple[int, int]:
 def _opened(path: str | os.PathLike) -> Iterator[Image.Image]:
     # A file object, because Pillow maps an uncompressed TIFF that it opens by name, and then scrambles the rows of
     # orientations 5 to 8.
-    with (
-        warnings.catch_warnings(action="ignore"),
-        open(path, "rb") as file,
-        Image.open(file, formats=FORMATS) as image,
-    ):
+    with warnings.catch_warnings(action="ignore"), open(path, "rb") as file, Image.open(file, formats=FORMATS) as image:
         yield image
 
 

@@ -22,6 +22,16 @@ def _is_fraction(value: float) -> bool:
     return 0 < tenths <= 320 and abs(2550 * value - tenths) < 1e-6 and round(value, 3) != value
 
 
+def _number(value: object, name: str, kind: str = "number") -> float:
+    """`value` as a float, inf if it is too large for one; raises ValueError if it is no number."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} must be a {kind}, got {value!r:.40}") from None
+    except OverflowError:
+        return math.inf
+
+
 def check_radius(value: float, name: str = "radius") -> float:
     """`value` as a float if it is a radius in pixel levels, 0 to 1e12.
 
@@ -31,12 +41,7 @@ def check_radius(value: float, name: str = "radius") -> float:
     >>> check_radius(8)
     8.0
     """
-    try:
-        value = float(value)
-    except (TypeError, ValueError):
-        raise ValueError(f"{name} must be a number of pixel levels, got {value!r}") from None
-    except OverflowError:
-        value = math.inf
+    value = _number(value, name, "number of pixel levels")
     if not math.isfinite(value) or value < 0:
         raise ValueError(f"{name} must be a finite number of pixel levels >= 0, got {value:g}")
     if value > MOST_LEVELS:
@@ -51,7 +56,7 @@ def check_step_size(value: float, name: str = "step_size") -> float:
 
     Raises ValueError with what to write instead.
     """
-    value = float(value)
+    value = _number(value, name, "number of pixel levels")
     if not math.isfinite(value) or value <= 0:
         raise ValueError(f"{name} must be a finite number of pixel levels > 0, got {value:g}")
     if _is_fraction(value):
@@ -84,23 +89,23 @@ def parse_count(text: str, name: str, least: int = 0, most: int | None = None) -
 
 def check_share(value: float, name: str) -> float:
     """`value` as a float if it is a share, 0 to 1; raises ValueError otherwise."""
-    if not 0 <= float(value) <= 1:
+    if not 0 <= (share := _number(value, name)) <= 1:
         raise ValueError(f"{name} is a share, 0 to 1, got {value!r}")
-    return float(value)
+    return share
 
 
 def check_fraction(value: float, name: str = "fraction") -> float:
     """`value` as a float if it is above 0 and at most 1; raises ValueError otherwise."""
-    if not 0 < float(value) <= 1:
+    if not 0 < (share := _number(value, name)) <= 1:
         raise ValueError(f"{name} must be above 0 and at most 1, got {value!r}")
-    return float(value)
+    return share
 
 
 def check_nonnegative(value: float, name: str) -> float:
     """`value` as a float if it is finite and >= 0; raises ValueError otherwise."""
-    if not 0 <= float(value) < math.inf:
+    if not 0 <= (number := _number(value, name)) < math.inf:
         raise ValueError(f"{name} must be a finite number >= 0, got {value!r}")
-    return float(value)
+    return number
 
 
 def check_seed(seed: int) -> int:

@@ -80,11 +80,7 @@ def _trained(split: Split, recipe: LearnRecipe, seed: int, lab: Lab) -> tuple[di
 
 
 def training_rows(
-    split: Split,
-    *,
-    seeds: Sequence[int] = (0, 1, 2),
-    sgd: SGD = SGD_OF_ROWS,
-    lab: Lab | None = None,
+    split: Split, *, seeds: Sequence[int] = (0, 1, 2), sgd: SGD = SGD_OF_ROWS, lab: Lab | None = None
 ) -> pd.DataFrame:
     """Rows of objective x form x seed, each kept with its net in lab.cache.
 

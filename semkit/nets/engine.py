@@ -44,6 +44,7 @@ class Passes:
 
 
 _passes: contextvars.ContextVar[Passes | None] = contextvars.ContextVar("passes", default=None)
+judged = contextvars.ContextVar("judged", default=(None, ()))  # (a net, classes: it must have an output for each)
 
 
 @contextlib.contextmanager
@@ -103,7 +104,7 @@ def _found_device(device: str) -> str:
         return next(kind for kind, found in there.items() if found)
     try:
         kind = torch.device(device).type
-    except RuntimeError:
+    except (RuntimeError, TypeError):
         kind = None
     if kind not in there:
         raise ValueError(f"device must be auto, cpu, mps, cuda or cuda:N, got {device!r}")
@@ -129,8 +130,7 @@ class Engine:
     Four switches change the speed but not the result, except for rounding. fold: in eval mode, batch-norm is part of
     the convolution before it. batch_samples: several EOT samples go through a net in one pass, with the same draws.
     keep_memory: the process keeps freed memory (keep_freed). compile: torch.compile runs the folded net.
-    On a CUDA GPU float32 means float32 (no TF32), and runs are deterministic.
-    Raises ValueError for an unknown device or precision, and for one that this machine does not have.
+    On CUDA float32 is no TF32, and runs are deterministic. Raises ValueError for a device or precision not there.
 
     >>> Engine("cpu", "float32").dtype
     torch.float32
@@ -157,8 +157,7 @@ class Engine:
                 raise ValueError("float64 is not available on MPS: write float32, or device cpu")
             # torch's batch-norm on MPS had wrong gradients in channels_last until 2026 (PyTorch issue 175189).
             object.__setattr__(self, "layout", torch.contiguous_format)
-        object.__setattr__(self, "device", device)
-        object.__setattr__(self, "precision", precision)
+        vars(self).update(device=device, precision=precision)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -249,11 +248,10 @@ def _widest(model: nn.Module, x: torch.Tensor) -> int:
     """Bytes of the largest output of a module of the net for x; measured once per shape."""
     if x.shape not in model.widest:
         sizes = [x.nbytes]
-
-        def look(_, given, made):
-            sizes.append(getattr(made, "nbytes", 0))
-
-        hooks = [module.register_forward_hook(look) for module in model.modules()]
+        hooks = [
+            module.register_forward_hook(lambda _, given, made: sizes.append(getattr(made, "nbytes", 0)))
+            for module in model.modules()
+        ]
         try:
             with torch.no_grad(), evaluating(model), model.engine.autocast():
                 model(_in_layout(model, x))
@@ -275,6 +273,8 @@ def logits(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
     engine, folded = getattr(model, "engine", None), None if model.training else getattr(model, "folded", None)
     with engine.autocast() if engine else contextlib.nullcontext():
         out = (folded or model)(_in_layout(model, x))
+    if (of := judged.get())[0] is model and out.shape[-1] < len(of[1]):
+        raise ValueError(f"the net has {out.shape[-1]} outputs, the images {len(of[1])} classes: take a net for them")
     return out.to(x.dtype)
 
 

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import torch
 
-from semkit.images.files import atomic_write, check_fields, one_line, read_json, shown
+from semkit.images.files import atomic_write, check_fields, one_line, read_json, shown, writable
 from semkit.images.imageset import ImageSet
+from semkit.images.pixels import check_count, check_nonnegative, settle
 from semkit.nets.engine import Engine
 from semkit.nets.models import load_net, save_net, size_seen
 
@@ -40,7 +41,7 @@ class Lab:
     raises Interrupted. what: the name of the job. workers: the number of processes over which `grid` spreads its runs,
     of one thread each; scheduler: the address of a Dask scheduler whose workers make them instead. Both need a cache
     that all workers see. checkpoint_every: seconds until the state of an unfinished crafting is saved again, more if
-    saving takes longer than a second.
+    saving takes longer than a second. Raises ValueError for numbers that cannot be.
 
         lab = sk.Lab(cache=sk.runs_folder())
         noise, cost = sk.crafted_noise(split.train, sk.craft_recipe("sem", "demo"), lab=lab)
@@ -53,6 +54,9 @@ class Lab:
     workers: int | None = None
     scheduler: str | None = None
     checkpoint_every: float = 20
+
+    def __post_init__(self):
+        settle(self, workers=lambda n, name: n and check_count(n, name), checkpoint_every=check_nonnegative)
 
     def doing(self, what: str) -> "Lab":
         """This lab with `what` as the name of its job, unless the job has a name already."""
@@ -174,7 +178,7 @@ def kept(lab: Lab, kind: str, parts: tuple, make: Callable[[Path | None], tuple]
     if all(path.exists() for path in paths):
         return tuple(_loaded(store, path) for store, path in zip(stores, paths, strict=True))
     state = stem.with_name(stem.name + ".state")
-    stem.parent.mkdir(parents=True, exist_ok=True)  # what cannot be kept is not made first
+    writable(stem.parent)  # what cannot be kept is not made first
     results = make(state)
     for store, path, value in zip(stores, paths, results, strict=True):
         store.save(value, path)

@@ -252,12 +252,7 @@ def _fresh(images: ImageSet, recipe: CraftRecipe, seed: int, engine: Engine) -> 
 
 
 def craft(
-    images: ImageSet,
-    recipe: CraftRecipe,
-    *,
-    seed: int = 0,
-    lab: Lab | None = None,
-    checkpoint: Path | None = None,
+    images: ImageSet, recipe: CraftRecipe, *, seed: int = 0, lab: Lab | None = None, checkpoint: Path | None = None
 ) -> Crafted:
     """Craft noise for every image of a set: noise steps and surrogate steps in turn, then one pass over all images.
 

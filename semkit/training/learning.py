@@ -12,7 +12,7 @@ from semkit.images.augment import Augment
 from semkit.images.imageset import ImageSet
 from semkit.images.pixels import check_count
 from semkit.nets import models
-from semkit.nets.engine import Engine, Passes, count_passes, engine_of, predict, step_down
+from semkit.nets.engine import Engine, Passes, count_passes, engine_of, judged, predict, step_down, within
 from semkit.nets.lab import Lab, as_net, kept
 from semkit.nets.weights import drawing
 from semkit.training.bullettrain import Mined, mining
@@ -59,16 +59,12 @@ class Learned:
 
 
 def accuracy(
-    model: nn.Module,
-    images: ImageSet,
-    perturbation: Perturbation = Clean(),
-    *,
-    seed: int = 0,
-    batch: int = 500,
+    model: nn.Module, images: ImageSet, perturbation: Perturbation = Clean(), *, seed: int = 0, batch: int = 500
 ) -> float:
     """The share of images that the model, in eval mode, classifies correctly after `perturbation`.
 
-    Clean() gives clean accuracy, PGD(r) robust accuracy at radius r.
+    Clean() gives clean accuracy, PGD(r) robust accuracy at radius r. Raises ValueError for no images, and for a net
+    with fewer outputs than the images have classes.
 
         sk.accuracy(learned.model, split.test, sk.PGD(4))
     """
@@ -77,7 +73,7 @@ def accuracy(
     engine, batch = engine_of(model), check_count(batch, "batch", 1)
     images = images.to(engine.device)
     right = 0
-    with drawing(model, engine.generator(seed, "accuracy, injected noise")):
+    with within(judged, (model, images.classes)), drawing(model, engine.generator(seed, "accuracy, injected noise")):
         for start in range(0, len(images), batch):
             part = slice(start, start + batch)
             x, y = images.batch(part)
@@ -139,7 +135,7 @@ def fit(
     model = engine.prepare(start or _begun(train, recipe, seed, own, lab))
     optimizer, curve, losses = sgd.optimizer(model), [], []
     every, began = math.ceil(sgd.steps / recipe.evaluations), time.monotonic()
-    with count_passes() as passes, mining() as mined:
+    with count_passes() as passes, mining() as mined, within(judged, (model, train.classes)):
         for step, index in sgd.batches(len(train), own, engine):
             generator = engine.generator(own, "learn", step)
             x, y = training_batch(train, index, recipe.augment, engine, generator)
