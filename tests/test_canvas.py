@@ -136,3 +136,9 @@ def picture(page):
     """Kind and bytes of the picture of a page."""
     kind, data = Page(page).tags[1][1]["src"].split(";base64,")
     return kind, base64.b64decode(data)
+
+
+def test_dollars_in_the_name_of_a_folder_are_no_formula(tmp_path):
+    canvas.save(canvas.titled(canvas.new_figure(2, 1), "photos $^$, 12 images"), tmp_path / "figure.png")
+    with Image.open(tmp_path / "figure.png") as drawn:
+        assert drawn.size[0] > 100

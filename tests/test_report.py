@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from semkit.analysis.report import as_objects, read_rows, table, write_rows
+from semkit.analysis.report import as_objects, read_rows, table, write_report, write_rows
 from semkit.analysis.statistics import interval
 
 ROWS = [
@@ -71,3 +71,9 @@ def test_named_learners_have_a_column_each_and_what_a_row_lacks_is_empty(tmp_pat
     assert lines[2:] == [["CUDA", "50.0", "-", "25.0"], ["EM", "-", "50.0", "-"]]
     write_rows(rows, tmp_path / "rows.csv")
     assert [row["on_own"] for row in as_objects(read_rows(tmp_path / "rows.csv"))] == [None, None, 1.0]
+
+
+def test_a_figure_of_fewer_methods_does_not_stay_beside_new_rows(tmp_path):
+    (tmp_path / "figure.png").write_bytes(b"of the sweep before")
+    write_report(tmp_path, "table", None)
+    assert [path.name for path in tmp_path.iterdir()] == ["table.md"]

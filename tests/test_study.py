@@ -381,3 +381,11 @@ def test_seeds_may_be_how_many():
     assert list(grid(split, {"clean": None}, {0: LEARN}, seeds=2, **how)["seed"]) == [0, 1]
     with pytest.raises(ValueError, match="seeds must be a whole number >= 1, got 0"):
         grid(split, {"clean": None}, {0: LEARN}, seeds=0, **how)
+
+
+def test_a_run_named_twice_is_one_row_and_no_narrower_interval():
+    split, how = image_split(20), {"lab": Lab(ENGINE), "countermeasures": ["bitdepth", "none", "bitdepth"]}
+    rows = grid(split, {"clean": None}, {0: LEARN}, seeds=[1, 0, 1], **how)
+    assert list(zip(rows["seed"], rows["countermeasure"], strict=True)) == [
+        (seed, name) for seed in (1, 0) for name in ("bitdepth", "none")
+    ]

@@ -44,7 +44,7 @@ def titled(figure: Figure, title: str, panels: Sequence = (), names: Sequence[st
     else:
         for axes, name in zip(panels, names, strict=True):
             axes.set_title(name, fontsize="medium")
-    figure.suptitle(title, fontsize="medium")
+    figure.suptitle(title, fontsize="medium", parse_math=False)  # a folder's name may hold dollars
     return figure
 
 

@@ -93,8 +93,9 @@ def read_rows(path: str | os.PathLike) -> pd.DataFrame:
 
 
 def write_report(out: Path, text: str, figure: "Figure | None") -> None:
-    """A table and its figure, if there is one, as table.md and figure.png in `out`."""
+    """A table and its figure as table.md and figure.png in `out`; without a figure one of fewer methods goes."""
     atomic_write(out / "table.md", (text + "\n").encode())
+    (out / "figure.png").unlink(missing_ok=True)
     if figure:
         from semkit.analysis.canvas import save
 

@@ -12,6 +12,7 @@ from torch import nn
 from semkit.analysis.cluster import Group, spread
 from semkit.analysis.statistics import learner
 from semkit.countermeasures.registry import counter, learner_after
+from semkit.images.files import writable
 from semkit.images.imageset import ImageSet, Split
 from semkit.images.pixels import check_count, check_seed
 from semkit.nets.engine import how_run
@@ -128,6 +129,8 @@ def learned_net(
     lab = lab or Lab()
     if file and Path(file).exists():
         load_net(file, lab.engine)  # raises for what is not ours to overwrite
+    elif file:
+        writable(Path(file).parent)
     row, model = _kept(train, test, recipe, {}, seed, lab, True)
     if file:
         as_net(recipe, train, lab.engine).save(model, file)
@@ -171,8 +174,9 @@ def grid(
         rows = sk.grid(split, *sk.sweep_recipes(["clean", "sem"], [0, 4], "demo"), seeds=3)
     """
     grid_recipes(split, crafts, learners, countermeasures)  # raises before anything is made
-    lab, rows = lab or Lab(), []
-    seeds = [*map(check_seed, seeds)] if isinstance(seeds, Iterable) else range(check_count(seeds, "seeds", 1))
+    seeds = seeds if isinstance(seeds, Iterable) else range(check_count(seeds, "seeds", 1))
+    lab, rows, seeds = lab or Lab(), [], dict.fromkeys(map(check_seed, seeds))  # a run is one row, however often named
+    countermeasures = dict.fromkeys(countermeasures)
     if lab.workers or lab.scheduler:
         alone = partial(grid, split, keep_nets=keep_nets, lab=Lab(lab.engine, lab.cache and Path(lab.cache).resolve()))
         spread(_runs(alone, crafts, learners, [(name,) for name in countermeasures] or [()], seeds), lab)
