@@ -221,12 +221,12 @@ def test_an_output_that_is_taken_is_one_line_and_left_alone(finished, capsys):
     assert "is a file; name a folder" in complaint(capsys, *protect, "file")
     for more in ([], ["--resume"]):
         assert "is not empty; name another folder" in complaint(capsys, *protect, "mine", *more)
-        for option, what in (("--seed", "seed"), ("--radius", "recipe"), ("--limit", "fingerprint, limit")):
+        for option, what in (("--seed", "seed"), ("--radius", "recipe"), ("--limit", "images, limit")):
             said = complaint(capsys, *protect, "out", *more, option, 6)
             assert f"was begun with other settings ({what}); name another folder" in said
     assert "--resume continues it, or name another folder" in complaint(capsys, *protect, "out")
     (finished / "photos/a/00.png").write_bytes((finished / "photos/b/01.png").read_bytes())
-    assert "other settings (fingerprint)" in complaint(capsys, *protect, "out", "--resume")
+    assert "other settings (images)" in complaint(capsys, *protect, "out", "--resume")
     (finished / "photos/a/00.png").write_bytes(before["photos/a/00.png"])
     assert contents(finished) == before
 
@@ -602,7 +602,7 @@ def test_rows_of_another_sweep_and_what_is_not_of_semkit_are_left_alone(here, ca
     assert "mine has a figure.png that is not of this command; name" in complaint(capsys, *sweep, "mine")
     assert "lie in each other" in complaint(capsys, *sweep, "photos/out")
     others = (
-        ("--methods", "em", "methods"), ("--radii", 4, "radii"), ("--limit", 4, "fingerprint"),
+        ("--methods", "em", "methods"), ("--radii", 4, "radii"), ("--limit", 4, "images"),
         ("--precision", "float64", "engine"),
     )  # fmt: skip
     for option, value, what in others:
@@ -819,3 +819,48 @@ def test_check_finds_added_files_of_every_kind_and_linked_folders(finished, caps
     assert run("check", "photos", "out", "--json") == 1
     problems = json.loads(capsys.readouterr().out)["problems"]
     assert problems == [f"{name}: no original of it" for name in sorted((*added, "d"))]
+
+
+def test_protected_images_are_not_taken_for_clean_ones_to_test_on(finished, capsys):
+    shutil.copytree(finished / "out/images", finished / "report/images")
+    for images in ("out/images", "out"):
+        said = complaint(capsys, "learn", images, *QUICK)
+        assert (
+            f"{images} is protected, so accuracies would not be of clean" in said and "learn IMAGES --protected" in said
+        )
+    assert "is protected" in complaint(capsys, "sweep", "out/images", "--out", "rows", *QUICK)
+    assert run("learn", "report/images", *QUICK) == 0  # a folder of that name which protect did not write
+    (finished / "out/images").rename(finished / "train")
+    (finished / "out/images").mkdir()
+    (finished / "train").rename(finished / "out/images/train")
+    shutil.copytree(finished / "photos", finished / "out/images/test")
+    assert run("learn", "out/images", *QUICK) == 0  # with clean test images of its own
+
+
+def test_runs_are_not_kept_among_the_images_where_the_next_call_would_take_them_for_a_class(here, capsys):
+    assert "lie in each other; name another" in complaint(capsys, "learn", "photos", "--cache", "photos/runs", *QUICK)
+    (here / "file").touch()
+    assert "the output file is a file; name a folder" in complaint(capsys, "learn", "photos", "--cache", "file", *QUICK)
+    assert "the output file is a file; name a folder" in complaint(capsys, "bench", "--quick", "--out", "file")
+    assert sorted(path.name for path in (here / "photos").iterdir()) == ["a", "b"]
+
+
+def test_a_net_that_cannot_be_saved_is_not_trained_first(here, capsys):
+    (here / "file").touch()
+    assert run("learn", "photos", "--save", "file/net.st", *QUICK) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and "semkit: file: " in said.err and "goes on" not in said.err and "--cache" not in said.err
+
+
+def test_a_refused_transform_leaves_its_folder_free_for_the_right_one(here, capsys):
+    make_photos(here / "three", 30, classes=3)
+    (here / "bad.st").write_bytes(b"no net")
+    transform = ["transform", "three", "bad.st", "--out", "out", *QUICK]
+    assert run(*transform) == 2 and "bad.st is no net that semkit can read" in capsys.readouterr().err
+    assert not (here / "out").exists()
+
+
+def test_a_tilde_after_an_equals_sign_is_the_home_folder(here, capsys, monkeypatch):
+    monkeypatch.setenv("HOME", str(here / "home"))
+    assert run("protect", "photos", "~/out", *QUICK) == 0
+    assert (here / "home/out/report.json").exists() and not (here / "~").exists()

@@ -45,8 +45,8 @@ def test_a_page_may_be_written_again_and_other_files_may_not(written, tmp_path, 
 
 
 def test_without_results_the_line_says_what_to_name(tmp_path, capsys):
-    assert main(["page", str(tmp_path / "a.html"), "--results", str(tmp_path)]) == 2
-    assert "--results" in capsys.readouterr().err and not (tmp_path / "a.html").exists()
+    assert main(["page", str(tmp_path / "new/a.html"), "--results", str(tmp_path)]) == 2
+    assert "--results" in capsys.readouterr().err and not (tmp_path / "new").exists()
 
 
 def test_one_seed_has_no_interval_and_two_have():

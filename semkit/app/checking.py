@@ -118,7 +118,7 @@ def read_report(out: str | os.PathLike, *, whole: bool = False) -> dict:
     """
     path = output_folder(out) / "report.json"
     if not path.exists():
-        raise OutputError(f"{shown(path)} is missing; semkit protect writes it when it is done")
+        raise OutputError(f"{shown(path)} is missing; semkit protect writes it when it is done, to its OUT")
     try:
         report = check_fields(read_json(path), {**NEEDED, **(TOLD if whole else {})})
         check_size(report["size"])
@@ -304,12 +304,7 @@ def _protected(train: ImageSet, outputs: Sequence[str], out: str | os.PathLike, 
 
 
 def inspected(
-    source: str,
-    out: str | os.PathLike,
-    names: Sequence[str],
-    *,
-    root: str | None = None,
-    on_step: OnStep | None = None,
+    source: str, out: str | os.PathLike, names: Sequence[str], *, root: str | None = None, on_step: OnStep | None = None
 ) -> tuple[dict, pd.DataFrame]:
     """(noise_numbers of OUT, and images, looked_at and radius; survival_rows of it after these countermeasures).
 

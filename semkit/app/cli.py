@@ -114,8 +114,8 @@ def _told(work: Callable[[], int | None], hint: str) -> int:
         return complain(f"{error}")
     except OSError as error:
         name = f"{shown(error.filename)}: " if error.filename else ""
-        denied = isinstance(error, PermissionError | FileNotFoundError | NotADirectoryError | IsADirectoryError)
-        return complain(f"{name}{error.strerror or error}{'' if denied else hint}")
+        # A full disk is an OSError; wrong names and permissions have types of their own, and come again.
+        return complain(f"{name}{error.strerror or error}{hint if type(error) is OSError else ''}")
 
 
 def _once() -> Callable:

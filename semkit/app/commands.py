@@ -121,7 +121,10 @@ def _split(options, report: Report, on_step: OnStep) -> Split:
     --without is about the originals, because protected images differ from them in every byte. What has to lie on a disk
     lies on that of --out or --cache.
     """
-    told, place = job(on_step, "reading images"), Storage(options.hold, options.out or options.cache)
+    folder.check_clean(options.images)
+    if at := options.out or options.cache:
+        folder.check_place(options.images, at)
+    told, place = job(on_step, "reading images"), Storage(options.hold, at)
     how = dict(reading(options), seed=options.split_seed, storage=place, on_step=told)
     split = load(options.images, **how)
     report.skipped(split.skipped)
@@ -201,7 +204,6 @@ def sweep(options) -> None:
     """semkit sweep, and semkit demo over the embedded images: rows, a table and a figure."""
     from semkit.analysis import figures, pictures  # matplotlib takes a second that other commands need not pay
 
-    folder.check_place(options.images, options.out)
     engine, design, steps, seeds = engine_of(options), options.design, options.learner_steps, _seeds(options)
     crafts, learners = _recipes(options)
     check_scheduler(Lab(engine, scheduler=options.scheduler))  # before images are read, which may take long
@@ -251,13 +253,13 @@ def _measure(
 
 def transform(options) -> None:
     """semkit transform: a classifier behind an adversarial-example transform under attacks, ERM and AT beside it."""
-    folder.check_place(options.images, options.out)
     engine, radius, attacked = engine_of(options), options.radius, options.attacked
     _, learners = methods.sweep_recipes((), (0, radius), options.preset, size=options.size)
     if options.learner_steps:
         learners[0] = lasting(learners[0], options.learner_steps)
     with bars() as on_step:
         split, behind = _split(options, Report(options.json), on_step), Transform(options.net)
+        behind.net(engine), split.test.limit(attacked)  # raise before the folder is claimed
         _claim(options, split, engine, radius=radius, attacked=attacked, net=behind.content)
         train, trained = split.train, [*learners.values(), learners[0]]
         announce(
@@ -277,6 +279,7 @@ def bench(options) -> None:
 
     engine = engine_of(options)
     if options.out:
+        folder.check_place(None, options.out)
         folder.claim(options.out, {"command": "bench"})  # fails before minutes of work, not after
     names = ("nets", "batch", "rounds", "samples", "attack_steps")
     given = {name: value for name in names if (value := getattr(options, name)) is not None}
@@ -295,7 +298,6 @@ def gpu_check(options) -> None:
     """semkit gpu-check: a prepared run on a GPU, part by part within a time limit; reports its rows."""
     from semkit.analysis.gpucheck import TINY, Scale, run
 
-    folder.check_place(options.images, options.out)
     with bars() as on_step:
         split, lab = _split(options, report := Report(options.json), on_step), Lab(engine_of(options), on_step=on_step)
         _claim(options, split, lab.engine, tiny=options.tiny)

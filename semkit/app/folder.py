@@ -42,14 +42,24 @@ COMPARED = 20  # files of an interrupted run that tell whether its key is the on
 SMALL = 1 << 26  # bytes; where less is free, that is not because of one image
 
 
-def check_place(source: str, out: Path) -> None:
-    """Raises OutputError if `out` is no folder, or if it and the images lie in each other."""
-    if not set_name(source):
+def check_place(source: str | None, out: Path) -> None:
+    """Raises OutputError if `out` is no folder, or if it and the images, where there are some, lie in each other."""
+    if source is not None and not set_name(source):
         inside = Path(os.path.realpath(out))  # resolve() may raise on a link loop
         if any(inside == at or at in inside.parents or inside in at.parents for at in _real_folders(source)):
             raise OutputError(f"the output {shown(out)} and the images {shown(source)} lie in each other; name another")
     if os.path.lexists(out) and not out.is_dir():
         raise OutputError(f"the output {shown(out)} is a {'file' if out.exists() else 'broken link'}; name a folder")
+
+
+def check_clean(source: str) -> None:
+    """Raises OutputError for the images of a protected folder, unless they have test images of their own."""
+    at = Path(os.path.realpath(source))
+    out = at.parent if at.name == "images" else at
+    with suppress(OutputError):  # no folder that semkit protected
+        if not set_name(source) and read_report(out) and not (out != at and find_folder(source).test):
+            test = "so accuracies would not be of clean test images"
+            raise ValueError(f"{shown(source)} is protected, {test}: semkit learn IMAGES --protected {shown(out)}")
 
 
 def _real_folders(source: str) -> set[Path]:
@@ -134,7 +144,7 @@ def _check_same(out: Path, request: dict, growing: Collection[str] = ()) -> None
 
     differing = [name for name, now in request.items() if name != "source" and not agrees(name, now)]
     if differing:
-        what = ", ".join(name.replace("_", " ") for name in differing)
+        what = ", ".join(differing).replace("_", " ").replace("fingerprint", "images")
         raise OutputError(f"the output {shown(out)} was begun with other settings ({what}); name another folder")
 
 

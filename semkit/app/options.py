@@ -45,7 +45,7 @@ def _word(known: Iterable[str], what: str) -> dict:
 def _filled(text: str) -> str:
     if not text:
         raise ValueError("a name is needed, got an empty one; is it a variable that is not set?")
-    return text
+    return os.path.expanduser(text)  # no shell does it in --out=~/runs
 
 
 def _free(text: str) -> Path:

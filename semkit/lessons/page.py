@@ -42,7 +42,6 @@ def write(out: Path, results: Path) -> int:
     """Write the page to `out`, whole; its size in bytes. Raises ValueError for a file that is no such page."""
     if out.exists() and not (out.is_file() and SIGNATURE in out.read_text(errors="replace")):
         raise ValueError(f"{shown(out)} is there and is no page of semkit; name another file")
-    out.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(out, page := html(results).encode())
     return len(page)
 
