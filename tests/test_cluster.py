@@ -203,3 +203,22 @@ def test_without_dask_the_extra_is_named_and_without_a_cache_the_cache(tmp_path,
     monkeypatch.setitem(sys.modules, "distributed", None)
     with pytest.raises(ValueError, match=r"pip install semkit\[cluster\]"):
         spread([], Lab(ENGINE, tmp_path, workers=2))
+
+
+SCRIPT = """
+import sys, semkit as sk
+print("begun")
+split = sk.load("shapes", limit=20, size=8)
+lab = sk.Lab(sk.Engine("cpu", "float32"), sys.argv[1], workers=2)
+print(len(sk.grid(split, *sk.sweep_recipes(["clean"], [0], "quick"), seeds=2, lab=lab)), "rows")
+"""
+
+
+@pytest.mark.whole
+def test_a_plain_script_is_run_once_and_not_by_every_worker_again(tmp_path):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    ran = subprocess.run(
+        [sys.executable, "script.py", "runs"], cwd=tmp_path, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "begun\n2 rows\n", "")

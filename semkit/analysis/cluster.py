@@ -4,6 +4,9 @@ Plain Dask, because joblib's Dask backend waits forever for a run that killed it
 workers when one dies, and neither hears of Ctrl-C before a run is done.
 """
 
+import os
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,15 +23,12 @@ Call = Callable[[], object]
 Group = tuple[Call | None, Sequence[Call]]  # the call that the others wait for, if there is one, and the others
 
 # In place of Dask's own settings, whose MALLOC_TRIM_THRESHOLD_ works against keep_freed. Errors of a worker are raised
-# here, so it need not log them.
-OF_A_WORKER = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
-OF_A_WORKER["DASK_LOGGING__DISTRIBUTED"] = "critical"
-LOCAL = {
-    "distributed.nanny.pre-spawn-environ": OF_A_WORKER,
-    # A process that looks at itself every 10 or 20 ms takes time from runs that use all processors.
-    "distributed.worker.profile.enabled": False,
-    "distributed.admin.tick.interval": "1s",
-}
+# here, so it need not log them. A process that looks at itself every 10 or 20 ms takes time from runs.
+OF_A_WORKER = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")} | {
+    "DASK_LOGGING__DISTRIBUTED": "critical", "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "False",
+    "DASK_DISTRIBUTED__ADMIN__TICK__INTERVAL": "1s",
+    "DASK_DISTRIBUTED__NANNY__PRE_SPAWN_ENVIRON": "{'MALLOC_TRIM_THRESHOLD_': None}",
+}  # fmt: skip
 ANSWERS, COMES = 10, 60  # seconds that a scheduler may take to answer, and a worker to come
 
 
@@ -45,7 +45,7 @@ def spread(groups: Iterable[Group], lab: Lab) -> None:
         raise ValueError("workers keep their runs in a folder: give the Lab a cache")
     Path(lab.cache).mkdir(parents=True, exist_ok=True)
     with _connected(lab) as client, temporary_file(Path(lab.cache).resolve()) as file:
-        _check_workers(client)
+        _check_workers(client, 1 if lab.scheduler else lab.workers)
         _watch(client, list(_submitted(client, list(groups), file)), lab)
 
 
@@ -60,15 +60,14 @@ def check_scheduler(lab: Lab) -> None:
 def _connected(lab: Lab) -> Iterator:
     """A Dask client of the scheduler at lab.scheduler, else of lab.workers processes of this machine."""
     try:
-        import dask
         from distributed import Client, LocalCluster
     except ImportError:
         raise ValueError("runs on workers need dask.distributed: pip install semkit[cluster]") from None
     if lab.scheduler is None:
         # Any free port, where the usual one may be another cluster's.
         quiet = dict(dashboard_address="127.0.0.1:0", silence_logs="CRITICAL", host="127.0.0.1")
-        with dask.config.set(LOCAL), LocalCluster(n_workers=lab.workers, threads_per_worker=1, **quiet) as cluster:
-            with Client(cluster) as client:
+        with LocalCluster(n_workers=0, **quiet) as one, _started(one.scheduler_address, lab.workers):
+            with Client(one) as client:
                 yield client
         return
     try:
@@ -80,11 +79,24 @@ def _connected(lab: Lab) -> Iterator:
         yield client
 
 
-def _check_workers(client) -> None:
-    """Raises ValueError where no worker comes, and where one has no semkit: Dask would wait for it forever."""
+@contextmanager
+def _started(at: str, n: int) -> Iterator[None]:
+    """n worker processes of one thread each, by Dask's command, because LocalCluster's own run a script anew each."""
+    command = f"-m dask worker {at} --host 127.0.0.1 --no-dashboard --death-timeout {COMES} --nworkers {n}".split()
+    command = [sys.executable, *command, "--nthreads", "1", "--memory-limit", str(1 / n)]
+    found = {"PYTHONPATH": os.pathsep.join(sys.path)}  # what can be imported here
+    with subprocess.Popen(command, env=os.environ | OF_A_WORKER | found, start_new_session=True) as workers:
+        try:
+            yield
+        finally:
+            workers.terminate()
+
+
+def _check_workers(client, n: int = 1) -> None:
+    """Raises ValueError where fewer than n workers come, and where one has no semkit: Dask would wait for ever."""
     at = client.scheduler.address
     try:
-        client.wait_for_workers(1, timeout=COMES)
+        client.wait_for_workers(n, timeout=COMES)
     except TimeoutError:
         raise ValueError(f"the Dask scheduler at {at} has no workers; start some: dask worker {at}") from None
     # All workers import semkit here, at the same time.

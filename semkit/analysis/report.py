@@ -111,10 +111,6 @@ def as_objects(rows: pd.DataFrame) -> list[dict]:
     return rows.astype(object).where(rows.notna(), None).to_dict("records")
 
 
-def _of(result: dict, kind: str) -> pd.DataFrame:
-    return pd.DataFrame([row for row in result["rows"] if row["kind"] == kind])
-
-
 def _conditions(result: dict) -> str:
     """The hardware with its versions in a line, and the plan in a line."""
     where, plan = result["hardware"], result["plan"]
@@ -162,7 +158,7 @@ def bench_figure(result: dict) -> "Figure":
     """Three axes: the engine against plain PyTorch, against itself less one thing, the cost of an image by set size."""
     from semkit.analysis.canvas import new_figure, titled  # matplotlib takes a second that commands need not pay
 
-    times, sets = _of(result, "time"), _of(result, "set")
+    times, sets = (pd.DataFrame([row for row in result["rows"] if row["kind"] == kind]) for kind in ("time", "set"))
     plain, off = times[times["path"] == "plain"], times[~times["path"].isin(["plain", "engine"])]
     figure = new_figure(14, 1.6 + 0.3 * max(len(plain), len(off)))
     left, middle, right = figure.subplots(1, 3)

@@ -127,10 +127,8 @@ def learned_net(
         row, net = sk.learned_net(split.train, split.test, sk.learn_recipe("demo"), file=Path("net.safetensors"))
     """
     lab = lab or Lab()
-    if file and Path(file).exists():
-        load_net(file, lab.engine)  # raises for what is not ours to overwrite
-    elif file:
-        writable(Path(file).parent)
+    if file:  # raises for what is not ours to overwrite, and where nothing can be written
+        load_net(file, lab.engine) if Path(file).exists() else writable(Path(file).parent)
     row, model = _kept(train, test, recipe, {}, seed, lab, True)
     if file:
         as_net(recipe, train, lab.engine).save(model, file)
@@ -167,16 +165,15 @@ def grid(
     crafts: method -> its recipe, None for clean images; a seed's noise is crafted with that seed. learners: training
     radius, or a name for the column `learner` -> recipe. countermeasures: each learner is trained after each of them,
     named in the column `countermeasure`; split.spare is for those that need clean images. seeds: the seeds, or how
-    many: 3 is 0, 1, 2. keep_nets: as keep_net of learned_row.
+    many: 3 is 0, 1, 2. keep_nets: as keep_net of learned_row. A seed or countermeasure named twice is made once.
     A row is that of learned_row, with accuracies on the recipe's own test sets and the cost of its noise; what only
     other rows have is nan. With lab.workers or lab.scheduler, workers make the runs and keep them in lab.cache.
 
         rows = sk.grid(split, *sk.sweep_recipes(["clean", "sem"], [0, 4], "demo"), seeds=3)
     """
     grid_recipes(split, crafts, learners, countermeasures)  # raises before anything is made
-    seeds = seeds if isinstance(seeds, Iterable) else range(check_count(seeds, "seeds", 1))
-    lab, rows, seeds = lab or Lab(), [], dict.fromkeys(map(check_seed, seeds))  # a run is one row, however often named
-    countermeasures = dict.fromkeys(countermeasures)
+    seeds = map(check_seed, seeds) if isinstance(seeds, Iterable) else range(check_count(seeds, "seeds", 1))
+    lab, rows, countermeasures, seeds = lab or Lab(), [], dict.fromkeys(countermeasures), dict.fromkeys(seeds)
     if lab.workers or lab.scheduler:
         alone = partial(grid, split, keep_nets=keep_nets, lab=Lab(lab.engine, lab.cache and Path(lab.cache).resolve()))
         spread(_runs(alone, crafts, learners, [(name,) for name in countermeasures] or [()], seeds), lab)

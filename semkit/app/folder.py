@@ -53,13 +53,12 @@ def check_place(source: str | None, out: Path) -> None:
 
 
 def check_clean(source: str) -> None:
-    """Raises OutputError for the images of a protected folder, unless they have test images of their own."""
+    """Raises ValueError for the images of a protected folder, unless they have test images of their own."""
     at = Path(os.path.realpath(source))
     out = at.parent if at.name == "images" else at
     with suppress(OutputError):  # no folder that semkit protected
         if not set_name(source) and read_report(out) and not (out != at and find_folder(source).test):
-            test = "so accuracies would not be of clean test images"
-            raise ValueError(f"{shown(source)} is protected, {test}: semkit learn IMAGES --protected {shown(out)}")
+            raise ValueError(f"{shown(source)} is protected, test images too: learn IMAGES --protected {shown(out)}")
 
 
 def _real_folders(source: str) -> set[Path]:

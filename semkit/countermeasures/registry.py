@@ -166,10 +166,6 @@ class BySpare(Countermeasure):
         return self.trained_on(train, self._clean(train, spare)) if self.trained_on else train
 
 
-def _alone(train: ImageSet, spare: ImageSet) -> ImageSet:
-    return spare
-
-
 UERASER = TrivialAugment(Plasma(Identity()))
 
 COUNTERMEASURES: dict[str, Countermeasure] = {  # jpeg: of the stored image; jpegload: after crop and flip, every time
@@ -204,9 +200,9 @@ COUNTERMEASURES: dict[str, Countermeasure] = {  # jpeg: of the stored image; jpe
     "dat": ByPerturbation("DAT", trainers.ClassBlur),
     "finetune": BySpare("fine-tuned", trainers.finetune),
     "lastlayer": BySpare("last layer", trainers.probe),
-    "dfr": BySpare("DFR, {} % clean", trainers.reweight, 10, PERCENT, _alone),
+    "dfr": BySpare("DFR, {} % clean", trainers.reweight, 10, PERCENT, lambda train, spare: spare),
     "addclean": BySpare("{} % clean added", None, 20, PERCENT, trainers.added),
-    "onlyclean": BySpare("{} % clean alone", None, 20, PERCENT, _alone),
+    "onlyclean": BySpare("{} % clean alone", None, 20, PERCENT, lambda train, spare: spare),
 }
 
 

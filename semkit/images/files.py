@@ -185,11 +185,10 @@ def writable(folder: str | os.PathLike) -> None:
 
 def read_json(path: str | os.PathLike) -> object:
     """Read a JSON file. Raises ValueError, without the path, if it is not a file or not JSON."""
-    path = Path(path)
-    if path.exists() and not path.is_file():  # opening a named pipe would wait forever
+    if os.path.exists(path) and not os.path.isfile(path):  # opening a named pipe would wait forever
         raise ValueError("not a file")
     try:
-        return json.loads(path.read_bytes())
+        return json.loads(Path(path).read_bytes())
     except RecursionError:
         raise ValueError("nested too deeply") from None
 

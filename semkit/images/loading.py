@@ -4,7 +4,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, count
 from pathlib import Path
 
 import numpy as np
@@ -188,7 +188,7 @@ def decode(
     folder: Folder, parts: Sequence[Part], size: int, *, storage: Storage = AUTO, on_step: OnStep | None = None
 ) -> list[ImageSet]:
     """Decode the files of some parts of a folder, resized to size x size; raises DataError for an unreadable file."""
-    sets, done, total = [], 0, sum(map(len, parts))
+    sets, done, total = [], count(1), sum(map(len, parts))
     for part in parts:
         images, scratch = _room(len(part), size, storage)
         for image, name in zip(images, part, strict=True):
@@ -196,9 +196,8 @@ def decode(
                 image.copy_(torch.from_numpy(working_image(read_image(folder.root / name), size)))
             except UnreadableImage as error:
                 raise DataError(f"{error}; --skip-unreadable (Python: skip_unreadable=True) leaves it out") from None
-            done += 1
             if on_step:
-                on_step(done, total)
+                on_step(next(done), total)
         name = folder.root.resolve().name
         sets.append(ImageSet(images, _labels(part), folder.classes, name, tuple(part), scratch))
     return sets

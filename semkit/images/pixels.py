@@ -204,10 +204,6 @@ def add_noise(images: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
     return (images.to(torch.int16) + noise.to(torch.int16)).clamp(0, 255).to(torch.uint8)
 
 
-def _flat(x: torch.Tensor) -> torch.Tensor:
-    return x.flatten(1)
-
-
 def _column(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     return values.view(-1, *[1] * (like.dim() - 1))
 
@@ -243,10 +239,10 @@ def random_point(
     length = torch.empty(len(like), dtype=like.dtype, device=like.device).uniform_(0, 1, generator=generator) ** (1 / n)
     if norm == "l2":
         d = to_draw(like).normal_(generator=generator)
-        return d * _column(radius * length / _flat(d).norm(dim=1), d)
+        return d * _column(radius * length / d.flatten(1).norm(dim=1), d)
     d = to_draw(like).exponential_(generator=generator)
     sign = to_draw(like).uniform_(-1, 1, generator=generator).sign()
-    return sign * d * _column(radius * length / _flat(d).sum(1), d)
+    return sign * d * _column(radius * length / d.flatten(1).sum(1), d)
 
 
 def ascent_direction(gradient: torch.Tensor, norm: str, l1_share: float = 0.01) -> torch.Tensor:
@@ -263,9 +259,9 @@ def ascent_direction(gradient: torch.Tensor, norm: str, l1_share: float = 0.01) 
     if norm == "l2":
         # Scaled first: the squares of a confident net's gradient (1e-26) are zero in float32.
         tiny = torch.finfo(gradient.dtype).tiny
-        gradient = gradient / _column(_flat(gradient).abs().amax(1).clamp_min(tiny), gradient)
-        return gradient / _column(_flat(gradient).norm(dim=1).clamp_min(tiny), gradient)
-    flat = _flat(gradient)
+        gradient = gradient / _column(gradient.flatten(1).abs().amax(1).clamp_min(tiny), gradient)
+        return gradient / _column(gradient.flatten(1).norm(dim=1).clamp_min(tiny), gradient)
+    flat = gradient.flatten(1)
     k = max(1, int(l1_share * flat.shape[1]))
     top = flat.abs().topk(k, dim=1).indices
     return torch.zeros_like(flat).scatter_(1, top, flat.gather(1, top).sign() / k).view_as(gradient)
@@ -279,9 +275,9 @@ def project(delta: torch.Tensor, radius: float, norm: str) -> torch.Tensor:
     if norm == "linf":
         return delta.clamp(-radius, radius)
     if norm == "l2":
-        length = _flat(delta).norm(dim=1).clamp_min(torch.finfo(delta.dtype).tiny)
+        length = delta.flatten(1).norm(dim=1).clamp_min(torch.finfo(delta.dtype).tiny)
         return delta * _column((radius / length).clamp_max(1), delta)
-    flat = _flat(delta).abs()
+    flat = delta.flatten(1).abs()
     ordered = flat.sort(dim=1, descending=True).values
     count = torch.arange(1, flat.shape[1] + 1, device=flat.device, dtype=flat.dtype)
     excess = (ordered.cumsum(1) - radius) / count

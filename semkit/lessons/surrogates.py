@@ -126,13 +126,10 @@ def draw_parts(rows: pd.DataFrame, noises: Mapping[str, torch.Tensor]) -> Drawn:
         points = {part: 100 * protection(rows, name, radius) for part, name in names.items() if name in there}
         title = f"{label_of(method)}, {learner(radius)}"
         told.append(f"{title}: {', '.join(f'{part} {value.mean():.0f}' for part, value in points.items())}")
-        panels[title] = pd.DataFrame({_with_share(noises[method], part): value for part, value in points.items()})
+        shares = {part: 1 if part == "whole" else part_share(noises[method], part) for part in points}
+        panels[title] = pd.DataFrame({f"{part}\n{shares[part]:.0%}": value for part, value in points.items()})
     figure = _dots_figure([panels], "part of the noise, its share of the energy", "protection (points)")
     return figure, f"Protection by parts of noise, mean points. {'; '.join(told)}", _recipe(rows)
-
-
-def _with_share(noise: torch.Tensor, part: str) -> str:
-    return f"{part}\n{1 if part == 'whole' else part_share(noise, part):.0%}"
 
 
 def _dots_figure(
