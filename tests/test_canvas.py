@@ -11,7 +11,7 @@ from IPython.core.formatters import DisplayFormatter
 from PIL import Image
 
 from semkit.analysis import canvas
-from semkit.analysis.canvas import noise_side, styles
+from semkit.analysis.canvas import styles
 from semkit.analysis.designs import noise_sides, pairs
 from semkit.protections.methods import SIDES
 
@@ -123,13 +123,10 @@ def test_pairs_of_one_surrogate_side_have_the_colours_of_their_noise_sides():
     assert [one["color"] for one in look.values()] == [one["color"] for one in published.values()]
 
 
-@pytest.mark.parametrize(
-    ("method", "side"),
-    [("sem", "random"), ("none/random", "none"), ("adversarial 4 x2", "adversarial"), ("random", "random"),
-     ("adversarial, testing", "adversarial, testing"), ("clean", "clean")],
-)  # fmt: skip
-def test_the_noise_side_is_read_from_the_name(method, side):
-    assert noise_side(method) == side
+@pytest.mark.parametrize(("method", "like"), [("random", "sem"), ("adversarial 4 x2", "rem"), ("none 0", "em")])
+def test_a_method_named_by_its_noise_side_has_the_colour_of_that_side(method, like):
+    look = styles([method, like, "adversarial, testing"])
+    assert look[method]["color"] == look[like]["color"] and look["adversarial, testing"]["color"] == canvas.SPARE[0]
 
 
 def picture(page):

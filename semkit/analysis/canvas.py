@@ -48,25 +48,16 @@ def titled(figure: Figure, title: str, panels: Sequence = (), names: Sequence[st
     return figure
 
 
-def noise_side(method: str) -> str:
-    """none, random or adversarial, where the name tells it ("sem", "random/none", "random 4"), else the name."""
-    from semkit.protections.methods import SIDES  # takes torch, which a figure without methods need not
-
-    published = {method: side for side, method in SIDES.items()}
-    told = re.match(r"(none|random|adversarial)(?=/| \d|$)", method)
-    return told[0] if told else published.get(method, method)
-
-
 def styles(methods: Iterable[str]) -> dict[str, dict]:
     """Method -> its color, marker and ls. A pair "noise side/surrogate side": marker and line by its noise side.
 
-    A pair's colour tells its surrogate side, or where all have the same one, its noise side; any other method's colour
-    tells its noise side, if the name does.
+    A pair's colour tells its surrogate side, or where all have the same one, its noise side; the colour of a method
+    such as "random 4" tells its noise side too.
 
     >>> styles(["none/none", "adversarial/random"])["adversarial/random"]
     {'color': '#D55E00', 'marker': '^', 'ls': '-.'}
     """
-    from semkit.protections.methods import METHODS, SIDES
+    from semkit.protections.methods import METHODS, SIDES  # takes torch, which a figure without methods need not
 
     known, methods = {name: method.style for name, method in METHODS.items()} | KINDS, list(methods)
     alike = len({method.partition("/")[2] for method in methods if "/" in method}) == 1
@@ -78,8 +69,8 @@ def styles(methods: Iterable[str]) -> dict[str, dict]:
             return known[SIDES[first if alike else second]][0], *known[SIDES[first]][1:]
         if method in known or method in SIDES:
             return known[SIDES.get(method, method)]
-        side = noise_side(method)
-        return known[SIDES[side]][0] if side in SIDES else next(colours), next(markers), "-"
+        side = re.match(r"(none|random|adversarial)(?=/| \d)", method)
+        return known[SIDES[side[0]]][0] if side else next(colours), next(markers), "-"
 
     return {method: dict(zip(("color", "marker", "ls"), style(method), strict=True)) for method in methods}
 

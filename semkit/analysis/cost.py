@@ -38,8 +38,7 @@ def _with_pretraining(recipes: Iterable[Work], n: int) -> Iterator[tuple[Work, i
 def passes_of(recipes: Iterable[Work], n: int) -> Passes:
     """The image passes of all recipes together, each for n images.
 
-    >>> from semkit.protections.methods import craft_recipe
-    >>> passes_of([craft_recipe("em", "quick")], 20).total
+    >>> passes_of([sk.craft_recipe("em", "quick")], 20).total
     640
     """
     costs = [recipe.cost(images) for recipe, images in _with_pretraining(recipes, n)]

@@ -7,7 +7,6 @@ content at the same frequencies. So survival orders protections and countermeasu
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import product
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -211,10 +210,10 @@ def in_words(numbers: Mapping, rows: pd.DataFrame) -> str:
     ))  # fmt: skip
 
 
-def survival_figure(rows: pd.DataFrame, numbers: Mapping, *, title: str, file: Path | None = None) -> "Figure":
+def survival_figure(rows: pd.DataFrame, numbers: Mapping, *, title: str) -> "Figure":
     """Gain and cosine of the noise after each countermeasure, and its energy by frequency and colour.
 
-    file: where the figure is saved as well; the suffix says the format.
+    Rows as of survival_rows, numbers as of noise_numbers.
     """
     from semkit.analysis import canvas
 
@@ -233,7 +232,4 @@ def survival_figure(rows: pd.DataFrame, numbers: Mapping, *, title: str, file: P
     right.barh(list(shares), [100 * share for share in shares.values()], color="#56B4E9")
     right.invert_yaxis()
     right.set(xlabel="share of the noise's energy (%)", xlim=(0, 100))
-    canvas.titled(figure, title)
-    if file:
-        canvas.save(figure, file)
-    return figure
+    return canvas.titled(figure, title)

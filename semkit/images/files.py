@@ -254,6 +254,8 @@ def read_tensors(path: str | Path, fields: Iterable[str]) -> tuple[dict[str, "to
     """(tensors, mapped from the file, and these fields of the record) that write_tensors wrote; raises ValueError."""
     from safetensors import SafetensorError, safe_open
 
+    if os.path.exists(path) and not os.path.isfile(path):  # opening a named pipe would wait for ever
+        raise ValueError("not a file")
     try:
         open(path, "rb").close()  # of a file without permission, safetensors says that it is missing
         with safe_open(path, framework="pt") as file:

@@ -3,10 +3,8 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from itertools import product
-from pathlib import Path
 
 import pandas as pd
-import safetensors.torch
 import torch
 from torch import nn
 
@@ -15,12 +13,12 @@ from semkit.analysis.figures import draw_right, points_by_place
 from semkit.analysis.pictures import draw_rows, rescaled
 from semkit.analysis.statistics import learner
 from semkit.analysis.study import crafted_surrogate, learned_net
-from semkit.images.files import atomic_write
+from semkit.images.files import read_tensors, write_tensors
 from semkit.images.imageset import ImageSet, Split
 from semkit.images.pixels import add_noise, to_levels
 from semkit.lessons.craftrun import Progress
 from semkit.nets.engine import engine_of
-from semkit.nets.lab import Lab, Store, as_json, kept
+from semkit.nets.lab import Lab, Store, kept
 from semkit.protections.crafting import CraftRecipe, craft, noise_of_batch
 from semkit.protections.methods import craft_recipe
 from semkit.training.learning import accuracy
@@ -102,15 +100,13 @@ def filmed(images: ImageSet, recipe: CraftRecipe, *, every: int = 20, seed: int 
         crafted_surrogate(images, recipe, seed=seed, lab=looked_at)
         if not film.frames:  # the noise was kept before, without a film
             craft(images, recipe, seed=seed, lab=looked_at)
-        right = {str(step): list(shares) for step, shares in film.progress.right.items()}
-        return {str(step): frame for step, frame in film.frames.items()}, right
+        return (({str(step): frame for step, frame in film.frames.items()}, {"right": film.progress.right}),)
 
-    def save(frames: dict, path: Path) -> None:
-        atomic_write(path, safetensors.torch.save(frames))
-
-    stores = Store(".safetensors", save, safetensors.torch.load_file), as_json()
-    frames, right = kept(lab, "film", (images.fingerprint, recipe, every, seed), make, *stores)
-    film.progress.right = {int(step): tuple(shares) for step, shares in right.items()}
+    store = Store(
+        ".safetensors", lambda made, path: write_tensors(path, *made), lambda path: read_tensors(path, ["right"])
+    )
+    ((frames, told),) = kept(lab, "film", (images.fingerprint, recipe, every, seed), make, store)
+    film.progress.right = {int(step): tuple(shares) for step, shares in told["right"].items()}
     film.frames = {step: frames[str(step)] for step in film.progress.right}
     return film
 

@@ -115,14 +115,6 @@ def _found_device(device: str) -> str:
     return device
 
 
-def _set_up(engine: "Engine") -> None:
-    """Settings of the whole process: keep freed memory; on a CUDA GPU, deterministic kernels and no TF32."""
-    if engine.keep_memory:
-        keep_freed()
-    if torch.device(engine.device).type == "cuda":
-        torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic = False, True
-
-
 @dataclass(frozen=True)
 class Engine:
     """Where and how nets are run. `Engine()` takes a GPU if there is one (CUDA, then MPS), and bfloat16 where fast.
@@ -179,7 +171,11 @@ class Engine:
 
     def prepare(self, model: nn.Module) -> nn.Module:
         """Move the model to this engine's device, dtype and memory layout, in place; returns it."""
-        _set_up(self)  # here and not in __post_init__, because an engine may be unpickled in another process
+        # Settings of the whole process: here and not in __post_init__, because another one may unpickle the engine.
+        if self.keep_memory:
+            keep_freed()
+        if torch.device(self.device).type == "cuda":
+            torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic = False, True
         model.to(self.device, self.dtype, memory_format=self.layout)
         model.engine, model.widest = self, {}
         inside = torch.bfloat16 if self.precision == "bfloat16" else None

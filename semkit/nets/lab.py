@@ -188,8 +188,6 @@ def kept(lab: Lab, kind: str, parts: tuple, make: Callable[[Path | None], tuple]
 
 def _loaded(store: Store, path: Path):
     try:
-        if not path.is_file():  # opening a named pipe would wait forever
-            raise ValueError("not a file")
         return store.load(path)
     except (OSError, ValueError) as error:
         raise ValueError(f"{shown(path)} is damaged ({one_line(error)}); delete it to make it again") from error

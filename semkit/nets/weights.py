@@ -32,12 +32,6 @@ class _Tracer(fx.Tracer):
         return super().call_module(m, forward, args, kwargs)
 
 
-def _traced(model: nn.Module) -> fx.GraphModule:
-    with TRACING:
-        graph = _Tracer().trace(model)
-    return fx.GraphModule(model, graph, type(model).__name__)
-
-
 class Folded:
     """model(x) in eval mode, with every conv -> batch-norm pair run as one convolution.
 
@@ -60,7 +54,9 @@ class Folded:
         self.pairs, self.state, self.run = [], None, None
         self.sources = [*model.parameters(), *model.buffers()]
         try:
-            self.graph = _traced(model)
+            with TRACING:
+                traced = _Tracer().trace(model)
+            self.graph = fx.GraphModule(model, traced, type(model).__name__)
         except Exception as error:  # the model's forward may raise anything when it gets a symbol
             self.why_not, self.compiled = one_line(error), False
             if compiled:
@@ -85,7 +81,9 @@ class Folded:
             conv = self._module(before)
             if type(conv) is not nn.Conv2d or len(before.users) > 1 or calls.count(before.target) > 1:
                 continue
-            fused = self._fused(conv)
+            fused = copy.deepcopy(conv)
+            fused.bias = nn.Parameter(torch.zeros_like(conv.weight[:, 0, 0, 0]))
+            fused = fused.to(self.dtype).requires_grad_(False)
             self.pairs.append((conv, module, fused))
             self.graph.set_submodule(before.target, fused)  # in the traced graph only: the model keeps its own
             node.replace_all_uses_with(before)
@@ -94,11 +92,6 @@ class Folded:
     def _module(self, node: object) -> nn.Module | None:
         """The module that a node calls, if it calls one."""
         return self.graph.get_submodule(node.target) if getattr(node, "op", None) == "call_module" else None
-
-    def _fused(self, conv: nn.Conv2d) -> nn.Conv2d:
-        fused = copy.deepcopy(conv)
-        fused.bias = nn.Parameter(torch.zeros_like(conv.weight[:, 0, 0, 0]))
-        return fused.to(self.dtype).requires_grad_(False)
 
     @torch.no_grad()
     def _read(self) -> tuple[int, float]:

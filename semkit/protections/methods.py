@@ -10,7 +10,7 @@ from functools import partial
 
 import torch
 
-from semkit.images.augment import JPEG, Augment, GaussianBlur, Grey, Identity, OneOf, ResizedCrop
+from semkit.images.augment import JPEG, GaussianBlur, Grey, Identity, OneOf, ResizedCrop
 from semkit.images.imageset import ImageSet
 from semkit.images.pixels import check_count, check_name, check_radius, check_seed, check_share, settle
 from semkit.nets.lab import Lab
@@ -84,19 +84,14 @@ def craft_recipe(
     return replace(recipe, surrogate=surrogate or recipe.surrogate, class_wise=class_wise, start=start, colour=colour)
 
 
-def processed(augment: Augment) -> OneOf:
-    """`augment`, then one of four cheap countermeasures: none, grey-scale, Gaussian blur, JPEG 10."""
-    return OneOf((Identity(), Grey(), GaussianBlur(), JPEG(10)), augment)
-
-
 def jpeg_recipe(preset: str = "lesson", **own) -> CraftRecipe:
-    """Achromatic SEM with countermeasures (`processed`) among its augmentations t ~ T, on both sides.
+    """Achromatic SEM whose augmentations t ~ T end with nothing, grey-scale, Gaussian blur or JPEG 10, on both sides.
 
     This kit's own: the surrogate and its noise then see what a trainer's JPEG, blur or grey-scale leaves of the noise.
     own: the other arguments of craft_recipe.
     """
     recipe = craft_recipe("sem", preset, **{"colour": 0, **own})
-    return replace(recipe, augment=processed(recipe.augment))
+    return replace(recipe, augment=OneOf((Identity(), Grey(), GaussianBlur(), JPEG(10)), recipe.augment))
 
 
 @dataclass(frozen=True)
