@@ -1,4 +1,4 @@
-"""How figures are made, shown in notebooks and saved, and the look that all of them share."""
+"""Making figures, showing them in notebooks and saving them; the style that all figures share."""
 
 import base64
 import html
@@ -31,7 +31,7 @@ SETTINGS = Lock()  # matplotlib's settings are of the whole process, and panels 
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure, size in inches, that belongs to no window and to no global state: safe in any thread."""
+    """An empty figure, size in inches, without a window or pyplot's global state: safe in any thread."""
     figure = Figure((width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure

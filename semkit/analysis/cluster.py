@@ -132,11 +132,18 @@ def _make(file: Path, group: int, place: int | None, *_: None) -> None:
 
 def _watch(client, runs: Sequence, lab: Lab) -> None:
     """Wait until all runs are finished; raise what one of them raised, and Interrupted where on_step asks to stop."""
+    from distributed import KilledWorker
+
     at, lab = client.scheduler.address, lab.doing(f"runs on {len(client.nthreads())} workers")
     seen = time.monotonic()  # when there was a worker: one that dies while it starts does not come back
     while True:
         status = Counter(run.status for run in runs)
-        _raise_errors(runs)
+        for failed in (run for run in runs if run.status == "error"):
+            try:
+                failed.result()
+            except KilledWorker as error:
+                why = f"a run killed every worker it was given to, for want of memory perhaps ({error})"
+                raise ValueError(why) from None
         lab.report(status["finished"], len(runs), {})
         if status["finished"] == len(runs):
             return
@@ -149,13 +156,3 @@ def _watch(client, runs: Sequence, lab: Lab) -> None:
         if time.monotonic() > seen + COMES:
             raise ValueError(f"the Dask scheduler at {at} has lost its workers; finished runs are kept")
         time.sleep(0.2)
-
-
-def _raise_errors(runs: Sequence) -> None:
-    from distributed import KilledWorker
-
-    try:
-        for failed in (run for run in runs if run.status == "error"):
-            failed.result()
-    except KilledWorker as error:
-        raise ValueError(f"a run killed every worker it was given to, for want of memory perhaps ({error})") from None

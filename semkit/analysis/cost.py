@@ -46,7 +46,7 @@ def passes_of(recipes: Iterable[Work], n: int) -> Passes:
 
 
 def seconds_of(recipes: Iterable[Work], train: ImageSet, engine: Engine, *, may_probe: bool = True) -> float | None:
-    """An upper estimate of the seconds that all recipes take, each for these images.
+    """Estimate the seconds that all recipes take for these images, from above.
 
         sum over recipes of passes * seconds per image, as `probe` measures them
 
@@ -93,7 +93,7 @@ def probe(
     recipe = CraftRecipe(samples=at_once, augment=augment)
     step = partial(noise_step, model, x, y, torch.zeros_like(x), recipe, generator)
     gradient = step if samples else partial(input_gradient, model, view(), y)
-    with count_passes():  # a counter of its own, because these passes are no part of the work
+    with count_passes():  # a separate counter, because these passes are no part of the work
         noise = 0.0 if samples is None else _fastest(gradient, engine.device)
         training = _fastest(lambda: train_step(model, optimizer, view(), y), engine.device)
     return noise / (batch * at_once), training / batch
@@ -127,6 +127,6 @@ def peak_memory(device: str = "cpu") -> int:
     status = Path("/proc/self/status")
     if status.exists() and (found := re.search(r"VmHWM:\s+(\d+) kB", status.read_text())):
         return 1024 * int(found[1])
-    import resource  # second choice: on Linux a process begins with the peak of the one that started it
+    import resource  # not on Linux, where it includes the peak of the process that started this one
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

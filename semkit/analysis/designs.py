@@ -126,9 +126,9 @@ def stability(preset: str, size: int) -> Crafts:
 
 @dataclass(frozen=True)
 class PartRecipe(NoiseRecipe):
-    """One part of the noise that the recipe `whole` makes with the same seed: one of measure.PARTS.
+    """One of measure.PARTS of the noise that the recipe `whole` makes with the same seed.
 
-    It takes no passes besides those of `whole`, whose noise is kept with lab.cache.
+    Crafting `whole` is its only cost; with lab.cache that noise is crafted once for all parts.
     """
 
     whole: CraftRecipe
@@ -203,36 +203,16 @@ def frontier(preset: str, size: int) -> Crafts:
     }
 
 
-def cuda(preset: str, size: int) -> Crafts:
-    """Class-wise filters of two strengths."""
-    return {"clean": None, "cuda .3": ClassFilters(), "cuda .5": ClassFilters(strength=0.5)}
-
-
-def cuda_controls(preset: str, size: int) -> Crafts:
-    """Class-wise filters, and one filter for all classes."""
-    return {"clean": None, "cuda .3": ClassFilters(), "one filter": ClassFilters(assignment="one")}
-
-
-def cuda_parts(preset: str, size: int) -> Crafts:
-    """Four images in five of every class filtered, the fifth clean; and those fifths alone."""
-    return {"clean": None, "80% filtered": PartlyProtected(ClassFilters(), 0.8), "the other 20% alone": CleanPart(0.8)}
-
-
 def partly(preset: str, size: int) -> Crafts:
-    """SEM on a growing share of every class, and the clean rest of each alone: what does the protected part add?"""
+    """SEM on growing shares of every class, and beside each the clean rest alone: what does the protected part add?"""
     sem, shares = craft_recipe("sem", preset, size=size), (20, 40, 60, 80, 90)
     mixtures = {f"{share}% protected": PartlyProtected(sem, share / 100) for share in shares}
     rests = {f"the other {100 - share}% alone": CleanPart(share / 100) for share in shares}
     return {"clean": None, "sem": sem, **mixtures, **rests}
 
 
-def cuda_defences(preset: str, size: int) -> Crafts:
-    """Filtered and clean images, for the learners of LEARNERS."""
-    return {"cuda .3": ClassFilters(), "clean": None}
-
-
 def achromatic(preset: str, size: int) -> Crafts:
-    """From SEM to sem-jpeg, one change after the other, and two controls that owe nothing to SEM."""
+    """From SEM to sem-jpeg by one change at a time, and two controls without SEM's perturbations."""
     names = ("sem", "sem-grey", "sem-jpeg", "em-grey", "random-grey")
     made = {name: PROTECTIONS[name].recipe(preset, size=size) for name in names}
     jpeg, first = made["sem-jpeg"], made["sem"].augment
@@ -263,9 +243,17 @@ def knobs(preset: str, size: int) -> Crafts:
     return made
 
 
+FILTERED: dict[str, Crafts] = {  # designs of class-wise filters, the same at every preset and size
+    "cuda": {"clean": None, "cuda .3": ClassFilters(), "cuda .5": ClassFilters(strength=0.5)},
+    "cuda-controls": {"clean": None, "cuda .3": ClassFilters(), "one filter": ClassFilters(assignment="one")},
+    "cuda-parts": {  # four images in five of every class filtered, the fifth clean; and those fifths alone
+        "clean": None, "80% filtered": PartlyProtected(ClassFilters(), 0.8), "the other 20% alone": CleanPart(0.8),
+    },
+    "cuda-defences": {"cuda .3": ClassFilters(), "clean": None},
+}  # fmt: skip
 DESIGNS: dict[str, Callable[[str, int], Crafts]] = {
-    "pairs": pairs, "noise-sides": noise_sides, "sides-alone": sides_alone, "budgets": budgets, "cuda": cuda,
-    "cuda-controls": cuda_controls, "cuda-parts": cuda_parts, "cuda-defences": cuda_defences,
+    "pairs": pairs, "noise-sides": noise_sides, "sides-alone": sides_alone, "budgets": budgets,
+    **{name: lambda preset, size, crafts=crafts: crafts for name, crafts in FILTERED.items()},
     # Long and without augmentation, because its random views undo what the inner ascent brings: only then does
     # hardening make noise more robust, at 8 levels with every dose.
     "frozen-judge": frozen_judge, "frozen-judge-long": partial(frozen_judge, steps=60, augment=Identity()),

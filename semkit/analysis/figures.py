@@ -21,13 +21,8 @@ PAIR = "noise side/surrogate side"
 ACCURACY = "accuracy on clean test images (%)"
 
 
-def _percent(rows: Rows, column: str) -> pd.DataFrame:
-    rows = pd.DataFrame(rows)
-    return rows.assign(**{column: 100 * rows[column]})
-
-
 def _draw_accuracy(axes, rows: Rows, chance: float | None) -> None:
-    rows = _percent(rows, "last")
+    rows = pd.DataFrame(rows).assign(last=lambda rows: 100 * rows["last"])
     radii = sorted(rows["training_radius"].unique())
     canvas.draw_points(axes, rows, "training_radius", "last", joined=True, native_scale=True)
     axes.set(xticks=radii, xticklabels=["0\n(ERM)" if r == 0 else f"{r:g}" for r in radii])
@@ -100,7 +95,8 @@ def countermeasures_figure(rows: Rows, *, chance: float | None = None, title: st
     >>> sk.countermeasures_figure([row], chance=0.1, title="JPEG")
     <Figure size 800x202 with 1 Axes>
     """
-    rows = _percent(rows, "last").sort_values("training_radius", kind="stable")
+    rows = pd.DataFrame(rows).sort_values("training_radius", kind="stable")
+    rows = rows.assign(last=100 * rows["last"])
     names = sorted(rows["countermeasure"].unique(), key=registry.place_of)
     figure, panels, radii = points_by_place(rows, "last", "countermeasure", names, by="training_radius")
     for axes in panels:
@@ -162,7 +158,9 @@ def scatter_figure(
         if mine[x].nunique() > 1:
             axes.plot(mine[x], np.polyval(np.polyfit(mine[x], mine[y], 1), mine[x]), color=colour, lw=0.8, alpha=0.6)
     for method, mine in rows.groupby("method", sort=False) if means and seeds else ():
-        _draw_mean(axes, mine[[x, y]], fmt=marks[method], color="0.2", ms=5, alpha=0.7)
+        across, up = (interval(mine[column]) for column in (x, y))
+        ends = [[mean - low] for mean, low, _ in (up, across)]
+        axes.errorbar(across[0], up[0], *ends, capsize=3, lw=1, fmt=marks[method], color="0.2", ms=5, alpha=0.7)
     axes.set(xlabel=xlabel, ylabel=ylabel)
     axes.grid(alpha=0.3)
     canvas.legend(axes)
@@ -189,13 +187,6 @@ def losses_figure(rows: Rows, *, log: bool = False, title: str) -> Figure:
     axes.set(xlabel="radius of the perturbation (levels of 255)", ylabel="cross-entropy loss (nats)")
     canvas.legend(axes, "noise, perturbation")
     return titled(figure, title)
-
-
-def _draw_mean(axes, points: pd.DataFrame, **how) -> None:
-    """The mean of points [N,2], with the 95 % intervals of both columns."""
-    found = np.array([interval(values) for _, values in points.items()])
-    across, up = np.abs(found[:, 1:] - found[:, :1])[:, :, None]
-    axes.errorbar(*found[:, 0], up, across, capsize=3, lw=1, **how)
 
 
 def lines_figure(

@@ -68,7 +68,7 @@ def losses(
 def robustness(model: nn.Module, images: ImageSet, radius: float = 4, *, steps: int = 10, **how) -> float:
     """-E_t max over |a - t(x)| <= radius of L(f(a), y), the maximum found by PGD of `steps` steps.
 
-    With a surrogate f: on held-out clean images the surrogate's robustness, on protected images that of the noise.
+    Under a surrogate f: the surrogate's robustness on clean test images, the robustness of the noise on protected ones.
     """
     return -float(losses(model, images, PGD(radius, steps), **{"augment": FlipCrop(), **how}).mean())
 
@@ -175,7 +175,7 @@ def embed(vectors, kind: str = "pca", *, seed: int = 0) -> np.ndarray:
     """[N,2]: the vectors [N,...] in a plane, by "pca", "tsne" or, where umap-learn is installed, "umap".
 
     Distances are to scale by PCA only; t-SNE and UMAP keep neighbours, and both first reduce to 50 components by PCA.
-    Raises ValueError for any other kind, for fewer than 4 vectors, and where UMAP is asked for and not installed.
+    Raises ValueError for another kind, for fewer than 4 vectors, and for "umap" without umap-learn.
 
     >>> embed(np.random.default_rng(0).normal(size=(10, 3, 4, 4))).shape
     (10, 2)

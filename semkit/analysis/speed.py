@@ -177,7 +177,7 @@ def seconds_of_call(run: Callable[[], object], device: str) -> float:
 
 
 def product(side: int, engine: Engine) -> Callable[[], Tensor]:
-    """A product of two matrices of side x side, whose rate bounds that of a net."""
+    """A product of two matrices of side x side: no net can run at a higher rate."""
     a, b = torch.rand(2, side, side, device=engine.device).to(getattr(torch, engine.precision))
     return partial(torch.mm, a, b.t())
 

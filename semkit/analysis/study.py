@@ -121,8 +121,8 @@ def learned_net(
 ) -> tuple[dict, nn.Module]:
     """Train a learner: (its row, the net in eval mode and frozen); both kept with lab.cache.
 
-    file: where the net is saved as well, for `load_net`, `semkit learn --net` and the transform's external net. Raises
-    ValueError if there is a file that is no net.
+    file: where the net is saved as well, for `load_net`, `purifier=FILE` and `semkit transform`. Raises ValueError if
+    there is a file that is no net.
 
         row, net = sk.learned_net(split.train, split.test, sk.learn_recipe("demo"), file=Path("net.safetensors"))
     """
@@ -145,7 +145,7 @@ def grid_recipes(
     made = [recipe for recipe in crafts.values() if recipe]
     firsts = [(name,) for name in countermeasures] or [()]
     for _ in crafts:
-        train = replace(split.train)  # a set of its own, because pretraining on protected images is made for each craft
+        train = replace(split.train)  # a new object, because pretraining on protected images is made for each craft
         made += [learner_after(recipe, first, train, split.spare) for first in firsts for recipe in learners.values()]
     return made
 
@@ -166,8 +166,9 @@ def grid(
     radius, or a name for the column `learner` -> recipe. countermeasures: each learner is trained after each of them,
     named in the column `countermeasure`; split.spare is for those that need clean images. seeds: the seeds, or how
     many: 3 is 0, 1, 2. keep_nets: as keep_net of learned_row. A seed or countermeasure named twice is made once.
-    A row is that of learned_row, with accuracies on the recipe's own test sets and the cost of its noise; what only
-    other rows have is nan. With lab.workers or lab.scheduler, workers make the runs and keep them in lab.cache.
+    A row has the columns of learned_row, the accuracies on the recipe's own test sets and the cost of its noise;
+    columns that only other rows have are nan. With lab.workers or lab.scheduler, workers make the runs and keep them in
+    lab.cache.
 
         rows = sk.grid(split, *sk.sweep_recipes(["clean", "sem"], [0, 4], "demo"), seeds=3)
     """
@@ -197,7 +198,7 @@ def grid(
 
 
 def _runs(alone: Callable, crafts: Mapping, learners: Mapping, firsts: Sequence, seeds: Iterable) -> Iterator[Group]:
-    """The runs of a grid, each as a grid of its own: the noise of a method and seed, and the rows that wait for it."""
+    """The runs of a grid, each as its own call of grid: the noise of a method and seed, and the rows that need it."""
     for seed, (method, made_by) in itertools.product(seeds, crafts.items()):
         made = partial(alone, {method: made_by}, seeds=(seed,))
         rows = itertools.product(firsts, learners.items())

@@ -7,6 +7,7 @@ content at the same frequencies. So survival orders protections and countermeasu
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import product
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -210,10 +211,10 @@ def in_words(numbers: Mapping, rows: pd.DataFrame) -> str:
     ))  # fmt: skip
 
 
-def survival_figure(rows: pd.DataFrame, numbers: Mapping, *, title: str) -> "Figure":
+def survival_figure(rows: pd.DataFrame, numbers: Mapping, *, title: str, file: Path | None = None) -> "Figure":
     """Gain and cosine of the noise after each countermeasure, and its energy by frequency and colour.
 
-    Rows as of survival_rows, numbers as of noise_numbers.
+    file: where the figure is saved as well; the suffix says the format.
     """
     from semkit.analysis import canvas
 
@@ -232,4 +233,7 @@ def survival_figure(rows: pd.DataFrame, numbers: Mapping, *, title: str) -> "Fig
     right.barh(list(shares), [100 * share for share in shares.values()], color="#56B4E9")
     right.invert_yaxis()
     right.set(xlabel="share of the noise's energy (%)", xlim=(0, 100))
-    return canvas.titled(figure, title)
+    canvas.titled(figure, title)
+    if file:
+        canvas.save(figure, file)
+    return figure

@@ -106,9 +106,7 @@ def inspect(options) -> None:
     with bars() as on_step:
         told, rows = checking.inspected(options.images, options.out, names, root=options.data, on_step=on_step)
     if options.figure:
-        from semkit.analysis import canvas  # matplotlib takes a second that other commands need not pay
-
-        canvas.save(survival.survival_figure(rows, told, title=f"Noise in {shown(options.out)}"), options.figure)
+        survival.survival_figure(rows, told, title=f"Noise in {shown(options.out)}", file=options.figure)
     report.values({**told, "survival": as_objects(rows)})
     report.line(survival.in_words(told, rows))
 

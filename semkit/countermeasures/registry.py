@@ -133,7 +133,7 @@ class ByPerturbation(Countermeasure):
 
 @dataclass(frozen=True)
 class BySpare(Countermeasure):
-    """change(recipe, train, spare) -> recipe: needs clean images besides the training set.
+    """change(recipe, train, spare) -> recipe: needs clean images in addition to the training set.
 
     option N: N % as many clean images as training images; without one all that there are.
     trained_on(train, spare) -> the images that are trained on, where these are others than `train`.

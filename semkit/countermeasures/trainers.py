@@ -31,7 +31,7 @@ def rescaled(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class RandomBlur(Perturbation):
-    """Filter each image with a random filter of its own, drawn as CUDA draws the filters of the classes.
+    """Filter each image with a random filter, drawn as CUDA draws the filters of the classes.
 
         entries ~ U(0, strength), one of them, at random, 1;  the result divided by its maximum
 
@@ -193,7 +193,7 @@ def reweight(recipe: LearnRecipe, train: ImageSet, spare: ImageSet) -> LearnReci
 
 
 def added(train: ImageSet, spare: ImageSet) -> ImageSet:
-    """The training images and clean ones besides: a trainer with partial clean data."""
+    """The training images plus clean ones: a trainer with partial clean data."""
     n = len(train)
     both = train.zeros((n + len(spare), *train.images.shape[1:]))
     both[:n], both[n:] = train.images, spare.images

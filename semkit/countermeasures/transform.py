@@ -33,7 +33,7 @@ class Transform:
 
         c = argmax f_a(x),   g(x) = PGD(radius, steps) of f_a from x, climbing CE(f_a(.), c)
 
-    Neither a label nor the classifier is looked at, so that g is the same in training and at test. radius 51 levels (a
+    g depends on neither the label nor the classifier, so it is the same in training and at test. radius 51 levels (a
     fifth of the range), 13 steps of radius / 5. Without random_start g is deterministic: the same x, the same g(x).
     external: a file of models.save_net; `content` tells which net was in it. Raises ValueError where there is none.
 
@@ -77,8 +77,8 @@ class Behind(nn.Module):
 
         forward: f(g(x));   backward: d f(z) / dz at z = g(x), taken for the gradient at x (BPDA)
 
-    So PGD on this net is BPDA, and EOT on it, where g has a random start, BPDA+EOT: every pass draws anew, from `seed`
-    on. The classifier must have been prepared by an Engine.
+    So PGD on this net is BPDA, and EOT on it is BPDA+EOT if g has a random start: every pass makes a new draw, from
+    `seed` on. The classifier must have been prepared by an Engine.
     """
 
     def __init__(self, classifier: nn.Module, transform: Transform, seed: int = 0):

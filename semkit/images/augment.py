@@ -1,4 +1,4 @@
-"""Batched, differentiable random augmentation t ~ T; every image has draws of its own.
+"""Batched, differentiable random augmentation t ~ T, drawn for each image independently.
 
     drawn = augment.draw(n, size, generator)     random numbers for n images of size (height, width)
     x = augment.apply(x, drawn)                  t(x), x [n,3,height,width]
@@ -199,7 +199,7 @@ def each_picture(images: torch.Tensor, change: Callable[[np.ndarray], np.ndarray
 class JPEG(Augment):
     """JPEG of this quality, 1 to 95, each image through Pillow's codec; straight-through.
 
-    Values are what Pillow decodes, gradients those of the identity, because the codec's own are zero almost everywhere.
+    Forward it is what Pillow decodes, backward the identity, because the codec has a zero gradient almost everywhere.
     x [N,3,H,W] in [0,1], rounded to 8 bits first.
     """
 

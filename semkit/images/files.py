@@ -255,7 +255,7 @@ def read_tensors(path: str | Path, fields: Iterable[str]) -> tuple[dict[str, "to
     from safetensors import SafetensorError, safe_open
 
     if os.path.exists(path) and not os.path.isfile(path):  # opening a named pipe would wait for ever
-        raise ValueError("not a file")
+        raise ValueError("not a readable safetensors file: it is no file")
     try:
         open(path, "rb").close()  # of a file without permission, safetensors says that it is missing
         with safe_open(path, framework="pt") as file:

@@ -36,8 +36,8 @@ def read_image(path: str | os.PathLike) -> Image.Image:
     Palettes, CMYK, YCbCr and LAB -> RGB, with A if anything can be transparent; 1 bit -> L; 16-bit grey v ->
     round(v / 257). 16-bit colours, and 16-bit grey with alpha (-> RGBA), keep the high byte, which is all that Pillow
     gives. The first of several frames. EXIF orientation is applied; of the metadata only a colour profile is kept.
-    Raises UnreadableImage. On a damaged TIFF libtiff adds a line of its own on stderr: it is not caught, because that
-    would take the whole process's stderr away, from other threads too.
+    Raises UnreadableImage. For a damaged TIFF libtiff also writes a line to stderr, which is left alone, because
+    catching it would take stderr away from other threads too.
     """
     # Pillow's parsers raise any kind of error for broken files.
     try:

@@ -62,6 +62,8 @@ class CraftPanel:
     the table has those of other kernels. seed: the first. A new panel stops the run of an older one of the same name.
     measured: the folder of a sweep of the design `map`; if it is there, the knobs of SEM show what was measured.
 
+        sk.craftpanel.CraftPanel(sk.load("shapes"))
+
     Attributes: the knobs data, method, radius, perturbation_radius, surrogate_steps, noise_steps, samples, learners,
     seeds, sort, a, b, pin and folder; the buttons budget, run, stop, keep; progress; the lines note, cost, status,
     stale, measured; the HTML of strip and losses of the run under way, of table and compared; history: all runs; made:

@@ -193,7 +193,7 @@ class History:
         return replace(self, files=dict(sorted({**self.files, **new}.items())))
 
     def adding(self, new: dict) -> "History":
-        """The history with one more record, if it tells something new; in a file of its own, for others are writing."""
+        """The history with one more record, if it is new; each is a separate file, because other kernels write too."""
         new = {name: value for name, value in new.items() if value is not None}
         if any(new.items() <= old.items() for old in self.records):
             return self
@@ -277,7 +277,7 @@ class Progress:
         """Measure the surrogate on about 200 of the images, with their noise int8 [N,C,H,W] and without."""
         index = stratified_limit(images.labels, max(200, len(images.classes)))
         clean = images.take(index)
-        with count_passes():  # a counter of its own, because a look is no part of the run
+        with count_passes():  # a separate counter, because a look is no part of the run
             sets = clean.with_noise(noise[index].cpu()), clean
             self.right[step] = tuple(accuracy(surrogate, one) for one in sets)
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 BATCH = 100
 STEPS, DRAWS = 10, 4  # of an attack; of one step of EOT
-ATTACKS = {  # attack, from the one that knows least on -> its name in the figure
+ATTACKS = {  # attack, in rising order of what it knows -> its name in the figure
     "none": "no attack", "naive": "naive:\nPGD on $f$", "external": "PGD on the\nexternal net", "BPDA": "BPDA",
     "BPDA+EOT": "BPDA + EOT", "worst of these": "worst of\nthese",
 }  # fmt: skip
@@ -38,7 +38,7 @@ def plain_attacks(classifier: nn.Module, radius: float) -> Attacks:
 
 
 def transform_attacks(classifier: nn.Module, transform: Transform, radius: float, seed: int = 0) -> Attacks:
-    """No attack and four attacks on f(g(.)), from the one that knows least on.
+    """No attack and four attacks on f(g(.)), in rising order of what they know.
 
     naive: PGD on f alone, the paper's weak threat model. external: PGD on the external net, whose answer g writes into
     the image. BPDA: PGD on f(g(.)) with the gradient of g replaced by the identity. BPDA+EOT: the same on the mean of
@@ -134,6 +134,8 @@ def defences_figure(rows: Rows, *, chance: float | None = None, title: str) -> "
     """Accuracy under each of ATTACKS, points by defence with 95 % intervals over seeds.
 
     Attacks that need a transform list the defences without one as "not applicable".
+
+        sk.defences.defences_figure(sk.read_rows("../results/transform/rows.csv"), chance=0.1, title="Behind g")
     """
     from semkit.analysis import canvas
 
@@ -165,6 +167,9 @@ def check_straight_through(straight_through: Callable) -> str:
     """Whether straight_through(g, x) has the value of g(x), and the gradient of the identity.
 
     g takes and gives a tensor [N,C,H,W]; it may have a gradient of its own, or none.
+
+    >>> check_straight_through(lambda g, x: g(x))
+    not yet, because no gradient flows to x: add the detached difference to x
     """
     generator = torch.Generator().manual_seed(0)
     x, weight = (torch.rand(2, 3, 4, 4, generator=generator, dtype=torch.float64) for _ in range(2))

@@ -1,6 +1,11 @@
 """Checkers of the core lessons' exercises; an extension's checker is in its lesson's file.
 
 Each takes what the student wrote and returns a Reply: see `answers`.
+
+>>> sk.exercises.check_luma(lambda noise: noise)
+not yet, because it returns the noise as it is
+>>> sk.exercises.check_luma.hint(1)
+hint 1 of 3: Take the three channels apart: red, green, blue = noise.unbind(1), each [N,H,W].
 """
 
 from collections.abc import Callable, Mapping

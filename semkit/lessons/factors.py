@@ -134,7 +134,11 @@ def class_rows(images: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> 
 
 
 def values(image_set) -> Labelled:
-    """(images in [0, 1], labels) of an ImageSet, as arrays."""
+    """(images in [0, 1], labels) of an ImageSet, as arrays.
+
+    >>> [part.shape for part in values(sk.shapes.embedded(20, 10).train)]
+    [(20, 3, 32, 32), (20,)]
+    """
     return image_set.images.numpy() / np.float32(255), image_set.labels.numpy()
 
 

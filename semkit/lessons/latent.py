@@ -176,6 +176,9 @@ def trade_off(model: Latent, epsilon: float, points: int = 61) -> pd.DataFrame:
     """Rows of rules from the best standard to the most cautious one: ridge, and accuracies standard and robust.
 
     Up to the best robust rule this is the Pareto front of linear rules; rules beyond it are worse in both.
+
+    >>> trade_off(latent_model(64, 16), 0.5).round(2).iloc[0].to_dict()
+    {'ridge': 0.0, 'standard': 0.98, 'robust': 0.96}
     """
     ridge = _ridges(model, points)
     accuracies = {"standard": _along(model, 0, ridge), "robust": _along(model, epsilon, ridge)}
@@ -254,11 +257,14 @@ def gaps(
     "ndtr of (mean less the attack's move), divided by the standard deviation.",
 )
 def check_robust_accuracy(robust_accuracy: Callable) -> str:
-    """Whether robust_accuracy(theta, W, mu, epsilon) is that of sign(theta'x) on the mixture x = W z.
+    """Whether robust_accuracy(theta, W, mu, epsilon) is the accuracy of sign(theta'x) on the mixture x = W z.
 
         Phi((theta'W mu - epsilon |theta|) / |W'theta|),   z ~ N(y mu, I), x moved by a length of epsilon
 
     theta [d], W [d,k], mu [k].
+
+    >>> check_robust_accuracy(lambda theta, W, mu, epsilon: 0.5)
+    not yet, because without attack it is Phi(theta'W mu / |W'theta|) = 0.924
     """
     made = latent_model(12, 4, norm=1.5, seed=1)
     W, mu, theta = made.W, made.mu, 3 * rule(made, 5.0)

@@ -208,7 +208,10 @@ def _draw_dimensions(axes, rows: Sequence[dict], at: int) -> None:
 
 
 def mixture_figure(d: int, norm: float, a_minus: float, a_plus: float) -> Figure:
-    """Two Gaussian classes with class-wise filters: left in two dimensions, right the accuracies over the dimension."""
+    """Two Gaussian classes with class-wise filters: left in two dimensions, right the accuracies over the dimension.
+
+    sk.mixtures.mixture_figure(10, norm=1, a_minus=0, a_plus=0.5)
+    """
     figure = new_figure(10, 4.6)
     panels = figure.subplots(1, 2, width_ratios=(1, 1.25))
     _draw_plane(panels[0], Mixture(2, norm, a_minus, a_plus))
@@ -218,7 +221,11 @@ def mixture_figure(d: int, norm: float, a_minus: float, a_plus: float) -> Figure
 
 
 def filters_figure(filters: torch.Tensor, classes: Sequence[str], *, title: str) -> Figure:
-    """The filter of every class, [K,k,k], from 0 as black to 1 as white."""
+    """The filter of every class, [K,k,k], from 0 as black to 1 as white.
+
+    >>> filters_figure(class_filters("a private key", 2), ["cat", "dog"], title="Filters")
+    <Figure size 450x185 with 2 Axes>
+    """
     levels = (255 * filters).round().to(torch.uint8)[:, None]
     return gallery_figure(dict(zip(classes, levels, strict=True)), columns=len(classes), title=title)
 
@@ -232,6 +239,9 @@ def check_recovered(recovered: Callable) -> str:
     """Whether recovered(original, copy) is the filter [3,3], largest entry 1, that made the copy, to two digits.
 
     original, copy: uint8 [3,H,W], the copy as cuda.convolve_set makes it.
+
+    >>> check_recovered(lambda original, copy: torch.eye(3, dtype=torch.float64))
+    not yet, because entries are off by up to 0.96
     """
     image, kernel = embedded(2, 1).train.images[1, :, 4:26], class_filters("an exercise", 1)[0]
     conv = blur(image[None].double(), kernel[None])[0]

@@ -159,7 +159,10 @@ def fewer(rows: Rows, objective: str, form: str = "bullettrain") -> pd.Series:
 
 
 def lost(rows: Rows, objective: str, column: str, form: str = "bullettrain") -> pd.Series:
-    """By seed: accuracy (`column`) of the plain form less that of this form, in points."""
+    """By seed: the points of accuracy (`column`) that this form loses against the plain one.
+
+    sk.savings.lost(sk.read_rows("../results/bullettrain/rows.csv"), "trades", "attacked").mean()
+    """
     plain, mine = _both(rows, objective, form, "seed", itemgetter(column))
     return 100 * (plain - mine)
 
@@ -192,6 +195,8 @@ def forms_figure(rows: Rows, *, title: str) -> Figure:
     """Rows of training_rows: accuracy of each form of TRADES and MART, with 95 % intervals over seeds.
 
     Left on clean images, right on attacked ones; below each form its passes, the mean over both objectives.
+
+        sk.savings.forms_figure(sk.read_rows("../results/bullettrain/rows.csv"), title="With BulletTrain")
     """
     rows = pd.DataFrame(rows).dropna(subset="attacked")
     rows = rows.assign(clean=100 * rows["clean"], attacked=100 * rows["attacked"])

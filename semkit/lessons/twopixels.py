@@ -167,7 +167,11 @@ def compared(cases: dict[str, tuple[float, int]], n: int = 20_000, seed: int = 0
 
 
 def landscape(d: np.ndarray) -> np.ndarray:
-    """L(d), the loss over noise d: 1 - sum of depth exp(-((d - place) / width)^2 / 2) over PIT and VALLEY."""
+    """L(d), the loss over noise d: 1 - sum of depth exp(-((d - place) / width)^2 / 2) over PIT and VALLEY.
+
+    >>> landscape(np.array([-1, 1])).round(2)
+    array([0.1, 0.4])
+    """
     return 1 - sum(depth * np.exp(-(((d - place) / width) ** 2) / 2) for place, depth, width in (PIT, VALLEY))
 
 
@@ -293,7 +297,10 @@ def draw_landscape(window: float, *more: float) -> tuple[Figure, str, str]:
 def check_noise(noise: Callable) -> str:
     """Whether noise(y, w, radius) is the error-minimising noise [n, pixels] of a linear surrogate.
 
-    delta = radius * y * sign(w),   y [n] of +1 and -1, w [pixels] without zeros
+        delta = radius * y * sign(w),   y [n] of +1 and -1, w [pixels] without zeros
+
+    >>> check_noise(lambda y, w, radius: radius * np.sign(w))
+    not yet, because it returns the shape (3,): a line for each image and a column for each pixel are (5, 3)
     """
     y, w, radius = np.array([1, -1, -1, 1, 1]), np.array([1.5, -0.02, 50.0]), 0.3
     mine = noise(y.copy(), w.copy(), radius)

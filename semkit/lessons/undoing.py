@@ -62,6 +62,8 @@ def check_countermeasure(countermeasure: Callable | str) -> str:
 
     countermeasure: images uint8 [N,3,H,W] -> the same shape and dtype, or a name of sk.COUNTERMEASURES that changes
     images. The first call trains learners of the clean and of the protected images too.
+
+        sk.undoing.check_countermeasure("jpeg")  # or a function of images
     """
     (split, noise), protected = _challenge(), protected_set()
     if isinstance(countermeasure, str):

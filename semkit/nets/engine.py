@@ -58,7 +58,10 @@ def within(variable: contextvars.ContextVar, value):
 
 
 def count_passes(passes: Passes | None = None):
-    """Count this thread's passes inside a with-block, in a new Passes or the one given."""
+    """Count this thread's passes inside a with-block, in a new Passes or the one given.
+
+    with sk.engine.count_passes() as passes: ...
+    """
     return within(_passes, passes or Passes())
 
 
@@ -95,7 +98,7 @@ def keep_freed() -> bool:
 
 
 def _found_device(device: str) -> str:
-    """`device`, or for "auto" the first that torch has of a CUDA GPU, Apple's MPS and the CPU.
+    """`device`; for "auto" a CUDA GPU if torch has one, else Apple's MPS, else the CPU.
 
     Raises ValueError for an unknown device and for one that is not there.
     """

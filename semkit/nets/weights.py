@@ -20,7 +20,7 @@ TRACING = threading.Lock()  # one tracer at a time, because tracing patches meth
 
 
 class _Tracer(fx.Tracer):
-    """Traces the calls of its own thread only, because fx shows it the calls of every module in the process."""
+    """Trace only the calls of this thread, because fx shows a tracer the calls of all modules in the process."""
 
     def __init__(self):
         super().__init__()

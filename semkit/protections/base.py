@@ -1,4 +1,4 @@
-"""What a protection is: its entry in PROTECTIONS, and the recipe that the entry builds."""
+"""The types behind a protection: its entry in PROTECTIONS, and the recipe that the entry builds."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -113,7 +113,7 @@ class Recipe:
 
 
 def _left_clean(images: ImageSet, protected: float, seed: int) -> torch.Tensor:
-    """The images, bool [N], that are left clean where a share of every class is protected."""
+    """Which images stay clean if a share of every class is protected: bool [N]."""
     left = torch.ones(len(images), dtype=torch.bool)
     left[stratified_share(images.labels.cpu(), protected, seed)] = False
     return left
@@ -123,7 +123,7 @@ def _left_clean(images: ImageSet, protected: float, seed: int) -> torch.Tensor:
 class PartlyProtected(Recipe):
     """A share of every class as the recipe `whole` protects it, the rest clean; larger shares contain smaller ones.
 
-    It takes no passes besides those of `whole`, which makes its noise for all images. Raises ValueError for a share
+    `whole` makes its noise for all images, which takes the same passes at every share. Raises ValueError for a share
     outside (0, 1].
     """
 

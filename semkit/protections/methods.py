@@ -28,7 +28,7 @@ PUBLISHED = {"none/none": "EM+EOT", "random/adversarial": "SEM", "adversarial/ad
 
 
 def _fields(method: str, preset: str, radius: float) -> dict:
-    """The fields of a CraftRecipe at a preset, besides its two sides."""
+    """The fields of a CraftRecipe at a preset, except its two sides."""
     if preset == "quick":
         how = dict(steps=2, samples=1, start="zero", surrogate="tiny")
         return dict(step_size=radius / 2, sgd=SGD(steps=10, batch=32), **how)

@@ -54,13 +54,18 @@ class Noise:
     class_wise: bool = False
 
     def __post_init__(self):
-        _check_levels(self.levels)
+        if not isinstance(self.levels, torch.Tensor) or self.levels.dtype != torch.int8:
+            kind = getattr(self.levels, "dtype", type(self.levels).__name__)
+            raise NoiseError(f"noise must be an int8 tensor of pixel levels, got {kind}: round it with to_levels")
+        shape = tuple(self.levels.shape)
+        if len(shape) != 4 or shape[1] not in (1, 3) or 0 in shape:
+            raise NoiseError(f"noise must be N x C x H x W with C 1 or 3 and nothing empty, got {shape}")
         try:
             object.__setattr__(self, "radius", check_radius(self.radius))
         except ValueError as error:
             raise NoiseError(str(error)) from None
         try:
-            # Through JSON and back, so that a saved and loaded recipe equals the one that was given.
+            # Through JSON and back, so that the recipe equals itself after saving and loading.
             object.__setattr__(self, "recipe", json.loads(json.dumps(self.recipe, allow_nan=False)))
         except (TypeError, ValueError, RecursionError) as error:
             raise NoiseError(f"the recipe must be what JSON can hold: {one_line(error)}") from None
@@ -76,14 +81,6 @@ class Noise:
             raise NoiseError(f"noise reaches {largest} levels, its radius is {self.radius:g}: correct one of them")
         if self.class_wise and self.classes and len(self.classes) != len(self.levels):
             raise NoiseError(f"class-wise noise has {len(self.levels)} rows for {len(self.classes)} classes")
-
-
-def _check_levels(levels: torch.Tensor) -> None:
-    if not isinstance(levels, torch.Tensor) or levels.dtype != torch.int8:
-        kind = getattr(levels, "dtype", type(levels).__name__)
-        raise NoiseError(f"noise must be an int8 tensor of pixel levels, got {kind}: round it with to_levels")
-    if levels.dim() != 4 or levels.shape[1] not in (1, 3) or not levels.numel():
-        raise NoiseError(f"noise must be N x C x H x W with C 1 or 3 and nothing empty, got {tuple(levels.shape)}")
 
 
 def _unit(array: np.ndarray, unit: str) -> str:

@@ -1,4 +1,4 @@
-"""The state of a crafting: all that its next step depends on, saved and found again."""
+"""The state of an unfinished crafting, saved to a file and loaded again."""
 
 import time
 from dataclasses import dataclass, field
@@ -23,9 +23,7 @@ def _copied(found: torch.Tensor, to: torch.Tensor) -> torch.Tensor:
 
 @dataclass
 class State(Crafted):
-    """What is crafted so far, and all that the next step depends on besides it and the images: the surrogate's
-    optimizer, the step, and what mining has learned.
-    """
+    """The noise and surrogate so far, and what else the next step needs: optimizer, step and BulletTrain's state."""
 
     optimizer: torch.optim.Optimizer | None = None
     step: int = 0
@@ -66,7 +64,7 @@ class State(Crafted):
         return enumerate(p for group in self.optimizer.param_groups for p in group["params"])
 
     def _take(self, tensors: dict[str, torch.Tensor], record: dict, total: int) -> None:
-        """Copy what was saved; raises an error for what no step could go on from."""
+        """Restore the state from tensors and record; raises an error if no step could go on from it."""
         step, losses, mined = record["step"], record["losses"], record["mined"]
         check_fields(record["passes"], dict.fromkeys(vars(self.passes), int))
         check_fields(mined, {"average": float | int, "counts": list})

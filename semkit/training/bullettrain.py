@@ -128,9 +128,9 @@ class BulletTrain(Perturbation):
     """PGD with steps by kind of image: `boundary` for boundary images, `robust` (few, large steps) for robust ones,
     `outlier` for images that are wrong without perturbation (Clean(): no step, as published).
 
-    One forward pass in eval mode sorts a batch, unless `target` has the predictions. The adversarial accuracy is that
-    of the training step that follows (`learn`), which is this kit's choice. Each kind of image is a batch of its own,
-    so that spared steps are not computed.
+    One forward pass in eval mode sorts a batch, unless `target` has the predictions. The adversarial accuracy is taken
+    in the training step that follows (`learn`), which is this kit's choice. Each kind of image is perturbed as a
+    separate batch, so that spared steps are not computed.
     Raises ValueError for more than one radius. Source: Hua et al., NeurIPS 2021.
 
     >>> BulletTrain().radius, BulletTrain().passes
@@ -154,7 +154,7 @@ class BulletTrain(Perturbation):
 
     @property
     def passes(self) -> int:
-        """Input gradients per image at most: those of the kind with the most steps."""
+        """Input gradients per image at most: the number for the kind of image with the most steps."""
         return max(self.outlier.passes, self.boundary.passes, self.robust.passes)
 
     def scaled(self, share: float) -> "BulletTrain":

@@ -130,7 +130,7 @@ def fit(
     wanted = (train.classes, *map(recipe.augment.output_size, train.images.shape[2:]))
     if wanted != (given := (test.classes, *test.images.shape[2:])):
         raise ValueError(f"test images must have the classes and size of the training images, {wanted}, got {given}")
-    # Neither the surrogate's first weights nor its order of images: a learner has its own stream of the seed.
+    # A learner draws from another stream of the seed than the surrogate: other first weights, another order of images.
     own = engine.generator(seed, "learner").initial_seed()
     model = engine.prepare(start or _begun(train, recipe, seed, own, lab))
     optimizer, curve, losses = sgd.optimizer(model), [], []

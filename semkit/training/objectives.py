@@ -7,7 +7,7 @@ weights. It calls the perturbation, which sees the model in eval mode, and makes
 
 import math
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -24,7 +24,7 @@ MIXTURES = {"mixup": "MixUp", "cutmix": "CutMix"}  # our name -> torchvision's
 
 
 class Objective(Protocol):
-    """A loss over a batch. passes: train-mode passes per image, without those of the perturbation."""
+    """A loss over a batch. passes: train-mode passes per image; the perturbation counts its passes itself."""
 
     passes: int
 
@@ -200,21 +200,17 @@ class Mixed:
         return F.cross_entropy(training_logits(model, a), q)
 
 
-@cache
-def _transform(severity: int):
-    from torchvision.transforms import v2  # takes two seconds to import
-
-    return v2.AugMix(severity=severity, all_ops=False)
-
-
 def mixed(x: Tensor, severity: int = 3, generator: Generator | None = None) -> Tensor:
     """AugMix of every image of x [N,C,H,W] in [0,1], by torchvision, in 8-bit levels on the CPU.
 
     all_ops=False leaves out brightness, contrast, colour and sharpness, because corrupted test images have them.
     torchvision draws from torch's global generator, which is seeded from `generator` for this call and then restored.
     """
+    from torchvision.transforms import v2  # takes two seconds to import
+
+    augmix = v2.AugMix(severity=severity, all_ops=False)
     with seeded(drawn_seed(generator)):
-        return through_levels(x, lambda levels: torch.stack([_transform(severity)(image) for image in levels]))
+        return through_levels(x, lambda levels: torch.stack([augmix(image) for image in levels]))
 
 
 def disagreement(*answers: Tensor) -> Tensor:

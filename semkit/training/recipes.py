@@ -90,8 +90,8 @@ class SGD:
 class Pretrained:
     """A net to start from: a learner trained by `recipe` on `images` (learning.pretrained_weights trains it).
 
-    Every seed of the learner that starts from it has a pretrained net of its own. last_layer: only the last layer is
-    trained further (linear probe).
+    Every seed of the learner gets a net pretrained with that seed. last_layer: only the last layer is trained further
+    (linear probe).
     """
 
     images: ImageSet
@@ -147,7 +147,7 @@ class LearnRecipe:
         return images.centre(side) if side <= min(have) else resized(images, side)
 
     def further(self, model: nn.Module, test: ImageSet, seed: int) -> dict:
-        """Further numbers for the learner's row: those of its perturbation, and the seed of its pretrained net."""
+        """More columns for the learner's row: the numbers of its perturbation, and the seed of its pretrained net."""
         numbers = self.perturbation.further(model, self.tested(test))
         return {"pretrained_seed": seed, **numbers} if self.pretrained else numbers
 
