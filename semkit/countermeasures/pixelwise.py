@@ -172,11 +172,11 @@ def dct_matrix(n: int) -> Tensor:
 
 
 def denoiser(images: Tensor, labels: Tensor, sigma: int = 43) -> Callable[[Tensor], Tensor]:
-    """Fit a linear denoiser: it adds Gaussian noise of sigma levels, and removes what the images' spectrum lets it.
+    """Fit a linear denoiser: it adds Gaussian noise of sigma levels, then applies a Wiener filter.
 
         z = DCT(x + sigma n - mean),   x <- mean + IDCT(C (C + sigma^2 I)^-1 z)
 
-    C: the covariance [3,3] of the images' colours at each frequency, so this is the Wiener filter. The labels are not
+    C: the covariance [3,3] of the images' colours at each frequency, which decides the filter. The labels are not
     used. AVATAR adds noise of 43 levels (step 100 of 1,000) and denoises with a diffusion model, which keeps more of
     the image: this stand-in needs no net. Source: Dolatabadi et al., AVATAR, 2023.
     """

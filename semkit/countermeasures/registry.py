@@ -34,7 +34,7 @@ QUALITIES, PERCENT = range(1, 96), range(1, 101)
 class Countermeasure:
     """What a trainer does about protected images: to the images, or to the learner. This one does nothing.
 
-    label: for figures; {} stands for the option. change: a function of what its kind below says, and of the option.
+    label: for figures; {} stands for the option. change: what the kind calls (see below), the option last.
     option: the number of NAME-N, or the file of NAME=FILE. allowed: the numbers that it may be.
     """
 
@@ -103,7 +103,7 @@ class ByNet(ByImage):
 
 
 class ByAugment(Countermeasure):
-    """change(augment) -> augment: of the learner."""
+    """change(augment) -> the learner's augmentation."""
 
     def learner(self, recipe: LearnRecipe, train: ImageSet, spare: ImageSet | None) -> LearnRecipe:
         return replace(recipe, augment=self._changed(recipe.augment))
@@ -121,7 +121,7 @@ class ByLoss(Countermeasure):
 
 
 class ByPerturbation(Countermeasure):
-    """change() -> perturbation: of an ERM learner's images."""
+    """change() -> the perturbation with which an ERM learner then trains."""
 
     def needs(self, recipe: LearnRecipe, train: ImageSet, spare: ImageSet | None) -> str:
         erm = recipe.perturbation == Clean()

@@ -185,9 +185,9 @@ def probe(recipe: LearnRecipe, train: ImageSet, spare: ImageSet) -> LearnRecipe:
 def reweight(recipe: LearnRecipe, train: ImageSet, spare: ImageSet) -> LearnRecipe:
     """DFR, deep feature reweighting: train on `train` first; then only the last layer goes on, on clean images.
 
-    It is probe with the roles of the two sets swapped. So it asks whether the features that a net learns from protected
-    images are still good for anything. They are those at the end of training; published is the best of many
-    checkpoints, an oracle. Sources: Kirichenko et al., ICLR 2023; Sandoval-Segura et al., NeurIPS 2023.
+    It is probe with the two sets swapped, and shows whether the features that a net learns from protected images are
+    still useful. Features are taken at the end of training; the publication takes the best of many checkpoints, an
+    oracle. Sources: Kirichenko et al., ICLR 2023; Sandoval-Segura et al., NeurIPS 2023.
     """
     return probe(recipe, spare, train)
 

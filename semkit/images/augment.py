@@ -155,11 +155,11 @@ class Around(Augment):
         raise NotImplementedError
 
     def before(self, x: torch.Tensor, own) -> torch.Tensor:
-        """x [N,C,H,W] in [0,1] as `first` gets it."""
+        """The input of `first`, from x [N,C,H,W] in [0,1]."""
         return x
 
     def after(self, x: torch.Tensor, own) -> torch.Tensor:
-        """The result, of what `first` made of it."""
+        """The result, from the output x of `first`."""
         return x
 
 
@@ -218,8 +218,8 @@ class JPEG(Augment):
 class OneOf(Around):
     """The augmentation `first`, then for each image one of `ways`, all equally likely.
 
-    With it the noise is crafted, and the surrogate trained, on images as countermeasures leave them. Images are clipped
-    to [0,1] after `first`, because a trainer's are.
+    With it the noise is crafted, and the surrogate trained, on images after a countermeasure. Images are clipped to
+    [0,1] after `first`, because a trainer stores them so.
 
     >>> augment, x = OneOf((Identity(), Grey())), torch.rand(5, 3, 8, 8)
     >>> augment.apply(x, augment.draw(5, (8, 8), torch.Generator())).shape

@@ -36,7 +36,7 @@ def class_filters(key: str, classes: int, *, size: int = 3, strength: float = 0.
 
         entries ~ U(0, strength), one of them, at random, 1
 
-    They follow from the key, which cannot be computed back. They are as secret as the key: whoever has them, or
+    The key decides them and cannot be computed from them. They are as secret as the key: whoever has them, or
     some originals beside their protected copies, can undo much of the protection. A class's filter does not depend on
     how many classes there are; another size or key gives other ones, another strength scales them.
     Raises ValueError for a key below 8 characters, a size outside 2 to 255, and a strength outside (0, 1].
@@ -115,8 +115,8 @@ def convolve_set(images: ImageSet, filters: torch.Tensor) -> ImageSet:
 def convolve_picture(image: Image.Image, kernel: torch.Tensor) -> Image.Image:
     """The image (mode L, LA, RGB or RGBA) filtered by a kernel [k,k] at its own size; mode and alpha are kept.
 
-    What a k x k kernel does to a photograph is gone after a trainer's resize to far fewer pixels, unless k is larger
-    than the ratio of the sizes. Raises ValueError for a kernel larger than the image.
+    A trainer who resizes a photograph to far fewer pixels undoes a k x k kernel, unless k is larger than the ratio of
+    the sizes. Raises ValueError for a kernel larger than the image.
     """
     bands = image.split()
     colours = len(bands) - image.mode.endswith("A")

@@ -40,7 +40,7 @@ class Perturbation:
         return x
 
     def scaled(self, share: float) -> "Perturbation":
-        """The same at a share of its radius and step size."""
+        """The same perturbation at `share` of its radius and step size."""
         return replace(self, radius=self.radius * share) if self.radius else self
 
     def at(self, progress: float) -> "Perturbation":

@@ -153,7 +153,7 @@ class LearnRecipe:
 
 
 def attack(radius: float, steps: int, norm: str = "linf") -> PGD:
-    """PGD that can cross the ball however few its steps are: 10 steps of radius / 5 as released, fewer larger ones.
+    """PGD whose steps together cross the ball: 10 steps of radius / 5 as released, larger ones if there are fewer.
 
     >>> attack(4, 2).step_size, attack(4, 10).step_size
     (2.4, 0.8)
