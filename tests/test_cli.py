@@ -28,6 +28,7 @@ from semkit.app.cli import COMMANDS
 from semkit.images.loading import load
 from semkit.nets.engine import Engine
 from semkit.nets.lab import Lab
+from semkit.nets.models import build, save_net
 from semkit.protections.methods import craft_recipe
 
 QUICK = ["--preset", "quick", "--size", "8"]
@@ -381,7 +382,11 @@ def test_json_alone_is_on_stdout_where_it_is_asked_for(pristine, tmp_path, monke
 def test_without_json_the_report_is_on_stdout_the_cost_on_stderr_and_no_bar_where_there_is_no_terminal(here, capsys):
     assert run("protect", "photos", "out", *QUICK) == 0
     said = capsys.readouterr()
-    assert said.out.startswith("8 of 8 images protected in out/images (radius 8, PSNR ") and said.out.count("\n") == 1
+    assert (
+        said.out.startswith("8 of 8 images protected in out/images (radius 8, PSNR ")
+        and said.out.count("\n") == 1
+        and "None" not in said.out
+    )
     assert said.err.startswith("SEM noise for 8 images, quick preset, tiny at 8 px: ") and "s\n" in said.err
     assert said.err.count("\n") == 1 and "\r" not in said.err
     assert run("learn", "photos", *QUICK) == 0
@@ -862,3 +867,16 @@ def test_a_tilde_after_an_equals_sign_is_the_home_folder(here, capsys, monkeypat
     monkeypatch.setenv("HOME", str(here / "home"))
     assert run("protect", "photos", "~/out", *QUICK) == 0
     assert (here / "home/out/report.json").exists() and not (here / "~").exists()
+
+
+def test_a_net_for_images_of_one_size_is_refused_for_others_before_a_folder_is_claimed(here, capsys):
+    pytest.importorskip("timm")
+    net = build("deit_tiny", 2, size=8)
+    save_net(net, here / "net.st", net="deit_tiny", classes=("a", "b"), size=8)
+    quick = ["--preset", "quick", "--size", "12"]
+    for command in (
+        ["learn", "photos", "--countermeasure", "purifier=net.st"],
+        ["transform", "photos", "net.st", "--out", "out"],
+    ):
+        assert "net.st takes images of another size: give both one --size" in complaint(capsys, *command, *quick)
+    assert not (here / "out").exists()

@@ -19,7 +19,7 @@ from semkit.app.checking import job
 from semkit.app.cli import FAILED, Report, announce, bars, lab
 from semkit.app.options import engine_of, own_values, reading
 from semkit.countermeasures.registry import counter
-from semkit.countermeasures.transform import Transform
+from semkit.countermeasures.transform import Transform, transformed
 from semkit.images.files import duration, shown
 from semkit.images.imageset import ImageSet, Split, Storage, limit_test, not_among
 from semkit.images.loading import load
@@ -62,10 +62,10 @@ def _tell_protected(report: Report, made: dict, out: Path) -> None:
         bound, took = f"{made['bound']}, here by up to {made['largest_change']}", "filtering and writing"
     else:
         bound, took = f"radius {made['radius']:g}", "crafting"
+    alike = "" if made["ssim"] is None else f", SSIM {made['ssim']}"  # of images of 11 pixels and more
     report.line(
         f"{made['protected']} of {made['images']} images protected in {shown(out / 'images')} "
-        f"({bound}, PSNR {made['psnr_db']} dB, SSIM {made['ssim']}); {took} took {duration(made['seconds'])}, "
-        f"images {made['held']}"
+        f"({bound}, PSNR {made['psnr_db']} dB{alike}); {took} took {duration(made['seconds'])}, images {made['held']}"
     )
     if same := made["unchanged_files"]:
         report.line(f"{same} of the protected files have the pixels of their originals: nothing changed in them")
@@ -259,7 +259,7 @@ def transform(options) -> None:
         learners[0] = lasting(learners[0], options.learner_steps)
     with bars() as on_step:
         split, behind = _split(options, Report(options.json), on_step), Transform(options.net)
-        behind.net(engine), split.test.limit(attacked)  # raise before the folder is claimed
+        transformed(split.test.limit(attacked).images[:1], behind, engine)  # raises before the folder is claimed
         _claim(options, split, engine, radius=radius, attacked=attacked, net=behind.content)
         train, trained = split.train, [*learners.values(), learners[0]]
         announce(

@@ -92,11 +92,16 @@ class Behind(nn.Module):
 
 
 def transformed(images: Tensor, transform: Transform, engine: Engine | None = None) -> Tensor:
-    """g of uint8 images [N,3,H,W], rounded to 8 bits."""
+    """g of uint8 images [N,3,H,W], rounded to 8 bits. Raises ValueError for a size that the net cannot take."""
     engine = engine or Engine()
     net, done = transform.net(engine), torch.empty_like(images)
     for start in range(0, len(images), BATCH):
         part = slice(start, start + BATCH)
-        moved = transform(net, engine.images(images[part]), generator=engine.generator(0, "transformed", start))
+        try:
+            moved = transform(net, engine.images(images[part]), generator=engine.generator(0, "transformed", start))
+        except AssertionError:
+            raise ValueError(
+                f"{shown(transform.external)} takes images of another size: give both one --size"
+            ) from None
         done[part] = (moved * 255).round().to(torch.uint8).to(images.device)
     return done

@@ -169,13 +169,9 @@ def _layers(model: nn.Module) -> list[nn.Module]:
     return [module for module in model.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
 
 
-def _injected(model: nn.Module) -> list[ChannelNoise]:
-    return [module for module in model.modules() if isinstance(module, ChannelNoise)]
-
-
 def alphas(model: nn.Module) -> list[nn.Parameter]:
     """The strengths of the injected noise, one tensor [C_out,1,...] per layer; [] for a net without it."""
-    return [noise.alpha for noise in _injected(model)]
+    return [noise.alpha for noise in model.modules() if isinstance(noise, ChannelNoise)]
 
 
 def with_noise_injection(model: nn.Module, seed: int = 0) -> nn.Module:
@@ -200,7 +196,7 @@ def drawing(model: nn.Module, generator: torch.Generator) -> Iterator[None]:
 
     So a measurement gives the same result twice and does not change the training.
     """
-    noises = _injected(model)
+    noises = [module for module in model.modules() if isinstance(module, ChannelNoise)]
     before = [int(noise.stream) for noise in noises]
     for noise in noises:
         noise.stream.fill_(torch.randint(2**31, (), generator=generator, device=generator.device).item())
