@@ -1,7 +1,7 @@
 """One thread for every test: the nets are so small that a second one costs more than it brings.
 
-Tests are marked `whole` if they start processes, kernels or a browser, or run a whole command, panel or exercise, from
-images to noise or learners; each of these keeps a cheap one among the unit tests, which are -m "not whole".
+Tests are marked `whole` if they start processes, kernels or a browser, run a whole command, panel or exercise, or take
+more than about half a second; each of these keeps a cheap one among the unit tests, which are -m "not whole".
 Notebooks keep their runs in pytest's cache, so that a second execution is quick and --cache-clear makes them anew.
 """
 

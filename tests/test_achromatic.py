@@ -60,6 +60,7 @@ def test_an_achromatic_step_is_that_of_a_noise_with_one_channel():
     assert torch.allclose(got, (-1.6 / 255 * grey.grad.sign()).expand_as(got), atol=1e-9)
 
 
+@pytest.mark.whole
 def test_grey_noise_survives_grey_scale_and_jpeg_where_coloured_noise_does_not():
     images = load("shapes", limit=64).train
     left = {}

@@ -214,6 +214,7 @@ def test_a_learner_costs_what_the_shares_say_and_tells_them(objective):
     assert again.losses == done.losses  # nothing is left over from the run before
 
 
+@pytest.mark.whole
 def test_a_crafting_that_was_stopped_goes_on_to_the_same_bytes_and_its_average_matters(tmp_path):
     images, shares = image_set(32, classes=4), []
 

@@ -55,6 +55,7 @@ def test_a_shown_figure_has_alternative_text_and_caption_whatever_is_in_them():
     assert [tag for tag, _ in Page(canvas.show(drawn(), alt=alt).html).tags] == ["figure", "img"]
 
 
+@pytest.mark.whole
 def test_an_image_is_twice_as_dense_as_the_page_on_opaque_white_and_keeps_its_colours():
     kind, data = picture(canvas.as_html(pictured(), "alt"))
     with Image.open(io.BytesIO(data)) as image:

@@ -300,6 +300,7 @@ def test_learners_of_a_part_of_a_folder_want_the_whole_of_it_protected(here, cap
     assert run(*learn, "out") == 0
 
 
+@pytest.mark.whole
 def test_noise_that_is_trained_to_stand_nothing_is_made(here):
     for method in ("sem", "rem"):
         assert run("protect", "photos", method, "--method", method, "--perturbation-radius", 0, *QUICK) == 0
@@ -723,6 +724,7 @@ def test_a_net_that_learn_saves_is_a_purifier_and_the_net_of_a_transform(here, c
     assert (here / "out/table.md").read_text().splitlines()[2].split("|")[4].strip() == "-"
 
 
+@pytest.mark.whole
 def test_names_that_the_terminal_cannot_print_do_not_spoil_the_exit_code(here, capsys, monkeypatch):
     (here / "photos/a/ねこ.png").write_bytes(b"no image")
     said = io.TextIOWrapper(io.BytesIO(), "ascii")
@@ -869,6 +871,7 @@ def test_a_tilde_after_an_equals_sign_is_the_home_folder(here, capsys, monkeypat
     assert (here / "home/out/report.json").exists() and not (here / "~").exists()
 
 
+@pytest.mark.whole
 def test_a_net_for_images_of_one_size_is_refused_for_others_before_a_folder_is_claimed(here, capsys):
     pytest.importorskip("timm")
     net = build("deit_tiny", 2, size=8)

@@ -325,6 +325,7 @@ def test_a_percentage_of_a_tiny_set_that_is_less_than_an_image_of_each_class_say
         counter(train, LEARN, ["onlyclean-50", "dfr"], spare=spare)
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("cached", [False, True])
 def test_two_learners_of_a_seed_share_one_pretraining_where_a_cache_keeps_it_and_every_step_is_told(tmp_path, cached):
     split, told, rows = image_split(20), [], []

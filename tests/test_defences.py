@@ -129,6 +129,7 @@ class Plane(torch.nn.Module):
         return torch.stack([-above, above], 1)
 
 
+@pytest.mark.whole
 def test_the_votes_on_a_plane_are_binomial_with_the_normal_share_on_its_side():
     x, w = batch(5, dtype=torch.float64)[0], torch.linspace(-1, 1, 3 * 8 * 8, dtype=torch.float64)
     away = x.flatten(1) @ w

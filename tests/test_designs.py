@@ -135,6 +135,7 @@ def test_parts_are_of_the_noise_that_the_same_seed_makes_and_take_no_passes_of_t
         assert cost["passes"] == recipe.cost(20).total == 0
 
 
+@pytest.mark.whole
 def test_shares_of_sem_images_are_of_one_noise_a_seed_which_is_crafted_once(tmp_path):
     made, split, lab = DESIGNS["partial"]("quick", 32), image_split(20), Lab(ENGINE, tmp_path)
     assert made["sem"] == craft_recipe("sem", "quick") and len(made) == 12
@@ -171,6 +172,7 @@ def test_noise_rows_are_the_measures_of_every_noise(tmp_path):
     assert not torch.equal(made["sem", 0][0].levels, made["em", 0][0].levels)
 
 
+@pytest.mark.whole
 def test_a_noise_is_measured_once_and_measuring_can_be_stopped_between_two(tmp_path):
     crafts = {"sem": SHORT}
     with pytest.raises(Interrupted, match="stopped while measuring noise, 1 of 2"):
@@ -182,6 +184,7 @@ def test_a_noise_is_measured_once_and_measuring_can_be_stopped_between_two(tmp_p
     assert rows["noise_stability"][0] == 7 != rows["noise_stability"][1]
 
 
+@pytest.mark.whole
 def test_one_seed_has_no_other_to_compare_with(tmp_path):
     rows = noise_rows(SMALL, {"sem": SHORT}, lab=Lab(ENGINE, tmp_path))
     assert len(rows) == 1 and rows["cosine"].isna().all() and "reference_robustness" not in rows
@@ -189,6 +192,7 @@ def test_one_seed_has_no_other_to_compare_with(tmp_path):
     assert judged["reference_loss"].notna().all() and "other_loss" not in judged
 
 
+@pytest.mark.whole
 def test_loss_rows_are_the_losses_of_every_noise_under_its_own_surrogate(tmp_path):
     lab = Lab(ENGINE, tmp_path)
     rows = loss_rows(SMALL, {"clean": None, "sem": SHORT}, seeds=(0, 1), lab=lab)

@@ -18,7 +18,7 @@ from nets import batch, far_from_fresh, net
 from scipy import stats
 from torch import nn
 
-from semkit.nets import engine, models
+from semkit.nets import models
 from semkit.nets.engine import (
     THEIRS,
     Engine,
@@ -148,7 +148,9 @@ def test_a_gpu_beyond_those_that_are_there_is_refused(monkeypatch):
 def test_on_a_gpu_float32_is_float32_and_sums_are_the_same_at_every_run(monkeypatch):
     for flag in ("allow_tf32", "deterministic"):  # put back after the test
         monkeypatch.setattr(torch.backends.cudnn, flag, getattr(torch.backends.cudnn, flag))
-    engine._set_up(SimpleNamespace(device="cuda:1", keep_memory=False))
+    absent = SimpleNamespace(device="cuda:99", keep_memory=False, dtype=torch.float32, layout=torch.contiguous_format)
+    with pytest.raises((AssertionError, RuntimeError)):  # no machine has it
+        Engine.prepare(absent, net())
     assert not torch.backends.cudnn.allow_tf32 and torch.backends.cudnn.deterministic
 
 
@@ -239,7 +241,7 @@ NETS = {
 }
 
 
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.whole] * ("resnet" in name)) for name in NETS])
 def test_a_prepared_net_answers_as_the_plain_one_before_and_after_training(name):
     model, twin = (engine.prepare(far_from_fresh(NETS[name]())) for engine in (DOUBLE, Engine("cpu", "float64", False)))
     twin.load_state_dict(model.state_dict())
@@ -314,6 +316,7 @@ def turn_a_weight(model, x, y):
     model[1].weight.copy_(model[1].weight.flip(0))
 
 
+@pytest.mark.whole
 def test_nets_are_prepared_in_several_threads_while_others_run():
     x, y = batch()
     ready, stop, errors = Engine("cpu", "float32").prepare(net()), threading.Event(), []
@@ -391,6 +394,7 @@ def no_compiler(graph, inputs):
     raise FileNotFoundError("no C++ compiler")
 
 
+@pytest.mark.whole
 def test_where_compiling_fails_the_net_runs_uncompiled_and_says_why(monkeypatch):
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=no_compiler))
     model, twin, (x, _) = COMPILING.prepare(net()), DOUBLE.prepare(net()), batch(dtype=torch.float64)

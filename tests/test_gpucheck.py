@@ -22,6 +22,7 @@ def split():
     return limit_test(load("shapes", limit=20), 20)
 
 
+@pytest.mark.whole
 @pytest.mark.numbers
 def test_the_numbers_of_a_right_device_pass():
     rows = gpucheck.numbers("cpu", n=16)

@@ -82,6 +82,7 @@ def test_the_curve_ends_with_the_accuracy_of_the_model_that_is_returned():
         assert done.best == max(value for _, value in done.curve) >= done.last
 
 
+@pytest.mark.whole
 def test_an_adversarially_trained_learner_is_judged_on_clean_images():
     split = image_split(classes=3)
     done = learn(replace(RECIPE, perturbation=PGD(4, 2), sgd=SGD(steps=30, batch=16)), split)
@@ -174,7 +175,7 @@ def test_noise_on_the_training_images_leaves_the_test_images_alone():
     assert split.test.fingerprint == image_split().test.fingerprint
 
 
-@pytest.mark.parametrize("n", [5, 16, 21])
+@pytest.mark.parametrize("n", [*(pytest.param(n, marks=pytest.mark.whole) for n in (5, 16)), 21])
 @pytest.mark.parametrize(("method", "class_wise"), list(itertools.product(SIDES, [False, True])))
 def test_crafting_costs_what_the_recipe_says(n, method, class_wise):
     recipe = CraftRecipe(
@@ -221,6 +222,7 @@ def tuned(last_layer, perturbation=Clean()):
     return pretrained_weights(start, 0, Lab(ENGINE)), done.model.state_dict(), done.passes
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("perturbation", [Clean(), PGD(4, 2)], ids=repr)
 def test_of_a_last_layer_learner_the_classifier_alone_moves(perturbation):
     begun, ended, passes = tuned(True, perturbation)

@@ -142,6 +142,7 @@ def test_a_learner_of_one_seed_is_the_same_to_the_byte_and_costs_what_it_says(by
     assert len(set(made[0][0])) == 4
 
 
+@pytest.mark.whole
 def test_a_grid_that_was_stopped_goes_on_to_the_rows_of_one_that_was_not(tmp_path):
     split = image_split()
     learners = {r: LearnRecipe(PGD(r, 1), "tiny", SGD(steps=4, batch=8), evaluations=1) for r in (0, 4)}

@@ -174,6 +174,7 @@ def test_the_border_is_where_the_rule_is_zero_and_the_ellipses_are_of_filtered_p
     assert np.allclose(np.ptp(drawn, axis=0), 4 * filtered.std(0), rtol=0.05)
 
 
+@pytest.mark.whole
 def test_the_lines_are_the_accuracies_over_the_dimension_and_the_chosen_one_is_marked():
     figure = mixture_figure(10, 1, 0, 0.5)
     drawn = {tuple(np.round(line.get_ydata(), 6)) for line in figure.axes[1].lines}

@@ -183,6 +183,7 @@ def test_seconds_are_measured_once_and_only_when_asked():
 # --- the craft panel
 
 
+@pytest.mark.whole
 def test_a_run_shows_its_cost_first_and_its_result_after(panel, tmp_path):
     passes = craft_recipe("sem", "quick").cost(20).total
     panel.measuring.wait(60)

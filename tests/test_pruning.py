@@ -40,6 +40,7 @@ def test_the_learners_differ_in_lasso_and_injected_noise_alone():
     assert pgd.perturbation.steps * pgd.perturbation.step_size >= pgd.perturbation.radius == 8  # it can cross the ball
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("name", LEARNERS)
 def test_a_row_is_the_net_pruned_tuned_and_judged(name):
     split, recipe = image_split(), LEARNERS[name]

@@ -389,7 +389,7 @@ def test_the_command_reports_and_writes_what_it_measured(tmp_path, capsys, monke
     [
         (["--models", "resnet81"], "did you mean resnet18?"),
         (["--rounds", "0"], "a whole number >= 1, got 0"),
-        (["--out", "taken"], "taken: File exists"),
+        (["--out", "taken"], "the output taken is a file; name a folder"),
     ],
     ids=str,
 )

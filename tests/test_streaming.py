@@ -158,6 +158,7 @@ def trace(crafted):
     return crafted.noise.numpy().tobytes(), weights, crafted.losses, crafted.passes
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_streamed_noise_is_resident_noise_also_after_stops_on_either_side(both, tmp_path, variant):
     recipe, state, turn = replace(RECIPE, **VARIANTS[variant]), tmp_path / "state", 0
@@ -266,6 +267,7 @@ def held():
     return 1024 * int(re.search(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
 
 
+@pytest.mark.whole
 def test_noise_and_states_are_mapped_from_their_files(tmp_path):
     levels = zeros((64 * MIB // 3072, 3, 32, 32), torch.int8, tmp_path)
     levels[5] = 7

@@ -297,6 +297,7 @@ def test_the_kept_surrogate_is_the_one_that_made_the_noise(tmp_path, precision):
     assert torch.equal(predict(again, x), predict(made.surrogate, x))
 
 
+@pytest.mark.whole
 def test_every_seed_of_a_fine_tuned_learner_has_a_pretrained_net_of_its_own_and_its_row_says_so():
     split, before = image_split(20), image_set(20, seed=7)
     still = replace(LEARN, sgd=SGD(steps=1, batch=8, lr=0.0))

@@ -81,6 +81,7 @@ def test_a_net_writes_noise_that_lowers_its_own_loss_within_the_radius(images):
     assert torch.equal(noise, surrogates.written(mine, images))
 
 
+@pytest.mark.whole
 def test_a_net_judges_the_parts_of_its_own_noise(tmp_path):
     split, lab = image_split(12, size=16), Lab(ENGINE, tmp_path)
     recipe = lasting(learn_recipe("quick", size=16), 3)

@@ -175,6 +175,7 @@ def test_alpha_is_trained_and_does_not_decay():
 RECIPE = LearnRecipe(model="tiny+injected", perturbation=PGD(4, 1), sgd=SGD(steps=4, batch=16), evaluations=2)
 
 
+@pytest.mark.whole
 def test_learners_with_injection_are_the_same_twice_and_judging_them_changes_nothing():
     split = image_split()
     state = torch.get_rng_state()
@@ -186,6 +187,7 @@ def test_learners_with_injection_are_the_same_twice_and_judging_them_changes_not
     assert attacked[0] == attacked[1] and torch.equal(torch.get_rng_state(), state)
 
 
+@pytest.mark.whole
 def test_a_crafting_with_an_injected_surrogate_resumes_to_the_same_bytes(tmp_path):
     recipe = CraftRecipe(PGD(4, 1), PGD(4, 1), steps=1, samples=1, surrogate="tiny+injected", sgd=SGD(steps=4, batch=8))
     images = image_set(16)
@@ -244,6 +246,7 @@ def test_eot_takes_the_steps_of_its_gradient():
         assert torch.equal(one(model, x, y, generator()), expected)
 
 
+@pytest.mark.whole
 def test_the_mean_of_draws_points_where_the_expected_loss_grows():
     model, (x, y) = noisy(DOUBLE), nets.batch(dtype=torch.float64)
     truth, eight, one = (EOT(8, draws=draws).gradient(model, x, y).flatten() for draws in (400, 8, 1))
