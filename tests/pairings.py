@@ -294,6 +294,8 @@ SEM = {
     "noise that withstands 4 levels better protects less from ERM, 60 noise steps": rank_correlation(0, 4),
     "the same hardening with 60 noise steps costs protection from AT 4/255": points(lost("none 0", 4, "adversarial 8")),
     "the same hardening with 60 noise steps costs protection from ERM": points(lost("none 0", 0, "adversarial 8")),
+    "the same hardening costs protection from AT 4/255 on CIFAR-10": points(lost("none 0", 4, "adversarial 8")),
+    "the same hardening costs protection from ERM on CIFAR-10": points(lost("none 0", 0, "adversarial 8")),
     "hardened noise, REM's, withstands the worst moves of its own surrogate better than SEM's": hardened("noise"),
     "the same, judged by another seed's surrogate": hardened("other"),
     "the worst moves of the surrogate are not the worst ones of the learner, SEM's noise": late_moves(
