@@ -325,11 +325,12 @@ def test_the_map_must_name_every_lesson_and_its_minutes(row, right, name, tmp_pa
 def names(statement):
     """The names that a statement reads, binds, and changes in place."""
     nodes = list(ast.walk(statement))
-    stored = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    added = {node.target.id for node in nodes if isinstance(node, ast.AugAssign) and isinstance(node.target, ast.Name)}
+    stored = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)} - added
     own = {node.arg for node in nodes if isinstance(node, ast.arg)} | stored
     read = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)} - own
     parts = [node for node in nodes if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Store)]
-    changed = {node.value.id for node in parts if isinstance(node.value, ast.Name)} - own
+    changed = added | {node.value.id for node in parts if isinstance(node.value, ast.Name)} - own
     imported = {(node.asname or node.name).split(".")[0] for node in nodes if isinstance(node, ast.alias)}
     return read, {statement.name} if isinstance(statement, ast.FunctionDef) else stored | imported, changed
 
@@ -399,8 +400,9 @@ def test_nbval_sees_a_claim_that_has_turned_round(tmp_path):
 
 def test_needed_is_what_a_cell_stands_on_and_no_more():
     cells = [new_code_cell(text) for text in (
-        "import a, b.c as c\nx = a(1)\nslow = c(x)", "found = {}\nfor k in x:\n    found[k] = k\nslow += 1",
+        "import a, b.c as c\nx = a(1)\nslow = c(x)",
+        "found = {}\nfor k in x:\n    found[k] = k\nslow += 1\nfound |= {0: 1}",
         "def f(x, n):\n    slow = found\n    return slow, n", "print(f(1, 2), [k for k in found])",
     )]  # fmt: skip
-    kept = "import a, b.c as c\nx = a(1)\nfound = {}\nfor k in x:\n    found[k] = k\n"
+    kept = "import a, b.c as c\nx = a(1)\nfound = {}\nfor k in x:\n    found[k] = k\nfound |= {0: 1}\n"
     assert needed(cells, 3) == kept + "def f(x, n):\n    slow = found\n    return (slow, n)"
