@@ -306,6 +306,12 @@ def test_every_design_has_unprotected_images_to_compare_with():
     assert all(design("quick", 32)["clean"] is None for design in DESIGNS.values())
 
 
+def test_a_design_that_somebody_changes_is_whole_for_the_next():
+    for design in DESIGNS.values():
+        design("quick", 32).clear()
+        assert "clean" in design("quick", 32)
+
+
 def test_fine_tuning_goes_on_from_one_net_with_all_layers_or_the_last_one_alone():
     spare, names = image_set(20), DEFENCES
     made = learners_after(names, "quick", 32, replace(image_split(), spare=spare))

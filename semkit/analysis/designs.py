@@ -253,7 +253,7 @@ FILTERED: dict[str, Crafts] = {  # designs of class-wise filters, the same at ev
 }  # fmt: skip
 DESIGNS: dict[str, Callable[[str, int], Crafts]] = {
     "pairs": pairs, "noise-sides": noise_sides, "sides-alone": sides_alone, "budgets": budgets,
-    **{name: lambda preset, size, crafts=crafts: crafts for name, crafts in FILTERED.items()},
+    **{name: lambda preset, size, crafts=crafts: dict(crafts) for name, crafts in FILTERED.items()},
     # Long and without augmentation, because its random views undo what the inner ascent brings: only then does
     # hardening make noise more robust, at 8 levels with every dose.
     "frozen-judge": frozen_judge, "frozen-judge-long": partial(frozen_judge, steps=60, augment=Identity()),

@@ -93,13 +93,14 @@ def read_rows(path: str | os.PathLike) -> pd.DataFrame:
 
 
 def write_report(out: Path, text: str, figure: "Figure | None") -> None:
-    """A table and its figure as table.md and figure.png in `out`; without a figure one of fewer methods goes."""
+    """A table and its figure as table.md and figure.png in `out`. Without a figure that of earlier rows is removed."""
     atomic_write(out / "table.md", (text + "\n").encode())
-    (out / "figure.png").unlink(missing_ok=True)
     if figure:
         from semkit.analysis.canvas import save
 
         save(figure, out / "figure.png")
+    else:
+        (out / "figure.png").unlink(missing_ok=True)
 
 
 def as_objects(rows: pd.DataFrame) -> list[dict]:
