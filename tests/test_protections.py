@@ -14,8 +14,8 @@ from semkit.analysis.report import read_rows
 from semkit.app.folder import protect
 from semkit.nets.engine import Engine
 from semkit.nets.lab import Lab
-from semkit.protections.base import Change, CleanPart, Crafted, NoiseRecipe, PartlyProtected, Protection, Recipe
-from semkit.protections.methods import METHODS, PROTECTIONS, RADIUS, label_of, sweep_recipes
+from semkit.protections.base import RADIUS, Change, CleanPart, Crafted, NoiseRecipe, PartlyProtected, Protection, Recipe
+from semkit.protections.methods import METHODS, PROTECTIONS, label_of, sweep_recipes
 
 LAB = Lab(Engine("cpu", "float32"))
 

@@ -184,7 +184,8 @@ class Shown:
 def show(figure: Figure, *, alt: str, caption: str = "") -> Shown:
     """The figure for the end of a notebook's cell, with alternative text for those who cannot see it and a caption.
 
-    sk.show(sk.accuracy_figure(rows, title="EM"), alt="Accuracy by training radius").save("em.pdf")
+    >>> show(new_figure(3, 2), alt="An empty figure", caption="n = 3").alt
+    'An empty figure'
     """
     return Shown(as_html(figure, alt, caption), alt, figure)
 

@@ -20,10 +20,11 @@ from semkit.analysis.study import crafted_surrogate, learned_net
 from semkit.images.augment import Augment, FlipCrop, Identity
 from semkit.images.imageset import ImageSet, Split
 from semkit.images.pixels import check_count, check_name
-from semkit.nets.engine import engine_of, judged, predict, within
+from semkit.nets.engine import engine_of, predict
 from semkit.nets.lab import Lab, as_dict, as_json, kept
 from semkit.nets.weights import drawing
 from semkit.protections.base import NoiseRecipe, Recipe
+from semkit.training.learning import augmented_batch, check_outputs
 from semkit.training.perturb import PGD, Clean, Perturbation, Uniform
 from semkit.training.recipes import LearnRecipe
 
@@ -52,14 +53,13 @@ def losses(
     """
     if not len(images):
         raise ValueError("losses need an image or more, got none")
-    engine, batch, draws = engine_of(model), check_count(batch, "batch", 1), check_count(draws, "draws", 1)
+    engine = engine_of(check_outputs(model, images))
+    batch, draws = check_count(batch, "batch", 1), check_count(draws, "draws", 1)
     images, found = images.to(engine.device), torch.empty(draws, len(images))
-    with within(judged, (model, images.classes)), drawing(model, engine.generator(seed, "losses, injected noise")):
+    with drawing(model, engine.generator(seed, "losses, injected noise")):
         for draw, start in itertools.product(range(draws), range(0, len(images), batch)):
             part, generator = slice(start, start + batch), engine.generator(seed, "losses", draw, start)
-            x, y = images.batch(part)
-            x = engine.images(x)
-            x = augment.apply(x, augment.draw(len(x), x.shape[2:], generator))
+            x, y = augmented_batch(images, part, augment, engine, generator)
             a = perturbation(model, x, y, generator)
             found[draw, part] = F.cross_entropy(predict(model, a), y, reduction="none").float().cpu()
     return found

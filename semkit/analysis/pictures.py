@@ -69,7 +69,9 @@ def write_strips(train: ImageSet, crafts: Mapping[str, Recipe | None], *, seed: 
 def strip_figure(originals: torch.Tensor, noises: Mapping[str, torch.Tensor], *, radius: float) -> Figure:
     """Originals uint8 [N,C,H,W], and below them for each method's int8 noise the protected images and the noise.
 
-    sk.strip_figure(split.train.images[:6], {"em": noise.levels[:6]}, radius=8)
+    >>> black, noise = torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.ones(4, 3, 8, 8, dtype=torch.int8)
+    >>> strip_figure(black, {"em": noise}, radius=8)
+    <Figure size 480x290 with 12 Axes>
     """
     rows = strip_rows(originals, noises, radius)
     figure = new_figure(1.2 + 0.9 * len(originals), 0.2 + 0.9 * len(rows))

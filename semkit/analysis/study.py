@@ -48,9 +48,11 @@ def crafted_noise(
 def crafted_surrogate(
     images: ImageSet, recipe: NoiseRecipe, *, seed: int = 0, lab: Lab | None = None
 ) -> tuple[Noise, nn.Module]:
-    """Craft the noise of `recipe`: (noise, the surrogate, in eval mode and frozen); both kept with lab.cache.
+    """Craft the noise of `recipe`: (noise, surrogate).
 
-    noise, surrogate = sk.crafted_surrogate(split.train, sk.craft_recipe("sem", "demo"))
+    The surrogate is frozen and in eval mode. Both are kept with lab.cache.
+
+        noise, surrogate = sk.crafted_surrogate(split.train, sk.craft_recipe("sem", "demo"))
     """
     noise, _, surrogate = recipe.crafted(images, seed=seed, lab=lab)
     return noise, surrogate.eval().requires_grad_(False)

@@ -54,6 +54,11 @@ def _free(text: str) -> Path:
     return path
 
 
+def _picture(text: str) -> Path:
+    check_name(Path(text).suffix, (".png", ".pdf", ".svg"), "format of a figure")
+    return _free(text)
+
+
 def _attack_radius(text: str) -> float:
     if not check_radius(text):
         raise ValueError("radius 0 attacks nothing: write pixel levels above 0")
@@ -207,7 +212,7 @@ def _check(parser) -> None:
 def _inspect(parser) -> None:
     add = _add_protected(parser)
     add("--countermeasures", f"those that change images, all by default, of: {KNOWN}", AFTER)
-    add("--figure", "draw it too, in the format of the suffix (.png .pdf .svg)", _kind(_free, "FILE"))
+    add("--figure", "draw it too, in the format of the suffix (.png .pdf .svg)", _kind(_picture, "FILE"))
 
 
 def _learn(parser) -> None:

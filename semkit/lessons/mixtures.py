@@ -210,7 +210,8 @@ def _draw_dimensions(axes, rows: Sequence[dict], at: int) -> None:
 def mixture_figure(d: int, norm: float, a_minus: float, a_plus: float) -> Figure:
     """Two Gaussian classes with class-wise filters: left in two dimensions, right the accuracies over the dimension.
 
-    sk.mixtures.mixture_figure(10, norm=1, a_minus=0, a_plus=0.5)
+    >>> mixture_figure(10, norm=1, a_minus=0, a_plus=0.5)
+    <Figure size 1000x460 with 2 Axes>
     """
     figure = new_figure(10, 4.6)
     panels = figure.subplots(1, 2, width_ratios=(1, 1.25))

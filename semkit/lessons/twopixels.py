@@ -238,7 +238,8 @@ def _legend(axes) -> None:
 def draw_compared(rows: pd.DataFrame) -> tuple[Figure, str, str]:
     """Accuracy over the learner's AT radius, from rows of `compared`: closed form, Monte-Carlo and regression.
 
-    sk.twopixels.draw_compared(sk.twopixels.compared({"two pixels": (0.5, 1)}))[0]
+    >>> draw_compared(compared({"two pixels": (0.5, 1)}, n=200))[1]
+    'Accuracy over rho. two pixels: from 61 to 84 %'
     """
     figure, rhos, told = new_figure(8, 4), np.linspace(0, max(RHOS), 101), []
     axes = figure.subplots()

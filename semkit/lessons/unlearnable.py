@@ -166,10 +166,11 @@ def reading_rows(
 
 
 def readings_figure(rows: pd.DataFrame, *, chance: float, title: str) -> canvas.Figure:
-    """Accuracy on each of `readings`, means with 95 % intervals, a panel a training radius.
+    """Accuracy on each of `readings`.
 
-    rows = sk.read_rows("results/unlearnable/rows.csv")
-    sk.unlearnable.readings_figure(rows, chance=0.1, title="Noise or picture?")
+    Means with 95 % intervals, a panel for each training radius.
+
+        sk.unlearnable.readings_figure(sk.read_rows("rows.csv"), chance=0.1, title="Noise or picture?")
     """
     rows = rows.assign(right=100 * rows["right"]).sort_values("training_radius", kind="stable")
     names = list(rows["shown"].unique())

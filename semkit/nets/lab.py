@@ -123,9 +123,11 @@ def key(module: str, *parts) -> str:
 
 
 def runs_folder() -> Path:
-    """The folder where the notebooks keep finished runs: $SEMKIT_RUNS, else ~/.cache/semkit/runs.
+    """The folder where the notebooks keep finished runs.
 
-    lab = sk.Lab(cache=sk.runs_folder())
+    $SEMKIT_RUNS, else ~/.cache/semkit/runs.
+
+        lab = sk.Lab(cache=sk.runs_folder())
     """
     return Path(os.environ.get("SEMKIT_RUNS") or Path.home() / ".cache" / "semkit" / "runs")
 

@@ -11,7 +11,7 @@ from torch import nn
 from semkit.images.augment import Augment, FlipCrop
 from semkit.images.imageset import ImageSet, stratified_share
 from semkit.images.picture import apply_noise
-from semkit.images.pixels import check_fraction, check_seed
+from semkit.images.pixels import check_fraction, check_radius, check_seed
 from semkit.nets.engine import Passes, how_run
 from semkit.nets.lab import Lab, Store, as_dict, as_json, as_net, kept
 from semkit.protections.noise import Noise, clipped, load, save
@@ -45,6 +45,15 @@ class Option:
     @property
     def variable(self) -> str:
         return f"SEMKIT_{self.name.upper()}"
+
+
+def _levels(text: str) -> float:
+    if (radius := check_radius(text)) < 1:
+        raise ValueError(f"radius must be 1 level at least to change 8-bit images, got {text}")
+    return radius
+
+
+RADIUS = Option("radius", 8, "largest change of a value in levels of 255", _levels)
 
 
 @dataclass(frozen=True)

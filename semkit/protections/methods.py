@@ -15,7 +15,7 @@ from semkit.images.imageset import ImageSet
 from semkit.images.pixels import check_count, check_name, check_radius, check_seed, check_share, settle
 from semkit.nets.lab import Lab
 from semkit.nets.models import LARGE, MODELS, check_model
-from semkit.protections.base import Crafted, NoiseRecipe, Option, Protection, Recipe
+from semkit.protections.base import RADIUS, Crafted, NoiseRecipe, Option, Protection, Recipe
 from semkit.protections.crafting import CraftRecipe
 from semkit.protections.cuda import CUDA
 from semkit.protections.noise import check_noise_radius
@@ -71,7 +71,7 @@ def craft_recipe(
     420736
     """
     check_name(preset, PRESETS, "preset")
-    radius, r = _levels(radius), check_radius(perturbation_radius, "perturbation_radius")
+    radius, r = RADIUS.parse(radius), check_radius(perturbation_radius, "perturbation_radius")
     preset = "paper, large" if preset == "paper" and size >= LARGE else preset
     pgd = {
         "quick": attack(r, 1), "demo": attack(r, 2), "lesson": attack(r, 2), "paper": PGD(r),
@@ -123,13 +123,6 @@ class RandomGrey(NoiseRecipe):
         return Crafted(patterns[images.labels.cpu()])
 
 
-def _levels(text: str) -> float:
-    if (radius := check_radius(text)) < 1:
-        raise ValueError(f"radius must be 1 level at least to change 8-bit images, got {text}")
-    return radius
-
-
-RADIUS = Option("radius", 8, "largest change of a value in levels of 255", _levels)
 PERTURBATION = Option("perturbation_radius", 4, "AT radius that the noise is made to resist, in levels", check_radius)
 SURROGATE = Option("surrogate", None, f"one of {', '.join(MODELS)}", check_model)
 CLASS_WISE = Option("class_wise", False, "one noise per class instead of one per image", None)

@@ -12,7 +12,7 @@ from semkit.images.augment import Augment
 from semkit.images.imageset import ImageSet
 from semkit.images.pixels import check_count
 from semkit.nets import models
-from semkit.nets.engine import Engine, Passes, count_passes, engine_of, judged, predict, step_down, within
+from semkit.nets.engine import Engine, Passes, count_passes, engine_of, predict, step_down
 from semkit.nets.lab import Lab, as_net, kept
 from semkit.nets.weights import drawing
 from semkit.training.bullettrain import Mined, mining
@@ -58,6 +58,16 @@ class Learned:
         return max(accuracy for _, accuracy in self.curve)
 
 
+def check_outputs(model: nn.Module, images: ImageSet) -> nn.Module:
+    """`model` if it has an output for each class of the images; raises ValueError otherwise. Counts no pass."""
+    first, _ = images.batch(slice(1))
+    with count_passes(), drawing(model, Generator()):
+        outputs, classes = predict(model, engine_of(model).images(first)).shape[-1], len(images.classes)
+    if outputs < classes:
+        raise ValueError(f"the net has {outputs} outputs, the images {classes} classes: take a net for them")
+    return model
+
+
 def accuracy(
     model: nn.Module, images: ImageSet, perturbation: Perturbation = Clean(), *, seed: int = 0, batch: int = 500
 ) -> float:
@@ -70,10 +80,10 @@ def accuracy(
     """
     if not len(images):
         raise ValueError("accuracy needs an image or more, got none")
-    engine, batch = engine_of(model), check_count(batch, "batch", 1)
+    engine, batch = engine_of(check_outputs(model, images)), check_count(batch, "batch", 1)
     images = images.to(engine.device)
     right = 0
-    with within(judged, (model, images.classes)), drawing(model, engine.generator(seed, "accuracy, injected noise")):
+    with drawing(model, engine.generator(seed, "accuracy, injected noise")):
         for start in range(0, len(images), batch):
             part = slice(start, start + batch)
             x, y = images.batch(part)
@@ -93,10 +103,10 @@ def _begun(train: ImageSet, recipe: LearnRecipe, seed: int, own: int, lab: Lab) 
     return model
 
 
-def training_batch(
+def augmented_batch(
     images: ImageSet, index: Tensor, augment: Augment, engine: Engine, generator: Generator
 ) -> tuple[Tensor, Tensor]:
-    """(x, y) of a training step: augmented images [N,C,H,W] in [0,1] and their labels [N]."""
+    """(x, y) of a step: the augmented images [N,C,H,W] in [0,1] at index, and their labels [N]."""
     levels, y = images.batch(index)
     x = engine.images(levels)
     return augment.apply(x, augment.draw(len(x), x.shape[2:], generator)), y
@@ -132,13 +142,13 @@ def fit(
         raise ValueError(f"test images must have the classes and size of the training images, {wanted}, got {given}")
     # A learner draws from another stream of the seed than the surrogate: other first weights, another order of images.
     own = engine.generator(seed, "learner").initial_seed()
-    model = engine.prepare(start or _begun(train, recipe, seed, own, lab))
+    model = check_outputs(engine.prepare(start or _begun(train, recipe, seed, own, lab)), test)
     optimizer, curve, losses = sgd.optimizer(model), [], []
     every, began = math.ceil(sgd.steps / recipe.evaluations), time.monotonic()
-    with count_passes() as passes, mining() as mined, within(judged, (model, train.classes)):
+    with count_passes() as passes, mining() as mined:
         for step, index in sgd.batches(len(train), own, engine):
             generator = engine.generator(own, "learn", step)
-            x, y = training_batch(train, index, recipe.augment, engine, generator)
+            x, y = augmented_batch(train, index, recipe.augment, engine, generator)
             sgd.set_rate(optimizer, step)
             loss = partial(recipe.objective, model, x, y, recipe.perturbation.at(step / sgd.steps), generator)
             losses.append(step_down(optimizer, loss))
