@@ -292,9 +292,13 @@ SEM = {
     "noise that withstands 8 levels better protects less from ERM, 60 noise steps": rank_correlation(0, 8),
     "noise that withstands 4 levels better protects less from AT 4/255, 60 noise steps": rank_correlation(4, 4),
     "noise that withstands 4 levels better protects less from ERM, 60 noise steps": rank_correlation(0, 4),
-    "noise that withstands 8 levels better protects less from AT 4/255 on CIFAR-10, 60 noise steps": rank_correlation(4, 8),
+    "noise that withstands 8 levels better protects less from AT 4/255 on CIFAR-10, 60 noise steps": rank_correlation(
+        4, 8
+    ),
     "noise that withstands 8 levels better protects less from ERM on CIFAR-10, 60 noise steps": rank_correlation(0, 8),
-    "noise that withstands 4 levels better protects less from AT 4/255 on CIFAR-10, 60 noise steps": rank_correlation(4, 4),
+    "noise that withstands 4 levels better protects less from AT 4/255 on CIFAR-10, 60 noise steps": rank_correlation(
+        4, 4
+    ),
     "noise that withstands 4 levels better protects less from ERM on CIFAR-10, 60 noise steps": rank_correlation(0, 4),
     "the same hardening with 60 noise steps costs protection from AT 4/255": points(lost("none 0", 4, "adversarial 8")),
     "the same hardening with 60 noise steps costs protection from ERM": points(lost("none 0", 0, "adversarial 8")),

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -161,3 +162,13 @@ def test_a_recipe_that_is_made_for_measurements_changes_no_pictures(tmp_path):
     with pytest.raises(ValueError, match="unknown method 'cud'"):
         sweep_recipes(["cud"], [0])
     assert not (tmp_path / "out").exists()
+
+
+def test_the_worked_example_of_contributing_protects():
+    text = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text()
+    file = text.split("```python\n")[1].split("# semkit/protections/methods.py")[0]
+    exec(file, made := {"__name__": "grain"})
+    assert "import" in file and "protections.methods" not in file  # which imports this file
+    images, recipe = image_set(20, 8, classes=2), made["GRAIN"].recipe("quick", size=8)
+    change = recipe.apply(images, lab=LAB)[0].images.int() - images.images.int()
+    assert recipe.radius == 8 == change.abs().max()
