@@ -315,13 +315,13 @@ def test_the_panel_in_jupyterlab(chromium, folder):
 
 
 SHARED = """\
-import threading
+import threading, time
 import semkit as sk
 panel = sk.craftpanel.CraftPanel(sk.load("shapes", limit=64, size=64), preset="quick")
-panel.radius.value, panel.surrogate_steps.value, panel.learners.value = {radius}, 30, True
+panel.radius.value, panel.surrogate_steps.value, panel.learners.value = {radius}, 90, True
 panel
 ---
-panel.wait()
+print(time.time()); panel.wait()
 ---
 print("workers:", [thread.name for thread in threading.enumerate()].count("semkit craft"))"""
 
@@ -356,8 +356,11 @@ class Kernel:
         return self.panel.step()
 
     def interrupt(self):
-        self.run(1)  # panel.wait()
-        expect(self.page.locator(".jp-CodeCell .jp-InputPrompt").nth(1)).to_contain_text("*", timeout=SECONDS)
+        since = self.page.locator(".jp-CodeCell").nth(1).locator(".jp-OutputArea-output")
+        before = since.inner_text()
+        self.run(1)
+        # Only its output says that the cell runs and can be interrupted: a queued one already has the prompt *.
+        wait_until(self.page, lambda: since.count() and since.inner_text() not in (before, ""), "the cell runs")
         command(self.page, "Kernel", "kernelmenu:interrupt")
 
     def restart(self):
@@ -390,13 +393,14 @@ def test_two_kernels_share_their_runs_and_none_is_lost_by_an_interrupt_a_restart
         assert (one.workers(), two.workers()) == (0, 0)
         one.start()
         assert one.panel.step() > step > 1
-        two.start("AT 4/255 on protected images, seed 0: step")
-        assert (one.workers(), two.workers()) == (1, 1)
-        kernels = psutil.Process(process.pid).children()  # the server's
-        assert len(kernels) == 2 and [child for kernel in kernels for child in kernel.children()] == []
+        assert one.workers() == 1
+        two.start("ERM on protected images, seed 0: step")
+        assert two.workers() == 1  # counted at once: on a fast machine `one` may be done before `two` is here
         two.panel.button("Stop").click()
         two.stopped_at()
-        two.start("AT 4/255 on")  # its two learners of ERM and its noise are kept
+        kernels = psutil.Process(process.pid).children()  # the server's
+        assert len(kernels) == 2 and [child for kernel in kernels for child in kernel.children()] == []
+        two.start(r"(ERM|AT 4/255) on")  # its noise is kept
         for kernel in (one, two):
             expect(kernel.panel.status).to_contain_text("done", timeout=MINUTES)
         for kernel in (one, two):  # whatever is done in a table, it also shows what other kernels have run since
