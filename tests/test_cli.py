@@ -766,6 +766,12 @@ def test_a_full_disk_under_stderr_changes_no_exit_code_and_under_stdout_it_is_on
     assert "No space left on device" in capsys.readouterr().err
 
 
+def test_a_name_that_is_too_long_is_not_said_to_work_the_next_time(here, capsys):
+    assert run("protect", "photos", "a" * 300) == 2
+    said = capsys.readouterr().err
+    assert "File name too long" in said and "goes on" not in said
+
+
 @pytest.mark.parametrize("command", [
     ["learn", ""], ["learn", "photos", "--protected", ""], ["learn", "photos", "--cache", ""],
     ["learn", "photos", "--save", ""], ["learn", "photos", "--data", ""], ["sweep", "", "--out", "out"],

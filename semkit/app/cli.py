@@ -5,6 +5,7 @@ torch is imported once a command is named: semkit --help and --version need none
 
 import argparse
 import contextlib
+import errno
 import io
 import json
 import os
@@ -114,8 +115,9 @@ def _told(work: Callable[[], int | None], hint: str) -> int:
         return complain(f"{error}")
     except OSError as error:
         name = f"{shown(error.filename)}: " if error.filename else ""
-        # A full disk is an OSError; wrong names and permissions have types of their own, and come again.
-        return complain(f"{name}{error.strerror or error}{hint if type(error) is OSError else ''}")
+        # A full disk is an OSError. Wrong names and permissions come again: all but one have types of their own.
+        passes = type(error) is OSError and error.errno != errno.ENAMETOOLONG
+        return complain(f"{name}{error.strerror or error}{hint if passes else ''}")
 
 
 def _once() -> Callable:
