@@ -19,6 +19,10 @@ MOVED = """() => [0, 1, 0, 1, 0].map(at => {
   document.getElementById("map-figure").getBoundingClientRect();  // lays the figure out
   return performance.now() - began;
 })"""
+CUT = """() => [...document.querySelectorAll("section:not([hidden]) svg text")].filter(text => {
+  const box = text.getBoundingClientRect(), all = text.ownerSVGElement.getBoundingClientRect();
+  return box.left < all.left || box.right > all.right || box.top < all.top || box.bottom > all.bottom;
+}).map(text => text.textContent)"""
 RESULTS = Path(__file__).parents[1] / "results"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -134,6 +138,7 @@ def test_a_knob_over_the_map_shows_at_once_what_was_measured_there(tmp_path):
         assert f"ERM {100 * of[0]:.1f} % [" in said and f"AT 4/255 {100 * of[4]:.1f} % [" in said
         assert tab.get_attribute("#map-figure", "aria-label") == said
         src = tab.get_attribute("#map-strip img", "src")
+        assert tab.evaluate(CUT) == [], "texts that run out of their figures"
         took = tab.evaluate(MOVED)
         assert min(took) < 300 and tab.get_attribute("#map-strip img", "src") != src
 
