@@ -30,6 +30,13 @@ NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "06_sem.ipynb"
 SLIDER = "radius ρu"
 MINUTES = 10 * 60_000  # milliseconds: for all cells with nothing kept from earlier runs, on a busy machine
 SECONDS = 60_000
+SINCE_NOW = """element => {
+  const began = performance.now();
+  window.changed = new Promise(done => {
+    const seen = new MutationObserver(() => { seen.disconnect(); done(performance.now() - began); });
+    seen.observe(element, {childList: true, subtree: true});
+  });
+}"""
 SETTINGS = {
     # All cells are in the page, those out of sight too.
     "notebook-extension/tracker": {"windowingMode": "none"},
@@ -278,6 +285,19 @@ def run_twice(page, panel, folder):
     shot(page, folder, "lab-4-compared")
 
 
+def knob_over_the_map(page, panel):
+    """The milliseconds from a key at the radius's knob until what was measured there is in the page, several times."""
+    measured, took = panel.within.locator(".semkit-measured"), []
+    for key, radius in (("Home", 2), ("End", 16)) * 4:
+        panel.handle.focus()
+        measured.evaluate(SINCE_NOW)
+        page.keyboard.press(key)
+        took.append(page.evaluate("window.changed"))
+        expect(measured).to_contain_text(f"radius ρu {radius},", timeout=SECONDS)
+        assert measured.locator("img").count() == 2, "curves over the radius, and a strip"
+    return took
+
+
 @contextmanager
 def jupyterlab(folder, *arguments):
     """JupyterLab as `semkit lab` starts it: (process, its address, path of a notebook -> its page's)."""
@@ -304,6 +324,7 @@ def test_the_panel_in_jupyterlab(chromium, folder):
             panel.button("Stop").click()
             expect(panel.status).to_contain_text("stopped", timeout=SECONDS)
             run_twice(page, panel, folder)
+            assert min(knob_over_the_map(page, panel)) < 300
             page.evaluate("document.activeElement.blur()")
             page.get_by_role("menuitem", name="Settings", exact=True).click()
             page.locator(".lm-Menu-item", has_text=re.compile("^Theme$")).click()

@@ -1,5 +1,6 @@
 """The page without a kernel: its numbers are Python's, its sliders take keys, and it needs no network."""
 
+import itertools
 import shutil
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,7 +10,9 @@ import pandas as pd
 import pytest
 from photos import make_map
 
+from semkit import read_rows
 from semkit.__main__ import main
+from semkit.analysis.designs import DESIGNS
 from semkit.lessons import page, twopixels
 
 MOVED = """() => [0, 1, 0, 1, 0].map(at => {
@@ -141,6 +144,16 @@ def test_a_knob_over_the_map_shows_at_once_what_was_measured_there(tmp_path):
         assert tab.evaluate(CUT) == [], "texts that run out of their figures"
         took = tab.evaluate(MOVED)
         assert min(took) < 300 and tab.get_attribute("#map-strip img", "src") != src
+
+
+def test_the_committed_map_has_every_setting_of_its_design():
+    crafts = DESIGNS["map"]("demo", 32)
+    rows, noise = (read_rows(RESULTS / "map" / f"{name}.csv") for name in ("rows", "noise"))
+    wanted = [*itertools.product(crafts, (0, 4), range(3))]
+    assert sorted(zip(rows["method"], rows["training_radius"], rows["seed"], strict=True)) == sorted(wanted)
+    noisy = itertools.product([method for method, recipe in crafts.items() if recipe], range(3))
+    assert sorted(zip(noise["method"], noise["seed"], strict=True)) == sorted(noisy)
+    assert {strip.stem for strip in (RESULTS / "map" / "strips").glob("*.png")} == {*crafts} - {"clean"}
 
 
 def test_the_committed_page_is_made_of_the_committed_results():
