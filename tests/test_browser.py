@@ -421,7 +421,7 @@ def test_two_kernels_share_their_runs_and_none_is_lost_by_an_interrupt_a_restart
         two.stopped_at()
         kernels = psutil.Process(process.pid).children()  # the server's
         assert len(kernels) == 2 and [child for kernel in kernels for child in kernel.children()] == []
-        two.start(r"(ERM|AT 4/255) on")  # its noise is kept
+        two.start(r"(ERM|AT 4/255) on")
         for kernel in (one, two):
             expect(kernel.panel.status).to_contain_text("done", timeout=MINUTES)
         for kernel in (one, two):  # whatever is done in a table, it also shows what other kernels have run since

@@ -115,9 +115,9 @@ def _told(work: Callable[[], int | None], hint: str) -> int:
         return complain(f"{error}")
     except OSError as error:
         name = f"{shown(error.filename)}: " if error.filename else ""
-        # A full disk is an OSError. Wrong names and permissions come again: all but one have types of their own.
-        passes = type(error) is OSError and error.errno != errno.ENAMETOOLONG
-        return complain(f"{name}{error.strerror or error}{hint if passes else ''}")
+        # A full disk may have room the next time. A wrong name or a missing permission comes again.
+        may_pass = type(error) is OSError and error.errno != errno.ENAMETOOLONG
+        return complain(f"{name}{error.strerror or error}{hint if may_pass else ''}")
 
 
 def _once() -> Callable:
