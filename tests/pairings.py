@@ -91,17 +91,34 @@ def rank_correlation(radius, asked=None):
     return pairing
 
 
-def survival_of(*methods):
-    """Spearman's, of the noise that a countermeasure leaves and the accuracy that it still takes."""
+def taken(method, change, radius=0):
+    """Accuracy that a noise takes after a countermeasure: the clean learner's less the protected one's."""
+    return lambda rows: lost(method, radius)(rows[rows["countermeasure"] == change])
 
-    def pairing(survival, rows):
+
+def higher(method, other, radius=0):
+    """How much higher learners end on a method's images than on the other's, without a countermeasure."""
+    return lambda rows: lost(other, radius, than=method)(rows[rows["countermeasure"] == "none"])
+
+
+def survival_of(change=None):
+    """Spearman's, over methods and countermeasures, or the methods after one: of the noise that is left, and the share
+    left of the points that it takes as it is, if they are 10 or more. Of a method in both tables the first one's."""
+
+    def share(rows):
         rows = rows.assign(change=rows["countermeasure"].str.partition("=")[0])
-        last, named = rows.groupby(["method", "change"])["last"].mean(), ["jpeg", "grayscale", "bitdepth", "projection"]
-        found = survival[survival["method"].isin(methods) & survival["countermeasure"].isin(named)]
-        pairs = zip(found["method"], found["countermeasure"], strict=True)
-        return correlation(
-            found["gain"], [last["clean", change] - last[method, change] for method, change in pairs]
-        ).spearman
+        last = rows[rows["training_radius"] == 0].groupby(["change", "method"])["last"].mean().unstack()
+        points = last.rsub(last["clean"], axis=0).drop(columns="clean")
+        whole = points.loc["none"]
+        return (points / whole)[whole[whole > 0.1].index].stack().dropna()
+
+    def pairing(survival, *tables):
+        points = pd.concat(map(share, tables)).drop("none")
+        points = points[~points.index.duplicated()].rename("left")
+        gains = survival.rename(columns={"countermeasure": "change"}).groupby(["change", "method"])["gain"].mean()
+        found = gains.to_frame().join(points, how="inner")
+        found = found.loc[change] if change else found
+        return correlation(found["gain"], found["left"]).spearman
 
     return pairing
 
@@ -323,10 +340,17 @@ SEM = {
     ),
     "JPEG at quality 10 gives back more than half of what SEM took": points(back("sem", "jpeg")),
     "grey-scale gives back more than half of what SEM took": points(back("sem", "grayscale")),
-    "the more of EM's and SEM's noise a countermeasure leaves, the more it still takes": survival_of("em", "sem"),
-    "the more of EM's, SEM's and CUDA's noise a countermeasure leaves, the more it still takes": survival_of(
-        "em", "sem", "cuda"
+    "the more of a noise a countermeasure leaves, the larger the share of its protection that is left": survival_of(),
+    "the same among noises, after JPEG at quality 10": survival_of("jpeg"),
+    "the same among noises, after grey-scale": survival_of("grayscale"),
+    "SEM takes more than 10 points in its worst row of eleven, grey-scale with JPEG": points(taken("sem", "grayjpeg")),
+    "grey SEM takes more than 10 points in its worst row of eleven, AT 4/255": points(taken("sem-grey", "none", 4)),
+    "crafted through JPEG, blur and grey-scale, grey noise takes more than 10 in its worst row": points(
+        taken("sem-jpeg", "none", 4)
     ),
+    "grey SEM takes more than 8 points in the worst of ten test rows, JPEG 5": points(taken("sem-grey", "jpeg-5")),
+    "AT 4/255 gives at most 5 points more on grey SEM than on SEM": points(higher("sem-grey", "sem", 4)),
+    "ERM gives at most 5 points more on grey SEM than on SEM": points(higher("sem-grey", "sem")),
 }
 for name, place, kind in (
     ("an adversarial surrogate side", 1, "adversarial"),

@@ -76,7 +76,10 @@ def test_a_recipe_says_its_budget_and_its_views():
     ways = "(Identity(), Grey(), GaussianBlur(), JPEG(quality=10))"
     assert as_dict(recipe)["augment"] == f"OneOf(ways={ways}, first=FlipCrop(pad=4, flip=True))"
     assert as_dict(recipe)["colour"] == 0 and recipe.cost(4000) == craft_recipe("sem").cost(4000)
-    assert PROTECTIONS["sem-grey"].recipe("lesson") == replace(craft_recipe("sem"), colour=0)
+    grey = PROTECTIONS["sem-grey"].recipe
+    assert grey("lesson") == replace(craft_recipe("sem"), colour=0, steps=4, samples=1)
+    assert grey("lesson").cost(4000) == craft_recipe("sem").cost(4000)
+    assert grey("paper") == craft_recipe("sem", "paper", colour=0)
     with pytest.raises(ValueError, match="colour is a share, 0 to 1, got 8"):
         craft_recipe("sem", colour=8)
 

@@ -6,6 +6,7 @@ import shutil
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from drawn import collisions
@@ -29,6 +30,7 @@ from semkit.analysis.survival import (
 from semkit.countermeasures.registry import COUNTERMEASURES
 from semkit.images.imageset import ImageSet
 from semkit.images.picture import ssim
+from semkit.lessons import undoing
 from semkit.nets.engine import Engine
 from semkit.nets.lab import Lab
 from semkit.protections.base import Crafted, NoiseRecipe
@@ -252,3 +254,45 @@ def test_inspect_says_what_is_missing_or_of_other_images(here, capsys):
     assert inspect() == 2 and first.name in capsys.readouterr().err
     shutil.rmtree(here / "out")
     assert inspect() == 2 and "report.json is missing" in capsys.readouterr().err
+
+
+def learned(**last):
+    """Rows of clean images and a noise, two seeds: as they are, after JPEG and a purifier, under AT; last of 1."""
+    ways = (("none", 0), ("jpeg", 0), ("purifier=net.safetensors", 0), ("none", 4))
+    return [
+        {
+            "method": method,
+            "countermeasure": way,
+            "training_radius": radius,
+            "seed": seed,
+            "last": of[place] + seed / 100,
+        }
+        for method, of in last.items()
+        for place, (way, radius) in enumerate(ways)
+        for seed in (0, 1)
+    ]
+
+
+def test_what_a_noise_takes_is_paired_with_clean_images_after_the_same_change():
+    rows = learned(clean=(0.6, 0.5, 0.3, 0.4), sem=(0.2, 0.4, 0.3, 0.3), weak=(0.55, 0.5, 0.3, 0.4))
+    points = undoing.taken(rows[:-1])  # a seed of weak is missing
+    assert points.groupby(["method", "change"])["points"].mean().round(6).to_dict() == {
+        ("sem", "none"): 40, ("sem", "jpeg"): 10, ("sem", "purifier"): 0, ("sem", "AT 4/255"): 10,
+        ("weak", "none"): 5, ("weak", "jpeg"): 0, ("weak", "purifier"): 0, ("weak", "AT 4/255"): 0,
+    }  # fmt: skip
+    assert len(points) == 15
+    left = undoing.shares_left(points)
+    assert left.round(6).to_dict() == {("jpeg", "sem"): 25, ("purifier", "sem"): 0}  # weak takes too little
+    figure = undoing.taken_figure(points, ["sem"], ["none", "AT 4/255"], title="Taken")
+    assert [tick.get_text() for tick in figure.axes[0].get_yticklabels()] == ["none", "AT 4/255"]
+
+
+def test_the_worst_row_is_the_one_whose_interval_reaches_lowest():
+    rows = [
+        {"method": "sem", "change": change, "seed": seed, "points": points}
+        for change, both in {"none": (30, 31), "jpeg": (10, 10.1), "AT 4/255": (4, 30)}.items()
+        for seed, points in enumerate(both)
+    ]
+    change, points = undoing.worst(pd.DataFrame(rows), "sem", ["none", "jpeg", "AT 4/255"])
+    assert change == "AT 4/255" and points.to_dict() == {0: 4, 1: 30}
+    assert undoing.worst(pd.DataFrame(rows), "sem", ["none", "jpeg"])[0] == "jpeg"

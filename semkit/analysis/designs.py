@@ -212,12 +212,17 @@ def partly(preset: str, size: int) -> Crafts:
 
 
 def achromatic(preset: str, size: int) -> Crafts:
-    """From SEM to sem-jpeg by one change at a time, and two controls without SEM's perturbations."""
+    """From SEM to sem-grey and to sem-jpeg by one change at a time, and two controls without SEM's perturbations.
+
+    Named "noise steps x EOT samples" where only these are another method's.
+    """
     names = ("sem", "sem-grey", "sem-jpeg", "em-grey", "random-grey")
     made = {name: PROTECTIONS[name].recipe(preset, size=size) for name in names}
-    jpeg, first = made["sem-jpeg"], made["sem"].augment
+    sem, grey, jpeg = made["sem"], made["sem-grey"], made["sem-jpeg"]
     parts = {
-        "sem-jpeg, noise side": replace(jpeg, surrogate_augment=first),
+        f"sem, {grey.steps} x {grey.samples}": replace(sem, steps=grey.steps, samples=grey.samples),
+        f"sem-grey, {sem.steps} x {sem.samples}": replace(grey, steps=sem.steps, samples=sem.samples),
+        "sem-jpeg, noise side": replace(jpeg, surrogate_augment=sem.augment),
         "sem-jpeg, colour": replace(jpeg, colour=1),
     }
     return {"clean": None, **made, **parts}
