@@ -7,7 +7,7 @@ values to take the interval of, one for each seed (or round, draw, pair), or (va
 import pandas as pd
 
 from semkit.analysis.statistics import blocked_difference, correlation, interval, paired, protection
-from semkit.lessons import replication, savings
+from semkit.lessons import replication, savings, undoing
 
 
 def last(rows, method, column="last", **where):
@@ -105,16 +105,9 @@ def survival_of(change=None):
     """Spearman's, over methods and countermeasures, or the methods after one: of the noise that is left, and the share
     left of the points that it takes as it is, if they are 10 or more. Of a method in both tables the first one's."""
 
-    def share(rows):
-        rows = rows.assign(change=rows["countermeasure"].str.partition("=")[0])
-        last = rows[rows["training_radius"] == 0].groupby(["change", "method"])["last"].mean().unstack()
-        points = last.rsub(last["clean"], axis=0).drop(columns="clean")
-        whole = points.loc["none"]
-        return (points / whole)[whole[whole > 0.1].index].stack().dropna()
-
     def pairing(survival, *tables):
-        points = pd.concat(map(share, tables)).drop("none")
-        points = points[~points.index.duplicated()].rename("left")
+        points = pd.concat([undoing.shares_left(undoing.taken(rows)) for rows in tables])
+        points = points[~points.index.duplicated()]
         gains = survival.rename(columns={"countermeasure": "change"}).groupby(["change", "method"])["gain"].mean()
         found = gains.to_frame().join(points, how="inner")
         found = found.loc[change] if change else found

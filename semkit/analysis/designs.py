@@ -214,7 +214,7 @@ def partly(preset: str, size: int) -> Crafts:
 def achromatic(preset: str, size: int) -> Crafts:
     """From SEM to sem-grey and to sem-jpeg by one change at a time, and two controls without SEM's perturbations.
 
-    Named "noise steps x EOT samples" where only these are another method's.
+    "sem, 4 x 1" is SEM with four noise steps of one EOT sample, those of sem-grey; "sem-grey, 2 x 2" the reverse.
     """
     names = ("sem", "sem-grey", "sem-jpeg", "em-grey", "random-grey")
     made = {name: PROTECTIONS[name].recipe(preset, size=size) for name in names}

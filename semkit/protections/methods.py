@@ -87,8 +87,8 @@ def craft_recipe(
 def grey_recipe(preset: str = "lesson", **own) -> CraftRecipe:
     """Achromatic SEM: the same noise in R, G and B, because grey-scale removes all colour and JPEG most of it.
 
-    This kit's own. Where noise starts warm, SEM's passes go into noise steps of one EOT sample each: its means were
-    higher so, though three seeds decide nothing (results/README.md, worst-column). own: as of craft_recipe.
+    This kit's own. Where noise starts warm, SEM's passes go into noise steps of one EOT sample each. Mean protection
+    was higher with them; three seeds do not decide it (results/README.md, worst-column). own: as of craft_recipe.
 
     >>> sk.methods.grey_recipe().steps, sk.methods.grey_recipe().cost(4000) == sk.craft_recipe().cost(4000)
     (4, True)
