@@ -67,6 +67,7 @@ def other_head(published, features):
 COUNTS = {
     ("small", 32): resnet_basic((32, 64, 128)),
     ("tiny", 32): resnet_basic((24, 48, 96)),
+    ("conv4", 32): convolution(3, 64, 3) + 3 * convolution(64, 64, 3) + 4 * 128 + 650,
     ("resnet18", 32): 11_173_962,
     ("resnet50", 32): 23_520_842,
     ("wrn34_10", 32): 46_160_474,
@@ -136,7 +137,7 @@ def test_a_small_image_keeps_four_by_four_places_and_a_large_one_is_halved_five_
 # -- values ------------------------------------------------------------------------------------------------------------
 
 TIMM = pytest.param("deit_tiny", marks=pytest.mark.whole)  # its library takes a second to import
-LIGHT = ["small", "tiny", "resnet18", "mobilenet_v2", TIMM]
+LIGHT = ["small", "tiny", "conv4", "resnet18", "mobilenet_v2", TIMM]
 
 
 def opened(name, seed=0):
@@ -266,7 +267,7 @@ def test_an_unknown_name_suggests_the_nearest(typed, meant):
 
 
 def test_a_name_like_no_other_lists_them_all():
-    with pytest.raises(ValueError, match=r"known are small, tiny, resnet18.*deit_tiny"):
+    with pytest.raises(ValueError, match=r"known are small, tiny, conv4, resnet18.*deit_tiny"):
         models.build("transformer", 10)
 
 

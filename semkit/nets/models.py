@@ -7,7 +7,7 @@ learner alone moves protection from 20 to 50 %. So below LARGE pixels the stem i
     mobilenet_v2, efficientnet_v2_s   stride 1 in the first convolution and in the first stage that halves
     vgg16_bn                          the usual features; global pooling and one linear layer as head, not three
     deit_tiny                         patches of 4 pixels, not 16
-    wrn34_10, small, tiny             made for small images; the same net at every size
+    wrn34_10, small, tiny, conv4      made for small images; the same net at every size
     resnet18_stride1                  resnet18's small stem at every size: what SEM's and REM's code runs on ImageNet,
                                       for about 15 times the cost of the original net
 
@@ -17,7 +17,7 @@ takes images of one size only; vgg16_bn needs 32 pixels.
 
 Sources: resnet, He et al., CVPR 2016; wrn34_10, Zagoruyko & Komodakis, BMVC 2016; vgg16_bn, Simonyan & Zisserman, ICLR
 2015; densenet121, Huang et al., CVPR 2017; mobilenet_v2, Sandler et al., CVPR 2018; efficientnet_v2_s, Tan & Le, ICML
-2021; deit_tiny, Touvron et al., ICML 2021.
+2021; deit_tiny, Touvron et al., ICML 2021; conv4, Vinyals et al., NeurIPS 2016.
 
 A name may end in "+injected", as "tiny+injected": the net with noise injected into its weights (nets.weights).
 """
@@ -117,6 +117,15 @@ def small(classes: int, size: int = 32, widths: tuple[int, ...] = (32, 64, 128))
     return nn.Sequential(*layers, Pooled(), nn.Flatten(), nn.Linear(widths[-1], classes))
 
 
+def conv4(classes: int, size: int = 32) -> nn.Module:
+    """The plain lesson net, without shortcuts: four times 3x3 convolution of 64 filters, norm, relu, 2x2 max-pool."""
+    layers = [Centre()]
+    for inside in (3, 64, 64, 64):
+        layers += [nn.Conv2d(inside, 64, 3, 1, 1, bias=False), nn.BatchNorm2d(64), nn.ReLU()]
+        layers.append(nn.MaxPool2d(2, ceil_mode=True))
+    return nn.Sequential(*layers, Pooled(), nn.Flatten(), nn.Linear(64, classes))
+
+
 def wrn34_10(classes: int, size: int = 32, depth: int = 34, widen: int = 10) -> nn.Module:
     """The wide residual net: a 3x3 convolution, three stages of (depth - 4) / 6 pre-activation blocks, no dropout."""
     inside, blocks = 16, []
@@ -199,6 +208,7 @@ def deit_tiny(classes: int, size: int) -> nn.Module:
 MODELS: dict[str, Callable[[int, int], nn.Module]] = {  # name -> make(classes, size)
     "small": small,
     "tiny": partial(small, widths=(24, 48, 96)),
+    "conv4": conv4,
     "resnet18": partial(resnet, "resnet18"),
     "resnet18_stride1": lambda classes, size: resnet("resnet18", classes, 32),
     "resnet50": partial(resnet, "resnet50"),
