@@ -487,6 +487,18 @@ def test_a_sweep_of_shorter_learners_measures_its_noise(here):
         assert set(read_rows(here / "out" / name)["preset"]) == {"quick, 5 learner steps"}
 
 
+def test_a_sweep_takes_other_nets_for_its_surrogates_and_learners(here, capsys):
+    sweep = ["sweep", "photos", "--out", "out", "--methods", "clean", "em", "--radii", "0", "--seeds", "1", *QUICK]
+    assert run(*sweep, "--surrogate", "conv4", "--learner", "small") == 0
+    assert set(read_rows(here / "out/rows.csv")["preset"]) == {"quick, learner small"}
+    [surrogate] = map(load_file, (here / "out/runs").glob("*.weights"))
+    wanted = build("conv4", 2, size=8).state_dict()
+    assert {name: w.shape for name, w in surrogate.items()} == {name: w.shape for name, w in wanted.items()}
+    capsys.readouterr()
+    assert "--learner: unknown model 'smal'; did you mean small" in complaint(capsys, *sweep, "--learner", "smal")
+    assert "begun with other settings (learner)" in complaint(capsys, *sweep, "--surrogate", "conv4")
+
+
 @pytest.mark.whole
 def test_a_design_is_measured_and_a_second_call_finds_its_runs(here):
     sweep = ["sweep", "photos", "--out", "out", "--design", "stability", "--measure-noise", "--seeds", "1", *QUICK]
@@ -531,10 +543,12 @@ def test_the_learners_of_a_design_train_as_long_as_asked_for(here, capsys):
 
 def test_what_a_design_leaves_no_room_for_is_refused_in_one_line(here, capsys):
     sweep = ["sweep", "photos", "--out", "out", "--design"]
-    said = complaint(capsys, *sweep, "cuda-defences", "--radii", "0", "4")
-    assert "--design cuda-defences has learners of its own: leave --radii out" in said
-    said = complaint(capsys, *sweep, "pairs", "--methods", "em")
-    assert "--design pairs has methods of its own: leave --methods out" in said
+    for own in (("--radii", "0", "4"), ("--learner", "small")):
+        said = complaint(capsys, *sweep, "cuda-defences", *own)
+        assert "--design cuda-defences has learners of its own: leave --radii and --learner out" in said
+    for own in (("--methods", "em"), ("--surrogate", "small")):
+        said = complaint(capsys, *sweep, "pairs", *own)
+        assert "--design pairs has methods of its own: leave --methods and --surrogate out" in said
     assert "leave --measure-noise out" in complaint(capsys, *sweep, "cuda", "--measure-noise")
     assert not (here / "out").exists()
 

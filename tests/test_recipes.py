@@ -8,6 +8,7 @@ import torch
 from semkit.images.augment import FlipCrop, ResizedCrop
 from semkit.nets.engine import Engine
 from semkit.protections.crafting import CraftRecipe
+from semkit.protections.cuda import ClassFilters
 from semkit.protections.methods import craft_recipe, sweep_recipes
 from semkit.training.perturb import PGD, Clean, Uniform
 from semkit.training.recipes import PRESETS, SGD, LearnRecipe, learn_recipe
@@ -95,6 +96,13 @@ def test_a_sweeps_recipes_are_the_presets():
     crafts, learners = sweep_recipes(("clean", "rem"), (0, 4), "demo")
     assert crafts == {"clean": None, "rem": craft_recipe("rem", "demo")}
     assert learners == {r: learn_recipe("demo", perturbation_radius=r) for r in (0, 4)}
+
+
+def test_a_sweep_takes_other_nets_where_a_method_has_one():
+    crafts, learners = sweep_recipes(("clean", "rem", "cuda"), (4,), surrogate="small", learner="conv4")
+    assert crafts["rem"] == craft_recipe("rem", surrogate="small")
+    assert crafts | {"rem": None} == {"clean": None, "rem": None, "cuda": ClassFilters()}
+    assert learners == {4: learn_recipe(perturbation_radius=4, learner="conv4")}
 
 
 @pytest.mark.parametrize("make", [craft_recipe, lambda _, preset: learn_recipe(preset)])

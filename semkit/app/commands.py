@@ -37,9 +37,8 @@ MOST_SHOWN = 10
 def protect(options) -> None:
     """semkit protect: protected copies of images; reports what was written."""
     report, engine = Report(options.json), engine_of(options)
-    recipe = PROTECTIONS[options.method].recipe(
-        options.preset, size=options.size, **own_values(options.method, vars(options))
-    )
+    own = own_values(options.method, vars(options))
+    recipe = PROTECTIONS[options.method].recipe(options.preset, size=options.size, **own)
 
     def say_cost(images: ImageSet) -> None:
         if recipe.net:
@@ -174,8 +173,8 @@ def learn(options) -> None:
 def _claim(options, split: Split, engine: Engine, **settings) -> None:
     """Claim OUT for these settings; raises OutputError if its rows are of other images, recipes or engines."""
     settings |= {"engine": engine.settings(), "fingerprint": [split.train.fingerprint, split.test.fingerprint]}
-    own = {name: getattr(options, name, None) for name in ("command", "preset", "learner_steps")}
-    folder.claim(options.out, own | settings)
+    names = ("command", "preset", "learner_steps", "surrogate", "learner")
+    folder.claim(options.out, {name: getattr(options, name, None) for name in names} | settings)
 
 
 def _report_rows(options, rows: pd.DataFrame, text: str, figure) -> None:
@@ -189,11 +188,12 @@ def _report_rows(options, rows: pd.DataFrame, text: str, figure) -> None:
 def _recipes(options) -> tuple[dict[str, Recipe | None], dict[float | str, LearnRecipe]]:
     """(what makes the images, what trains on them), by name. Raises ValueError for options that exclude each other."""
     design, preset, size, steps = options.design, options.preset, options.size, options.learner_steps
-    if design and options.methods:
-        raise ValueError(f"--design {design} has methods of its own: leave --methods out")
-    if design in LEARNERS and options.radii:
-        raise ValueError(f"--design {design} has learners of its own: leave --radii out")
-    crafts, learners = methods.sweep_recipes(options.methods or METHODS, options.radii or (0, 4), preset, size=size)
+    if design and (options.methods or options.surrogate):
+        raise ValueError(f"--design {design} has methods of its own: leave --methods and --surrogate out")
+    if design in LEARNERS and (options.radii or options.learner):
+        raise ValueError(f"--design {design} has learners of its own: leave --radii and --learner out")
+    what = options.methods or METHODS, options.radii or (0, 4), preset
+    crafts, learners = methods.sweep_recipes(*what, size=size, surrogate=options.surrogate, learner=options.learner)
     crafts = DESIGNS[design](preset, size) if design else crafts
     if options.measure_noise and not any(recipe and recipe.net for recipe in crafts.values()):
         raise ValueError("none of these methods adds noise that could be measured: leave --measure-noise out")
@@ -227,7 +227,8 @@ def sweep(options) -> None:
         lab = Lab(engine, options.out / "runs", on_step, workers=options.workers, scheduler=options.scheduler)
         rises = options.measure_noise and not options.countermeasures
         rows = grid(split, crafts, learners, keep_nets=rises, seeds=seeds, lab=lab, **after)
-        rows.insert(0, "preset", options.preset + f", {steps} learner steps" * bool(steps))
+        own = {f"{steps} learner steps": steps, f"learner {options.learner}": options.learner}
+        rows.insert(0, "preset", ", ".join([options.preset, *filter(own.get, own)]))
         _report_rows(options, rows, table(rows), figures.sweep_figure(rows, split.train, crafts, lab))
         if options.strips:
             pictures.write_strips(split.train, crafts, seed=options.seed, lab=lab, out=options.out / "strips")

@@ -158,6 +158,8 @@ def _sweep(parser) -> None:
     add("--radii", "training radii in levels; 0 is ERM, others are AT (0 4)", RADIUS, nargs="+")
     add("--countermeasures", f"train learners after each of these; none to compare with: {KNOWN}", AFTER, default=())
     add("--learner-steps", "training steps of every learner (the preset's)", _whole(1))
+    for role in ("learner", "surrogate"):
+        add(f"--{role}", f"net of every {role} (the preset's): {', '.join(MODELS)}", _kind(check_model, "NET"))
     add("--test-limit", "use N test images", _whole(2))
     measured = "measure how perturbations move noises and learners: noise.csv, losses.csv and rises.csv"
     add("--measure-noise", measured, SWITCH)

@@ -180,13 +180,25 @@ def options_of(protections: dict[str, Protection]) -> dict[str, tuple[Option, li
 
 
 def sweep_recipes(
-    methods: Iterable[str], radii: Iterable[float], preset: str = "lesson", *, size: int = 32
+    methods: Iterable[str],
+    radii: Iterable[float],
+    preset: str = "lesson",
+    *,
+    size: int = 32,
+    surrogate: str | None = None,
+    learner: str | None = None,
 ) -> tuple[dict[str, Recipe | None], dict[float, LearnRecipe]]:
     """(crafts, learners) for study.grid: methods by name, with "clean" for unprotected images, and training radii.
+
+    surrogate, learner: nets in place of the preset's; methods without a surrogate stay as they are.
 
     >>> crafts, learners = sk.sweep_recipes(["clean", "sem"], [0, 4])
     >>> list(crafts), list(learners)
     (['clean', 'sem'], [0, 4])
     """
-    crafts = {name: METHODS[check_name(name, tuple(METHODS), "method")].recipe(preset, size=size) for name in methods}
-    return crafts, {r: learn_recipe(preset, perturbation_radius=r, size=size) for r in radii}
+    crafts = {}
+    for name in methods:
+        protection = METHODS[check_name(name, tuple(METHODS), "method")]
+        own = {"surrogate": surrogate} if SURROGATE in protection.options else {}
+        crafts[name] = protection.recipe(preset, size=size, **own)
+    return crafts, {r: learn_recipe(preset, perturbation_radius=r, learner=learner, size=size) for r in radii}
