@@ -96,6 +96,12 @@ def taken(method, change, radius=0):
     return lambda rows: lost(method, radius)(rows[rows["countermeasure"] == change])
 
 
+def elsewhere(net, radius):
+    """What sem-grey takes from learners of another net, less two thirds of what it takes from those of tiny."""
+    took = taken("sem-grey", "none", radius)
+    return lambda rows, others: less(took(others[others["net"] == net]), took(rows) * 2 / 3)
+
+
 def higher(method, other, radius=0):
     """How much higher learners end on a method's images than on the other's, without a countermeasure."""
     return lambda rows: lost(other, radius, than=method)(rows[rows["countermeasure"] == "none"])
@@ -342,6 +348,12 @@ SEM = {
         taken("sem-jpeg", "none", 4)
     ),
     "grey SEM takes more than 8 points in the worst of ten test rows, JPEG 5": points(taken("sem-grey", "jpeg-5")),
+    **{
+        f"grey SEM takes at least two thirds as much from a net without shortcuts, conv4, {way}": points(
+            elsewhere("conv4", radius)
+        )
+        for way, radius in {"as the images are": 0, "under AT 4/255": 4}.items()
+    },
     "AT 4/255 gives at most 5 points more on grey SEM than on SEM": points(higher("sem-grey", "sem", 4)),
     "ERM gives at most 5 points more on grey SEM than on SEM": points(higher("sem-grey", "sem")),
 }
