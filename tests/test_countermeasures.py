@@ -411,6 +411,17 @@ def test_an_unknown_name_gets_the_nearest():
         counter(image_set(4), LEARN, ["greyscale"])
 
 
+def test_one_name_alone_is_not_taken_for_a_list_of_letters():
+    split = image_split(4)
+    for call in (
+        lambda: counter(split.train, LEARN, "jpeg"),
+        lambda: learned_row(split.train, split.test, LEARN, countermeasures="jpeg"),
+        lambda: grid(split, {"clean": None}, {0: LEARN}, countermeasures="jpeg"),
+    ):
+        with pytest.raises(ValueError, match=r"must be a list of names: write \['jpeg'\]"):
+            call()
+
+
 @pytest.mark.parametrize("name", ["projection", "denoise"])
 def test_what_is_fitted_to_the_images_says_so_where_there_are_none(name):
     with pytest.raises(ValueError, match="is fitted to an image or more, got none"):

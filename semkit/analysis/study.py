@@ -11,7 +11,7 @@ from torch import nn
 
 from semkit.analysis.cluster import Group, spread
 from semkit.analysis.statistics import learner
-from semkit.countermeasures.registry import counter, learner_after
+from semkit.countermeasures.registry import check_list, counter, learner_after
 from semkit.images.files import writable
 from semkit.images.imageset import ImageSet, Split
 from semkit.images.pixels import check_count, check_seed
@@ -145,7 +145,7 @@ def grid_recipes(
 ) -> list[Recipe | LearnRecipe]:
     """The recipes that a grid runs for each seed if the cache is empty. Raises ValueError for what it cannot run."""
     made = [recipe for recipe in crafts.values() if recipe]
-    firsts = [(name,) for name in countermeasures] or [()]
+    firsts = [(name,) for name in check_list(countermeasures)] or [()]
     for _ in crafts:
         train = replace(split.train)  # a new object, because pretraining on protected images is made for each craft
         made += [learner_after(recipe, first, train, split.spare) for first in firsts for recipe in learners.values()]

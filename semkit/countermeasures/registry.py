@@ -249,6 +249,13 @@ def place_of(text: str) -> int:
         return len(COUNTERMEASURES)
 
 
+def check_list(names: Sequence[str]) -> Sequence[str]:
+    """`names` if they are a list; raises ValueError for one name alone, whose letters would be taken for names."""
+    if isinstance(names, str):
+        raise ValueError(f"countermeasures must be a list of names: write [{names!r}]")
+    return names
+
+
 def learner_after(
     recipe: LearnRecipe, names: Sequence[str], train: ImageSet, spare: ImageSet | None = None
 ) -> LearnRecipe:
@@ -257,7 +264,7 @@ def learner_after(
     spare: clean images besides the training set. Raises ValueError for an unknown name, a missing file, and what a
     countermeasure needs and does not have.
     """
-    for name in names:
+    for name in check_list(names):
         each = named(name)
         each.check()
         if need := each.needs(recipe, train, spare):
