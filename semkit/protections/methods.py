@@ -19,7 +19,7 @@ from semkit.protections.base import RADIUS, Crafted, NoiseRecipe, Option, Protec
 from semkit.protections.crafting import CraftRecipe
 from semkit.protections.cuda import CUDA
 from semkit.protections.noise import check_noise_radius
-from semkit.training.perturb import PGD, Clean, Uniform
+from semkit.training.perturb import NFGSM, PGD, Clean, Uniform
 from semkit.training.recipes import PRESETS, SGD, STRIDE1, LearnRecipe, attack, learn_recipe
 
 SIDES = {"none": "em", "random": "sem", "adversarial": "rem"}  # noise side -> the published method that has it
@@ -82,6 +82,24 @@ def craft_recipe(
     recipe = CraftRecipe(*sides[method if r else "em"], radius, **fields)
     start = "warm" if class_wise else recipe.start
     return replace(recipe, surrogate=surrogate or recipe.surrogate, class_wise=class_wise, start=start, colour=colour)
+
+
+def fast_recipe(preset: str = "lesson", **own) -> CraftRecipe:
+    """SEM for a twentieth of the passes that the published noise step takes (results/README.md, frontier).
+
+    This kit's own, at the demo and lesson presets; the others are SEM's. One step of ascent for the surrogate, N-FGSM
+    in place of PGD; three noise steps of one EOT sample, a quarter of the radius each; 6/10 of the visits, in batches
+    of half the size, because the surrogate then takes more steps on fewer images. own: as of craft_recipe.
+
+    >>> sk.methods.fast_recipe().cost(4000).total / sk.craft_recipe().cost(4000).total < 0.45
+    True
+    """
+    recipe = craft_recipe("sem", preset, **own)
+    if preset not in ("demo", "lesson"):
+        return recipe
+    side, sgd = NFGSM(recipe.surrogate_side.radius), recipe.sgd
+    smaller = replace(sgd, batch=sgd.batch // 2, steps=6 * sgd.steps // 5)
+    return replace(recipe, surrogate_side=side, steps=3, samples=1, step_size=recipe.radius / 4, sgd=smaller)
 
 
 def grey_recipe(preset: str = "lesson", **own) -> CraftRecipe:
@@ -149,6 +167,7 @@ OPTIONS = (RADIUS, PERTURBATION, SURROGATE, CLASS_WISE)
 EM = Protection("EM", ("#0072B2", "s", "--"), partial(craft_recipe, "em"), OPTIONS)
 REM = Protection("REM", ("#009E73", "^", "-."), partial(craft_recipe, "rem"), OPTIONS)
 SEM = Protection("SEM", ("#D55E00", "D", "-"), partial(craft_recipe, "sem"), OPTIONS)
+SEM_FAST = Protection("fast SEM", ("#332288", ">", "-."), fast_recipe, OPTIONS)
 EM_GREY = Protection("grey EM", ("#56B4E9", "X", "--"), partial(craft_recipe, "em", colour=0), (*OPTIONS, COLOUR))
 SEM_GREY = Protection("grey SEM", ("#E69F00", "<", "-"), grey_recipe, (*OPTIONS, COLOUR))
 SEM_JPEG = Protection("grey SEM + JPEG", ("#882255", "p", "-"), jpeg_recipe, (*OPTIONS, COLOUR))
@@ -157,7 +176,7 @@ RANDOM_GREY = Protection(
 )
 
 PROTECTIONS: dict[str, Protection] = {
-    "em": EM, "rem": REM, "sem": SEM, "cuda": CUDA,
+    "em": EM, "rem": REM, "sem": SEM, "sem-fast": SEM_FAST, "cuda": CUDA,
     "em-grey": EM_GREY, "sem-grey": SEM_GREY, "sem-jpeg": SEM_JPEG, "random-grey": RANDOM_GREY,
 }  # fmt: skip
 DEFAULT = "sem"
