@@ -490,7 +490,7 @@ def test_a_sweep_of_shorter_learners_measures_its_noise(here):
 def test_a_sweep_takes_other_nets_for_its_surrogates_and_learners(here, capsys):
     sweep = ["sweep", "photos", "--out", "out", "--methods", "clean", "em", "--radii", "0", "--seeds", "1", *QUICK]
     assert run(*sweep, "--surrogate", "conv4", "--learner", "small") == 0
-    assert set(read_rows(here / "out/rows.csv")["preset"]) == {"quick, learner small"}
+    assert set(read_rows(here / "out/rows.csv")["preset"]) == {"quick, learner small, surrogate conv4"}
     [surrogate] = map(load_file, (here / "out/runs").glob("*.weights"))
     wanted = build("conv4", 2, size=8).state_dict()
     assert {name: w.shape for name, w in surrogate.items()} == {name: w.shape for name, w in wanted.items()}

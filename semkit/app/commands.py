@@ -227,8 +227,8 @@ def sweep(options) -> None:
         lab = Lab(engine, options.out / "runs", on_step, workers=options.workers, scheduler=options.scheduler)
         rises = options.measure_noise and not options.countermeasures
         rows = grid(split, crafts, learners, keep_nets=rises, seeds=seeds, lab=lab, **after)
-        own = {f"{steps} learner steps": steps, f"learner {options.learner}": options.learner}
-        rows.insert(0, "preset", ", ".join([options.preset, *filter(own.get, own)]))
+        nets = [f"{role} {net}" for role in ("learner", "surrogate") if (net := getattr(options, role))]
+        rows.insert(0, "preset", ", ".join([options.preset, *[f"{steps} learner steps"] * bool(steps), *nets]))
         _report_rows(options, rows, table(rows), figures.sweep_figure(rows, split.train, crafts, lab))
         if options.strips:
             pictures.write_strips(split.train, crafts, seed=options.seed, lab=lab, out=options.out / "strips")

@@ -85,7 +85,7 @@ def craft_recipe(
 
 
 def fast_recipe(preset: str = "lesson", **own) -> CraftRecipe:
-    """SEM for a twentieth of the published noise step's passes; it protects less (results/README.md, frontier).
+    """SEM for a twentieth of the published noise step's passes, which protects more (results/README.md, frontier).
 
     This kit's own, at the demo and lesson presets; the others are SEM's. One step of ascent for the surrogate, N-FGSM
     in place of PGD; three noise steps of one EOT sample, a quarter of the radius each; 6/10 of the visits, in batches
