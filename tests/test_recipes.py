@@ -117,6 +117,8 @@ def test_a_sweep_takes_other_nets_where_a_method_has_one():
     assert crafts["rem"] == craft_recipe("rem", surrogate="small")
     assert crafts | {"rem": None} == {"clean": None, "rem": None, "cuda": ClassFilters()}
     assert learners == {4: learn_recipe(perturbation_radius=4, learner="conv4")}
+    with pytest.raises(ValueError, match="no surrogate in clean, cuda: leave the surrogate small out"):
+        sweep_recipes(("clean", "cuda"), (4,), surrogate="small")
 
 
 @pytest.mark.parametrize("make", [craft_recipe, lambda _, preset: learn_recipe(preset)])

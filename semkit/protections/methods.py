@@ -209,15 +209,18 @@ def sweep_recipes(
 ) -> tuple[dict[str, Recipe | None], dict[float, LearnRecipe]]:
     """(crafts, learners) for study.grid: methods by name, with "clean" for unprotected images, and training radii.
 
-    surrogate, learner: nets in place of the preset's; methods without a surrogate stay as they are.
+    surrogate, learner: nets in place of the preset's; methods without a surrogate stay as they are. Raises ValueError
+    for unknown names, and for a surrogate where no method has one.
 
     >>> crafts, learners = sk.sweep_recipes(["clean", "sem"], [0, 4])
     >>> list(crafts), list(learners)
     (['clean', 'sem'], [0, 4])
     """
-    crafts = {}
+    crafts, methods = {}, [check_name(name, tuple(METHODS), "method") for name in methods]
+    if surrogate and not any(SURROGATE in METHODS[name].options for name in methods):
+        raise ValueError(f"no surrogate in {', '.join(methods)}: leave the surrogate {surrogate} out")
     for name in methods:
-        protection = METHODS[check_name(name, tuple(METHODS), "method")]
+        protection = METHODS[name]
         own = {"surrogate": surrogate} if SURROGATE in protection.options else {}
         crafts[name] = protection.recipe(preset, size=size, **own)
     return crafts, {r: learn_recipe(preset, perturbation_radius=r, learner=learner, size=size) for r in radii}
