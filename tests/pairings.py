@@ -353,6 +353,9 @@ SEM = {
         )
         for way, radius in {"ERM": 0, "AT 2/255": 2, "AT 4/255": 4}.items()
     },
+    "sem-fast protects more from AT 4/255 than the published noise step": points(lost("sem-fast", 4, than="plain")),
+    "sem-fast protects more from AT 4/255 than SEM of the lesson preset": points(lost("sem-fast", 4, than="2 x 2")),
+    "half of sem-fast's training protects less from AT 4/255": points(lost("sem-fast", 4, than="sem-fast, half")),
     "grey SEM takes more than 8 points in the worst of ten test rows, JPEG 5": points(taken("sem-grey", "jpeg-5")),
     **{
         f"grey SEM takes at least two thirds as much from a net without shortcuts, conv4, {way}": points(

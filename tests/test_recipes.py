@@ -11,8 +11,8 @@ from semkit.nets.engine import Engine
 from semkit.protections.crafting import CraftRecipe
 from semkit.protections.cuda import ClassFilters
 from semkit.protections.methods import PROTECTIONS, craft_recipe, sweep_recipes
-from semkit.training.perturb import NFGSM, PGD, Clean, Uniform
-from semkit.training.recipes import PRESETS, SGD, LearnRecipe, learn_recipe
+from semkit.training.perturb import PGD, Clean, Uniform
+from semkit.training.recipes import PRESETS, SGD, LearnRecipe, attack, learn_recipe
 
 ENGINE = Engine("cpu", "float32")
 ATTACK, LARGE_ATTACK = PGD(4, 10, 0.8), PGD(4, 7, 1)
@@ -81,8 +81,8 @@ def test_fast_sem_is_sem_but_for_its_steps_its_ascent_and_its_batches(preset):
     if preset in ("quick", "paper"):
         assert made == sem
         return
-    sgd = replace(sem.sgd, batch=32, steps=round(1.2 * sem.sgd.steps))
-    assert made == replace(sem, surrogate_side=NFGSM(6), steps=3, samples=1, step_size=3, sgd=sgd)
+    sgd = replace(sem.sgd, **{"demo": dict(batch=32, steps=720), "lesson": dict(batch=16, steps=2232)}[preset])
+    assert made == replace(sem, surrogate_side=attack(6, 1), steps=3, samples=1, step_size=3, sgd=sgd)
     still = PROTECTIONS["sem-fast"].recipe(preset, perturbation_radius=0)
     assert still.noise_side.passes == still.surrogate_side.passes == 0
     assert PROTECTIONS["sem-fast"].recipe(preset, class_wise=True).class_wise

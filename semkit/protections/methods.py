@@ -19,7 +19,7 @@ from semkit.protections.base import RADIUS, Crafted, NoiseRecipe, Option, Protec
 from semkit.protections.crafting import CraftRecipe
 from semkit.protections.cuda import CUDA
 from semkit.protections.noise import check_noise_radius
-from semkit.training.perturb import NFGSM, PGD, Clean, Uniform
+from semkit.training.perturb import PGD, Clean, Uniform
 from semkit.training.recipes import PRESETS, SGD, STRIDE1, LearnRecipe, attack, learn_recipe
 
 SIDES = {"none": "em", "random": "sem", "adversarial": "rem"}  # noise side -> the published method that has it
@@ -61,10 +61,10 @@ def craft_recipe(
     The noise side and the surrogate side of em are Clean, Clean (Huang et al., ICLR 2021), of rem PGD, PGD (Fu et al.,
     ICLR 2022), of sem Uniform, PGD (Liu et al., AAAI 2024); at perturbation_radius 0 all are em's.
 
-    quick: seconds, for tests; protects little. demo: for the embedded images. lesson: minutes on two cores; its SEM is
-    the cheapest that protects as the published noise step does (results/README.md, cifar10-budgets). paper: the
-    released recipe of SEM and REM for CIFAR-10 and CIFAR-100, and for the ImageNet subset from 64 pixels on. Its EM has
-    their EOT samples, random starts and steps, not the warm starts and the schedule of Huang et al.
+    quick: seconds, for tests; protects little. demo: for the embedded images. lesson: minutes on two cores; its SEM
+    takes a ninth of the published passes (results/README.md, frontier). paper: the released recipe of SEM and REM for
+    CIFAR-10 and CIFAR-100, and for the ImageNet subset from 64 pixels on. Its EM has their EOT samples, random starts
+    and steps, not the warm starts and the schedule of Huang et al.
     Raises ValueError for unknown names and radii out of range.
 
     >>> sk.craft_recipe("sem", "lesson").cost(4000).total
@@ -87,9 +87,10 @@ def craft_recipe(
 def fast_recipe(preset: str = "lesson", **own) -> CraftRecipe:
     """SEM for a twentieth of the published noise step's passes, which protects more (results/README.md, frontier).
 
-    This kit's own, at the demo and lesson presets; the others are SEM's. One step of ascent for the surrogate, N-FGSM
-    in place of PGD; three noise steps of one EOT sample, a quarter of the radius each; 6/10 of the visits, in batches
-    of half the size, because the surrogate then takes more steps on fewer images. own: as of craft_recipe.
+    This kit's own, at the demo and lesson presets; the others are SEM's. The surrogate takes 6/10 of SEM's visits in
+    smaller batches, half of SEM's at demo and a quarter at lesson, because more steps of it help more than more images
+    in each. It ascends by one step of PGD; the noise takes three steps of one EOT sample, a quarter of the radius each.
+    own: as of craft_recipe.
 
     >>> sk.methods.fast_recipe().cost(4000).total / sk.craft_recipe().cost(4000).total < 0.45
     True
@@ -97,8 +98,8 @@ def fast_recipe(preset: str = "lesson", **own) -> CraftRecipe:
     recipe = craft_recipe("sem", preset, **own)
     if preset not in ("demo", "lesson"):
         return recipe
-    side, sgd = NFGSM(recipe.surrogate_side.radius), recipe.sgd
-    smaller = replace(sgd, batch=sgd.batch // 2, steps=6 * sgd.steps // 5)
+    side, sgd, parts = attack(recipe.surrogate_side.radius, 1), recipe.sgd, 2 if preset == "demo" else 4
+    smaller = replace(sgd, batch=sgd.batch // parts, steps=parts * sgd.steps * 6 // 10)
     return replace(recipe, surrogate_side=side, steps=3, samples=1, step_size=recipe.radius / 4, sgd=smaller)
 
 
