@@ -356,6 +356,11 @@ SEM = {
     "sem-fast protects more from AT 4/255 than the published noise step": points(lost("sem-fast", 4, than="plain")),
     "sem-fast protects more from AT 4/255 than SEM of the lesson preset": points(lost("sem-fast", 4, than="2 x 2")),
     "half of sem-fast's training protects less from AT 4/255": points(lost("sem-fast", 4, than="sem-fast, half")),
+    "in sem-fast's recipe SEM's perturbations protect from AT 4/255, beside none": points(
+        lambda rows, trials: less(
+            last(trials, "sem-fast, none/none", training_radius=4), last(rows, "sem-fast", training_radius=4)
+        )
+    ),
     "grey SEM takes more than 8 points in the worst of ten test rows, JPEG 5": points(taken("sem-grey", "jpeg-5")),
     **{
         f"grey SEM takes at least two thirds as much from a net without shortcuts, conv4, {way}": points(
