@@ -17,10 +17,10 @@ from semkit.nets import models
 from semkit.nets.engine import Engine
 from semkit.nets.lab import Lab, as_dict
 from semkit.protections.crafting import CraftRecipe, craft, noise_step
-from semkit.protections.methods import PROTECTIONS, RandomGrey, craft_recipe
+from semkit.protections.methods import PROTECTIONS, RandomGrey, craft_recipe, large_batches
 from semkit.protections.noise import load as load_noise
 from semkit.training.perturb import Clean
-from semkit.training.recipes import SGD
+from semkit.training.recipes import SGD, attack
 
 LAB = Lab(Engine("cpu", "float32"))
 
@@ -75,10 +75,12 @@ def test_a_recipe_says_its_budget_and_its_views():
     recipe = PROTECTIONS["sem-jpeg"].recipe("lesson")
     ways = "(Identity(), Grey(), GaussianBlur(), JPEG(quality=10))"
     assert as_dict(recipe)["augment"] == f"OneOf(ways={ways}, first=FlipCrop(pad=4, flip=True))"
-    assert as_dict(recipe)["colour"] == 0 and recipe.cost(4000) == craft_recipe("sem").cost(4000)
+    assert as_dict(recipe)["colour"] == 0 and recipe.cost(4000) == large_batches().cost(4000)
     grey = PROTECTIONS["sem-grey"].recipe
-    assert grey("lesson") == replace(craft_recipe("sem"), colour=0, steps=4, samples=1)
-    assert grey("lesson").cost(4000) == craft_recipe("sem").cost(4000)
+    large = large_batches(radius=4, perturbation_radius=2, colour=0)
+    assert large.sgd.batch == 4 * craft_recipe("sem").sgd.batch and large.surrogate_side == attack(2, 2)
+    assert (large.steps, large.samples, large.step_size) == (2, 2, 1.5)
+    assert grey("lesson", radius=4, perturbation_radius=2) == replace(large, steps=4, samples=1)
     assert grey("paper") == craft_recipe("sem", "paper", colour=0)
     with pytest.raises(ValueError, match="colour is a share, 0 to 1, got 8"):
         craft_recipe("sem", colour=8)

@@ -13,9 +13,9 @@ SETS = {name: read_rows(ROOT / "results" / name / "rows.csv") for name in ("shap
 
 
 def reached(rows, method, radius):
-    """(mean, low, high) in points of accuracy over the three seeds."""
+    """(mean, low, high) in points of accuracy over the seeds, three or more."""
     values = rows[(rows["method"] == method) & (rows["training_radius"] == radius)]["last"]
-    assert len(values) == 3, (method, radius)
+    assert len(values) == rows["seed"].nunique() >= 3, (method, radius)
     return interval(100 * values)
 
 
@@ -45,7 +45,7 @@ def test_the_committed_rows_meet_the_bars(name):
 @pytest.mark.parametrize("name", SETS)
 @pytest.mark.parametrize(("method", "radius", "last", "missed"), [
     ("sem", 0, 0.5, "SEM under ERM 40"), ("sem", 4, 0.6, "SEM under AT 4 12"), ("em", 4, 0.3, "EM under AT 4 at most"),
-    ("em", 4, 0.3, "SEM protects from AT 4 more than EM"),
+    ("em", 4, 0.2, "SEM protects from AT 4 more than EM"),
 ])  # fmt: skip
 def test_rows_that_miss_a_bar_are_seen(name, method, radius, last, missed):
     twin = SETS[name].copy()

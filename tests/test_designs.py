@@ -16,7 +16,6 @@ from semkit.analysis.designs import (
     DESIGNS,
     LEARNERS,
     FrozenRecipe,
-    budgets,
     frozen_judge,
     learners_after,
     noise_parts,
@@ -48,7 +47,7 @@ from semkit.nets.lab import Interrupted, Lab
 from semkit.protections.methods import craft_recipe
 from semkit.training.learning import fit
 from semkit.training.perturb import NFGSM, PGD, Clean, Uniform
-from semkit.training.recipes import attack, lasting, learn_recipe
+from semkit.training.recipes import SGD, attack, lasting, learn_recipe
 
 ENGINE = Engine("cpu", "float32")
 ERM = learn_recipe("quick")
@@ -67,39 +66,28 @@ def test_the_nine_pairs_hold_the_three_published_ones_and_differ_in_their_sides_
     assert {replace(recipe, **same) for recipe in made.values()} == {replace(sem, **same)}
 
 
-def test_the_budgets_are_the_published_step_and_cheaper_ones_under_one_training():
-    made, sem, published = budgets("lesson", 32), craft_recipe("sem", "lesson"), craft_recipe("sem", "paper")
-    plain, half = made["plain"], made["1 x 2, half the training"]
-    assert made["2 x 2"] == sem and made["1 x 2"] == replace(sem, steps=1)
-    same = {"surrogate": sem.surrogate, "sgd": sem.sgd}
-    assert plain == replace(published, **same)
-    assert half.sgd.steps == sem.sgd.steps // 2 and replace(half, sgd=sem.sgd) == made["1 x 2"]
-    assert made["1 x 1, half the training"] == replace(half, samples=1)
-    each = {name: recipe.cost(4000).total for name, recipe in made.items() if recipe}
-    assert list(each.values()) == sorted(each.values(), reverse=True)
-    assert 4 * each["2 x 2"] <= each["plain"]
+def test_the_frontier_saves_one_thing_after_the_other_down_to_the_preset_at_a_twentieth_of_the_published_passes():
+    made, sem, published = (
+        DESIGNS["frontier"]("lesson", 32),
+        craft_recipe("sem", "lesson"),
+        craft_recipe("sem", "paper"),
+    )
+    clean, plain, two, *cheaper = made.values()
+    assert clean is None and plain == replace(published, surrogate="tiny", sgd=SGD(steps=930, batch=64))
+    assert two == replace(sem, surrogate_side=attack(4, 2), steps=2, samples=2, step_size=3, sgd=plain.sgd)
+    single, half = replace(two, samples=1, surrogate_side=NFGSM(4)), SGD(steps=1116, batch=16)
+    assert cheaper == [replace(two, steps=4, samples=1), single, sem, replace(sem, sgd=half)]
+    cost = [recipe.cost(4000).total for recipe in (plain, two, *cheaper)]
+    assert cost == sorted(cost, reverse=True) and 20 * cost[-2] <= cost[0]
 
 
-def test_the_frontier_saves_one_thing_after_the_other_down_to_a_twentieth_of_the_published_passes():
-    made, sem = DESIGNS["frontier"]("lesson", 32), craft_recipe("sem", "lesson")
-    clean, plain, *cheaper = made.values()
-    assert clean is None and plain == budgets("lesson", 32)["plain"]
-    single = replace(sem, samples=1, surrogate_side=NFGSM(4))
-    fast, half = (replace(sem.sgd, batch=16, steps=steps) for steps in (2232, 1116))
-    fast = replace(sem, surrogate_side=attack(4, 1), steps=3, samples=1, step_size=2, sgd=fast)
-    assert cheaper == [sem, replace(sem, steps=4, samples=1), single, fast, replace(fast, sgd=half)]
-    cost = [recipe.cost(4000).total for recipe in cheaper]
-    assert cost == sorted(cost, reverse=True) and 20 * cost[-2] <= plain.cost(4000).total
-
-
-ROWS = read_rows(Path(__file__).parents[1] / "results/cifar10-budgets/rows.csv")
-BUDGETS = protection_for_passes(ROWS, 4000)
-
-
-def test_the_lesson_takes_a_ninth_of_the_plain_recipes_passes():
-    passes = BUDGETS.groupby("method")["passes"].first()
-    assert 9 * passes["2 x 2"] <= passes["plain"]
-    assert passes["2 x 2"] == craft_recipe("sem", "lesson").cost(4000).total / 4000
+def test_the_rows_of_the_frontier_cost_what_the_recipes_cost():
+    rows = read_rows(Path(__file__).parents[1] / "results/frontier/rows.csv")
+    passes = protection_for_passes(rows, 4000).groupby("method")["passes"].first()
+    made = {
+        name: recipe.cost(4000).total / 4000 for name, recipe in DESIGNS["frontier"]("lesson", 32).items() if recipe
+    }
+    assert passes.to_dict() == made
 
 
 def test_the_noise_sides_share_the_surrogate_recipe_and_grow():
@@ -254,6 +242,7 @@ def test_a_frozen_judge_differs_in_the_noise_side_only_and_the_dose_grows():
     doses = {name: recipe.noise_side for name, recipe in made.items()}
     assert [doses[f"adversarial {r}"] for r in (1, 2, 4, 6, 8)] == [PGD(r, 5, r / 4) for r in (1, 2, 4, 6, 8)]
     assert (doses["none 0"], doses["random 4"], doses["random 8"]) == (Clean(), Uniform(4), Uniform(8))
+    assert frozen_judge("demo", 32, SHORT)["none 0"] == FrozenRecipe(SHORT)
 
 
 def test_a_frozen_judge_learns_nothing_from_the_noise_that_is_made_against_it(tmp_path):

@@ -123,7 +123,7 @@ def test_sliders_answer_to_the_keyboard_and_figures_say_it_to_a_screen_reader(op
     assert "SEM takes the valley" in opened.inner_text("#landscape-answer")
     opened.focus("#training")
     opened.keyboard.press("End")
-    assert "SEM 32.9 %" in opened.inner_text("#sweep-answer")
+    assert "SEM 24.9 %" in opened.inner_text("#sweep-answer")
 
 
 @pytest.mark.browser

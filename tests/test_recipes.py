@@ -1,7 +1,6 @@
 """Recipes of learners: the paper preset letter by letter, names, learning rates, and the order of the images."""
 
 import itertools
-from dataclasses import replace
 
 import pytest
 import torch
@@ -10,9 +9,9 @@ from semkit.images.augment import FlipCrop, ResizedCrop
 from semkit.nets.engine import Engine
 from semkit.protections.crafting import CraftRecipe
 from semkit.protections.cuda import ClassFilters
-from semkit.protections.methods import PROTECTIONS, craft_recipe, sweep_recipes
+from semkit.protections.methods import craft_recipe, sweep_recipes
 from semkit.training.perturb import PGD, Clean, Uniform
-from semkit.training.recipes import PRESETS, SGD, LearnRecipe, attack, learn_recipe
+from semkit.training.recipes import PRESETS, SGD, LearnRecipe, learn_recipe
 
 ENGINE = Engine("cpu", "float32")
 ATTACK, LARGE_ATTACK = PGD(4, 10, 0.8), PGD(4, 7, 1)
@@ -73,19 +72,6 @@ def test_paper_learns_by_the_released_protocol():
     assert learn_recipe("paper", perturbation_radius=2).perturbation == PGD(2, 10, 0.4)
     large = learn_recipe("paper", perturbation_radius=4, size=256)
     assert (large.perturbation, large.augment, large.model) == (PGD(4, 8, 1), ResizedCrop(224), "resnet18_stride1")
-
-
-@pytest.mark.parametrize("preset", PRESETS)
-def test_fast_sem_is_sem_but_for_its_steps_its_ascent_and_its_batches(preset):
-    made, sem = (PROTECTIONS[method].recipe(preset, radius=12, perturbation_radius=6) for method in ("sem-fast", "sem"))
-    if preset in ("quick", "paper"):
-        assert made == sem
-        return
-    sgd = replace(sem.sgd, **{"demo": dict(batch=32, steps=720), "lesson": dict(batch=16, steps=2232)}[preset])
-    assert made == replace(sem, surrogate_side=attack(6, 1), steps=3, samples=1, step_size=3, sgd=sgd)
-    still = PROTECTIONS["sem-fast"].recipe(preset, perturbation_radius=0)
-    assert still.noise_side.passes == still.surrogate_side.passes == 0
-    assert PROTECTIONS["sem-fast"].recipe(preset, class_wise=True).class_wise
 
 
 @pytest.mark.parametrize("preset", PRESETS)

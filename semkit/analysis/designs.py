@@ -18,7 +18,7 @@ from semkit.nets.lab import Lab
 from semkit.protections.base import CleanPart, Crafted, NoiseRecipe, PartlyProtected, Recipe
 from semkit.protections.crafting import CraftRecipe, noise_of_batch
 from semkit.protections.cuda import ClassFilters
-from semkit.protections.methods import PROTECTIONS, craft_recipe
+from semkit.protections.methods import PROTECTIONS, craft_recipe, large_batches
 from semkit.training.perturb import NFGSM, PGD, Clean, Perturbation, Uniform
 from semkit.training.recipes import SGD, LearnRecipe, lasting, learn_recipe
 
@@ -108,12 +108,12 @@ class FrozenRecipe(NoiseRecipe):
         return Crafted(torch.cat(parts), model, passes=passes, seconds=time.monotonic() - began)
 
 
-def frozen_judge(preset: str, size: int, **budget) -> Crafts:
+def frozen_judge(preset: str, size: int, judge: CraftRecipe | None = None, **budget) -> Crafts:
     """Noise against one frozen net a seed, SEM's surrogate: no noise side, PGD of growing radius, two random ones.
 
-    budget: fields of FrozenRecipe.
+    judge: the recipe of that net, None for the preset's SEM. budget: fields of FrozenRecipe.
     """
-    judge = reference_recipe(preset, size)
+    judge = judge or reference_recipe(preset, size)
     sides = {"none 0": Clean()} | {f"adversarial {r}": PGD(r, 5, r / 4) for r in (1, 2, 4, 6, 8)}
     sides |= {f"random {r}": Uniform(r) for r in (4, 8)}
     return {"clean": None, **{name: FrozenRecipe(judge, side, **budget) for name, side in sides.items()}}
@@ -165,39 +165,23 @@ def sides_alone(preset: str, size: int) -> Crafts:
     return {"clean": None, "em": em, "em, SEM's recipe": like_sem, "sem": sem}
 
 
-def budgets(preset: str, size: int) -> Crafts:
-    """SEM at decreasing cost, named "noise steps x EOT samples".
+def frontier(preset: str, size: int) -> Crafts:
+    """SEM for ever fewer passes, named "noise steps x EOT samples"; sem is the preset's, the last half of its training.
 
     plain: the published noise step and ascent, from random starts and without a curriculum, 61 passes for every image
-    that the surrogate trains on. The others are warm-started, with the preset's curriculum and shorter ascent.
+    that the surrogate trains on. The others start warm, with the preset's curriculum and a shorter ascent; N-FGSM: one
+    step of it, from random noise of twice its radius. All but sem have the larger batches of `methods.large_batches`.
     """
-    base, published = (craft_recipe("sem", name, size=size) for name in (preset, "paper"))
-    half = replace(base.sgd, steps=base.sgd.steps // 2)
+    sem, published = (craft_recipe("sem", name, size=size) for name in (preset, "paper"))
+    large = large_batches(preset, size=size)
     return {
         "clean": None,
-        "plain": replace(published, surrogate=base.surrogate, augment=base.augment, sgd=base.sgd),
-        f"{base.steps} x {base.samples}": base,
-        f"1 x {base.samples}": replace(base, steps=1),
-        f"1 x {base.samples}, half the training": replace(base, steps=1, sgd=half),
-        "1 x 1, half the training": replace(base, steps=1, samples=1, sgd=half),
-    }
-
-
-def frontier(preset: str, size: int) -> Crafts:
-    """SEM for ever fewer passes, named "noise steps x EOT samples" as in `budgets`; plain is the published noise step.
-
-    N-FGSM: one step of ascent for the surrogate, from random noise of twice its radius, in place of PGD. sem-fast costs
-    a twentieth of plain's passes; the last is half of its training.
-    """
-    sem, fast = craft_recipe("sem", preset, size=size), PROTECTIONS["sem-fast"].recipe(preset, size=size)
-    return {
-        "clean": None,
-        "plain": budgets(preset, size)["plain"],
-        f"{sem.steps} x {sem.samples}": sem,
-        f"{2 * sem.steps} x 1": replace(sem, steps=2 * sem.steps, samples=1),
-        f"{sem.steps} x 1, N-FGSM": replace(sem, samples=1, surrogate_side=NFGSM(sem.surrogate_side.radius)),
-        "sem-fast": fast,
-        "sem-fast, half": lasting(fast, fast.sgd.steps // 2),
+        "plain": replace(published, surrogate=sem.surrogate, augment=sem.augment, sgd=large.sgd),
+        f"{large.steps} x {large.samples}": large,
+        f"{2 * large.steps} x 1": replace(large, steps=2 * large.steps, samples=1),
+        f"{large.steps} x 1, N-FGSM": replace(large, samples=1, surrogate_side=NFGSM(large.surrogate_side.radius)),
+        "sem": sem,
+        "sem, half": lasting(sem, sem.sgd.steps // 2),
     }
 
 
@@ -212,24 +196,26 @@ def partly(preset: str, size: int) -> Crafts:
 def achromatic(preset: str, size: int) -> Crafts:
     """From SEM to sem-grey and to sem-jpeg by one change at a time, and two controls without SEM's perturbations.
 
-    "sem, 4 x 1" is SEM with four noise steps of one EOT sample, those of sem-grey; "sem-grey, 2 x 2" the reverse.
+    Named "noise steps x EOT samples" where the recipe is `methods.large_batches` or that without colour.
     """
     names = ("sem", "sem-grey", "sem-jpeg", "em-grey", "random-grey")
     made = {name: PROTECTIONS[name].recipe(preset, size=size) for name in names}
-    sem, grey, jpeg = made["sem"], made["sem-grey"], made["sem-jpeg"]
+    large, grey, jpeg = large_batches(preset, size=size), made["sem-grey"], made["sem-jpeg"]
+    few, many = (f"{of.steps} x {of.samples}" for of in (large, grey))
     parts = {
-        f"sem, {grey.steps} x {grey.samples}": replace(sem, steps=grey.steps, samples=grey.samples),
-        f"sem-grey, {sem.steps} x {sem.samples}": replace(grey, steps=sem.steps, samples=sem.samples),
-        "sem-jpeg, noise side": replace(jpeg, surrogate_augment=sem.augment),
+        f"sem, {few}": large,
+        f"sem, {many}": replace(large, steps=grey.steps, samples=grey.samples),
+        f"sem-grey, {few}": replace(large, colour=0),
+        "sem-jpeg, noise side": replace(jpeg, surrogate_augment=large.augment),
         "sem-jpeg, colour": replace(jpeg, colour=1),
     }
     return {"clean": None, **made, **parts}
 
 
 def colours(preset: str, size: int) -> Crafts:
-    """SEM under growing colour budgets, from achromatic to free."""
+    """SEM, as of `methods.large_batches`, under growing colour budgets, from achromatic to free."""
     shares = (0, 0.125, 0.25, 0.5, 1)
-    made = {f"colour {share:g}": craft_recipe("sem", preset, size=size, colour=share) for share in shares}
+    made = {f"colour {share:g}": large_batches(preset, size=size, colour=share) for share in shares}
     return {"clean": None, **made}
 
 
@@ -255,7 +241,7 @@ FILTERED: dict[str, Crafts] = {  # designs of class-wise filters, the same at ev
     "cuda-defences": {"cuda .3": ClassFilters(), "clean": None},
 }  # fmt: skip
 DESIGNS: dict[str, Callable[[str, int], Crafts]] = {
-    "pairs": pairs, "noise-sides": noise_sides, "sides-alone": sides_alone, "budgets": budgets,
+    "pairs": pairs, "noise-sides": noise_sides, "sides-alone": sides_alone,
     **{name: lambda preset, size, crafts=crafts: dict(crafts) for name, crafts in FILTERED.items()},
     # Long and without augmentation, because its random views undo what the inner ascent brings: only then does
     # hardening make noise more robust, at 8 levels with every dose.

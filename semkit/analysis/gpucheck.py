@@ -33,7 +33,7 @@ from semkit.nets import models
 from semkit.nets.engine import Engine, input_gradient
 from semkit.nets.lab import Interrupted, Lab
 from semkit.protections.crafting import CraftRecipe, noise_step
-from semkit.protections.methods import craft_recipe
+from semkit.protections.methods import craft_recipe, large_batches
 from semkit.training.recipes import LearnRecipe, lasting, learn_recipe
 
 CHUNK = 5_000  # images in a file of noise
@@ -45,7 +45,7 @@ UNDONE = ("jpeg-10", "jpegload-10", "grayscale")  # learners' countermeasures ag
 class Scale:
     """How large the run is: the net, its batch, and for how many epochs learners train.
 
-    visits: how often crafting sees each image (14.9 in the lesson preset); 12.9 is a ninth of the published passes.
+    visits: how often crafting sees each image (14.9 in large_batches); 12.9 is a ninth of the published passes.
     """
 
     net: str = "resnet18"
@@ -156,7 +156,8 @@ def jobs(n: int, scale: Scale) -> list[Job]:
 
     published = "sem, published"
     return [
-        *(noise(method, lasting_for(craft_recipe(method, "lesson"), scale.visits)) for method in ("sem", "em")),
+        noise("sem", lasting_for(large_batches(), scale.visits)),
+        noise("em", lasting_for(craft_recipe("em"), scale.visits)),
         *(learner(method, radius) for radius in (0, 4) for method in ("sem", "em", "clean")),
         *(learner(method, 0, name) for name in UNDONE for method in ("sem", "clean")),
         noise(published, craft_recipe("sem", "paper")), *(learner(published, radius) for radius in (0, 4)),

@@ -255,7 +255,7 @@ def protection_for_passes(rows: Rows, images: int) -> pd.DataFrame:
 
     Rows as of study.grid. Raises what protection raises.
 
-        sk.statistics.protection_for_passes(sk.read_rows("results/cifar10-budgets/rows.csv"), images=4000)
+        sk.statistics.protection_for_passes(sk.read_rows("results/frontier/rows.csv"), images=4000)
     """
     rows = pd.DataFrame(rows)
     noisy, radii = rows[rows["method"] != "clean"], rows["training_radius"].unique()

@@ -48,9 +48,8 @@ def write(out: Path, results: Path) -> int:
 
 def point(accuracies: pd.Series) -> dict:
     """Accuracies of several seeds as a point in percent: y, and low and high where two or more have an interval."""
-    if len(accuracies) == 1:
-        return {"y": 100 * float(accuracies.iloc[0])}
-    return dict(zip(("y", "low", "high"), (100 * float(value) for value in interval(list(accuracies))), strict=True))
+    values = interval(list(accuracies)) if len(accuracies) > 1 else list(accuracies)
+    return dict(zip(("y", "low", "high"), (round(100 * float(value), 3) for value in values), strict=False))
 
 
 def swept(rows: pd.DataFrame) -> dict:
