@@ -346,7 +346,7 @@ SEM = {
         taken("sem-jpeg", "none", 4)
     ),
     **{
-        f"a twentieth of the published passes protects at most 3 points less, {way}": points(
+        f"a twentieth of the published noise step's passes protects at most 3 points less, {way}": points(
             lost("plain", radius, "sem")
         )
         for way, radius in {"ERM": 0, "AT 2/255": 2, "AT 4/255": 4}.items()

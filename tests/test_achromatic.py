@@ -80,6 +80,7 @@ def test_a_recipe_says_its_budget_and_its_views():
     large = large_batches(radius=4, perturbation_radius=2, colour=0)
     assert large.sgd.batch == 4 * craft_recipe("sem").sgd.batch and large.surrogate_side == attack(2, 2)
     assert (large.steps, large.samples, large.step_size) == (2, 2, 1.5)
+    assert large_batches(perturbation_radius=0).surrogate_side == Clean()
     assert grey("lesson", radius=4, perturbation_radius=2) == replace(large, steps=4, samples=1)
     assert grey("paper") == craft_recipe("sem", "paper", colour=0)
     with pytest.raises(ValueError, match="colour is a share, 0 to 1, got 8"):

@@ -170,7 +170,7 @@ def frontier(preset: str, size: int) -> Crafts:
 
     plain: the published noise step and ascent, from random starts and without a curriculum, 61 passes for every image
     that the surrogate trains on. The others start warm, with the preset's curriculum and a shorter ascent; N-FGSM: one
-    step of it, from random noise of twice its radius. All but sem have the larger batches of `methods.large_batches`.
+    step of it, from random noise of twice its radius. All but the last two have the batches of `large_batches`.
     """
     sem, published = (craft_recipe("sem", name, size=size) for name in (preset, "paper"))
     large = large_batches(preset, size=size)

@@ -100,7 +100,8 @@ def large_batches(preset: str = "lesson", **own) -> CraftRecipe:
     recipe = craft_recipe("sem", preset, **own)
     if preset != "lesson":
         return recipe
-    side, sgd = attack(recipe.surrogate_side.radius, 2), SGD(steps=930, batch=64)
+    side, sgd = recipe.surrogate_side, SGD(steps=930, batch=64)
+    side = attack(side.radius, 2) if side.passes else side
     return replace(recipe, surrogate_side=side, steps=2, samples=2, step_size=3 / 8 * recipe.radius, sgd=sgd)
 
 
